@@ -1,0 +1,28 @@
+"""Floor 0: what a person may say. Pydantic only; torch is never imported here."""
+
+from llmlab.config.base import LabBaseConfig, option_info
+from llmlab.config.dpo import DPOConfig
+from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config, save_config, schema
+from llmlab.config.model import ModelConfig
+from llmlab.config.presets import MODEL_PRESETS, preset
+from llmlab.config.pretrain import PretrainConfig
+from llmlab.config.sft import SFTConfig
+from llmlab.config.sources import SourceConfig
+
+__all__ = [
+    "KINDS",
+    "MODEL_PRESETS",
+    "DPOConfig",
+    "LabBaseConfig",
+    "ModelConfig",
+    "PretrainConfig",
+    "SFTConfig",
+    "SourceConfig",
+    "apply_changes",
+    "load_config",
+    "option_info",
+    "parse_config",
+    "preset",
+    "save_config",
+    "schema",
+]

@@ -1,0 +1,189 @@
+"""The base of all configs: strict fields, aliases, and pydantic's complaints turned into one clear message each."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from llmlab.config.options import OptionInfo, option_info
+from llmlab.errors import LabError
+
+SCHEMA_VERSION = 1
+
+
+class LabBaseConfig(BaseModel):
+    """A block of options: unknown names are refused, types are not guessed, aliases are renamed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, protected_namespaces=())
+
+    @classmethod
+    def options(cls) -> dict[str, OptionInfo]:
+        """Returns every option of this config with what is known of it, in the order of the fields."""
+        return {name: option_info(field) for name, field in cls.model_fields.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_aliases(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        for name, info in cls.options().items():
+            for alias in info.aliases:
+                if alias in data and name in data:
+                    raise ValueError(f"`{alias}` is another name of `{name}`: give one of them")
+                if alias in data:
+                    data[name] = data.pop(alias)
+        return data
+
+    @model_validator(mode="after")
+    def _refuse_what_does_not_apply(self) -> LabBaseConfig:
+        for name in self.model_fields_set:
+            condition = self.inapplicable(name)
+            field = type(self).model_fields[name]
+            if condition and getattr(self, name) != field.get_default(call_default_factory=True):
+                raise ValueError(f"`{name}` applies only when {condition}: leave it out or change that")
+        return self
+
+    def inapplicable(self, name: str) -> str:
+        """Returns the unmet condition of an option in words, or "" where the option applies."""
+        for other, values in option_info(type(self).model_fields[name]).applies_when.items():
+            if getattr(self, other) not in values:
+                return f"`{other}` is {' or '.join(str(value) for value in values)}"
+        return ""
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Returns the config as JSON data, without the options that do not apply."""
+        data = self.model_dump(mode="json")
+        for name in type(self).model_fields:
+            if self.inapplicable(name):
+                data.pop(name)
+            elif isinstance(value := getattr(self, name), LabBaseConfig):
+                data[name] = value.to_json_dict()
+        return data
+
+
+class KindConfig(LabBaseConfig):
+    """A config that stands alone in a file: it says its kind and the version of its schema."""
+
+    KIND: ClassVar[str] = ""
+    TITLE: ClassVar[str] = ""
+    kind: str
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+
+def validate(cls: type[LabBaseConfig], data: dict[str, Any], where: str = "") -> LabBaseConfig:
+    """Returns the validated config.
+
+    Raises:
+        LabError: with one line for every fault: option, value, rule, and the nearest valid value.
+    """
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_explain(cls, fault) for fault in _likeliest(error.errors())))
+        raise LabError("\n".join(lines), where=where) from None
+
+
+def _likeliest(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the faults without those of the other branches of a union (pydantic reports every branch)."""
+    wrong_branch = [f for f in faults if f["type"].endswith("_type")]
+    return [
+        fault
+        for fault in faults
+        if fault not in wrong_branch
+        or not any(other is not fault and other["loc"][: len(fault["loc"]) - 1] == fault["loc"][:-1] and other not in wrong_branch
+                   and len(fault["loc"]) > 1 for other in faults)
+    ]  # fmt: skip
+
+
+def _explain(cls: type[LabBaseConfig], fault: dict[str, Any]) -> str:
+    path = [part for part in fault["loc"] if isinstance(part, int) or not part.startswith(("function-", "list[", "literal["))]
+    owner, field = _owner_of(cls, path)
+    name = ".".join(str(part) for part in path)
+    value, kind = fault.get("input"), fault["type"]
+    if kind == "extra_forbidden":
+        return f"unknown option `{name}`{_suggest(str(path[-1]), owner)}"
+    if kind == "value_error":
+        text = str(fault["ctx"]["error"])
+        return text if not path or f"`{path[-1]}`" in text or f"`{name}`" in text else f"`{name}`: {text}"
+    if kind == "literal_error":
+        choices = [str(choice) for choice in _literals(owner, path)]
+        near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"`{name}` {value!r} is not one of {', '.join(choices)}{hint}"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        bound = fault["ctx"][key]
+        return f"`{name}` {value!r} must be {words} {bound}{_nearest(kind, bound, value, field)}"
+    if kind == "missing":
+        return f"`{name}` is missing"
+    if kind.endswith(("_type", "_parsing")) or kind == "int_from_float":
+        wanted = _TYPE_WORDS.get(kind.split("_")[0], kind.split("_")[0])
+        return f"`{name}` {value!r} ({type(value).__name__}) is not {wanted}"
+    return f"`{name}` {value!r}: {fault['msg']}"
+
+
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+    "too_short": ("at least this long:", "min_length"),
+    "string_too_short": ("at least this long:", "min_length"),
+}
+_TYPE_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+}
+
+
+def _nearest(kind: str, bound: Any, value: Any, field: Any) -> str:
+    if kind in ("greater_than_equal", "less_than_equal"):
+        return f": use {bound}"
+    if kind == "greater_than" and isinstance(value, int) and isinstance(bound, int) and field.annotation is int:
+        return f": use {bound + 1} or more"
+    return ""
+
+
+def _suggest(name: str, owner: type[LabBaseConfig] | None) -> str:
+    names = [known for field, info in (owner.options() if owner else {}).items() for known in (field, *info.aliases)]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f": did you mean `{near[0]}`?" if near else f": the options are {', '.join(owner.options())}" if owner else ""
+
+
+def _owner_of(cls: type[LabBaseConfig], path: list) -> tuple[type[LabBaseConfig] | None, Any]:
+    """Returns the config class and the field that a fault's path ends in."""
+    owner, field = cls, None
+    for position, part in enumerate(path):
+        if isinstance(part, int):
+            continue
+        field = owner.model_fields.get(part)
+        if field is None or position == len(path) - 1:
+            break
+        nested = [t for t in _flat(field.annotation) if isinstance(t, type) and issubclass(t, LabBaseConfig)]
+        named = [t for t in nested if t.__name__ in path]
+        if nested:
+            owner = (named or nested)[0]
+    return owner, field
+
+
+def _flat(annotation: Any) -> list[Any]:
+    inner = [] if typing.get_origin(annotation) is Literal else typing.get_args(annotation)
+    return [found for arg in inner for found in _flat(arg)] or [annotation]
+
+
+def _literals(owner: type[LabBaseConfig] | None, path: list) -> list[Any]:
+    name = next((part for part in reversed(path) if owner and part in owner.model_fields), None)
+    if name is None:
+        return []
+    return [
+        v for t in _flat(owner.model_fields[name].annotation) if typing.get_origin(t) is Literal for v in typing.get_args(t)
+    ]

@@ -1,0 +1,121 @@
+"""`kind: "dpo"`: direct preference optimisation (Rafailov et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from llmlab.config.options import option
+from llmlab.config.sft import POLICY
+from llmlab.config.sources import SourceConfig
+from llmlab.config.training import AdapterOptions, TrainingConfig
+
+
+class DPOConfig(AdapterOptions, TrainingConfig):
+    """Prefer the chosen answer over the rejected one, without a reward model."""
+
+    KIND: ClassVar[str] = "dpo"
+    TITLE: ClassVar[str] = "Direct preference optimisation"
+    METHOD: ClassVar[str] = "dpo"
+    kind: Literal["dpo"] = "dpo"
+
+    policy_checkpoint: str = option("checkpoints/best", **POLICY, min_length=1)
+    datasets: list[SourceConfig] = option(
+        lambda: [SourceConfig(name="Anthropic/hh-rlhf")], "Datasets", "Where the preference pairs come from.", min_length=1
+    )
+    beta: float = option(
+        0.2,
+        "Beta",
+        "How strongly the policy is held to the reference.",
+        typical="0.1 to 0.5; 2 to 10 for length-normalised losses",
+        gt=0,
+        aliases=["clip_range"],
+    )
+    loss_type: Literal[
+        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+        "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+    ] = option(
+        "sigmoid",
+        "Loss",
+        "Which preference loss.",
+        choices={
+            "sigmoid": "DPO as published",
+            "hinge": "no gain beyond a margin of 1 (SLiC)",
+            "ipo": "a squared loss that does not overfit certain pairs",
+            "exo_pair": "reverse KL to the preference distribution",
+            "nca_pair": "keeps the probability of chosen answers from falling",
+            "robust": "for pairs of which some are labelled the wrong way round",
+            "bco_pair": "a binary classifier's view of each answer",
+            "sppo_hard": "self-play preference with hard labels",
+            "aot": "distributional preference, paired",
+            "aot_unpaired": "distributional preference, unpaired",
+            "apo_zero": "raises chosen and lowers rejected answers: where the data is better than the model",
+            "apo_down": "lowers both, rejected ones more: where the model is better than the data",
+            "discopop": "a loss found by search",
+            "sigmoid_norm": "DPO on log-probabilities per token, as OLMo 3 (needs a larger beta)",
+        },
+        advanced=True,
+    )  # fmt: skip
+    reference_checkpoint: str | None = option(
+        None, "Reference", "The frozen model to stay close to; left out, the policy before training.", advanced=True
+    )
+    reference: Literal["sequential", "live"] = option(
+        "sequential",
+        "Reference passes",
+        "When the reference's log-probabilities are computed.",
+        choices={
+            "sequential": "once before training; then only the policy is needed",
+            "live": "in every step, beside the policy",
+        },
+        advanced=True,
+    )
+    max_length: int = option(1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2)
+    max_prompt_length: int = option(
+        512,
+        "Longest prompt",
+        "Longer prompts lose their beginning, so that the end stands next to the answer.",
+        unit="tokens",
+        ge=1,
+    )
+    learning_rate: float = option(
+        1.4e-5,
+        "Learning rate",
+        "Size of the updates at the peak of the schedule.",
+        typical="1e-7 to 5e-6 for all weights of a large model, 1e-5 to 1e-4 for a small one or an adapter",
+        gt=0,
+        aliases=["lr"],
+    )
+    weight_decay: float = option(
+        0.0, "Weight decay", "Pull of the weights towards zero; never on norms, biases and embeddings.", advanced=True, ge=0
+    )
+    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    batch_size: int = option(128, "Batch size", "Pairs per device and optimizer update.", unit="pairs", ge=1)
+    mini_batch_size: int = option(
+        32, "Mini-batch size", "Pairs per device and micro-step; divides the batch size.", unit="pairs", ge=1
+    )
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> DPOConfig:
+        if self.batch_size % self.mini_batch_size:
+            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
+            near = min(divisors, key=lambda d: abs(d - self.mini_batch_size))
+            raise ValueError(
+                f"`mini_batch_size` {self.mini_batch_size} does not divide `batch_size` {self.batch_size}: use {near}"
+            )
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"`max_prompt_length` {self.max_prompt_length} leaves no room for an answer within `max_length` "
+                f"{self.max_length}: use {self.max_length // 2}"
+            )
+        return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Pairs on one device in one forward pass."""
+        return self.mini_batch_size
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Forward and backward passes per optimizer step."""
+        return self.batch_size // self.mini_batch_size

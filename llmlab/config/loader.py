@@ -1,0 +1,153 @@
+"""Configs on disk: one loader that tells the kinds apart by `kind`, migrates old versions, and writes atomically."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, validate
+from llmlab.config.dpo import DPOConfig
+from llmlab.config.model import ModelConfig
+from llmlab.config.pretrain import PretrainConfig
+from llmlab.config.sft import SFTConfig
+from llmlab.errors import LabError
+
+KINDS: dict[str, type[KindConfig]] = {cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, DPOConfig)}
+MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
+MIGRATIONS: dict[int, Any] = {}  # version -> function from the JSON data of that version to that of the next
+
+
+def kind_class(kind: Any) -> type[KindConfig]:
+    """Returns the config class of a kind.
+
+    Raises:
+        LabError: when there is no such kind.
+    """
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(KINDS)}"
+        raise LabError(f"`kind` {kind!r} is not a kind of config", remedy=remedy)
+    return KINDS[kind]
+
+
+def parse_config(data: Any, where: str = "") -> KindConfig:
+    """Returns the validated config of JSON data.
+
+    Raises:
+        LabError: when it is no object, has no known kind, comes from a newer version, or does not validate.
+    """
+    if not isinstance(data, dict):
+        raise LabError("a config is a JSON object", where=where, remedy="`llmlab new KIND` writes one")
+    if "kind" not in data:
+        raise LabError("`kind` is missing", where=where, remedy=f"add one of {', '.join(KINDS)}")
+    version = data.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
+        raise LabError(
+            f"`schema_version` {version!r} is not known here (this is {SCHEMA_VERSION})", where=where, remedy="update llmlab"
+        )
+    for old in range(version, SCHEMA_VERSION):
+        data = MIGRATIONS[old](data)
+    try:
+        return validate(kind_class(data["kind"]), {**data, "schema_version": SCHEMA_VERSION})
+    except LabError as error:
+        raise error.at(where) if where else error from None
+
+
+def load_config(path: str | Path) -> KindConfig:
+    """Reads a config file.
+
+    Raises:
+        LabError: when the file is missing, unreadable, not JSON (with line and column) or not a valid config.
+    """
+    path = Path(path)
+    try:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise LabError(f"{path.stat().st_size:,} bytes are too many for a config", where=str(path))
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LabError("there is no such config file", where=str(path), remedy="`llmlab new KIND -o FILE` writes one") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise LabError(
+            f"is not valid JSON ({error.msg} at {place})", where=str(path), remedy="it may be cut off or mistyped there"
+        ) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise LabError("is not a JSON text file", where=str(path)) from None
+    except OSError as error:
+        raise LabError(f"cannot be read ({error.strerror})", where=str(path)) from None
+    return parse_config(data, where=str(path))
+
+
+def save_config(config: LabBaseConfig, path: str | Path) -> Path:
+    """Writes a config as JSON, whole or not at all, and returns its path.
+
+    Raises:
+        LabError: when the folder cannot be written.
+    """
+    path = Path(path)
+    write_text_atomically(path, json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False) + "\n")
+    return path
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes a text file under a temporary name and renames it.
+
+    Raises:
+        LabError: when that fails; nothing is left behind.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
+            temporary = file.name
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise LabError(
+            f"cannot be written ({error.strerror})", where=str(path), remedy="free space or choose another place"
+        ) from None
+
+
+def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
+    """Returns the config with options replaced; `a.b` names an option of a nested block.
+
+    Values that no longer apply after the change fall back to their defaults; a changed option that does not apply
+    is an error.
+
+    Raises:
+        LabError: when an option is unknown or the result does not validate.
+    """
+    cls = type(config)
+    data = config.to_json_dict()
+    aliases = {alias: name for name, info in cls.options().items() for alias in info.aliases}
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        target, block = data, config
+        for parent in parents:
+            block = getattr(block, parent, None)
+            if not isinstance(block, LabBaseConfig):
+                raise LabError(f"unknown option `{key}`", remedy=f"`{parent}` is no block of options here")
+            target = target[parent]
+        target[last if parents else aliases.get(last, last)] = value
+    changed = {aliases.get(key, key) for key in changes}
+    draft = {**{name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}, **data}
+    for name, info in cls.options().items():
+        met = all(draft.get(other) in values for other, values in info.applies_when.items())
+        if not met and name not in changed:
+            data.pop(name, None)
+    return validate(cls, data)
+
+
+def schema(kind: str) -> dict[str, Any]:
+    """Returns the JSON Schema of a kind, for editors."""
+    made = kind_class(kind).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}

@@ -1,0 +1,71 @@
+"""How an option is declared: one call that holds everything a form, a help text, a schema or a docs page says of it.
+
+An option's field carries, besides pydantic's own constraints: a title, a description, a unit, a typical range,
+one sentence for every choice, and the condition under which the option applies at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """What is known of an option beyond its type.
+
+    Attributes:
+        title: a few words, for a form's label.
+        description: one sentence.
+        unit: "tokens", "steps" ... or "".
+        typical: the range people use, in words, or "".
+        choices: value -> one sentence that says when to pick it.
+        applies_when: {other option: values} under which this option applies; empty means always.
+        advanced: whether a form asks for it only on request.
+        aliases: other names under which a user may know it.
+    """
+
+    title: str
+    description: str
+    unit: str = ""
+    typical: str = ""
+    choices: dict[str, str] = field(default_factory=dict)
+    applies_when: dict[str, list] = field(default_factory=dict)
+    advanced: bool = False
+    aliases: list[str] = field(default_factory=list)
+
+
+_SCHEMA_KEYS = ("unit", "typical", "choices", "applies_when", "advanced", "aliases")
+
+
+def option(
+    default: Any,
+    title: str,
+    description: str,
+    *,
+    unit: str = "",
+    typical: str = "",
+    choices: dict[str, str] | None = None,
+    applies_when: dict[str, list] | None = None,
+    advanced: bool = False,
+    aliases: list[str] | None = None,
+    **constraints: Any,
+) -> Any:
+    """Returns a pydantic field for an option; `constraints` are pydantic's own (`gt`, `ge`, `lt`, `le` ...).
+
+    `default` may be a function without arguments, for lists.
+    """
+    values = (unit, typical, choices, applies_when, advanced, aliases)
+    extra = {key: value for key, value in zip(_SCHEMA_KEYS, values, strict=True) if value}
+    kind = "default_factory" if callable(default) else "default"
+    return Field(title=title, description=description, json_schema_extra=extra, **{kind: default}, **constraints)
+
+
+def option_info(field_info: FieldInfo) -> OptionInfo:
+    """Returns what is known of an option; a field not made by `option` has its title and description only."""
+    extra = field_info.json_schema_extra if isinstance(field_info.json_schema_extra, dict) else {}
+    known = {key: extra[key] for key in _SCHEMA_KEYS if key in extra}
+    return OptionInfo(field_info.title or "", field_info.description or "", **known)

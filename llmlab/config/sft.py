@@ -1,0 +1,61 @@
+"""`kind: "sft"`: supervised fine-tuning on conversations or prompt-completion rows."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from llmlab.config.options import option
+from llmlab.config.training import AdapterOptions, TrainingConfig
+
+POLICY = dict(
+    title="Policy checkpoint",
+    description="What to train: a run of the lab, a Hugging Face folder, a hub id or a GGUF file.",
+)
+
+
+class SFTConfig(AdapterOptions, TrainingConfig):
+    """Teach a base model to answer."""
+
+    KIND: ClassVar[str] = "sft"
+    TITLE: ClassVar[str] = "Supervised fine-tuning"
+    METHOD: ClassVar[str] = "sft"
+    kind: Literal["sft"] = "sft"
+
+    policy_checkpoint: str = option("checkpoints/best", **POLICY, min_length=1)
+    max_length: int = option(
+        1024, "Longest row", "Longer rows are cut at the end and counted.", unit="tokens", typical="512 to 8192", ge=2
+    )
+    packing: bool = option(
+        True, "Packing", "Several rows in one sequence, attention kept within each row: no padding is computed."
+    )
+    loss_on: Literal["assistant", "all"] = option(
+        "assistant",
+        "Loss on",
+        "Which tokens are learned.",
+        choices={"assistant": "only what the assistant says", "all": "every token, the prompt included"},
+    )
+    chat_template: Literal["auto", "chatml"] = option(
+        "auto",
+        "Chat template",
+        "How a conversation becomes text.",
+        choices={"auto": "the model's own, ChatML where it has none", "chatml": "ChatML whatever the model has"},
+        advanced=True,
+    )
+    max_steps: int = option(5000, "Steps", "Optimizer updates.", unit="steps", ge=1)
+    learning_rate: float = option(
+        5e-6,
+        "Learning rate",
+        "Size of the updates at the peak of the schedule.",
+        typical="5e-6 to 5e-5, 1e-4 to 3e-4 with an adapter",
+        gt=0,
+        aliases=["lr"],
+    )
+    weight_decay: float = option(
+        0.01, "Weight decay", "Pull of the weights towards zero; never on norms, biases and embeddings.", advanced=True, ge=0
+    )
+    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    eval_steps: int = option(50, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
+    batch_size: int = option(4, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
+    gradient_accumulation_steps: int = option(
+        16, "Accumulation", "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.", ge=1
+    )

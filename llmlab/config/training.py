@@ -1,0 +1,225 @@
+"""Options that every training method shares: steps, optimizer, schedule, precision, saving, reporting."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from llmlab.config.base import KindConfig
+from llmlab.config.options import option
+from llmlab.config.sources import SourceConfig
+
+ADAM_PARTS = ["adamw", "muon"]  # Muon hands what is not a hidden matrix to AdamW
+
+
+class TrainingConfig(KindConfig):
+    """What pretrain, sft and dpo have in common. `METHOD` names the method in the name of a run."""
+
+    METHOD: ClassVar[str] = ""
+
+    name: str | None = option(
+        None,
+        "Run name",
+        "Folder name of the run; left out, it is made from model, data, method and time.",
+        pattern=r"^[\w.+-]+$",
+    )
+    datasets: list[SourceConfig] = option(
+        lambda: [SourceConfig(name="llmlab:moby-dick")], "Datasets", "Where the training rows come from.", min_length=1
+    )
+    eval_datasets: list[SourceConfig] = option(
+        list, "Validation datasets", "Held-out rows; left empty, a part of the training rows is held out."
+    )
+    eval_fraction: float = option(
+        0.02,
+        "Held-out share",
+        "Share of the training rows held out for validation when no validation dataset is given; 0 for none.",
+        typical="0.01 to 0.1",
+        advanced=True,
+        ge=0,
+        lt=1,
+    )
+    max_steps: int = option(10000, "Steps", "Optimizer updates.", unit="steps", ge=1)
+    optimizer: Literal["adamw", "adafactor", "lion", "sophia", "muon"] = option(
+        "adamw",
+        "Optimizer",
+        "How gradients become updates.",
+        choices={
+            "adamw": "the safe choice; two extra values per weight",
+            "adafactor": "factored second moments: nearly no extra memory",
+            "lion": "sign updates, one extra value per weight; wants a learning rate 3 to 10 times smaller",
+            "sophia": "clipped second-order updates with a Gauss-Newton estimate every 10 steps",
+            "muon": "orthogonalised updates for hidden matrices, AdamW for the rest: fast in base training",
+        },
+    )
+    learning_rate: float = option(
+        3e-4, "Learning rate", "Size of the updates at the peak of the schedule.", typical="1e-5 to 1e-3", gt=0, aliases=["lr"]
+    )
+    weight_decay: float = option(
+        0.1, "Weight decay", "Pull of the weights towards zero; never on norms, biases and embeddings.", advanced=True, ge=0
+    )
+    adam_beta1: float = option(
+        0.9, "Adam beta 1", "Memory of the mean gradient.", applies_when={"optimizer": ADAM_PARTS}, advanced=True, ge=0, lt=1
+    )
+    adam_beta2: float = option(
+        0.95,
+        "Adam beta 2",
+        "Memory of the squared gradient.",
+        applies_when={"optimizer": ADAM_PARTS},
+        advanced=True,
+        ge=0,
+        lt=1,
+    )
+    adam_eps: float = option(
+        1e-8, "Adam epsilon", "Added to the denominator.", applies_when={"optimizer": ADAM_PARTS}, advanced=True, gt=0
+    )
+    lion_beta1: float = option(
+        0.9, "Lion beta 1", "Weight of the past in the update.", applies_when={"optimizer": ["lion"]}, advanced=True, ge=0, lt=1
+    )
+    lion_beta2: float = option(
+        0.99, "Lion beta 2", "Memory of the momentum.", applies_when={"optimizer": ["lion"]}, advanced=True, ge=0, lt=1
+    )
+    muon_momentum: float = option(
+        0.95, "Muon momentum", "Memory of the gradient.", applies_when={"optimizer": ["muon"]}, advanced=True, ge=0, lt=1
+    )
+    muon_nesterov: bool = option(
+        True, "Muon Nesterov", "Look one step ahead.", applies_when={"optimizer": ["muon"]}, advanced=True
+    )
+    scheduler: Literal["none", "cosine", "linear", "polynomial"] = option(
+        "cosine",
+        "Schedule",
+        "How the learning rate falls after warm-up.",
+        choices={
+            "none": "stays at the peak",
+            "cosine": "half a cosine down to zero: the usual choice",
+            "linear": "a straight line down to zero",
+            "polynomial": "a straight line down to a ten-millionth",
+        },
+    )
+    warmup_steps: int = option(1000, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    max_grad_norm: float = option(
+        1.0, "Gradient clipping", "Largest norm of the gradient.", advanced=True, gt=0, aliases=["grad_clip"]
+    )
+    eval_every: int = option(500, "Validate every", "Steps between two validations.", unit="steps", ge=1)
+    eval_steps: int = option(100, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
+    log_every: int = option(10, "Log every", "Steps between two logged figures.", unit="steps", advanced=True, ge=1)
+    save_every: int = option(
+        500, "Save every", "Steps between two checkpoints for resuming.", unit="steps", advanced=True, ge=1
+    )
+    save_total_limit: int = option(3, "Keep", "Checkpoints kept for resuming.", advanced=True, ge=1)
+    save_best_only: bool = option(
+        True,
+        "Keep the best only",
+        "The run's result is the weights with the lowest validation loss (`best/`); false also keeps the last (`final/`).",
+        advanced=True,
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto",
+        "Precision",
+        "Number format of the matrix products.",
+        choices={
+            "auto": "bf16 on a GPU that has it, else fp32",
+            "fp32": "exact; twice the memory and a fraction of the speed on GPUs",
+            "bf16": "the usual choice on current GPUs",
+            "fp16": "for older GPUs, with loss scaling",
+        },
+    )
+    gradient_checkpointing: bool = option(
+        False,
+        "Gradient checkpointing",
+        "Recompute activations in the backward pass: less memory, a third slower.",
+        advanced=True,
+    )
+    compile: bool = option(False, "Compile", "torch.compile the model: a slow start, faster steps.", advanced=True)
+    attention_backend: Literal["auto", "sdpa", "flex", "flash", "eager"] = option(
+        "auto",
+        "Attention backend",
+        "Which kernel computes attention; the one in use is recorded in run.json.",
+        choices={
+            "auto": "sdpa",
+            "sdpa": "PyTorch's own kernels: right nearly always",
+            "flex": "PyTorch's compiled attention: fast for packed rows on GPUs",
+            "flash": "the flash-attn package, where it is installed",
+            "eager": "plain matrix products: for looking inside",
+        },
+        advanced=True,
+    )
+    device: Literal["auto", "cuda", "mps", "cpu"] = option(
+        "auto",
+        "Device",
+        "Where it runs.",
+        choices={"auto": "the best that is found", "cuda": "an NVIDIA GPU", "mps": "an Apple GPU", "cpu": "the processor"},
+        advanced=True,
+    )
+    seed: int = option(42, "Seed", "Start of every random number: the same seed gives the same run.", advanced=True, ge=0)
+    deterministic: bool = option(
+        False, "Deterministic", "Only kernels that give the same bits every time; slower.", advanced=True
+    )
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = option(
+        lambda: ["tensorboard"], "Report to", "Where curves go besides the run folder.", advanced=True
+    )
+    output_dir: str | None = option(
+        None, "Output folder", "Folder of the run; left out, `checkpoints/<name>`.", advanced=True, min_length=1
+    )
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> TrainingConfig:
+        if "warmup_steps" not in self.model_fields_set:  # the default is meant for long runs: at most a tenth of this one
+            self.__dict__["warmup_steps"] = min(self.warmup_steps, self.max_steps // 10)
+        if self.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"`warmup_steps` {self.warmup_steps} is above `max_steps` {self.max_steps}: use at most {self.max_steps}"
+            )
+        return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows on one device in one forward pass."""
+        return self.batch_size
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Forward and backward passes per optimizer step."""
+        return self.gradient_accumulation_steps
+
+
+class AdapterOptions(KindConfig):
+    """Training a few added weights instead of all of them (Hu et al. 2021; Dettmers et al. 2023)."""
+
+    adapter: Literal["none", "lora", "qlora"] = option(
+        "none",
+        "Adapter",
+        "Which weights train.",
+        choices={
+            "none": "all of them: the most capable, and the most memory",
+            "lora": "small added matrices: a tenth of the memory for optimizer and gradients",
+            "qlora": "lora on a 4-bit model: fits where nothing else does",
+        },
+    )
+    lora_r: int = option(16, "LoRA rank", "Width of the added matrices.", typical="8 to 64",
+                         applies_when={"adapter": ["lora", "qlora"]}, ge=1)  # fmt: skip
+    lora_alpha: int = option(32, "LoRA alpha", "Scale of the added matrices; their effect is alpha / rank.", typical="1 to 2 x rank",
+                             applies_when={"adapter": ["lora", "qlora"]}, advanced=True, ge=1)  # fmt: skip
+    lora_dropout: float = option(0.05, "LoRA dropout", "Dropout before the added matrices.",
+                                 applies_when={"adapter": ["lora", "qlora"]}, advanced=True, ge=0, lt=1)  # fmt: skip
+    lora_targets: Literal["all-linear", "attention", "ffn"] | list[str] = option(
+        "all-linear", "LoRA targets", "Which matrices get an adapter: a group, or a list of module names.",
+        applies_when={"adapter": ["lora", "qlora"]}, advanced=True,
+    )  # fmt: skip
+    load_in: Literal["none", "8bit", "4bit"] = option(
+        "none",
+        "Quantised loading",
+        "Precision of the frozen weights under an adapter.",
+        choices={
+            "none": "as they were saved",
+            "8bit": "half the memory of 16 bit",
+            "4bit": "a quarter (nf4, double quantisation); what qlora means",
+        },
+        applies_when={"adapter": ["lora", "qlora"]},
+        advanced=True,
+    )
+
+    @property
+    def quantised(self) -> str:
+        """Precision of the frozen weights in effect: "none", "8bit" or "4bit"."""
+        return "4bit" if self.adapter == "qlora" and self.load_in == "none" else self.load_in

@@ -1,0 +1,79 @@
+"""From messages to tokens: the chat template, and which tokens the assistant says."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+from llmlab.errors import LabError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+Messages = list[dict[str, str]]
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: bool = False) -> str:
+    """Returns the conversation as text; with `generate`, up to where the assistant's next answer begins."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+
+
+def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the rendered conversation and the character spans of what the assistant says, its end token included.
+
+    Raises:
+        LabError: when the template renders a conversation differently once it goes on, so that no span is certain.
+    """
+    text = render(tokenizer, messages)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, until = render(tokenizer, messages[:index], generate=True), render(tokenizer, messages[: index + 1])
+        if not until.startswith(before) or not text.startswith(until):
+            raise LabError(
+                "this chat template rewrites earlier turns, so the assistant's tokens cannot be told apart",
+                remedy='set `chat_template` to "chatml" or `loss_on` to "all"',
+            )
+        spans.append((len(before), len(until.rstrip("\n"))))
+    return text, spans
+
+
+def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages, loss_on: str) -> dict[str, list[int]]:
+    """Returns `input_ids` and `labels` of a conversation; labels are -100 on what is not learned."""
+    if loss_on == "all":
+        text, spans = render(tokenizer, messages), None
+    else:
+        text, spans = assistant_spans(tokenizer, messages)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=spans is not None)
+    ids = encoded["input_ids"]
+    if spans is None:
+        return {"input_ids": ids, "labels": list(ids)}
+    labels = [IGNORED] * len(ids)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    for begin, end in spans:
+        for position in range(bisect_left(starts, begin), bisect_left(starts, end)):
+            labels[position] = ids[position]
+    return {"input_ids": ids, "labels": labels}
+
+
+def tokenize_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, chosen: str, rejected: str, max_length: int, max_prompt_length: int
+) -> dict[str, Any]:
+    """Returns `prompt_ids`, `chosen_ids` and `rejected_ids`; the answers carry the template's end of a turn.
+
+    A prompt that is too long loses its beginning, an answer its end.
+    """
+    before = render(tokenizer, prompt, generate=True)
+    prompt_ids = tokenizer(before, add_special_tokens=False)["input_ids"][-max_prompt_length:]
+    pair = {"prompt_ids": prompt_ids}
+    for name, answer in (("chosen_ids", chosen), ("rejected_ids", rejected)):
+        whole = render(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
+        if not whole.startswith(before):
+            raise LabError(
+                "this chat template rewrites the prompt once it is answered", remedy='set `chat_template` to "chatml"'
+            )
+        said = whole[len(before) :].rstrip("\n")
+        pair[name] = tokenizer(said, add_special_tokens=False)["input_ids"][: max_length - len(prompt_ids)]
+    return pair

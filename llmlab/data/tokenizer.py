@@ -1,0 +1,135 @@
+"""Tokenizers: any Hugging Face one by id or folder, plain bytes, or a byte-level BPE trained here on the user's text.
+
+The lab's own tokenizers split digits one by one (so that numbers are spelled, not looked up), carry the ChatML special
+tokens, and a chat template that marks the assistant's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmlab.errors import LabError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TEXT, TURN_START, TURN_END, PADDING = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"
+SPECIAL_TOKENS = [PADDING, END_OF_TEXT, TURN_START, TURN_END]
+BYTES = 256
+MIN_VOCAB = BYTES + len(SPECIAL_TOKENS)
+
+
+def chat_template(turn_end: str = TURN_END) -> str:
+    """Returns the ChatML template; what stands between the generation marks is what the assistant says."""
+    return (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+        "{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + '" + turn_end + "' }}{% endgeneration %}{{ '\\n' }}"
+        "{% else %}{{ message['content'] + '" + turn_end + "\\n' }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Returns a byte-level BPE tokenizer learned from `texts` (Sennrich et al. 2016), special tokens included.
+
+    Args:
+        texts: the corpus.
+        vocab_size: size of the vocabulary; 260 (bytes and special tokens) means no merges at all.
+
+    Raises:
+        LabError: when `vocab_size` is below 260 or the corpus has too little text to reach it.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size < MIN_VOCAB:
+        raise LabError(
+            f"`vocab_size` {vocab_size} is too small for a byte-level tokenizer", remedy=f"use {MIN_VOCAB} (bytes only) or more"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() < vocab_size:
+        raise LabError(
+            f"this corpus gives only {tokenizer.get_vocab_size():,} tokens, not `vocab_size` {vocab_size:,}",
+            remedy=f"use {tokenizer.get_vocab_size()} or more text",
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PADDING,
+        eos_token=END_OF_TEXT,
+        additional_special_tokens=[TURN_START, TURN_END],
+        chat_template=chat_template(),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Returns the tokenizer of a hub id or folder; `byte` has one token per byte.
+
+    It has a padding token afterwards (its end token where it had none).
+
+    Raises:
+        LabError: when there is none of that name, or the hub cannot be reached.
+    """
+    if name == "byte":
+        return train_tokenizer([], MIN_VOCAB)
+    from transformers import AutoTokenizer
+
+    is_file = name.endswith(".gguf")
+    path = Path(name)
+    if not path.exists() and (name.startswith((".", "/", "~", "checkpoints/")) or (name.count("/") != 1 and "/" in name)):
+        raise LabError(f"there is no tokenizer folder {name!r}", remedy="`llmlab tokenizer SOURCE -o FOLDER` trains one")
+    try:
+        if is_file:
+            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises many kinds for one situation: there is no such tokenizer here
+        if path.exists():
+            raise LabError(f"holds no tokenizer that loads ({_first_line(error)})", where=name) from None
+        raise LabError(
+            f"the tokenizer {name!r} is not on this machine and the hub did not give it",
+            remedy="use a local folder, `byte`, or train one with `llmlab tokenizer`",
+        ) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
+    """Returns pad, bos and eos ids as a model configuration takes them."""
+    return {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto") -> list[int]:
+    """Gives the tokenizer ChatML where it has no template (or `choice` is "chatml"); returns the ids that end a turn.
+
+    Where the vocabulary lacks `<|im_end|>`, the end-of-text token ends a turn, so no embedding has to be added.
+    """
+    known = TURN_END in tokenizer.get_vocab()
+    if choice == "chatml" or not tokenizer.chat_template:
+        tokenizer.chat_template = chat_template(TURN_END if known else tokenizer.eos_token)
+    ends = [tokenizer.convert_tokens_to_ids(TURN_END)] if known and TURN_END in str(tokenizer.chat_template) else []
+    return list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,72 @@
+"""`LabConfig`: the architecture as transformers knows it.
+
+The fields are those of `llmlab.config.ModelConfig`, taken from there; `attribute_map` gives them the names that
+transformers, TRL and PEFT look for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from llmlab.config import ModelConfig
+
+NOT_ARCHITECTURE = ("kind", "schema_version", "tokenizer_name")
+ARCHITECTURE = [name for name in ModelConfig.model_fields if name not in NOT_ARCHITECTURE]
+
+
+class LabConfig(PreTrainedConfig):
+    """Configuration of `LabForCausalLM`; takes the options of `ModelConfig` as keyword arguments."""
+
+    model_type = "llmlab"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "d_ff",
+        "max_position_embeddings": "max_seq_len",
+    }
+
+    def __init__(self, **kwargs: Any):
+        for standard, own in self.attribute_map.items():
+            if standard in kwargs:
+                kwargs.setdefault(own, kwargs.pop(standard))
+        for name in ARCHITECTURE:
+            setattr(self, name, kwargs.pop(name, ModelConfig.model_fields[name].default))
+        self.head_dim = kwargs.pop("head_dim", None) or self.d_model // self.n_heads
+        kv_heads = {"mha": self.n_heads, "mqa": 1, "gqa": self.n_kv_heads}[self.attention_type]
+        self.num_key_value_heads = kwargs.pop("num_key_value_heads", None) or kv_heads
+        self.layer_types = (
+            kwargs.pop("layer_types", None)
+            or ["sliding_attention" if self.sliding_window else "full_attention"] * self.n_layers
+        )
+        self.initializer_range = kwargs.pop("initializer_range", 0.02)
+        self.use_cache = kwargs.pop("use_cache", True)
+        self.pad_token_id = kwargs.pop("pad_token_id", None)
+        self.bos_token_id = kwargs.pop("bos_token_id", None)
+        self.eos_token_id = kwargs.pop("eos_token_id", None)
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_model_config(cls, config: ModelConfig, **token_ids: int | None) -> LabConfig:
+        """Returns the transformers configuration of a validated `ModelConfig`.
+
+        `token_ids` are `pad_token_id`, `bos_token_id` and `eos_token_id` of the tokenizer.
+        """
+        values = {name: getattr(config, name) for name in ARCHITECTURE}
+        if config.positional_encoding == "yarn":
+            values["yarn_original_max_seq_len"] = config.yarn_original
+        return cls(**values, **token_ids)
+
+    def to_model_config(self, tokenizer_name: str = "byte") -> ModelConfig:
+        """Returns the `ModelConfig` of this architecture."""
+        values = {name: getattr(self, name) for name in ARCHITECTURE}
+        defaults = {name: ModelConfig.model_fields[name].default for name in ARCHITECTURE}
+        given = {name: value for name, value in values.items() if value != defaults[name]}
+        if self.positional_encoding != "yarn":
+            given.pop("yarn_original_max_seq_len", None)
+        if self.attention_type != "gqa":
+            given.pop("n_kv_heads", None)
+        return ModelConfig(tokenizer_name=tokenizer_name, **given)

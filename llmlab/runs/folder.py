@@ -1,0 +1,194 @@
+"""A run on disk: its folder, its record (`run.json`), its metrics (`metrics.jsonl`), and finding runs again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llmlab.config.loader import write_text_atomically
+from llmlab.errors import LabError
+from llmlab.runs.seal import verify
+
+RUNS = Path("checkpoints")
+RECORD = "run.json"
+METRICS = "metrics.jsonl"
+FREE_BYTES = 64 << 20  # a run folder needs at least this much room to be begun
+
+
+@dataclass
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, record: dict[str, Any], *, needed_bytes: int = 0) -> RunFolder:
+        """Makes the folder and its record.
+
+        Raises:
+            LabError: when it cannot be written or the disk has no room for what the run will write.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(path).free
+        except OSError as error:
+            raise LabError(
+                f"cannot be made ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
+            ) from None
+        needed = max(FREE_BYTES, needed_bytes)
+        if free < needed:
+            _remove_if_empty(path)
+            raise LabError(
+                f"the disk has {free / 1e9:.1f} GB free and this run writes about {needed / 1e9:.1f} GB",
+                where=str(path),
+                remedy="free space, choose another `output_dir`, or lower `save_total_limit`",
+            )
+        folder = cls(path)
+        folder.update(**record, status="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
+        return folder
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of `run.json`; empty when there is none."""
+        return _read_json(self.path / RECORD)
+
+    def update(self, **changes: Any) -> None:
+        """Changes entries of `run.json`."""
+        write_text_atomically(self.path / RECORD, json.dumps({**self.record, **changes}, indent=2, default=str) + "\n")
+
+    def log(self, figures: dict[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`."""
+        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(figures) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns every logged line; a last line cut off by a kill is left out."""
+        try:
+            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return found
+
+    def forget_after(self, step: int) -> None:
+        """Drops metrics of later steps: a resumed run writes them again."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        if kept:
+            write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def checkpoints(self) -> list[Path]:
+        """Returns the `checkpoint-N` folders, newest first."""
+        found = [p for p in self.path.glob("checkpoint-*") if p.is_dir() and p.name.split("-")[1].isdigit()]
+        return sorted(found, key=lambda p: -int(p.name.split("-")[1]))
+
+    def newest_sealed(self) -> tuple[Path | None, list[str]]:
+        """Returns the newest checkpoint that verifies, and why newer ones were passed over."""
+        passed = []
+        for checkpoint in self.checkpoints():
+            fault = verify(checkpoint)
+            if not fault:
+                return checkpoint, passed
+            passed.append(f"{checkpoint.name}: {fault}")
+        return None, passed
+
+    def result(self) -> Path | None:
+        """Returns the model folder that this run stands for: `final`, else `best`, as its record says."""
+        for name in [self.record.get("result"), "best", "final"]:
+            if name and (self.path / name / "config.json").is_file():
+                return self.path / name
+        return None
+
+
+def run_name(parts: list[str]) -> str:
+    """Returns a folder name from parts and the time, as `tiny_moby-dick_base_1121-0532`."""
+    clean = [re.sub(r"[^\w.+-]+", "-", part).strip("-").lower() for part in parts if part]
+    return "_".join([*clean, datetime.now().strftime("%m%d-%H%M")])
+
+
+def unused(path: Path) -> Path:
+    """Returns the path, or the path with `-2`, `-3` ... where it is taken."""
+    if not path.exists() or not any(path.iterdir()):
+        return path
+    number = 2
+    while path.with_name(f"{path.name}-{number}").exists():
+        number += 1
+    return path.with_name(f"{path.name}-{number}")
+
+
+def all_runs(root: Path = RUNS) -> list[RunFolder]:
+    """Returns every run below a folder, newest first."""
+    records = {path.resolve() for path in root.rglob(RECORD)} if root.is_dir() else set()
+    runs = [RunFolder(Path(os.path.relpath(path.parent))) for path in records]
+    return sorted(runs, key=lambda run: run.record.get("started", ""), reverse=True)
+
+
+def find_model(name: str) -> str:
+    """Returns the folder or file to load a checkpoint from: a run's result, a model folder, a GGUF file, or a hub id.
+
+    Raises:
+        LabError: when a local path holds no model.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return str(path)
+        raise LabError("is a file, not a checkpoint folder", where=name, remedy="name a run, a model folder or a .gguf file")
+    if path.is_dir():
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            return str(path)
+        result = RunFolder(path).result()
+        if result:
+            return str(result)
+        if (path / RECORD).is_file():
+            raise LabError(
+                "is a run without a finished model", where=name, remedy="resume it with `llmlab run` or name another"
+            )
+        raise LabError("is no checkpoint: it holds neither config.json nor run.json", where=name, remedy=_known_models())
+    if (RUNS / name).is_dir() and "/" not in name:
+        return find_model(str(RUNS / name))
+    if path.is_symlink() or name.startswith((".", "/", "~", "checkpoints")) or name.count("/") > 1 or name.endswith(".gguf"):
+        raise LabError("there is no such checkpoint", where=name, remedy=_known_models())
+    return name
+
+
+def point_best(model: Path) -> None:
+    """Makes `checkpoints/best` a link to the newest result, where it is not something else."""
+    link = RUNS / "best"
+    try:
+        inside = model.resolve().is_relative_to(RUNS.resolve())
+        if not inside or (link.exists() and not link.is_symlink()):
+            return
+        aside = link.with_name(f".best-{os.getpid()}")
+        aside.symlink_to(os.path.relpath(model.resolve(), RUNS.resolve()))
+        os.replace(aside, link)
+    except OSError:
+        return  # a convenience: file systems without links do without it
+
+
+def _known_models() -> str:
+    found = [str(run.path) for run in all_runs() if run.result()]
+    return f"there are {', '.join(found[:5])}" if found else "train one first: `llmlab quickstart`"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _remove_if_empty(path: Path) -> None:
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()

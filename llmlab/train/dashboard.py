@@ -1,0 +1,154 @@
+"""What a person sees of a run: a live panel in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import plotext
+import psutil
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+
+SHOWN = {
+    "loss": "loss",
+    "eval_loss": "held-out loss",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "mean_token_accuracy": "token accuracy",
+    "rewards/accuracies": "preference accuracy",
+    "rewards/margins": "reward margin",
+}
+
+
+class Dashboard(TrainerCallback):
+    """Loss curve, rate, tokens per second, memory and time left; a line per logged step without a terminal."""
+
+    def __init__(self, title: str, console: Console):
+        self.title = title
+        self.console = console
+        self.live: Live | None = None
+        self.losses: list[tuple[int, float]] = []
+        self.held_out: list[tuple[int, float]] = []
+        self.latest: dict[str, float] = {}
+        self.speed = 0.0
+        self._mark = (0.0, 0, 0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the panel."""
+        self._mark = (time.perf_counter(), state.num_input_tokens_seen, state.global_step)
+        self._began = time.perf_counter(), state.global_step
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+            self._draw(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar."""
+        if self.live:
+            self._draw(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Takes in new figures."""
+        figures = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        if "loss" in figures:
+            now = time.perf_counter()
+            began, tokens, _ = self._mark
+            if state.num_input_tokens_seen > tokens:
+                self.speed = (state.num_input_tokens_seen - tokens) / max(1e-9, now - began)
+            self._mark = (now, state.num_input_tokens_seen, state.global_step)
+            self.losses.append((state.global_step, figures["loss"]))
+        if "eval_loss" in figures:
+            self.held_out.append((state.global_step, figures["eval_loss"]))
+        self.latest.update({key: value for key, value in figures.items() if key in SHOWN})
+        if self.live:
+            self._draw(state)
+        elif "loss" in figures or "eval_loss" in figures:
+            self.console.print(self._line(state, figures), soft_wrap=True, highlight=False)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Closes the panel."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back; may be called more than once."""
+        if self.live:
+            self.live.stop()
+            self.live = None
+
+    def _line(self, state: Any, figures: dict[str, float]) -> str:
+        shown = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in figures.items() if key in SHOWN)
+        speed = f"  {self.speed:,.0f} tokens/s" if "loss" in figures and self.speed else ""
+        return f"step {state.global_step}/{state.max_steps}  {shown}{speed}  left {duration(self._left(state))}"
+
+    def _left(self, state: Any) -> float:
+        began, first = self._began
+        done = state.global_step - first
+        return (time.perf_counter() - began) / done * (state.max_steps - state.global_step) if done else float("nan")
+
+    def _draw(self, state: Any) -> None:
+        self.live.update(self._panel(state))
+
+    def _panel(self, state: Any) -> RenderableType:
+        width = min(self.console.width, 110)
+        table = Table.grid(padding=(0, 3), expand=True)
+        table.add_column()
+        table.add_column(justify="right")
+        cells = [(SHOWN[key], f"{value:.4g}") for key, value in self.latest.items()]
+        cells += [("tokens/s", f"{self.speed:,.0f}"), ("memory", memory_in_use()), ("time left", duration(self._left(state)))]
+        half = (len(cells) + 1) // 2
+        grid = Table.grid(padding=(0, 4))
+        for left, right in zip(cells[:half], [*cells[half:], ("", "")], strict=False):
+            grid.add_row(left[0], Text(left[1], style="bold"), right[0], Text(right[1], style="bold"))
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            f"step {state.global_step:,} of {state.max_steps:,}",
+            ProgressBar(total=max(1, state.max_steps), completed=state.global_step, width=width - 36),
+        )
+        parts: list[RenderableType] = [bar, grid]
+        if len(self.losses) > 1:
+            height = max(6, min(14, self.console.height - len(cells) // 2 - 8))
+            parts.append(Text.from_ansi(loss_curve(self.losses, self.held_out, width - 6, height)))
+        return Panel(Group(*parts), title=self.title, width=width, border_style="cyan")
+
+
+def loss_curve(losses: list[tuple[int, float]], held_out: list[tuple[int, float]], width: int, height: int) -> str:
+    """Returns the curves as a drawing of `width` x `height` characters."""
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(width, height)
+    plotext.plot([s for s, _ in losses], [v for _, v in losses], label="loss", marker="braille")
+    if held_out:
+        plotext.scatter([s for s, _ in held_out], [v for _, v in held_out], label="held-out loss", marker="x")
+    plotext.xlabel("step")
+    return plotext.build()
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `2h05m`, `3m20s` or `14s`."""
+    if seconds != seconds:
+        return "?"
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+def memory_in_use() -> str:
+    """Returns the memory of the device, or of this process on the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB (GPU)"
+    return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
+
+
+def screen() -> Console:
+    """Returns the console for progress: standard error, so that standard output carries results only."""
+    return Console(file=sys.stderr)

@@ -1,0 +1,373 @@
+"""The engine: from a config to a finished run, the same for every method.
+
+A method prepares a `Job` (model, data, trainer class); everything else is here: arguments, folder, callbacks, resume,
+the record, the result. All trainers are of the Hugging Face `Trainer` family, so accelerate gives mixed precision,
+accumulation and every form of distributed training.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from llmlab import __version__
+from llmlab.config.training import TrainingConfig
+from llmlab.data.prepare import Prepared
+from llmlab.errors import LabError
+from llmlab.runs.folder import RUNS, RunFolder, point_best, run_name, unused
+from llmlab.train.callbacks import KeepBest, Record, Seal, StopOnSignal, save_model
+from llmlab.train.dashboard import Dashboard, screen
+from llmlab.train.loading import choose_device, choose_precision
+from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, build_optimizer, gauss_newton_diagonal
+from llmlab.train.stages import STAGES
+
+SCHEDULERS = {"none": "constant_with_warmup", "cosine": "cosine", "linear": "linear", "polynomial": "polynomial"}
+
+
+@dataclass
+class Job:
+    """What a method gives to the engine.
+
+    Attributes:
+        model: to train, adapters included.
+        tokenizer: saved beside it.
+        data: training and validation rows.
+        arguments: builds the trainer's arguments from those of the engine.
+        trainer: builds the trainer from its keyword arguments.
+        parent: what it started from, or None.
+        name_parts: for a run's name: model and data.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: Prepared
+    arguments: Callable[..., TrainingArguments]
+    trainer: Callable[..., Trainer]
+    parent: str | None
+    name_parts: list[str]
+
+
+@dataclass
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        folder: of the run.
+        model: folder of the resulting model, or None when it was stopped.
+        metrics: held-out figures before (`before_...`) and after.
+        stopped_by: the number of the signal that stopped it, 0 when it finished.
+        seconds: wall time of this call.
+    """
+
+    folder: Path
+    model: Path | None
+    metrics: dict[str, float]
+    stopped_by: int
+    seconds: float
+
+    def to_json(self) -> str:
+        """Returns the result line for machines."""
+        return json.dumps(
+            {
+                "run": str(self.folder),
+                "model": str(self.model) if self.model else None,
+                "status": "stopped" if self.stopped_by else "done",
+                "metrics": self.metrics,
+                "seconds": round(self.seconds, 1),
+            }
+        )
+
+
+class CurvatureMixin:
+    """Hands Sophia its curvature estimate, with the last micro-batch of every tenth step."""
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Does the step, then the estimate where one is due."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        due = self.state.global_step % HESSIAN_EVERY == 0 and self.accelerator.sync_gradients
+        if isinstance(optimizer, SophiaG) and due:
+            estimate = gauss_newton_diagonal(model, optimizer, self._prepare_inputs(inputs))
+            optimizer.hessian = [self.accelerator.reduce(part, "mean") for part in estimate]
+        return loss
+
+
+def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None = None) -> RunResult:
+    """Trains as the config says and returns how it ended.
+
+    Args:
+        config: of a kind in the table of stages.
+        resume: "auto" goes on from the newest sealed checkpoint of an unfinished run in the same folder, "never" starts
+            anew in a folder of its own, a path names the checkpoint.
+        console: where progress is shown; left out, standard error.
+
+    Raises:
+        LabError: when what is asked for cannot be done; nothing has been written then.
+    """
+    began = time.perf_counter()
+    console = console or screen()
+    quiet_libraries()
+    if sys.platform == "linux":
+        keep_freed_memory()
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    torch.manual_seed(config.seed)
+    job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
+    _say_plan(config, job, device, precision, console)
+
+    path, checkpoint = _place(config, job, resume, console)
+    parameters = sum(p.numel() for p in job.model.parameters())
+    folder = RunFolder.create(
+        path, _facts(config, job, path, device, precision, parameters), needed_bytes=_bytes_written(config, job, parameters)
+    )
+    if checkpoint:
+        folder.forget_after(int(checkpoint.name.split("-")[1]))
+    stop, best = StopOnSignal(), KeepBest(folder)
+    dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
+    callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token), Seal(), stop]
+    if job.data.eval is not None:
+        callbacks.append(best)
+    callbacks.append(dashboard)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
+    trainer = job.trainer(
+        model=job.model,
+        args=job.arguments(**trainer_arguments(config, path, device, precision, job)),
+        train_dataset=job.data.train,
+        eval_dataset=_at_most(job.data.eval, config.eval_steps * config.micro_batch_size),
+        processing_class=job.tokenizer,
+        callbacks=callbacks,
+        optimizers=(build_optimizer(job.model, config), None),
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    best.trainer = trainer
+    return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
+
+
+def _train(
+    trainer: Trainer, job: Job, config: TrainingConfig, folder: RunFolder, checkpoint: Path | None,
+    stop: StopOnSignal, best: KeepBest, dashboard: Dashboard, began: float,
+) -> RunResult:  # fmt: skip
+    if checkpoint:
+        found = [line["eval_loss"] for line in folder.metrics() if "eval_loss" in line and line["step"] > 0]
+        best.best = min(found, default=best.best)
+    try:
+        with stop:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except KeyboardInterrupt:
+        folder.update(status="stopped")
+        raise
+    except (RuntimeError, MemoryError) as error:
+        folder.update(status="failed", error=str(error)[:500])
+        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+            raise LabError(
+                "out of memory", where=str(folder.path), exit_code=1,
+                remedy="lower `batch_size` or `max_length`, set `gradient_checkpointing`, or use an adapter",
+            ) from None  # fmt: skip
+        raise
+    finally:
+        dashboard.close()
+
+    last = trainer.state.global_step
+    metrics = _figures(folder)
+    if stop.received and last < config.max_steps:
+        if trainer.is_world_process_zero():
+            folder.update(status="stopped", step=last)
+        return RunResult(folder.path, None, metrics, stop.received, time.perf_counter() - began)
+    if job.data.eval is not None and not any(line["step"] == last and "eval_loss" in line for line in folder.metrics()):
+        trainer.evaluate()
+        metrics = _figures(folder)
+    has_best = (folder.path / "best").is_dir()
+    if not config.save_best_only or not has_best:
+        save_model(trainer, folder.path / "final", step=last)
+    result = folder.path / ("best" if has_best and config.save_best_only else "final")
+    seconds = time.perf_counter() - began
+    if trainer.is_world_process_zero():
+        point_best(result)
+        folder.update(status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1))
+    return RunResult(folder.path, result, metrics, 0, seconds)
+
+
+def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision: str, job: Job) -> dict[str, Any]:
+    """Returns the keyword arguments of `TrainingArguments` that the config stands for."""
+    evaluates = job.data.eval is not None
+    polynomial = (
+        {"lr_scheduler_kwargs": {"lr_end": min(1e-7, config.learning_rate / 10)}} if config.scheduler == "polynomial" else {}
+    )
+    return dict(
+        output_dir=str(path),
+        max_steps=config.max_steps,
+        per_device_train_batch_size=config.micro_batch_size,
+        per_device_eval_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.accumulation_steps,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=SCHEDULERS[config.scheduler],
+        **polynomial,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.log_every,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.eval_every,
+        eval_on_start=evaluates,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        save_total_limit=config.save_total_limit,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        gradient_checkpointing=config.gradient_checkpointing,
+        torch_compile=config.compile,
+        seed=config.seed,
+        data_seed=config.seed,
+        full_determinism=config.deterministic,
+        report_to=list(config.report_to),
+        use_cpu=device == "cpu",
+        include_num_input_tokens_seen="all",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        dataloader_pin_memory=device == "cuda",
+    )
+
+
+def quiet_libraries() -> None:
+    """Lets the libraries speak only of errors: the dashboard says what is happening."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    warnings.filterwarnings("ignore")
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep freed memory instead of giving every large tensor back to the system.
+
+    On the CPU each step would otherwise fault in its activations page by page; `benchmarks/speed.py` prints the effect.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):
+        return  # another C library: slower, not wrong
+
+
+def effective_batch(config: TrainingConfig) -> str:
+    """Returns the effective batch as the product it is, `4 x 16 x 1 = 64`."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    total = config.micro_batch_size * config.accumulation_steps * world
+    return f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {total}"
+
+
+def _say_plan(config: TrainingConfig, job: Job, device: str, precision: str, console: Console) -> None:
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in job.model.parameters())
+    share = f"{total:,} parameters" + (f", {trained:,} trained ({trained / total:.2%})" if trained != total else "")
+    facts = ", ".join(f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{key} {value}"
+                      for key, value in job.data.facts.items())  # fmt: skip
+    console.print(
+        f"{share} on {device} in {precision}; effective batch {effective_batch(config)} (batch x accumulation x devices)"
+    )
+    console.print(f"data: {facts}", highlight=False)
+    total_weight = sum(source.weight for source in config.datasets)
+    if len(config.datasets) > 1:
+        console.print("mixture: " + ", ".join(f"{s.name} {s.weight / total_weight:.0%}" for s in config.datasets))
+
+
+def _place(config: TrainingConfig, job: Job, resume: str, console: Console) -> tuple[Path, Path | None]:
+    """Returns the folder of the run and the checkpoint to go on from, or None."""
+    if resume not in ("auto", "never"):
+        given = Path(resume)
+        if given.name.startswith("checkpoint-"):
+            return given.parent, given
+        checkpoint, _ = RunFolder(given).newest_sealed()
+        if checkpoint is None:
+            raise LabError("holds no sealed checkpoint to resume from", where=resume)
+        return given, checkpoint
+    name = config.name or run_name([*job.name_parts, STAGES[config.kind].kind])
+    path = Path(config.output_dir) if config.output_dir else RUNS / name
+    folder = RunFolder(path)
+    if resume == "auto" and folder.record and folder.record.get("status") != "done":
+        checkpoint, passed = folder.newest_sealed()
+        for reason in passed:
+            console.print(f"passed over {reason}", style="yellow")
+        if checkpoint:
+            if folder.record.get("config", {}).get("kind") != config.kind:
+                raise LabError("holds a run of another kind", where=str(path), remedy="choose another `output_dir`")
+            console.print(f"resuming from {checkpoint}")
+        return path, checkpoint
+    fresh = unused(path)
+    if fresh != path:
+        console.print(f"{path} holds a finished run; this one goes to {fresh}")
+    return fresh, None
+
+
+def _facts(config: TrainingConfig, job: Job, path: Path, device: str, precision: str, parameters: int) -> dict[str, Any]:
+    packages = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "pytorch-optimizer")
+    return {
+        "config": {**config.to_json_dict(), "output_dir": str(path)},  # so that running the folder resumes this very run
+        "llmlab": __version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "device": device,
+        "precision": precision,
+        "attention": job.model.config._attn_implementation,
+        "parameters": parameters,
+        "trained_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
+        "data": job.data.facts,
+        "parent": job.parent,
+        "seed": config.seed,
+    }
+
+
+def _bytes_written(config: TrainingConfig, job: Job, parameters: int) -> int:
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    saved = 4 * (parameters if trained == parameters else trained)
+    return saved * 3 * (config.save_total_limit + 1) + 2 * saved
+
+
+def _at_most(rows: Any, count: int) -> Any:
+    return rows.select(range(min(count, len(rows)))) if rows is not None else None
+
+
+def _figures(folder: RunFolder) -> dict[str, float]:
+    """Returns the first and the last value of every held-out figure, and the last training loss."""
+    figures: dict[str, float] = {}
+    for line in folder.metrics():
+        for key, value in line.items():
+            if key.startswith("eval_") and not key.endswith(("runtime", "per_second", "num_tokens")):
+                if line["step"] == 0:
+                    figures["before_" + key] = value
+                else:
+                    figures[key] = value
+            elif key == "loss":
+                figures["train_loss"] = value
+    return figures
+
+
+def exit_code(result: RunResult) -> int:
+    """Returns 0, or 128 plus the signal that stopped the run."""
+    return 128 + result.stopped_by if result.stopped_by else 0

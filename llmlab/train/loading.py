@@ -1,0 +1,150 @@
+"""Loading what is trained: tokenizer and model of a checkpoint, adapters, quantisation, device, precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+import llmlab.model  # noqa: F401 (registers the lab's architecture with the Auto classes)
+from llmlab.config import LabBaseConfig
+from llmlab.data.tokenizer import load_tokenizer
+from llmlab.errors import LabError
+from llmlab.runs.folder import find_model
+
+GROUPS = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "query_key_value"),
+    "ffn": ("gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2"),
+}
+
+
+def choose_device(wanted: str) -> str:
+    """Returns "cuda", "mps" or "cpu".
+
+    Raises:
+        LabError: when the wanted device is not there.
+    """
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in found.items() if there)
+    if not found[wanted]:
+        raise LabError(f"`device` {wanted!r} is not on this machine", remedy='use "auto" or "cpu"')
+    return wanted
+
+
+def choose_precision(wanted: str, device: str) -> str:
+    """Returns "fp32", "bf16" or "fp16".
+
+    Raises:
+        LabError: when the device cannot compute in the wanted one.
+    """
+    if wanted == "auto":
+        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if wanted == "fp16" and device == "cpu":
+        raise LabError('`precision` "fp16" needs a GPU', remedy='use "fp32" or "bf16"')
+    return wanted
+
+
+def attention_kernel(config: LabBaseConfig) -> str:
+    """Returns the library's name of the attention backend.
+
+    Raises:
+        LabError: when flash attention is asked for and its package is missing.
+    """
+    kernel = {"auto": "sdpa", "flex": "flex_attention", "flash": "flash_attention_2"}.get(
+        config.attention_backend, config.attention_backend
+    )
+    if kernel == "flash_attention_2":
+        from transformers.utils import is_flash_attn_2_available
+
+        if not is_flash_attn_2_available():
+            raise LabError('`attention_backend` "flash" needs the flash-attn package and a GPU', remedy='use "sdpa"')
+    return kernel
+
+
+def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns model and tokenizer of a run, a folder, a GGUF file or a hub id; adapters are attached, not merged.
+
+    Args:
+        name: as a person gives it.
+        **kwargs: for `from_pretrained` (dtype, attn_implementation, quantization_config ...).
+
+    Raises:
+        LabError: when there is no such model, or it cannot be read.
+    """
+    where = find_model(name)
+    path = Path(where)
+    if path.exists():  # what is saved later names its base: the same file from any folder
+        where = str(path := path.resolve())
+    tokenizer = load_tokenizer(where)
+    try:
+        if path.suffix == ".gguf":
+            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
+            model.config.name_or_path = where
+        elif (path / "adapter_config.json").is_file():
+            from peft import PeftConfig, PeftModel
+
+            base, _ = load_model(PeftConfig.from_pretrained(where).base_model_name_or_path, **kwargs)
+            model = PeftModel.from_pretrained(base, where, is_trainable=True)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(where, **kwargs)
+    except ImportError as error:
+        raise LabError(str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"
+        raise LabError(f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder") from None
+    return model, tokenizer
+
+
+def add_adapter(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+    """Returns the model with a LoRA adapter as the config says; one that has an adapter already goes on with it.
+
+    Raises:
+        LabError: when no module has the wanted names.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+
+    if isinstance(model, PeftModel) or config.adapter == "none":
+        return model
+    if config.quantised != "none":
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing)
+    targets = config.lora_targets
+    if targets in GROUPS:
+        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+        targets = [name for name in GROUPS[targets] if name in names]
+    try:
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora_r,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=targets,
+                task_type="CAUSAL_LM",
+            ),
+        )
+    except ValueError as error:
+        raise LabError(f"`lora_targets` {config.lora_targets!r}: {str(error).splitlines()[0][:160]}") from None
+
+
+def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns the model to train (weights in fp32, or frozen and quantised under an adapter) and its tokenizer."""
+    kwargs: dict[str, Any] = {"attn_implementation": attention_kernel(config), "dtype": torch.float32}
+    if config.adapter != "none" and config.quantised != "none":
+        from transformers import BitsAndBytesConfig
+
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=config.quantised == "8bit",
+            load_in_4bit=config.quantised == "4bit",
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        )
+        kwargs["device_map"] = {"": device}
+    elif config.adapter != "none" and precision == "bf16":
+        kwargs["dtype"] = torch.bfloat16  # frozen weights need no fp32 copy
+    model, tokenizer = load_model(config.policy_checkpoint, **kwargs)
+    return add_adapter(model, config), tokenizer

@@ -1,0 +1,103 @@
+"""The five optimizers, each from a maintained library: torch (AdamW, Adafactor) and pytorch-optimizer (Lion, Sophia, Muon).
+
+Weight decay falls on matrices only: never on norms, biases and embeddings (Loshchilov & Hutter 2019 decay all; leaving
+these out is what GPT-2 and its successors do).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_optimizer import Lion, Muon, SophiaH
+from torch import Tensor, nn
+
+from llmlab.config.training import TrainingConfig
+
+HESSIAN_EVERY = 10  # steps between two curvature estimates (Liu et al. 2023, k)
+SOPHIA_GAMMA = 0.05  # scale of the curvature in the update (Liu et al. 2023, gamma of Sophia-G)
+
+
+class SophiaG(SophiaH):
+    """Sophia with the Gauss-Newton-Bartlett estimate given from outside (Liu et al. 2023, algorithms 2 and 3).
+
+    The library's class clips the update and keeps the moments; its own Hutchinson estimate needs second derivatives,
+    which memory-saving losses do not have, so the curvature comes in through `hessian` before the step.
+    """
+
+    def __init__(self, params: Any, **kwargs: Any):
+        super().__init__(params, p=1.0, update_period=2**62, **kwargs)
+        self.hessian: list[Tensor] | None = None
+
+    def step(self, closure: Any = None) -> Any:
+        """Does one update with the estimate that was handed over, if there is one."""
+        hessian, self.hessian = self.hessian, None
+        return super().step(closure, hessian=hessian)
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """Returns the optimizer that the config names over the trainable parameters of `model`."""
+    matrices, others = split_parameters(model)
+    decayed = [p for _, p in matrices]
+    rest = [p for _, p in others]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    adam = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True, **adam)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=config.learning_rate)
+        case "lion":
+            return Lion(groups, lr=config.learning_rate, betas=(config.lion_beta1, config.lion_beta2))
+        case "sophia":
+            return SophiaG(groups, lr=config.learning_rate, betas=(0.96, 0.99))
+        case "muon":
+            hidden = [p for name, p in matrices if not _is_head(name)]
+            head = [p for name, p in matrices if _is_head(name)]
+            by_adam = [(head, config.weight_decay), (rest, 0.0)]
+            return Muon(
+                [
+                    dict(params=hidden, lr=config.learning_rate, momentum=config.muon_momentum, nesterov=config.muon_nesterov,
+                         weight_decay=config.weight_decay, use_muon=True),
+                    *(dict(params=p, lr=config.learning_rate, weight_decay=decay, use_muon=False, **adam) for p, decay in by_adam if p),
+                ],
+                use_adjusted_lr=True,  # the scale of Liu et al. 2025: one learning rate serves both groups
+            )  # fmt: skip
+    raise AssertionError(config.optimizer)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    """Returns the trainable (name, parameter) pairs that weight decay falls on, and the others."""
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim >= 2 and id(parameter) not in embeddings
+            (matrices if decayed else others).append((name, parameter))
+    return matrices, others
+
+
+def gauss_newton_diagonal(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> list[Tensor]:
+    """Returns gamma * B * g^2 for every parameter of the optimizer, g from labels sampled from the model itself.
+
+    Liu et al. 2023, algorithm 2; B is the number of tokens. Half of the rows are used, as the paper does.
+    """
+    rows = max(1, len(inputs["input_ids"]) // 2)
+    given = {k: inputs[k][:rows] for k in ("input_ids", "attention_mask", "position_ids") if inputs.get(k) is not None}
+    logits = model(**given, use_cache=False).logits  # (b, T, V)
+    flat = logits.flatten(0, 1).float()
+    sampled = torch.distributions.Categorical(logits=flat.detach()).sample()
+    counts = given["attention_mask"].flatten() if "attention_mask" in given else torch.ones_like(sampled)
+    tokens = counts.sum()
+    loss = (nn.functional.cross_entropy(flat, sampled, reduction="none") * counts).sum() / tokens
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [
+        torch.zeros_like(p) if g is None else g.square_().mul_(tokens * SOPHIA_GAMMA)
+        for p, g in zip(parameters, gradients, strict=True)
+    ]
+
+
+def _is_head(name: str) -> bool:
+    return "lm_head" in name or name.endswith("score.weight")

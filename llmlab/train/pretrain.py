@@ -1,0 +1,81 @@
+"""Base training: next-token cross-entropy over packed documents that do not see each other."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainingArguments
+
+from llmlab.config import ModelConfig, PretrainConfig, load_config
+from llmlab.data.packing import PackedCollator
+from llmlab.data.prepare import pretrain_data
+from llmlab.data.tokenizer import load_tokenizer, token_ids
+from llmlab.errors import LabError
+from llmlab.model import LabConfig, LabForCausalLM
+from llmlab.train.engine import CurvatureMixin, Job
+from llmlab.train.loading import attention_kernel, load_model
+
+
+class BaseTrainer(CurvatureMixin, Trainer):
+    """The library's trainer; the loss never needs all logits at once, in validation neither."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Asks the model for the loss alone."""
+        return super().compute_loss(model, {**inputs, "skip_logits": True, "use_cache": False}, *args, **kwargs)
+
+
+def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
+    """Returns the job of a base training run: a new model, or one that goes on from `init_from`.
+
+    Raises:
+        LabError: when the model config, the tokenizer or the data do not fit.
+    """
+    shape = model_config(config)
+    tokenizer = load_tokenizer(shape.tokenizer_name)
+    check_vocabulary(shape, len(tokenizer))
+    data = pretrain_data(config, tokenizer, shape.max_seq_len)
+    kernel = attention_kernel(config)
+    lab_config = LabConfig.from_model_config(shape, **token_ids(tokenizer))
+    if config.init_from:
+        model, _ = load_model(config.init_from, attn_implementation=kernel)
+        if not isinstance(model, LabForCausalLM) or model.config.to_model_config(shape.tokenizer_name) != shape:
+            raise LabError(
+                "is not of the architecture in `model`", where=config.init_from, remedy="take the config it was made with"
+            )
+    else:
+        model = LabForCausalLM._from_config(lab_config, attn_implementation=kernel)
+    source = Path(config.model).stem if isinstance(config.model, str) else f"{shape.d_model}x{shape.n_layers}"
+    return Job(
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        arguments=TrainingArguments,
+        trainer=partial(BaseTrainer, data_collator=PackedCollator(tokenizer.pad_token_id)),
+        parent=config.init_from,
+        name_parts=[source, *(Path(s.name.split(":")[-1]).stem for s in config.datasets)],
+    )
+
+
+def model_config(config: PretrainConfig) -> ModelConfig:
+    """Returns the model config of a run, read from its file where it is not inline."""
+    if isinstance(config.model, ModelConfig):
+        return config.model
+    shape = load_config(config.model)
+    if not isinstance(shape, ModelConfig):
+        raise LabError(f"is a {shape.kind!r} config, not a model", where=config.model, remedy="`llmlab new model` makes one")
+    return shape
+
+
+def check_vocabulary(shape: ModelConfig, needed: int) -> None:
+    """Refuses a vocabulary that the tokenizer does not fit in.
+
+    Raises:
+        LabError: with the size that is needed.
+    """
+    if shape.vocab_size < needed:
+        raise LabError(
+            f"`vocab_size` {shape.vocab_size} is smaller than the {needed} tokens of the tokenizer {shape.tokenizer_name!r}",
+            remedy=f"use {needed} or more",
+        )

@@ -1,0 +1,76 @@
+"""Supervised fine-tuning: next-token cross-entropy on the assistant's tokens, through TRL."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from transformers import PreTrainedModel
+
+from llmlab.config import SFTConfig
+from llmlab.data.packing import PackedCollator
+from llmlab.data.prepare import sft_data
+from llmlab.data.tokenizer import ensure_chat_template
+from llmlab.errors import LabError
+from llmlab.runs.folder import find_model
+from llmlab.train.engine import CurvatureMixin, Job
+from llmlab.train.loading import load_policy
+
+
+class SFTTrainer(CurvatureMixin, trl.SFTTrainer):
+    """TRL's trainer on rows that are tokenised, masked and packed already."""
+
+
+def prepare(config: SFTConfig, device: str, precision: str) -> Job:
+    """Returns the job of a fine-tuning run.
+
+    Raises:
+        LabError: when the policy or the data do not load, or packed rows would leak in this architecture.
+    """
+    model, tokenizer = load_policy(config, device, precision)
+    model.generation_config.eos_token_id = ensure_chat_template(tokenizer, config.chat_template)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    data = sft_data(config, tokenizer)
+    if config.packing and packing_leaks(model):
+        raise LabError(
+            f"`packing`: {type(model).__name__} lets packed rows see each other with this attention backend",
+            remedy="set it to false",
+        )
+    return Job(
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        arguments=partial(trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}),
+        trainer=partial(SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id)),
+        parent=find_model(config.policy_checkpoint),
+        name_parts=name_parts(config),
+    )
+
+
+def name_parts(config: Any) -> list[str]:
+    """Returns model and data for the name of a run on a policy checkpoint."""
+    path = (
+        Path(config.policy_checkpoint).resolve() if Path(config.policy_checkpoint).exists() else Path(config.policy_checkpoint)
+    )
+    run = path.parent.name if path.name in ("best", "final") else path.stem
+    model = run.split("_")[0]  # the names of runs begin with the model
+    return [model, *(Path(source.name.split(":")[-1]).stem for source in config.datasets)]
+
+
+@torch.no_grad()
+def packing_leaks(model: PreTrainedModel) -> bool:
+    """Returns whether a document's logits change with the document packed before it: tried on the model itself."""
+    was_training = model.training
+    model.eval()
+    size = min(model.config.get_text_config().vocab_size, 50)
+    document = torch.arange(1, 9, device=model.device) % size
+    logits = []
+    for shift in (0, 5):
+        ids = torch.cat([(document + shift) % size, document])[None]
+        positions = torch.arange(8, device=model.device).repeat(2)[None]
+        logits.append(model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 8:].float())
+    model.train(was_training)
+    return not torch.allclose(logits[0], logits[1], atol=1e-3, rtol=1e-3)
