@@ -35,6 +35,7 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
     shape = model_config(config)
     tokenizer = load_tokenizer(shape.tokenizer_name)
     check_vocabulary(shape, len(tokenizer))
+    tokenizer.chat_template = None  # a base model is completed, not chatted with; sft gives it a template
     data = pretrain_data(config, tokenizer, shape.max_seq_len)
     kernel = attention_kernel(config)
     lab_config = LabConfig.from_model_config(shape, **token_ids(tokenizer))

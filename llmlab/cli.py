@@ -1,0 +1,272 @@
+"""The door: one short function a command. Everything heavy is imported where it is used, so that help appears at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmlab.errors import LabError
+
+app = typer.Typer(
+    name="llmlab",
+    help="From an empty machine to an aligned chat model. Without a command: the menu.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the config.")]
+
+
+@app.callback(invoke_without_command=True)
+def menu(context: typer.Context) -> None:
+    """From an empty machine to an aligned chat model. Without a command: the menu."""
+    if context.invoked_subcommand is None:
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            typer.echo(context.get_help())
+            raise typer.Exit(2)
+        from llmlab.wizard.menu import main_menu
+
+        main_menu()
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="model, pretrain, sft or dpo.")],
+    preset: Annotated[str | None, typer.Option(help="Start from a known shape (models only).")] = None,
+    set_: SetOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Take the defaults and ask nothing.")] = False,
+) -> None:
+    """Fill in the form for one config and save it."""
+    from llmlab.config import apply_changes, save_config
+    from llmlab.config.loader import kind_class
+    from llmlab.config.presets import preset as model_preset
+
+    cls = kind_class(kind)
+    if preset and kind != "model":
+        raise LabError(f"`--preset` is for models, not for {kind!r}")
+    config = apply_changes(model_preset(preset) if preset else cls(), parse_changes(set_))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise LabError("there is no terminal to ask in", remedy="add --yes and --set KEY=VALUE")
+        from llmlab.wizard.forms import fill_in
+
+        config = fill_in(config)
+        if config is None:
+            raise typer.Exit(130)
+    path = save_config(config, output or Path("model_configs") / f"{preset or kind}.json")
+    typer.echo(path)
+
+
+@app.command()
+def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft or dpo.")]) -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from llmlab.config import schema as json_schema
+
+    typer.echo(json.dumps(json_schema(kind), indent=2))
+
+
+@app.command()
+def check(
+    config: Annotated[Path, typer.Argument(help="A config file.")],
+    set_: SetOption = None,
+) -> None:
+    """Validate a config and show what it will cost; starts nothing."""
+    from llmlab.plan.report import plan_table
+
+    _print(plan_table(_load(config, set_)))
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="A config file, or the folder of a run to go on with.")],
+    set_: SetOption = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")] = False,
+) -> None:
+    """Train as a config says; progress on stderr, the result on stdout."""
+    loaded = _load(config, set_)
+    if loaded.kind == "model":
+        raise LabError("is a model, which cannot be run", where=str(config), remedy='name it as `model` in a "pretrain" config')
+    if dry_run:
+        from llmlab.plan.report import plan_table
+
+        _print(plan_table(loaded))
+        return
+    from llmlab.train.engine import exit_code
+    from llmlab.train.engine import run as train
+
+    result = train(loaded, resume=resume)
+    typer.echo(result.to_json() if as_json else result.summary())
+    raise typer.Exit(exit_code(result))
+
+
+@app.command()
+def chat(
+    checkpoint: Annotated[str, typer.Argument(help="A run, a model folder, a GGUF file or a hub id.")],
+    set_: SetOption = None,
+) -> None:
+    """Talk to a model; with piped input, one answer per line."""
+    from rich.console import Console
+
+    session = _session(checkpoint, set_)
+    from llmlab.chat.session import chat as talk
+
+    talk(session, Console())
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="A run, a model folder, a GGUF file or a hub id.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to answer or continue.")],
+    set_: SetOption = None,
+) -> None:
+    """One completion on stdout."""
+    session = _session(checkpoint, set_)
+    session.reply(prompt, lambda piece: print(piece, end="", flush=True))
+    print()
+
+
+@app.command()
+def tokenizer(
+    sources: Annotated[list[str], typer.Argument(help="Text to learn from: files, folders, hub ids, llmlab:moby-dick.")],
+    vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 8192,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The tokenizer's folder.")] = Path("checkpoints/tokenizer"),
+) -> None:
+    """Train a byte-level BPE tokenizer on your text."""
+    from llmlab.config import SourceConfig
+    from llmlab.config.base import validate
+    from llmlab.data.prepare import document_texts
+    from llmlab.data.tokenizer import train_tokenizer
+
+    parsed = [validate(SourceConfig, source) for source in sources]
+    made = train_tokenizer((text for source in parsed for text in document_texts(source)), vocab_size)
+    made.save_pretrained(output)
+    typer.echo(f"{output}: {len(made):,} tokens")
+
+
+@app.command()
+def quickstart(
+    minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 5.0,
+    model: Annotated[str | None, typer.Option(help="Fine-tune this model with LoRA in place of a new one.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path("checkpoints/quickstart"),
+) -> None:
+    """The whole pipeline on what ships: train, fine-tune, align, compare."""
+    from llmlab.quickstart import quickstart as whole_pipeline
+    from llmlab.train.dashboard import screen
+
+    whole_pipeline(output, minutes=minutes, model=model, console=screen())
+
+
+@app.command()
+def info(checkpoint: Annotated[str, typer.Argument(help="A run or a model folder.")]) -> None:
+    """Architecture, parameters, method, steps, lineage and seal of a checkpoint."""
+    from llmlab.runs.report import info_table
+
+    _print(info_table(checkpoint))
+
+
+@app.command()
+def runs(
+    action: Annotated[str | None, typer.Argument(help="`verify` checks the seals of a run.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The run to verify.")] = None,
+) -> None:
+    """Every run with its status, parent and best figure."""
+    from llmlab.runs.report import runs_table, verify_run
+
+    if action is None:
+        _print(runs_table())
+    elif action == "verify" and name:
+        lines, whole = verify_run(name)
+        typer.echo("\n".join(lines))
+        raise typer.Exit(0 if whole else 2)
+    else:
+        raise LabError(f"unknown action {action!r}", remedy="llmlab runs, or llmlab runs verify RUN")
+
+
+@app.command()
+def doctor() -> None:
+    """Python, packages, devices, memory, disk, hub: what is here and what is missing for what."""
+    from llmlab.runs.doctor import doctor_table
+
+    _print(doctor_table())
+
+
+def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
+    """Returns `key=value` pairs as a dictionary; values are JSON where they parse as such, else text.
+
+    Raises:
+        LabError: when a pair has no `=`.
+    """
+    changes = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LabError(f"`--set {pair}` has no value", remedy="write --set key=value")
+        try:
+            changes[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            changes[key.strip()] = value
+    return changes
+
+
+def _load(path: Path, set_: list[str] | None) -> Any:
+    from llmlab.config import apply_changes, load_config, parse_config
+    from llmlab.runs.folder import RunFolder
+
+    if path.is_dir():
+        record = RunFolder(path).record
+        if "config" not in record:
+            raise LabError("holds no run", where=str(path), remedy="name a config file or a run folder")
+        config = parse_config(record["config"], where=str(path))
+    else:
+        config = load_config(path)
+    return apply_changes(config, parse_changes(set_)) if set_ else config
+
+
+def _session(checkpoint: str, set_: list[str] | None) -> Any:
+    from llmlab.config.base import validate
+    from llmlab.config.chat import ChatSettings
+
+    settings = validate(ChatSettings, parse_changes(set_))
+    from llmlab.runs.folder import find_model
+
+    find_model(checkpoint)  # a wrong path is told before torch is loaded
+    from llmlab.chat.session import ChatSession
+    from llmlab.train.engine import quiet_libraries
+    from llmlab.train.loading import choose_device, load_model
+
+    quiet_libraries()
+    model, tokenizer = load_model(checkpoint)
+    return ChatSession(model.to(choose_device("auto")), tokenizer, settings)
+
+
+def _print(shown: Any) -> None:
+    from rich.console import Console
+
+    Console().print(shown)
+
+
+def main() -> None:
+    """Runs the command line; a person's error is one message and its exit code, never a traceback."""
+    try:
+        app()
+    except LabError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

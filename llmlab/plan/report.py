@@ -1,0 +1,102 @@
+"""The plan of a config as a table: what will run, what it needs, before anything starts. No torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+from rich.table import Table
+
+from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.plan.memory import training_memory
+from llmlab.plan.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
+
+
+def plan_table(config: LabBaseConfig) -> Table:
+    """Returns what a config will cost, as far as it is known without loading anything.
+
+    Raises:
+        LabError: when the model config that it names cannot be read.
+    """
+    table = Table(title=KINDS[config.kind].TITLE, show_header=False, title_justify="left")
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in plan_rows(config):
+        table.add_row(name, value)
+    return table
+
+
+def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
+    """Returns (what, how much) of a config's plan."""
+    if isinstance(config, ModelConfig):
+        return model_rows(config)
+    rows = []
+    if isinstance(config, PretrainConfig):
+        shape = config.model if isinstance(config.model, ModelConfig) else load_config(config.model)
+        if not isinstance(shape, ModelConfig):
+            raise LabError(f"is a {shape.kind!r} config, not a model", where=str(config.model))
+        rows += model_rows(shape)
+        precision = "fp32" if config.precision == "auto" and not _has_nvidia() else config.precision.replace("auto", "bf16")
+        memory = training_memory(
+            shape, batch_size=config.batch_size, optimizer=config.optimizer, precision=precision,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )  # fmt: skip
+        tokens = config.max_steps * config.batch_size * config.gradient_accumulation_steps * shape.max_seq_len
+        free = psutil.virtual_memory().available
+        verdict = "fits" if memory.total < 0.8 * free else "tight" if memory.total < free else "does not fit"
+        where = "" if _has_nvidia() else f" ({verdict}: {size(free)} free here)"
+        rows += [
+            ("training memory", f"about {size(memory.total)} in {precision}{where}"),
+            ("tokens", f"{tokens:,} in all, {tokens * flops_per_token(shape):.3g} FLOPs"),
+        ]
+        parameters = count_parameters(shape).total
+        needed = 4 * parameters * (3 * (config.save_total_limit + 1) + 2)
+        target = Path(config.output_dir or ".")
+        existing = next(p for p in (target, *target.absolute().parents) if p.exists())
+        rows.append(("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free"))
+    if isinstance(config, TrainingConfig):
+        rows += training_rows(config)
+    return rows
+
+
+def model_rows(config: ModelConfig) -> list[tuple[str, str]]:
+    """Returns the figures of an architecture."""
+    count = count_parameters(config)
+    return [
+        ("parameters", f"{count.total:,} ({count.non_embedding:,} without embeddings)"),
+        ("weights", f"{size(count.total * 2)} in bf16, {size(count.total * 4)} in fp32"),
+        ("KV cache", f"{size(1000 * kv_cache_bytes_per_token(config))} per 1,000 tokens in bf16"),
+        ("training", f"{flops_per_token(config):.3g} FLOPs per token at {config.max_seq_len:,} tokens"),
+    ]
+
+
+def training_rows(config: TrainingConfig) -> list[tuple[str, str]]:
+    """Returns what every training config says of itself."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = config.micro_batch_size * config.accumulation_steps * world
+    total = sum(source.weight for source in config.datasets)
+    rows = [("policy", config.policy_checkpoint)] if hasattr(config, "policy_checkpoint") else []
+    return [
+        *rows,
+        ("effective batch", f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {batch} (batch x accumulation x devices)"),
+        ("steps", f"{config.max_steps:,}, {config.warmup_steps:,} of them warm-up, then {config.scheduler}"),
+        ("optimizer", f"{config.optimizer}, learning rate {config.learning_rate:g}, weight decay {config.weight_decay:g}"),
+        ("data", ", ".join(f"{s.line()} ({s.weight / total:.0%})" for s in config.datasets)),
+    ]
+
+
+def size(count: float) -> str:
+    """Returns bytes as a person reads them: `3.2 MB`."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _has_nvidia() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""

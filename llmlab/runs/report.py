@@ -1,0 +1,113 @@
+"""Runs and checkpoints as tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from llmlab.errors import LabError
+from llmlab.runs.folder import RUNS, RunFolder, all_runs, find_model
+from llmlab.runs.seal import MANIFEST, verify
+
+FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_loss")
+
+
+def runs_table() -> Table:
+    """Returns every run below `checkpoints/`, newest first."""
+    table = Table("run", "kind", "status", "step", "held-out", "parent", title="runs", title_justify="left")
+    for run in all_runs():
+        record = run.record
+        metrics = record.get("metrics") or {}
+        figure = next((f"{name.removeprefix('eval_')} {metrics[name]:.4g}" for name in FIGURES if name in metrics), "")
+        status = record.get("status", "?")
+        table.add_row(str(run.path), record.get("config", {}).get("kind", "?"), status, str(record.get("step", "")), figure,
+                      _short(record.get("parent")))  # fmt: skip
+    if not table.row_count:
+        table.add_row("none yet: `llmlab quickstart` makes some", *[""] * 5)
+    return table
+
+
+def info_table(name: str) -> Table:
+    """Returns what is known of a checkpoint.
+
+    Raises:
+        LabError: when it is no checkpoint on this machine.
+    """
+    model = Path(find_model(name))
+    if not model.exists():
+        raise LabError("is not on this machine", where=name)
+    folder = model if model.is_dir() else model.parent
+    table = Table(title=name, show_header=False, title_justify="left")
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in _info_rows(folder):
+        table.add_row(*row)
+    return table
+
+
+def _info_rows(folder: Path) -> list[tuple[str, str]]:
+    rows = [("model", str(folder))]
+    for file in ("config.json", "adapter_config.json"):
+        if (folder / file).is_file():
+            shape: dict[str, Any] = json.loads((folder / file).read_text())
+            kept = {k: v for k, v in shape.items() if isinstance(v, (int, float, str)) and not k.startswith("_")}
+            rows.append((file.removesuffix(".json"), ", ".join(f"{key} {value}" for key, value in kept.items())))
+    record = RunFolder(folder.parent).record
+    if record:
+        config = record["config"]
+        rows += [
+            ("method", f"{config['kind']}, {record.get('step', '?')} steps, {record['status']}"),
+            ("parameters", f"{record['parameters']:,}, {record['trained_parameters']:,} trained"),
+            ("attention", record["attention"]),
+            ("lineage", " <- ".join(lineage(folder.parent))),
+        ]
+        metrics = record.get("metrics") or {}
+        rows += [(key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES]
+    fault = verify(folder) if (folder / MANIFEST).is_file() else "was not made by this lab"
+    rows.append(("seal", fault or "whole"))
+    return rows
+
+
+def lineage(run: Path) -> list[str]:
+    """Returns a run and what it came from, youngest first."""
+    names, seen = [], set()
+    current: Path | None = run
+    while current is not None and current not in seen:
+        seen.add(current)
+        names.append(str(current))
+        parent = RunFolder(current).record.get("parent")
+        if not parent:
+            break
+        path = Path(parent)
+        current = path.resolve().parent if path.name in ("best", "final") or path.is_symlink() else None
+        if current is None:
+            names.append(parent)
+        else:
+            current = current.relative_to(Path.cwd()) if current.is_relative_to(Path.cwd()) else current
+    return names
+
+
+def verify_run(name: str) -> tuple[list[str], bool]:
+    """Returns a line for each checkpoint and model of a run, and whether all are whole.
+
+    Raises:
+        LabError: when there is no such run.
+    """
+    folder = next((p for p in (Path(name), RUNS / name) if p.is_dir()), None)
+    if folder is None:
+        raise LabError("there is no such run", where=name, remedy="`llmlab runs` lists them")
+    found = [p for p in (*RunFolder(folder).checkpoints(), folder / "best", folder / "final") if p.is_dir()]
+    if not found:
+        raise LabError("holds no checkpoints", where=name)
+    faults = {path: verify(path) for path in found}
+    return [f"{path}: {fault or 'whole'}" for path, fault in faults.items()], not any(faults.values())
+
+
+def _short(parent: str | None) -> str:
+    if not parent:
+        return ""
+    path = Path(parent)
+    return path.parent.name if path.name in ("best", "final") else path.name
