@@ -80,6 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
+@torch.compiler.disable  # a compiled model calls it as it is: its slices already reuse their memory
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
     """Returns the cross-entropy of `hidden @ weight.T` against the next tokens, without holding all logits.
 
@@ -126,6 +127,9 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Returns x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32, in the dtype of x."""
+    if torch.compiler.is_compiling():  # the compiler fuses the plain formula itself
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -188,4 +192,7 @@ class _Rotate(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Returns x (B, H, T, D) rotated by the angles whose cos and sin are (B, 1, T, D / 2), in the dtype of x."""
+    if torch.compiler.is_compiling():
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     return _Rotate.apply(x, cos, sin)

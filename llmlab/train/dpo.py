@@ -5,10 +5,12 @@ loss = -log sigmoid(beta * [(log pi(y+|x) - log ref(y+|x)) - (log pi(y-|x) - log
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
 import trl
+from peft import PeftModel
 
 from llmlab.config import DPOConfig
 from llmlab.data.prepare import dpo_data
@@ -36,7 +38,11 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
     model.generation_config.eos_token_id = ensure_chat_template(tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = dpo_data(config, tokenizer)
-    reference = load_model(config.reference_checkpoint, dtype=model.dtype)[0] if config.reference_checkpoint else None
+    reference = None  # none: the policy itself, before its first step or without its adapter
+    if config.reference_checkpoint:
+        reference = load_model(config.reference_checkpoint, dtype=model.dtype)[0]
+    elif config.reference == "live" and not isinstance(model, PeftModel):
+        reference = copy.deepcopy(model)
     return Job(
         model=model,
         tokenizer=tokenizer,

@@ -1,0 +1,170 @@
+"""The menu: everything the lab does, numbered; each entry is a form, a config and a run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import questionary
+from rich.console import Console
+
+from llmlab.config import MODEL_PRESETS, ModelConfig, load_config, save_config
+from llmlab.config.base import KindConfig
+from llmlab.config.loader import kind_class
+from llmlab.config.presets import preset
+from llmlab.errors import LabError
+from llmlab.plan.report import plan_table
+from llmlab.runs.folder import RUNS, all_runs
+from llmlab.runs.report import runs_table
+from llmlab.train.stages import STAGES
+from llmlab.wizard.forms import fill_in, review
+
+CONFIGS = Path("model_configs")
+BACK = "back"
+
+
+def main_menu() -> None:
+    """Shows the menu until the person leaves."""
+    console = Console()
+    entries: list[tuple[str, Callable[[Console], None] | None]] = [
+        ("Configure a model", configure_model),
+        ("Base training", lambda console: train("pretrain", console)),
+        ("Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
+        ("Alignment (DPO)", lambda console: train("dpo", console)),
+        ("Test a model (chat)", test_model),
+        ("Saved configs and runs", saved),
+        ("Quit", None),
+    ]
+    while True:
+        console.print(f"\n[bold]llmlab[/bold]  [dim]{status()}[/dim]")
+        choices = [
+            questionary.Choice(title, value=index, shortcut_key=str(index + 1)) for index, (title, _) in enumerate(entries)
+        ]
+        picked = questionary.select("What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number, then Enter)")
+        index = picked.ask(kbi_msg="")
+        if index is None or entries[index][1] is None:
+            return
+        try:
+            entries[index][1](console)
+        except LabError as error:
+            console.print(f"[red]{error}[/red]")
+
+
+def status() -> str:
+    """Returns one line: disk and the last run."""
+    last = next(iter(all_runs()), None)
+    free = f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free"
+    return f"{free} · last run: {last.path} ({last.record.get('status')})" if last else f"{free} · no runs yet"
+
+
+def configure_model(console: Console) -> None:
+    """Asks for an architecture, from a preset on, and saves it."""
+    shown = [questionary.Choice(f"{name}", name) for name in MODEL_PRESETS]
+    name = questionary.select("Start from which shape?", shown).ask(kbi_msg="")
+    if name:
+        config = fill_in(preset(name), console)
+        if config:
+            _save(config, name, console)
+
+
+def train(kind: str, console: Console) -> None:
+    """Asks for a training config, saves it, and runs it if the person wants."""
+    cls = kind_class(kind)
+    start = cls()
+    models = _checkpoints()
+    if STAGES[kind].needs and not models:
+        console.print(f"[yellow]there is no checkpoint yet: {STAGES[kind].needs} comes first (2 makes one)[/yellow]")
+        return
+    if STAGES[kind].needs:
+        picked = questionary.select("Which checkpoint?", [*models, BACK]).ask(kbi_msg="")
+        if picked in (None, BACK):
+            return
+        start = cls(policy_checkpoint=picked)
+    else:
+        files = [str(path) for path in _configs() if isinstance(_loadable(path), ModelConfig)]
+        if not files:
+            console.print("[yellow]there is no model config yet: 1 makes one[/yellow]")
+            return
+        picked = questionary.select("Which model?", [*files, BACK]).ask(kbi_msg="")
+        if picked in (None, BACK):
+            return
+        start = cls(model=picked)
+    config = fill_in(start, console)
+    if config is None:
+        return
+    path = _save(config, kind, console)
+    if path and questionary.confirm("Run it now?", default=True).ask(kbi_msg=""):
+        _run(path)
+
+
+def test_model(console: Console) -> None:
+    """Opens a chat with a checkpoint."""
+    models = _checkpoints()
+    if not models:
+        console.print("[yellow]there is no checkpoint yet: 2 makes one, or `llmlab chat` takes any model by name[/yellow]")
+        return
+    picked = questionary.select("Which one?", [*models, BACK]).ask(kbi_msg="")
+    if picked not in (None, BACK):
+        _llmlab("chat", picked)
+
+
+def saved(console: Console) -> None:
+    """Lists runs and configs; a config can be looked at, edited, run, checked or deleted."""
+    console.print(runs_table())
+    files = [str(path) for path in _configs()]
+    picked = questionary.select("Which config?", [*files, BACK]).ask(kbi_msg="") if files else None
+    if picked in (None, BACK):
+        return
+    config = load_config(picked)
+    console.print(review(config))
+    actions = ["check", "edit", *(["run"] if config.kind in STAGES else []), "delete", BACK]
+    action = questionary.select("What with it?", actions).ask(kbi_msg="")
+    if action == "check":
+        console.print(plan_table(config))
+    elif action == "edit" and (changed := fill_in(config, console)):
+        console.print(f"saved as {save_config(changed, picked)}")
+    elif action == "run":
+        _run(Path(picked))
+    elif action == "delete" and questionary.confirm(f"Delete {picked}?", default=False).ask(kbi_msg=""):
+        Path(picked).unlink()
+
+
+def _save(config: KindConfig, name: str, console: Console) -> Path | None:
+    target = questionary.text("Save as", default=str(CONFIGS / f"{name}.json")).ask(kbi_msg="")
+    if not target:
+        return None
+    if Path(target).exists() and not questionary.confirm(f"{target} exists. Replace it?", default=True).ask(kbi_msg=""):
+        return None
+    path = save_config(config, target)
+    console.print(f"saved as {path}")
+    return path
+
+
+def _configs() -> list[Path]:
+    return sorted(CONFIGS.glob("*.json"))
+
+
+def _loadable(path: Path) -> KindConfig | None:
+    try:
+        return load_config(path)
+    except LabError:
+        return None
+
+
+def _checkpoints() -> list[str]:
+    return [str(run.path) for run in all_runs(RUNS) if run.result()]
+
+
+def _run(path: Path) -> None:
+    _llmlab("run", str(path))
+
+
+def _llmlab(*arguments: str) -> None:
+    """Runs a command of the lab in a process of its own: what the menu starts is what the command line starts."""
+    try:
+        subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False)
+    except KeyboardInterrupt:
+        return  # the other process has been told too, and has ended by itself

@@ -1,0 +1,86 @@
+"""Shared material: real text, a tokenizer learned from it, a tiny model that truly trained on it."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from llmlab.config import ModelConfig, PretrainConfig, SourceConfig
+from llmlab.model import LabConfig, LabForCausalLM
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    os.environ["LLMLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory, own_cache):
+    from llmlab.data.prepare import document_texts
+    from llmlab.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(document_texts(SourceConfig(name="llmlab:moby-dick", max_rows=20)), 512).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder):
+    from llmlab.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(str(tokenizer_folder))
+
+
+@pytest.fixture(scope="session")
+def shape(tokenizer_folder):
+    return ModelConfig(
+        tokenizer_name=str(tokenizer_folder), vocab_size=512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, max_seq_len=64
+    )
+
+
+@pytest.fixture(scope="session")
+def base_config(shape):
+    """A base training config of a few seconds; tests change what they need."""
+
+    def make(folder, **changes):
+        values = dict(
+            model=shape, datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)], eval_fraction=0.1, max_steps=30,
+            learning_rate=3e-3, warmup_steps=3, batch_size=8, gradient_accumulation_steps=1, eval_every=10, eval_steps=4,
+            save_every=10, log_every=5, output_dir=str(folder), report_to=[],
+        )  # fmt: skip
+        return PretrainConfig(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def base_run(base_config, tmp_path_factory):
+    from llmlab.train.engine import run
+
+    return run(base_config(tmp_path_factory.mktemp("runs") / "base"))
+
+
+def small_config(**changes):
+    """A lab configuration of a toy model."""
+    values = dict(vocab_size=97, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64, max_seq_len=64)
+    return LabConfig(**{**values, **changes})
+
+
+def small_model(**changes):
+    return LabForCausalLM(small_config(**changes)).eval()
+
+
+POSITIONS = ["sinusoidal", "rope", "alibi", "yarn"]
+
+
+def with_positions(name, **changes):
+    return small_model(
+        positional_encoding=name, **({"yarn_original_max_seq_len": 16, "yarn_factor": 4.0} if name == "yarn" else {}), **changes
+    )
