@@ -1,6 +1,6 @@
 """Small exact tasks: questions whose answers can be checked, for learning to follow instructions in minutes.
 
-Every question has one right answer, computed here. Training and held-out questions never overlap: a question belongs
+Every question has one right answer, computed here, and one careless answer. Training and held-out questions never overlap: a question belongs
 to the held-out side by a hash of its text.
 """
 
@@ -63,6 +63,22 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
     "count": _count,
     "last": _last,
 }
+
+
+def careless_answer(task: str, question: str, answer: str) -> str:
+    """Returns the typical mistake of someone who did not look twice; always different from the right answer."""
+    words = question.rstrip(".?").split()
+    match task:
+        case "copy":
+            return answer[:-2]  # stops one letter early
+        case "reverse":
+            forwards = question.removeprefix("Reverse: ")
+            return forwards if forwards != answer else answer[:-2]
+        case "last":
+            return words[3] if words[3] != answer else words[-2] if words[-2] != answer else "none"
+        case "larger":
+            return next(word for word in (words[3].rstrip(","), words[5]) if word != answer)
+    return str(int(answer) + 1)  # off by one
 
 
 def is_held_out(question: str) -> bool:

@@ -72,6 +72,7 @@ def save_model(trainer: Trainer, target: Path, **facts: object) -> None:
         return
     for leftover in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run
         (aside / leftover).unlink(missing_ok=True)
+    shutil.rmtree(aside / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter, which is not what was trained
     seal(aside, **facts)
     old = target.with_name(f".{target.name}-old")
     shutil.rmtree(old, ignore_errors=True)

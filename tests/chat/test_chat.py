@@ -1,0 +1,79 @@
+"""The chat: streaming equals generating, commands do what they say, base models are completed."""
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from llmlab.chat.generation import stream
+from llmlab.chat.session import ChatSession
+from llmlab.config.chat import ChatSettings
+from llmlab.errors import LabError
+from llmlab.train.loading import load_model
+
+
+@pytest.fixture
+def session(base_run):
+    model, tokenizer = load_model(str(base_run.folder))
+    return ChatSession(model, tokenizer, ChatSettings(max_new_tokens=12, temperature=0))
+
+
+@pytest.fixture
+def console():
+    return Console(record=True, width=100)
+
+
+def test_a_base_model_continues_the_text(session):
+    assert not session.chats and session.prompt("Call me") == "Call me"
+    pieces = []
+    answer, stopped = session.reply("Call me", pieces.append)
+    ids = session.tokenizer("Call me", return_tensors="pt")["input_ids"]
+    whole = session.model.generate(ids, do_sample=False, max_new_tokens=12)[0, ids.shape[1] :]
+    assert "".join(pieces) == session.tokenizer.decode(whole, skip_special_tokens=True)
+    assert not stopped and answer == "".join(pieces).strip()
+
+
+def test_closing_the_stream_stops_the_model(session):
+    settings = ChatSettings(max_new_tokens=10_000, temperature=1.0)
+    pieces = stream(session.model, session.tokenizer, "The whale", settings)
+    next(pieces)
+    pieces.close()  # returns only when the generating thread has ended
+
+
+def test_seed_repeats_an_answer(session):
+    settings = ChatSettings(max_new_tokens=12, temperature=1.0, seed=5)
+    assert len({"".join(stream(session.model, session.tokenizer, "The", settings)) for _ in range(3)}) == 1
+    torch.manual_seed(0)
+
+
+def test_commands(session, console, tmp_path):
+    session.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    session.chats = True
+    session.command("/system Speak like a sailor.", console)
+    session.command("/set temperature 0.25", console)
+    assert session.settings.temperature == 0.25
+    assert session.prompt("Ahoy") == "system: Speak like a sailor.\nuser: Ahoy\n"
+    session.messages = [{"role": "user", "content": "hi"}]
+    session.command(f"/save {tmp_path}/talk.jsonl", console)
+    assert json.loads((tmp_path / "talk.jsonl").read_text()) == {"role": "user", "content": "hi"}
+    session.command("/reset", console)
+    assert session.messages == []
+    session.command("/set", console)
+    session.command("/help", console)
+    shown = console.export_text()
+    assert "top_p" in shown and "/quit" in shown
+    assert session.command("/quit", console) is False
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("/set temperature hot", "is not a number"),
+    ("/set temprature 1", "did you mean `temperature`?"),
+    ("/set top_p 3", "at most 1"),
+    ("/sett", "no command"),
+    ("/save", "needs a file name"),
+    ("/system be kind", "a base model has no system prompt"),
+])  # fmt: skip
+def test_wrong_commands_say_why(session, console, line, expected):
+    with pytest.raises(LabError, match=expected.replace("?", r"\?")):
+        session.command(line, console)

@@ -1,0 +1,251 @@
+"""Data: sources and their errors, shapes, tokenizers, masks, packing, the cache."""
+
+import gzip
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, SourceConfig
+from llmlab.data.packing import PackedCollator, pack_stream
+from llmlab.data.prepare import cut_text, dpo_data, pretrain_data, sft_data
+from llmlab.data.render import assistant_spans, tokenize_conversation
+from llmlab.data.shapes import parse_conversation, to_pair
+from llmlab.data.sources import load_rows
+from llmlab.data.tasks import TASKS, distinct_questions, is_held_out, questions
+from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer, train_tokenizer
+from llmlab.errors import LabError
+
+TALK = [
+    {"role": "system", "content": "Answer briefly."},
+    {"role": "user", "content": "Add 3 and 14."},
+    {"role": "assistant", "content": "17"},
+    {"role": "user", "content": "And Ahab’s ship?"},
+    {"role": "assistant", "content": "The Pequod, of Nantucket."},
+]
+
+
+def test_text_files_become_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("Call me Ishmael.\n\n" + "word " * 9000 + "\n\nAnd that is the end.")
+    with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
+        file.write("Some years ago")
+    rows = load_rows(SourceConfig(name=str(tmp_path)))
+    assert [len(row["text"]) > 10 for row in rows] == [True] * 3
+    assert rows[2]["text"] == "Some years ago"
+
+
+@pytest.mark.parametrize("suffix, write", [
+    ("jsonl", lambda p, rows: p.write_text("".join(json.dumps(r) + "\n" for r in rows))),
+    ("csv", lambda p, rows: p.write_text("text\n" + "".join(f'"{r["text"]}"\n' for r in rows))),
+    ("parquet", lambda p, rows: __import__("datasets").Dataset.from_list(rows).to_parquet(p)),
+])  # fmt: skip
+def test_table_files(tmp_path, suffix, write):
+    rows = [{"text": "one"}, {"text": "two"}]
+    write(tmp_path / f"a.{suffix}", rows)
+    assert load_rows(SourceConfig(name=str(tmp_path / f"a.{suffix}")))["text"] == ["one", "two"]
+
+
+@pytest.mark.parametrize("name, content, expected", [
+    ("empty.txt", b"", "is empty"),
+    ("space.txt", b" \n\n ", "is empty"),
+    ("binary.txt", b"\x7fELF\0\0\0", "binary file"),
+    ("latin.txt", "é".encode("latin-1") * 20, "not UTF-8"),
+    ("broken.jsonl", b'{"text": "a"}\n{"text": ', "cannot be read as json"),
+    ("image.png", b"\x89PNG", "cannot be read"),
+    (None, b"", "no such file"),
+])  # fmt: skip
+def test_sources_that_cannot_be_read(tmp_path, name, content, expected):
+    path = tmp_path / (name or "nowhere.txt")
+    if name:
+        path.write_bytes(content)
+    with pytest.raises(LabError, match=expected) as caught:
+        list(load_rows(SourceConfig(name=str(path))))
+    assert str(path) in str(caught.value)
+
+
+def test_a_folder_without_texts(tmp_path):
+    with pytest.raises(LabError, match="no readable files"):
+        load_rows(SourceConfig(name=str(tmp_path)))
+
+
+def test_a_hub_id_offline_says_so_and_names_alternatives():
+    with pytest.raises(LabError) as caught:
+        load_rows(SourceConfig(name="HuggingFaceFW/fineweb-edu"))
+    assert "the hub did not give it" in str(caught.value) and "llmlab:moby-dick" in str(caught.value)
+
+
+def test_a_tokenizer_that_is_nowhere():
+    for name in ("Qwen/Qwen2.5-0.5B", "checkpoints/none"):
+        with pytest.raises(LabError):
+            load_tokenizer(name)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=60))
+def test_tokenizers_lose_nothing(tokenizer, text):
+    for each in (tokenizer, load_tokenizer("byte")):
+        ids = each(text, add_special_tokens=False)["input_ids"]
+        if not any(token in text for token in each.all_special_tokens):
+            assert each.decode(ids, skip_special_tokens=False) == text
+
+
+def test_vocabulary_size_is_the_users_choice():
+    texts = [row["text"] for row in load_rows(SourceConfig(name="llmlab:moby-dick", max_rows=5))]
+    assert len(train_tokenizer(texts, 700)) == 700
+    with pytest.raises(LabError, match="too small"):
+        train_tokenizer(texts, 100)
+    with pytest.raises(LabError, match="gives only"):
+        train_tokenizer(["abc"], 5000)
+
+
+def test_digits_are_single_tokens(tokenizer):
+    assert [tokenizer.decode(i) for i in tokenizer("1851", add_special_tokens=False)["input_ids"]] == list("1851")
+
+
+def test_mask_is_the_templates_own_and_the_assistants_words(tokenizer):
+    made = tokenize_conversation(tokenizer, TALK, "assistant")
+    marked = tokenizer.apply_chat_template(TALK, return_assistant_tokens_mask=True, return_dict=True)
+    assert made["input_ids"] == marked["input_ids"]
+    assert made["labels"] == [i if m else -100 for i, m in zip(marked["input_ids"], marked["assistant_masks"], strict=True)]
+    learned = [label for label in made["labels"] if label != -100]
+    assert tokenizer.decode(learned) == "17<|im_end|>The Pequod, of Nantucket.<|im_end|>"
+    assert tokenize_conversation(tokenizer, TALK, "all")["labels"] == made["input_ids"]
+
+
+def test_a_template_that_rewrites_history_is_refused(tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.content }}|{% else %}...{% endif %}{% endfor %}"
+    )
+    with pytest.raises(LabError, match="rewrites earlier turns"):
+        assistant_spans(tokenizer, TALK)
+
+
+def test_a_tokenizer_without_template_gets_one():
+    tokenizer = load_tokenizer("byte")
+    tokenizer.chat_template = None
+    ends = ensure_chat_template(tokenizer)
+    assert tokenizer.convert_ids_to_tokens(ends) == ["<|im_end|>", "<|endoftext|>"]
+
+
+documents = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=30), max_size=20)
+
+
+@settings(max_examples=200, deadline=None)
+@given(documents, st.integers(1, 17))
+def test_packing_keeps_every_token_in_order(docs, length):
+    rows = list(pack_stream(docs, length))
+    flat = list(itertools.chain.from_iterable(docs))
+    packed = np.concatenate([row["input_ids"] for row in rows]).tolist() if rows else []
+    assert packed == flat[: len(flat) // length * length]
+    starts = set(itertools.accumulate([0, *map(len, docs)]))
+    for index, row in enumerate(rows):
+        for offset, position in enumerate(row["position_ids"]):
+            place = index * length + offset
+            fresh = offset == 0 or place in starts
+            assert position == (0 if fresh else row["position_ids"][offset - 1] + 1)
+
+
+def test_collator_separates_padding_and_first_tokens():
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "seq_lengths": [2, 3]}, {"input_ids": [4, 4], "labels": [4, 4]}]
+    batch = PackedCollator(pad_token_id=0)(rows)
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
+    assert batch["labels"].tolist() == [[-100, 6, -100, 8, 9], [-100, 4, -100, -100, -100]]
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [4, 4, 0, 0, 0]]
+
+
+@given(st.text(alphabet="ab\n", max_size=200), st.integers(1, 40))
+def test_cut_texts_join_again(text, size):
+    assert "".join(cut_text(text, size)) == text
+
+
+def test_base_data_is_cached_whole_and_held_out_apart(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    config = PretrainConfig(datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)], eval_fraction=0.1)
+    first = pretrain_data(config, tokenizer, 64)
+    monkeypatch.setattr("llmlab.data.prepare._packed", lambda *_: pytest.fail("was built twice"))
+    again = pretrain_data(config, tokenizer, 64)
+    assert first.facts == again.facts and first.eval is not None
+    assert np.array_equal(first.train[3]["input_ids"], again.train[3]["input_ids"])
+    assert again.train.cache_files, "rows are read from disk"
+    train = {tuple(row["input_ids"]) for row in first.train}
+    assert not any(tuple(row["input_ids"]) in train for row in first.eval)
+
+
+def test_a_failed_build_leaves_no_cache(tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    monkeypatch.setattr("datasets.DatasetDict.save_to_disk", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    config = PretrainConfig(datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)])
+    with pytest.raises(LabError, match="No space left"):
+        pretrain_data(config, tokenizer, 64)
+    assert os.listdir(tmp_path / "data") == []
+
+
+def test_streamed_rows_equal_the_documents(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"chapter {i} of the whale"}) + "\n" for i in range(700)))
+    source = SourceConfig(name=str(tmp_path / "a.jsonl"), streaming=True)
+    data = pretrain_data(PretrainConfig(datasets=[source]), tokenizer, 32)
+    ids = list(itertools.chain.from_iterable(row["input_ids"].tolist() for row in itertools.islice(data.train, 5)))
+    assert tokenizer.decode(ids).startswith("chapter 500 of the whale<|endoftext|>chapter 501")  # 500 documents are held out
+    assert data.eval is not None
+
+
+def test_mixtures_follow_their_weights(tokenizer, tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name}{i}", "completion": name}) + "\n" for i in range(2000)))
+    config = SFTConfig(datasets=[f"{tmp_path}/a.jsonl | | 3", f"{tmp_path}/b.jsonl | | 1"], packing=False, eval_fraction=0, max_length=64)
+    rows = sft_data(config, tokenizer).train
+    share = sum("a<|im_end|>" in tokenizer.decode(row["input_ids"]) for row in rows) / len(rows)
+    assert 0.72 < share < 0.78
+
+
+def test_sft_rows_without_anything_to_learn_are_counted(tokenizer, tmp_path):
+    rows = [{"prompt": "x " * 100, "completion": "lost"}, {"prompt": "Who?", "completion": "Ahab"}, {"prompt": "Ship?", "completion": "Pequod"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = sft_data(SFTConfig(datasets=[f"{tmp_path}/a.jsonl"], max_length=48, eval_fraction=0), tokenizer)
+    assert (data.facts["train_rows"], data.facts["train_dropped"], data.facts["train_cut"]) == (2, 1, 1)
+
+
+def test_wrong_shapes_show_the_columns(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"foo": "1"}\n{"foo": "2"}\n')
+    with pytest.raises(LabError, match="columns foo"):
+        sft_data(SFTConfig(datasets=[f"{tmp_path}/a.jsonl"]), tokenizer)
+    with pytest.raises(LabError, match="needed: preference rows"):
+        dpo_data(DPOConfig(datasets=["llmlab:moby-dick"]), tokenizer)
+
+
+def test_conversation_strings_and_pairs():
+    text = "\n\nHuman: Who hunts?\n\nAssistant: Ahab.\n\nHuman: Whom?\n\nAssistant: "
+    assert parse_conversation(text + "The whale.")[-1] == {"role": "assistant", "content": "The whale."}
+    prompt, chosen, rejected = to_pair({"chosen": text + "The whale.", "rejected": text + "Nobody."})
+    assert [m["role"] for m in prompt] == ["user", "assistant", "user"] and (chosen, rejected) == ("The whale.", "Nobody.")
+    assert to_pair({"chosen": text + "A", "rejected": text + "A"}) is None
+    assert to_pair({"prompt": "x", "chosen": "", "rejected": "b"}) is None
+    assert to_pair({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}) is None
+
+
+def test_pairs_count_answers_alone(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "Who?", "chosen": "Ahab", "rejected": "Stubb"}) + "\n")
+    row = dpo_data(DPOConfig(datasets=[f"{tmp_path}/a.jsonl"], eval_fraction=0), tokenizer).train[0]
+    assert tokenizer.decode(row["prompt_ids"]) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(row["chosen_ids"]) == "Ahab<|im_end|>"
+
+
+def test_tasks_are_right_and_split():
+    solve = {
+        "add": lambda q: sum(int(w.strip(".")) for w in q.split() if w.strip(".").isdigit()),
+        "copy": lambda q: q.removeprefix("Copy: "),
+        "reverse": lambda q: q.removeprefix("Reverse: ")[::-1],
+        "count": lambda q: len(q.removeprefix("Count: ").split()),
+        "last": lambda q: q[-1],
+    }
+    for task, question, answer in itertools.islice(questions(3, held_out=False), 400):
+        assert not is_held_out(question)
+        if task in solve:
+            assert answer == str(solve[task](question))
+    held = distinct_questions(400, seed=1)
+    assert len({q for _, q, _ in held}) == 400 and all(is_held_out(q) for _, q, _ in held) and {t for t, _, _ in held} == set(TASKS)
