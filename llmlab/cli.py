@@ -155,7 +155,9 @@ def tokenizer(
 def quickstart(
     minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 5.0,
     model: Annotated[str | None, typer.Option(help="Fine-tune this model with LoRA in place of a new one.")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path("checkpoints/quickstart"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path(
+        "checkpoints/quickstart"
+    ),
 ) -> None:
     """The whole pipeline on what ships: train, fine-tune, align, compare."""
     from llmlab.quickstart import quickstart as whole_pipeline

@@ -1,8 +1,9 @@
 """The whole pipeline on what ships: tokenizer, base training, SFT, DPO, with held-out figures before and after each.
 
 Sits at the top of the house with the command line: it only writes configs and runs them, so everything it did can be
-replayed with `llmlab run`. Preference pairs are made by the fine-tuned model itself: a wrong answer it gives to a
-training question is the rejected one, the right answer the chosen one.
+replayed with `llmlab run`. As in life, the instruction data was not checked: a part of its answers is careless. What the
+fine-tuned model takes over of that, preference training mends: a wrong answer of its own to a training question is the
+rejected one, the right answer the chosen one. Held-out questions occur in neither.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,11 +23,12 @@ from rich.table import Table
 
 from llmlab.config import DPOConfig, ModelConfig, PretrainConfig, SFTConfig, SourceConfig, save_config
 from llmlab.config.loader import write_text_atomically
-from llmlab.data.tasks import distinct_questions, questions
+from llmlab.data.tasks import careless_answer, distinct_questions, questions
 from llmlab.errors import LabError
 
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
+CARELESS = 0.4  # share of careless answers in the instruction data
 DEFAULT_MINUTES = 5.0
 
 
@@ -96,17 +99,17 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
 
     console.rule("1 of 3: tokenizer and base training on Moby-Dick")
     source = SourceConfig(name="llmlab:moby-dick")
-    tokenizer = train_tokenizer(document_texts(source), 2048)
+    tokenizer = train_tokenizer(document_texts(source), 1024)
     tokenizer.save_pretrained(folder / "tokenizer")
     shape = ModelConfig(
-        tokenizer_name=str(folder / "tokenizer"), vocab_size=len(tokenizer), d_model=192, n_layers=5, n_heads=6,
-        n_kv_heads=2, d_ff=512, max_seq_len=256,
+        tokenizer_name=str(folder / "tokenizer"), vocab_size=len(tokenizer), d_model=160, n_layers=4, n_heads=4,
+        n_kv_heads=2, d_ff=432, max_seq_len=256,
     )  # fmt: skip
     save_config(shape, folder / "model.json")
-    steps = scale.steps(260)
+    steps = scale.steps(280)
     config = PretrainConfig(
         model=str(folder / "model.json"), datasets=[source], eval_fraction=0.05, max_steps=steps, optimizer="muon",
-        learning_rate=4e-3, warmup_steps=min(20, steps // 5), batch_size=16, gradient_accumulation_steps=1,
+        learning_rate=1e-2, warmup_steps=min(20, steps // 5), batch_size=16, gradient_accumulation_steps=1,
         eval_every=max(1, steps // 4), eval_steps=20, save_every=steps, output_dir=str(folder / "base"), report_to=[],
     )  # fmt: skip
     result = _run(config, folder / "base.json", report, console)
@@ -121,12 +124,14 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
 
 def _sft(folder: Path, policy: str, scale: Scale, test: list[Question], report: Report, console: Console) -> str:
     console.rule("2 of 3: supervised fine-tuning on questions and answers")
-    steps = scale.steps(16 if scale.small else 700)
+    steps = scale.steps(16 if scale.small else 300)
     rows = list(itertools.islice(questions(0, held_out=False), 2000 if scale.small else 40_000))
-    _write_rows(folder / "sft.jsonl", [{"prompt": question, "completion": answer} for _, question, answer in rows])
+    rng = random.Random(0)
+    said = [careless_answer(*row) if rng.random() < CARELESS else row[2] for row in rows]
+    _write_rows(folder / "sft.jsonl", [{"prompt": row[1], "completion": text} for row, text in zip(rows, said, strict=True)])
     _write_rows(folder / "test.jsonl", [{"task": t, "prompt": q, "completion": a} for t, q, a in test])
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-4, batch_size=2, max_length=256)
-    own: dict[str, Any] = dict(optimizer="muon", learning_rate=2e-3, batch_size=8, max_length=256)
+    own: dict[str, Any] = dict(optimizer="muon", learning_rate=4e-3, batch_size=16, max_length=256)
     config = SFTConfig(
         policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "sft.jsonl"))],
         eval_datasets=[SourceConfig(name=str(folder / "test.jsonl"))], max_steps=steps, warmup_steps=min(20, steps // 5),
@@ -148,13 +153,15 @@ def _dpo(folder: Path, policy: str, scale: Scale, test: list[Question], report: 
     pairs = _own_mistakes(policy, train, console)
     test_pairs = _own_mistakes(policy, test, console, at_least=1)
     _write_rows(folder / "dpo.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs])
-    _write_rows(folder / "dpo_test.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in test_pairs])
+    _write_rows(
+        folder / "dpo_test.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in test_pairs]
+    )
     steps = scale.steps(8 if scale.small else 120)
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-5, batch_size=4, mini_batch_size=2)
-    own: dict[str, Any] = dict(learning_rate=3e-4, batch_size=64, mini_batch_size=64)
+    own: dict[str, Any] = dict(learning_rate=1e-4, batch_size=64, mini_batch_size=64)
     config = DPOConfig(
         policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "dpo.jsonl"))],
-        eval_datasets=[SourceConfig(name=str(folder / "dpo_test.jsonl"))], beta=0.1, max_steps=steps,
+        eval_datasets=[SourceConfig(name=str(folder / "dpo_test.jsonl"))], beta=0.3, max_steps=steps,
         warmup_steps=min(10, steps // 5), max_length=128, max_prompt_length=96, eval_every=max(1, steps // 2), eval_steps=10,
         save_every=steps, output_dir=str(folder / "dpo"), report_to=[], **(small if scale.small else own),
     )  # fmt: skip

@@ -41,7 +41,14 @@ def tokenizer(tokenizer_folder):
 @pytest.fixture(scope="session")
 def shape(tokenizer_folder):
     return ModelConfig(
-        tokenizer_name=str(tokenizer_folder), vocab_size=512, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, max_seq_len=64
+        tokenizer_name=str(tokenizer_folder),
+        vocab_size=512,
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=128,
+        max_seq_len=64,
     )
 
 

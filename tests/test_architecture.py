@@ -56,7 +56,9 @@ def test_menu_never_imports_torch(tmp_path):
 
 def test_the_three_doors_are_one_program():
     outputs = {
-        subprocess.run([sys.executable, *door, "--help"], capture_output=True, text=True, cwd=ROOT.parent).stdout.split("Options")[1]
+        subprocess.run([sys.executable, *door, "--help"], capture_output=True, text=True, cwd=ROOT.parent).stdout.split(
+            "Options"
+        )[1]
         for door in (["-m", "llmlab"], ["llmlab_cli.py"])
     }
     assert len(outputs) == 1

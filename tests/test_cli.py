@@ -13,7 +13,12 @@ from llmlab.config import save_config
 def llmlab(*arguments, cwd, stdin=""):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     return subprocess.run(
-        [sys.executable, "-m", "llmlab", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, input=stdin, env=environment
+        [sys.executable, "-m", "llmlab", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        input=stdin,
+        env=environment,
     )
 
 
@@ -109,7 +114,9 @@ def test_run_stop_resume_generate_info(place):
     assert ends[0] == ends[1]
 
     said = llmlab("generate", "run", "--prompt", "Call me", "--set", "temperature=0", "--set", "max_new_tokens=8", cwd=place)
-    piped = llmlab("chat", "run", "--set", "temperature=0", "--set", "max_new_tokens=8", cwd=place, stdin="Call me\n\nCall me\n")
+    piped = llmlab(
+        "chat", "run", "--set", "temperature=0", "--set", "max_new_tokens=8", cwd=place, stdin="Call me\n\nCall me\n"
+    )
     assert said.returncode == 0 and piped.stdout.count(said.stdout.strip()) == 2
     info = llmlab("info", "run", cwd=place).stdout
     assert "pretrain, 60 steps, done" in info and "whole" in info

@@ -137,7 +137,9 @@ def chat(session: ChatSession, console: Console) -> None:
 
     kind = "chat" if session.chats else "base model: it continues your text"
     console.print(f"[bold]{session.model.config.name_or_path}[/bold] [dim]({kind}; /help for commands)[/dim]")
-    prompt = PromptSession(HTML("<ansicyan><b>you</b></ansicyan> ") if session.chats else HTML("<ansicyan><b>text</b></ansicyan> "))
+    prompt = PromptSession(
+        HTML("<ansicyan><b>you</b></ansicyan> ") if session.chats else HTML("<ansicyan><b>text</b></ansicyan> ")
+    )
     interrupted = False
     while True:
         try:
@@ -159,7 +161,9 @@ def chat(session: ChatSession, console: Console) -> None:
                     break
                 continue
             console.print("[green bold]model[/green bold] ", end="")
-            _, stopped = session.reply(said, lambda piece: console.print(piece, end="", markup=False, highlight=False, soft_wrap=True))
+            _, stopped = session.reply(
+                said, lambda piece: console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            )
             console.print("[dim] (stopped)[/dim]" if stopped else "")
         except LabError as error:
             console.print(f"[red]{error}[/red]")

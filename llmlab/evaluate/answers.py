@@ -64,7 +64,9 @@ def answer(
     given = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=False).to(model.device)
+        batch = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=False).to(
+            model.device
+        )
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         out = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
         for index, text in zip(part, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):

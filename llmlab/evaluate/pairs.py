@@ -38,7 +38,8 @@ def preference_accuracy(
         ]
         prompts = [row["prompt_ids"] for row in made]
         chosen, rejected = (
-            answer_log_probs(model, prompts, [row[key] for row in made], tokenizer.pad_token_id) for key in ("chosen_ids", "rejected_ids")
+            answer_log_probs(model, prompts, [row[key] for row in made], tokenizer.pad_token_id)
+            for key in ("chosen_ids", "rejected_ids")
         )
         won += int((chosen > rejected).sum())
     model.train(was_training)

@@ -82,7 +82,10 @@ def training_rows(config: TrainingConfig) -> list[tuple[str, str]]:
     rows = [("policy", config.policy_checkpoint)] if hasattr(config, "policy_checkpoint") else []
     return [
         *rows,
-        ("effective batch", f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {batch} (batch x accumulation x devices)"),
+        (
+            "effective batch",
+            f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {batch} (batch x accumulation x devices)",
+        ),
         ("steps", f"{config.max_steps:,}, {config.warmup_steps:,} of them warm-up, then {config.scheduler}"),
         ("optimizer", f"{config.optimizer}, learning rate {config.learning_rate:g}, weight decay {config.weight_decay:g}"),
         ("data", ", ".join(f"{s.line()} ({s.weight / total:.0%})" for s in config.datasets)),

@@ -94,7 +94,6 @@ class RunResult:
             }
         )
 
-
     def summary(self) -> str:
         """Returns the result line for a person."""
         if self.stopped_by:
@@ -139,13 +138,13 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     precision = choose_precision(config.precision, device)
     torch.manual_seed(config.seed)
     job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
-    _say_plan(config, job, device, precision, console)
 
     path, checkpoint = _place(config, job, resume, console)
     parameters = sum(p.numel() for p in job.model.parameters())
     folder = RunFolder.create(
         path, _facts(config, job, path, device, precision, parameters), needed_bytes=_bytes_written(config, job, parameters)
     )
+    _say_plan(config, job, device, precision, console)
     if checkpoint:
         folder.forget_after(int(checkpoint.name.split("-")[1]))
     stop, best = StopOnSignal(), KeepBest(folder)

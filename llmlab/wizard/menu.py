@@ -43,7 +43,9 @@ def main_menu() -> None:
         choices = [
             questionary.Choice(title, value=index, shortcut_key=str(index + 1)) for index, (title, _) in enumerate(entries)
         ]
-        picked = questionary.select("What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number, then Enter)")
+        picked = questionary.select(
+            "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number, then Enter)"
+        )
         index = picked.ask(kbi_msg="")
         if index is None or entries[index][1] is None:
             return

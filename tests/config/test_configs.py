@@ -94,7 +94,11 @@ def test_a_change_drops_what_no_longer_applies():
 
 def test_files_that_are_no_configs(tmp_path):
     whole = json.dumps({"kind": "model"}, indent=2)
-    for content, expected in [(whole[:8].encode(), "not valid JSON"), (b"\x80\x81", "not a JSON text"), (b"[" * 100_000, "JSON")]:
+    for content, expected in [
+        (whole[:8].encode(), "not valid JSON"),
+        (b"\x80\x81", "not a JSON text"),
+        (b"[" * 100_000, "JSON"),
+    ]:
         file = tmp_path / "c.json"
         file.write_bytes(content)
         with pytest.raises(LabError, match=expected):

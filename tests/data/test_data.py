@@ -151,7 +151,10 @@ def test_packing_keeps_every_token_in_order(docs, length):
 
 
 def test_collator_separates_padding_and_first_tokens():
-    rows = [{"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "seq_lengths": [2, 3]}, {"input_ids": [4, 4], "labels": [4, 4]}]
+    rows = [
+        {"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9], "seq_lengths": [2, 3]},
+        {"input_ids": [4, 4], "labels": [4, 4]},
+    ]
     batch = PackedCollator(pad_token_id=0)(rows)
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
     assert batch["labels"].tolist() == [[-100, 6, -100, 8, 9], [-100, 4, -100, -100, -100]]
@@ -178,7 +181,9 @@ def test_base_data_is_cached_whole_and_held_out_apart(tokenizer, monkeypatch, tm
 
 def test_a_failed_build_leaves_no_cache(tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
-    monkeypatch.setattr("datasets.DatasetDict.save_to_disk", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "datasets.DatasetDict.save_to_disk", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     config = PretrainConfig(datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)])
     with pytest.raises(LabError, match="No space left"):
         pretrain_data(config, tokenizer, 64)
@@ -196,15 +201,23 @@ def test_streamed_rows_equal_the_documents(tokenizer, tmp_path):
 
 def test_mixtures_follow_their_weights(tokenizer, tmp_path):
     for name in "ab":
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"prompt": f"{name}{i}", "completion": name}) + "\n" for i in range(2000)))
-    config = SFTConfig(datasets=[f"{tmp_path}/a.jsonl | | 3", f"{tmp_path}/b.jsonl | | 1"], packing=False, eval_fraction=0, max_length=64)
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"prompt": f"{name}{i}", "completion": name}) + "\n" for i in range(2000))
+        )
+    config = SFTConfig(
+        datasets=[f"{tmp_path}/a.jsonl | | 3", f"{tmp_path}/b.jsonl | | 1"], packing=False, eval_fraction=0, max_length=64
+    )
     rows = sft_data(config, tokenizer).train
     share = sum("a<|im_end|>" in tokenizer.decode(row["input_ids"]) for row in rows) / len(rows)
     assert 0.72 < share < 0.78
 
 
 def test_sft_rows_without_anything_to_learn_are_counted(tokenizer, tmp_path):
-    rows = [{"prompt": "x " * 100, "completion": "lost"}, {"prompt": "Who?", "completion": "Ahab"}, {"prompt": "Ship?", "completion": "Pequod"}]
+    rows = [
+        {"prompt": "x " * 100, "completion": "lost"},
+        {"prompt": "Who?", "completion": "Ahab"},
+        {"prompt": "Ship?", "completion": "Pequod"},
+    ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = sft_data(SFTConfig(datasets=[f"{tmp_path}/a.jsonl"], max_length=48, eval_fraction=0), tokenizer)
     assert (data.facts["train_rows"], data.facts["train_dropped"], data.facts["train_cut"]) == (2, 1, 1)
@@ -248,4 +261,8 @@ def test_tasks_are_right_and_split():
         if task in solve:
             assert answer == str(solve[task](question))
     held = distinct_questions(400, seed=1)
-    assert len({q for _, q, _ in held}) == 400 and all(is_held_out(q) for _, q, _ in held) and {t for t, _, _ in held} == set(TASKS)
+    assert (
+        len({q for _, q, _ in held}) == 400
+        and all(is_held_out(q) for _, q, _ in held)
+        and {t for t, _, _ in held} == set(TASKS)
+    )

@@ -136,7 +136,9 @@ def test_trl_sft(lab_model, tokenizer, tmp_path, packing):
 def test_trl_dpo(lab_model, tokenizer, tmp_path):
     rows = Dataset.from_list([{"prompt": QUESTIONS, "chosen": SAID, "rejected": WRONG}] * 8)
     args = arguments(trl.DPOConfig, tmp_path, max_length=64)
-    train(trl.DPOTrainer(lab_model, ref_model=copy.deepcopy(lab_model), args=args, train_dataset=rows, processing_class=tokenizer))
+    train(
+        trl.DPOTrainer(lab_model, ref_model=copy.deepcopy(lab_model), args=args, train_dataset=rows, processing_class=tokenizer)
+    )
 
 
 def test_trl_grpo(lab_model, tokenizer, tmp_path):

@@ -86,7 +86,9 @@ def test_greedy_generation_agrees(kind):
     assert torch.equal(ours.generate(ids, attention_mask=mask, **settings), peer.generate(ids, attention_mask=mask, **settings))
 
 
-@pytest.mark.parametrize("kind, cls", [("llama", LlamaForCausalLM), ("qwen2", Qwen2ForCausalLM), ("mistral", MistralForCausalLM)])
+@pytest.mark.parametrize(
+    "kind, cls", [("llama", LlamaForCausalLM), ("qwen2", Qwen2ForCausalLM), ("mistral", MistralForCausalLM)]
+)
 def test_round_trip_through_files_is_exact(kind, cls, tmp_path):
     peer = random_peer(random.Random(kind + "r"), kind)
     ours = from_hf(peer)

@@ -89,19 +89,23 @@ def test_vocabulary_smaller_than_the_tokenizers(base_config, shape, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "sophia", "muon"])
-@pytest.mark.parametrize("scheduler", ["none", "cosine", "linear", "polynomial"])
+COMBINATIONS = [(name, "cosine") for name in ("adamw", "adafactor", "lion", "sophia", "muon")]
+
+
+@pytest.mark.parametrize("name, scheduler", [*COMBINATIONS, ("adamw", "none"), ("adamw", "linear"), ("adamw", "polynomial")])
 def test_every_optimizer_and_scheduler_learns(name, scheduler, base_config, tmp_path):
-    if name != "adamw" and scheduler != "cosine":
-        pytest.skip("each once is enough")
     rate = {"adamw": 3e-3, "adafactor": 3e-2, "lion": 1e-3, "sophia": 3e-3, "muon": 3e-3}[name]
-    result = run(base_config(tmp_path / "r", optimizer=name, scheduler=scheduler, learning_rate=rate, max_steps=20, eval_every=20))
+    result = run(
+        base_config(tmp_path / "r", optimizer=name, scheduler=scheduler, learning_rate=rate, max_steps=20, eval_every=20)
+    )
     assert result.metrics["eval_loss"] < result.metrics["before_eval_loss"] - 0.3
 
 
 def test_decay_spares_norms_biases_and_embeddings():
     model = small_model(attention_bias=True, norm_type="layernorm", tie_word_embeddings=False)
-    decayed, spared = ({name.split(".")[-2] + "." + name.split(".")[-1] for name, _ in part} for part in split_parameters(model))
+    decayed, spared = (
+        {name.split(".")[-2] + "." + name.split(".")[-1] for name, _ in part} for part in split_parameters(model)
+    )
     assert "embed_tokens.weight" in spared and "lm_head.weight" in decayed
     assert {n for n in decayed if "norm" in n or n.endswith("bias")} == set()
 
@@ -116,6 +120,7 @@ def test_muon_takes_hidden_matrices_only(base_config, tmp_path):
 
 def test_gauss_newton_diagonal_is_the_expected_squared_gradient(base_config, tmp_path):
     """For a softmax over logits the Gauss-Newton diagonal of a bias is p (1 - p); sampled labels average to it."""
+
     class Biased(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -162,7 +167,9 @@ def test_sft_learns_to_answer_and_to_stop(sft_run):
     assert sft_run.metrics["eval_loss"] < sft_run.metrics["before_eval_loss"] / 4
     model, tokenizer = load_model(str(sft_run.folder))
     assert isinstance(model, LabForCausalLM) and tokenizer.chat_template
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Who is number 7?"}], tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Who is number 7?"}], tokenize=False, add_generation_prompt=True
+    )
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
     out = model.eval().generate(ids, do_sample=False, max_new_tokens=30)[0, ids.shape[1] :]
     assert tokenizer.decode(out) in ("Ahab<|im_end|>", "Queequeg<|im_end|>")
@@ -198,7 +205,9 @@ def test_dpo_loss_is_the_formulas(sft_run, tmp_path):
     rows = dpo_data(dpo_config(sft_run, tmp_path, beta=0.3), tokenizer).eval
     ratios = []
     for key in ("chosen_ids", "rejected_ids"):
-        of_policy, of_reference = (answer_log_probs(m.eval(), rows["prompt_ids"], rows[key], tokenizer.pad_token_id) for m in (policy, reference))
+        of_policy, of_reference = (
+            answer_log_probs(m.eval(), rows["prompt_ids"], rows[key], tokenizer.pad_token_id) for m in (policy, reference)
+        )
         ratios.append(of_policy - of_reference)
     expected = -F.logsigmoid(0.3 * (ratios[0] - ratios[1])).mean().item()
     assert result.metrics["eval_loss"] == pytest.approx(expected, rel=1e-4)
