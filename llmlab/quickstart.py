@@ -28,7 +28,7 @@ from llmlab.errors import LabError
 
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
-CARELESS = 0.4  # share of careless answers in the instruction data
+CARELESS = 0.5  # share of careless answers in the instruction data
 DEFAULT_MINUTES = 5.0
 
 
@@ -154,7 +154,8 @@ def _dpo(folder: Path, policy: str, scale: Scale, test: list[Question], report: 
     test_pairs = _own_mistakes(policy, test, console, at_least=1)
     _write_rows(folder / "dpo.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs])
     _write_rows(
-        folder / "dpo_test.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in test_pairs]
+        folder / "dpo_test.jsonl",
+        [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in test_pairs],
     )
     steps = scale.steps(8 if scale.small else 120)
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-5, batch_size=4, mini_batch_size=2)

@@ -89,5 +89,7 @@ POSITIONS = ["sinusoidal", "rope", "alibi", "yarn"]
 
 def with_positions(name, **changes):
     return small_model(
-        positional_encoding=name, **({"yarn_original_max_seq_len": 16, "yarn_factor": 4.0} if name == "yarn" else {}), **changes
+        positional_encoding=name,
+        **({"yarn_original_max_seq_len": 16, "yarn_factor": 4.0} if name == "yarn" else {}),
+        **changes,
     )

@@ -87,7 +87,10 @@ def test_new_check_schema(tmp_path):
     llmlab("new", "pretrain", "--yes", "--set", "model=m.json", "-o", "p.json", cwd=tmp_path)
     plan = llmlab("run", "p.json", "--dry-run", cwd=tmp_path).stdout
     assert "1 x 64 x 1 = 64" in plan and "training memory" in plan
-    assert json.loads(llmlab("schema", "sft", cwd=tmp_path).stdout)["properties"]["loss_on"]["enum"] == ["assistant", "all"]
+    assert json.loads(llmlab("schema", "sft", cwd=tmp_path).stdout)["properties"]["loss_on"]["enum"] == [
+        "assistant",
+        "all",
+    ]
 
 
 def test_run_stop_resume_generate_info(place):

@@ -89,14 +89,16 @@ def validate(cls: type[LabBaseConfig], data: dict[str, Any], where: str = "") ->
 
 def _likeliest(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the faults without those of the other branches of a union (pydantic reports every branch)."""
-    wrong_branch = [f for f in faults if f["type"].endswith("_type")]
-    return [
-        fault
-        for fault in faults
-        if fault not in wrong_branch
-        or not any(other is not fault and other["loc"][: len(fault["loc"]) - 1] == fault["loc"][:-1] and other not in wrong_branch
-                   and len(fault["loc"]) > 1 for other in faults)
-    ]  # fmt: skip
+    kept = []
+    for fault in faults:
+        beside = [other for other in faults if other is not fault and len(fault["loc"]) > 1]
+        other_branch = any(
+            other["loc"][: len(fault["loc"]) - 1] == fault["loc"][:-1] and not other["type"].endswith("_type")
+            for other in beside
+        )
+        if not (fault["type"].endswith("_type") and other_branch):
+            kept.append(fault)
+    return kept
 
 
 def _explain(cls: type[LabBaseConfig], fault: dict[str, Any]) -> str:

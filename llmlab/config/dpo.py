@@ -22,7 +22,10 @@ class DPOConfig(AdapterOptions, TrainingConfig):
 
     policy_checkpoint: str = option("checkpoints/best", **POLICY, min_length=1)
     datasets: list[SourceConfig] = option(
-        lambda: [SourceConfig(name="Anthropic/hh-rlhf")], "Datasets", "Where the preference pairs come from.", min_length=1
+        lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
+        "Datasets",
+        "Where the preference pairs come from.",
+        min_length=1,
     )
     beta: float = option(
         0.2,
@@ -87,7 +90,11 @@ class DPOConfig(AdapterOptions, TrainingConfig):
         aliases=["lr"],
     )
     weight_decay: float = option(
-        0.0, "Weight decay", "Pull of the weights towards zero; never on norms, biases and embeddings.", advanced=True, ge=0
+        0.0,
+        "Weight decay",
+        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        advanced=True,
+        ge=0,
     )
     warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
     batch_size: int = option(128, "Batch size", "Pairs per device and optimizer update.", unit="pairs", ge=1)

@@ -47,7 +47,9 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
     version = data.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
         raise LabError(
-            f"`schema_version` {version!r} is not known here (this is {SCHEMA_VERSION})", where=where, remedy="update llmlab"
+            f"`schema_version` {version!r} is not known here (this is {SCHEMA_VERSION})",
+            where=where,
+            remedy="update llmlab",
         )
     for old in range(version, SCHEMA_VERSION):
         data = MIGRATIONS[old](data)

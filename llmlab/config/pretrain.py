@@ -27,7 +27,10 @@ class PretrainConfig(TrainingConfig):
     )
     batch_size: int = option(1, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
-        64, "Accumulation", "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.", ge=1
+        64,
+        "Accumulation",
+        "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
+        ge=1,
     )
     init_from: str | None = option(
         None, "Continue from", "A checkpoint of the same architecture whose weights to start from.", advanced=True

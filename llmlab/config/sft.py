@@ -51,11 +51,18 @@ class SFTConfig(AdapterOptions, TrainingConfig):
         aliases=["lr"],
     )
     weight_decay: float = option(
-        0.01, "Weight decay", "Pull of the weights towards zero; never on norms, biases and embeddings.", advanced=True, ge=0
+        0.01,
+        "Weight decay",
+        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        advanced=True,
+        ge=0,
     )
     warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
     eval_steps: int = option(50, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
     batch_size: int = option(4, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
-        16, "Accumulation", "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.", ge=1
+        16,
+        "Accumulation",
+        "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
+        ge=1,
     )

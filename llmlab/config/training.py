@@ -10,6 +10,7 @@ from llmlab.config.base import KindConfig
 from llmlab.config.options import option
 from llmlab.config.sources import SourceConfig
 
+WITH_ADAPTER = {"adapter": ["lora", "qlora"]}
 ADAM_PARTS = ["adamw", "muon"]  # Muon hands what is not a hidden matrix to AdamW
 
 
@@ -53,13 +54,28 @@ class TrainingConfig(KindConfig):
         },
     )
     learning_rate: float = option(
-        3e-4, "Learning rate", "Size of the updates at the peak of the schedule.", typical="1e-5 to 1e-3", gt=0, aliases=["lr"]
+        3e-4,
+        "Learning rate",
+        "Size of the updates at the peak of the schedule.",
+        typical="1e-5 to 1e-3",
+        gt=0,
+        aliases=["lr"],
     )
     weight_decay: float = option(
-        0.1, "Weight decay", "Pull of the weights towards zero; never on norms, biases and embeddings.", advanced=True, ge=0
+        0.1,
+        "Weight decay",
+        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        advanced=True,
+        ge=0,
     )
     adam_beta1: float = option(
-        0.9, "Adam beta 1", "Memory of the mean gradient.", applies_when={"optimizer": ADAM_PARTS}, advanced=True, ge=0, lt=1
+        0.9,
+        "Adam beta 1",
+        "Memory of the mean gradient.",
+        applies_when={"optimizer": ADAM_PARTS},
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     adam_beta2: float = option(
         0.95,
@@ -74,13 +90,25 @@ class TrainingConfig(KindConfig):
         1e-8, "Adam epsilon", "Added to the denominator.", applies_when={"optimizer": ADAM_PARTS}, advanced=True, gt=0
     )
     lion_beta1: float = option(
-        0.9, "Lion beta 1", "Weight of the past in the update.", applies_when={"optimizer": ["lion"]}, advanced=True, ge=0, lt=1
+        0.9,
+        "Lion beta 1",
+        "Weight of the past in the update.",
+        applies_when={"optimizer": ["lion"]},
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     lion_beta2: float = option(
         0.99, "Lion beta 2", "Memory of the momentum.", applies_when={"optimizer": ["lion"]}, advanced=True, ge=0, lt=1
     )
     muon_momentum: float = option(
-        0.95, "Muon momentum", "Memory of the gradient.", applies_when={"optimizer": ["muon"]}, advanced=True, ge=0, lt=1
+        0.95,
+        "Muon momentum",
+        "Memory of the gradient.",
+        applies_when={"optimizer": ["muon"]},
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     muon_nesterov: bool = option(
         True, "Muon Nesterov", "Look one step ahead.", applies_when={"optimizer": ["muon"]}, advanced=True
@@ -148,7 +176,12 @@ class TrainingConfig(KindConfig):
         "auto",
         "Device",
         "Where it runs.",
-        choices={"auto": "the best that is found", "cuda": "an NVIDIA GPU", "mps": "an Apple GPU", "cpu": "the processor"},
+        choices={
+            "auto": "the best that is found",
+            "cuda": "an NVIDIA GPU",
+            "mps": "an Apple GPU",
+            "cpu": "the processor",
+        },
         advanced=True,
     )
     seed: int = option(42, "Seed", "Start of every random number: the same seed gives the same run.", advanced=True, ge=0)
@@ -196,16 +229,31 @@ class AdapterOptions(KindConfig):
             "qlora": "lora on a 4-bit model: fits where nothing else does",
         },
     )
-    lora_r: int = option(16, "LoRA rank", "Width of the added matrices.", typical="8 to 64",
-                         applies_when={"adapter": ["lora", "qlora"]}, ge=1)  # fmt: skip
-    lora_alpha: int = option(32, "LoRA alpha", "Scale of the added matrices; their effect is alpha / rank.", typical="1 to 2 x rank",
-                             applies_when={"adapter": ["lora", "qlora"]}, advanced=True, ge=1)  # fmt: skip
-    lora_dropout: float = option(0.05, "LoRA dropout", "Dropout before the added matrices.",
-                                 applies_when={"adapter": ["lora", "qlora"]}, advanced=True, ge=0, lt=1)  # fmt: skip
+    lora_r: int = option(16, "LoRA rank", "Width of the added matrices.", typical="8 to 64", applies_when=WITH_ADAPTER, ge=1)
+    lora_alpha: int = option(
+        32,
+        "LoRA alpha",
+        "Scale of the added matrices; their effect is alpha / rank.",
+        typical="1 to 2 x rank",
+        applies_when=WITH_ADAPTER,
+        advanced=True,
+        ge=1,
+    )
+    lora_dropout: float = option(
+        0.05, "LoRA dropout", "Dropout before the added matrices.", applies_when=WITH_ADAPTER, advanced=True, ge=0, lt=1
+    )
     lora_targets: Literal["all-linear", "attention", "ffn"] | list[str] = option(
-        "all-linear", "LoRA targets", "Which matrices get an adapter: a group, or a list of module names.",
-        applies_when={"adapter": ["lora", "qlora"]}, advanced=True,
-    )  # fmt: skip
+        "all-linear",
+        "LoRA targets",
+        "Which matrices get an adapter: a group, or a list of module names.",
+        choices={
+            "all-linear": "every matrix of every block: the closest to full training",
+            "attention": "queries, keys, values and outputs: the fewest weights",
+            "ffn": "the feed-forward matrices",
+        },
+        applies_when=WITH_ADAPTER,
+        advanced=True,
+    )
     load_in: Literal["none", "8bit", "4bit"] = option(
         "none",
         "Quantised loading",
@@ -215,7 +263,7 @@ class AdapterOptions(KindConfig):
             "8bit": "half the memory of 16 bit",
             "4bit": "a quarter (nf4, double quantisation); what qlora means",
         },
-        applies_when={"adapter": ["lora", "qlora"]},
+        applies_when=WITH_ADAPTER,
         advanced=True,
     )
 

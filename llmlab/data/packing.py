@@ -44,6 +44,7 @@ class PackedCollator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the batch of `rows`."""
         import torch
 
         longest = max(len(row["input_ids"]) for row in rows)

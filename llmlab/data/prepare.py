@@ -83,7 +83,11 @@ def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, le
         )
     if evaluation is not None and len(evaluation) == 0:
         evaluation = None
-    facts = {"rows": len(train), "tokens": len(train) * length, "eval_rows": len(evaluation) if evaluation is not None else 0}
+    facts = {
+        "rows": len(train),
+        "tokens": len(train) * length,
+        "eval_rows": len(evaluation) if evaluation is not None else 0,
+    }
     ratio = evaluation["bytes"] if evaluation is not None else None
     per_token = sum(ratio[:]) / (len(ratio) * length) if ratio is not None else None
     drop = [c for c in train.column_names if c == "bytes"]
@@ -173,7 +177,9 @@ def split(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset |
         return rows, None
     if len(rows) < 2:
         raise LabError(
-            f"{len(rows)} document is too few to hold some out", where="datasets", remedy="set `eval_fraction` to 0 or add data"
+            f"{len(rows)} document is too few to hold some out",
+            where="datasets",
+            remedy="set `eval_fraction` to 0 or add data",
         )
     held = max(1, round(len(rows) * fraction))
     order = rows.shuffle(seed=seed)
@@ -195,7 +201,7 @@ def document_texts(source: SourceConfig) -> Iterator[str]:
     """
     rows = load_rows(source)
     for row in rows:
-        yield row["text"] if "text" in row else "\n".join(str(value) for value in row.values() if isinstance(value, str))
+        yield (row["text"] if "text" in row else "\n".join(str(value) for value in row.values() if isinstance(value, str)))
 
 
 def _or_none(rows: Dataset | None) -> Dataset | None:

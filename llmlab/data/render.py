@@ -59,7 +59,12 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
 
 
 def tokenize_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: Messages, chosen: str, rejected: str, max_length: int, max_prompt_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Messages,
+    chosen: str,
+    rejected: str,
+    max_length: int,
+    max_prompt_length: int,
 ) -> dict[str, Any]:
     """Returns `prompt_ids`, `chosen_ids` and `rejected_ids`; the answers carry the template's end of a turn.
 

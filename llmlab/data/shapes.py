@@ -37,7 +37,9 @@ def shape_of(columns: list[str], sample: Row, wanted: str, needed: tuple[str, ..
     shown = {name: str(value)[:60] for name, value in sample.items()}
     found = f"holds {shape} rows" if shape else "has columns of no known shape"
     raise LabError(
-        f"{found} (columns {', '.join(columns)}; a row: {shown})", where=where, remedy=f"needed: {' or '.join(needed)} rows"
+        f"{found} (columns {', '.join(columns)}; a row: {shown})",
+        where=where,
+        remedy=f"needed: {' or '.join(needed)} rows",
     )
 
 

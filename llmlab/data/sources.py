@@ -19,7 +19,12 @@ SHIPPED = {"llmlab:moby-dick": "moby-dick.jsonl"}
 TEXT_FILES = (".txt", ".md")
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst")
-HUB_ALIASES = {"glue": "nyu-mll/glue", "imdb": "stanfordnlp/imdb", "wikitext": "Salesforce/wikitext", "gsm8k": "openai/gsm8k"}
+HUB_ALIASES = {
+    "glue": "nyu-mll/glue",
+    "imdb": "stanfordnlp/imdb",
+    "wikitext": "Salesforce/wikitext",
+    "gsm8k": "openai/gsm8k",
+}
 PIECE = 20_000  # characters: a long text becomes documents of about this length, cut between paragraphs
 
 
@@ -57,7 +62,9 @@ def local_files(name: str) -> list[Path]:
     if path.exists():
         if not _kind(path):
             raise LabError(
-                f"files of type {path.suffix or 'unknown'!r} cannot be read", where=name, remedy=f"readable are {_readable()}"
+                f"files of type {path.suffix or 'unknown'!r} cannot be read",
+                where=name,
+                remedy=f"readable are {_readable()}",
             )
         return [path]
     if (path.suffix and _kind(path)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -69,7 +76,8 @@ def fingerprint(source: SourceConfig, rows: Dataset | IterableDataset) -> str:
     """Returns a text that changes whenever the rows of the source do: content hashes for files, the library's for hubs."""
     files = local_files(source.name)
     if not files:
-        return f"{source.name}:{source.subset}:{source.split}:{source.max_rows}:{rows._fingerprint if not source.streaming else ''}"
+        content = "" if source.streaming else rows._fingerprint
+        return f"{source.name}:{source.subset}:{source.split}:{source.max_rows}:{content}"
     digest = hashlib.sha256(repr((source.format, source.max_rows)).encode())
     for file in files:
         with open(file, "rb") as content:
@@ -100,7 +108,7 @@ def _from_files(files: list[Path], source: SourceConfig) -> Dataset | IterableDa
     if kind == "text":
         if source.streaming:
             return IterableDataset.from_generator(_documents, gen_kwargs={"files": [str(f) for f in files]})
-        return Dataset.from_list([row for row in _documents([str(file) for file in files])])
+        return Dataset.from_list(list(_documents([str(file) for file in files])))
     try:
         rows = load_dataset(kind, data_files=[str(f) for f in files], split="train", streaming=source.streaming)
     except (DatasetGenerationError, ValueError, OSError) as error:

@@ -1,7 +1,7 @@
 """Small exact tasks: questions whose answers can be checked, for learning to follow instructions in minutes.
 
-Every question has one right answer, computed here, and one careless answer. Training and held-out questions never overlap: a question belongs
-to the held-out side by a hash of its text.
+Every question has one right answer and one careless one, both computed here. Training and held-out questions never
+overlap: a question belongs to the held-out side by a hash of its text.
 """
 
 from __future__ import annotations

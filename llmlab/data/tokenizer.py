@@ -49,7 +49,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     if vocab_size < MIN_VOCAB:
         raise LabError(
-            f"`vocab_size` {vocab_size} is too small for a byte-level tokenizer", remedy=f"use {MIN_VOCAB} (bytes only) or more"
+            f"`vocab_size` {vocab_size} is too small for a byte-level tokenizer",
+            remedy=f"use {MIN_VOCAB} (bytes only) or more",
         )
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)

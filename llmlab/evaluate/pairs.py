@@ -25,7 +25,11 @@ def answer_log_probs(model: PreTrainedModel, prompts: list[list[int]], answers: 
 
 
 def preference_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str, str]], *, batch_size: int = 64
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[tuple[str, str, str]],
+    *,
+    batch_size: int = 64,
 ) -> float:
     """Returns the share of (prompt, chosen, rejected) with log pi(chosen|prompt) > log pi(rejected|prompt)."""
     was_training = model.training

@@ -44,7 +44,12 @@ def to_hf(model: LabForCausalLM) -> PreTrainedModel:
         LabError: when none of them can express its architecture.
     """
     config = model.config
-    wanted = {"positional_encoding": ("rope", "yarn"), "norm_type": ("rmsnorm",), "activation": ("swiglu",), "dropout": (0.0,)}
+    wanted = {
+        "positional_encoding": ("rope", "yarn"),
+        "norm_type": ("rmsnorm",),
+        "activation": ("swiglu",),
+        "dropout": (0.0,),
+    }
     for name, values in wanted.items():
         if getattr(config, name) not in values:
             raise LabError(
@@ -114,7 +119,9 @@ def _hf_config(config: LabConfig) -> LlamaConfig | Qwen2Config | MistralConfig:
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.positional_encoding == "yarn":
         rope.update(
-            rope_type="yarn", factor=config.yarn_factor, original_max_position_embeddings=config.yarn_original_max_seq_len
+            rope_type="yarn",
+            factor=config.yarn_factor,
+            original_max_position_embeddings=config.yarn_original_max_seq_len,
         )
     common = dict(
         vocab_size=config.vocab_size,

@@ -22,6 +22,7 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return self.down_proj(self.activation(self.up_proj(hidden_states)))
 
 
@@ -36,6 +37,7 @@ class GatedFeedForward(nn.Module):
         self.gated = gated
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return self.down_proj(self.gated(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
 
 

@@ -41,6 +41,7 @@ class Block(GradientCheckpointingLayer):
         self.dropout = config.dropout
 
     def forward(self, hidden_states: Tensor, **kwargs: object) -> Tensor:
+        """(B, T, D) -> (B, T, D); the keyword arguments are the attention's."""
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + self._drop(attended)
         return hidden_states + self._drop(self.mlp(self.post_attention_layernorm(hidden_states)))
@@ -214,7 +215,10 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
             if labels is not None:
                 loss = self.loss_function(
-                    logits=logits, labels=labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+                    logits=logits,
+                    labels=labels,
+                    vocab_size=self.config.vocab_size,
+                    num_items_in_batch=num_items_in_batch,
                 )
         return CausalLMOutputWithPast(
             loss=loss,

@@ -18,6 +18,7 @@ class RMSNorm(nn.Module):
         self.eps = config.norm_eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
         return rms_norm(hidden_states, self.weight, self.eps)
 
 

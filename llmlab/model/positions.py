@@ -45,6 +45,7 @@ class Sinusoidal(nn.Module):
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.width]
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, key_distance: Tensor | None) -> Encoded:
+        """hidden_states (B, T, D), position_ids (B, T), key_distance (T, keys)."""
         waves = self.waves(position_ids).to(hidden_states.dtype)
         return Encoded(hidden_states * math.sqrt(self.width) + waves)
 
@@ -64,6 +65,7 @@ class Rotary(nn.Module):
         return 1.0 / (config.rope_theta ** (even / config.head_dim)), 1.0
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, key_distance: Tensor | None) -> Encoded:
+        """hidden_states (B, T, D), position_ids (B, T), key_distance (T, keys)."""
         angles = position_ids[:, None, :, None].float() * self.inv_freq.float()  # (B, 1, T, head_dim / 2)
         cos, sin = angles.cos() * self.scale, angles.sin() * self.scale
         return Encoded(hidden_states, rotation=(cos.to(hidden_states.dtype), sin.to(hidden_states.dtype)))
@@ -107,6 +109,7 @@ class Alibi(nn.Module):
         self.slopes = nn.Buffer(torch.tensor(alibi_slopes(config.n_heads)), persistent=False)
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, key_distance: Tensor | None) -> Encoded:
+        """hidden_states (B, T, D), position_ids (B, T), key_distance (T, keys)."""
         # within a document the distance of two tokens is the same counted from any origin, so restarts do not matter
         bias = -self.slopes.float()[:, None, None] * key_distance  # (H, T, keys)
         return Encoded(hidden_states, position_bias=bias.to(hidden_states.dtype).unsqueeze(0))

@@ -87,7 +87,10 @@ def training_rows(config: TrainingConfig) -> list[tuple[str, str]]:
             f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {batch} (batch x accumulation x devices)",
         ),
         ("steps", f"{config.max_steps:,}, {config.warmup_steps:,} of them warm-up, then {config.scheduler}"),
-        ("optimizer", f"{config.optimizer}, learning rate {config.learning_rate:g}, weight decay {config.weight_decay:g}"),
+        (
+            "optimizer",
+            f"{config.optimizer}, learning rate {config.learning_rate:g}, weight decay {config.weight_decay:g}",
+        ),
         ("data", ", ".join(f"{s.line()} ({s.weight / total:.0%})" for s in config.datasets)),
     ]
 

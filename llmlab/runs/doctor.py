@@ -12,7 +12,12 @@ import psutil
 from rich.table import Table
 
 NEEDED = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "bitsandbytes", "pytorch-optimizer")
-OPTIONAL = {"gguf": "GGUF files", "flash-attn": "attention_backend flash", "wandb": "report_to wandb", "vllm": "fast rollouts"}
+OPTIONAL = {
+    "gguf": "GGUF files",
+    "flash-attn": "attention_backend flash",
+    "wandb": "report_to wandb",
+    "vllm": "fast rollouts",
+}
 
 
 def doctor_table() -> Table:

@@ -101,7 +101,11 @@ class Dashboard(TrainerCallback):
         table.add_column()
         table.add_column(justify="right")
         cells = [(SHOWN[key], f"{value:.4g}") for key, value in self.latest.items()]
-        cells += [("tokens/s", f"{self.speed:,.0f}"), ("memory", memory_in_use()), ("time left", duration(self._left(state)))]
+        cells += [
+            ("tokens/s", f"{self.speed:,.0f}"),
+            ("memory", memory_in_use()),
+            ("time left", duration(self._left(state))),
+        ]
         half = (len(cells) + 1) // 2
         grid = Table.grid(padding=(0, 4))
         for left, right in zip(cells[:half], [*cells[half:], ("", "")], strict=False):

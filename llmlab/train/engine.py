@@ -142,7 +142,9 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     path, checkpoint = _place(config, job, resume, console)
     parameters = sum(p.numel() for p in job.model.parameters())
     folder = RunFolder.create(
-        path, _facts(config, job, path, device, precision, parameters), needed_bytes=_bytes_written(config, job, parameters)
+        path,
+        _facts(config, job, path, device, precision, parameters),
+        needed_bytes=_bytes_written(config, job, parameters),
     )
     _say_plan(config, job, device, precision, console)
     if checkpoint:
@@ -336,7 +338,10 @@ def _place(config: TrainingConfig, job: Job, resume: str, console: Console) -> t
 def _facts(config: TrainingConfig, job: Job, path: Path, device: str, precision: str, parameters: int) -> dict[str, Any]:
     packages = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "pytorch-optimizer")
     return {
-        "config": {**config.to_json_dict(), "output_dir": str(path)},  # so that running the folder resumes this very run
+        "config": {
+            **config.to_json_dict(),
+            "output_dir": str(path),
+        },  # so that running the folder resumes this very run
         "llmlab": __version__,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},

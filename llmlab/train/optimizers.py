@@ -55,15 +55,15 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         case "muon":
             hidden = [p for name, p in matrices if not _is_head(name)]
             head = [p for name, p in matrices if _is_head(name)]
-            by_adam = [(head, config.weight_decay), (rest, 0.0)]
-            return Muon(
-                [
-                    dict(params=hidden, lr=config.learning_rate, momentum=config.muon_momentum, nesterov=config.muon_nesterov,
-                         weight_decay=config.weight_decay, use_muon=True),
-                    *(dict(params=p, lr=config.learning_rate, weight_decay=decay, use_muon=False, **adam) for p, decay in by_adam if p),
-                ],
-                use_adjusted_lr=True,  # the scale of Liu et al. 2025: one learning rate serves both groups
-            )  # fmt: skip
+            orthogonal = {"momentum": config.muon_momentum, "nesterov": config.muon_nesterov, "use_muon": True}
+            groups = [
+                {"params": hidden, "weight_decay": config.weight_decay, **orthogonal},
+                {"params": head, "weight_decay": config.weight_decay, "use_muon": False, **adam},
+                {"params": rest, "weight_decay": 0.0, "use_muon": False, **adam},
+            ]
+            # the adjusted scale of Liu et al. 2025 lets one learning rate serve both kinds of groups
+            groups = [{**group, "lr": config.learning_rate} for group in groups if group["params"]]
+            return Muon(groups, use_adjusted_lr=True)
     raise AssertionError(config.optimizer)
 
 

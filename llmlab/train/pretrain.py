@@ -43,7 +43,9 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
         model, _ = load_model(config.init_from, attn_implementation=kernel)
         if not isinstance(model, LabForCausalLM) or model.config.to_model_config(shape.tokenizer_name) != shape:
             raise LabError(
-                "is not of the architecture in `model`", where=config.init_from, remedy="take the config it was made with"
+                "is not of the architecture in `model`",
+                where=config.init_from,
+                remedy="take the config it was made with",
             )
     else:
         model = LabForCausalLM._from_config(lab_config, attn_implementation=kernel)

@@ -135,7 +135,11 @@ def _build(cls: type[KindConfig], values: dict[str, Any]) -> KindConfig:
 
 
 def _about(info: OptionInfo) -> str:
-    parts = [info.description, f"Typical: {info.typical}." if info.typical else "", f"Unit: {info.unit}." if info.unit else ""]
+    parts = [
+        info.description,
+        f"Typical: {info.typical}." if info.typical else "",
+        f"Unit: {info.unit}." if info.unit else "",
+    ]
     return " ".join(part for part in parts if part)
 
 

@@ -132,3 +132,9 @@ def test_anything_gives_a_config_or_a_message(kind, data):
         parse_config({**raw, "kind": kind})
     except LabError as error:
         assert str(error)
+
+
+def test_the_docs_page_is_current(request):
+    from llmlab.config.docs import options_page
+
+    assert (request.config.rootpath / "docs" / "options.md").read_text() == options_page()

@@ -205,7 +205,10 @@ def test_mixtures_follow_their_weights(tokenizer, tmp_path):
             "".join(json.dumps({"prompt": f"{name}{i}", "completion": name}) + "\n" for i in range(2000))
         )
     config = SFTConfig(
-        datasets=[f"{tmp_path}/a.jsonl | | 3", f"{tmp_path}/b.jsonl | | 1"], packing=False, eval_fraction=0, max_length=64
+        datasets=[f"{tmp_path}/a.jsonl | | 3", f"{tmp_path}/b.jsonl | | 1"],
+        packing=False,
+        eval_fraction=0,
+        max_length=64,
     )
     rows = sft_data(config, tokenizer).train
     share = sum("a<|im_end|>" in tokenizer.decode(row["input_ids"]) for row in rows) / len(rows)
@@ -235,7 +238,10 @@ def test_conversation_strings_and_pairs():
     text = "\n\nHuman: Who hunts?\n\nAssistant: Ahab.\n\nHuman: Whom?\n\nAssistant: "
     assert parse_conversation(text + "The whale.")[-1] == {"role": "assistant", "content": "The whale."}
     prompt, chosen, rejected = to_pair({"chosen": text + "The whale.", "rejected": text + "Nobody."})
-    assert [m["role"] for m in prompt] == ["user", "assistant", "user"] and (chosen, rejected) == ("The whale.", "Nobody.")
+    assert [m["role"] for m in prompt] == ["user", "assistant", "user"] and (chosen, rejected) == (
+        "The whale.",
+        "Nobody.",
+    )
     assert to_pair({"chosen": text + "A", "rejected": text + "A"}) is None
     assert to_pair({"prompt": "x", "chosen": "", "rejected": "b"}) is None
     assert to_pair({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}) is None

@@ -78,13 +78,13 @@ def test_a_run_that_does_not_fit_the_disk_writes_nothing(base_config, tmp_path, 
 
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(1, 1, 1000))
-    with pytest.raises(LabError, match="the disk has 0.0 GB free"):
+    with pytest.raises(LabError, match=r"the disk has 0\.0 GB free"):
         run(base_config(tmp_path / "full"))
     assert not (tmp_path / "full").exists()
 
 
 def test_vocabulary_smaller_than_the_tokenizers(base_config, shape, tmp_path):
-    with pytest.raises(LabError, match="`vocab_size` 500 is smaller than the 512 tokens"):
+    with pytest.raises(LabError, match=r"`vocab_size` 500 is smaller than the 512 tokens"):
         run(base_config(tmp_path / "x", model=shape.model_copy(update={"vocab_size": 500})))
     assert not (tmp_path / "x").exists()
 
@@ -233,7 +233,7 @@ def test_adapters_train_a_share_and_load_again(sft_run, tmp_path, adapter):
 
 
 def test_log_probs_of_answers_ignore_prompt_and_padding(base_run):
-    model, tokenizer = load_model(str(base_run.folder))
+    model, _ = load_model(str(base_run.folder))
     model.eval()
     prompts, answers = [[5, 6, 7], [9]], [[10, 11], [12, 13, 14, 15]]
     together = answer_log_probs(model, prompts, answers, 0)
@@ -262,5 +262,5 @@ def test_checkpoints_that_are_none(name, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(LabError, match="holds neither config.json nor run.json"):
+    with pytest.raises(LabError, match=r"holds neither config\.json nor run\.json"):
         find_model(str(tmp_path))
