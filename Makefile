@@ -26,7 +26,7 @@ lint: install
 
 lock: install
 	{ echo "# Exact versions, used as pip constraints. Renew with: make lock"; \
-	  $(BIN)/pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock.new
+	  $(BIN)/pip freeze --exclude-editable | grep -v smollm2 | sed 's/+cpu//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 clean:

@@ -82,9 +82,9 @@ class RunFolder:
         return found
 
     def forget_after(self, step: int) -> None:
-        """Drops metrics of later steps: a resumed run writes them again."""
+        """Drops metrics of later steps, which a resumed run writes again; all of them for a step below 0."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        if kept:
+        if (self.path / METRICS).exists():
             write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def checkpoints(self) -> list[Path]:

@@ -147,18 +147,18 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
         needed_bytes=_bytes_written(config, job, parameters),
     )
     _say_plan(config, job, device, precision, console)
-    if checkpoint:
-        folder.forget_after(int(checkpoint.name.split("-")[1]))
+    folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     stop, best = StopOnSignal(), KeepBest(folder)
     dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
     callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token), Seal(), stop]
     if job.data.eval is not None:
         callbacks.append(best)
     callbacks.append(dashboard)
+    first_look = job.data.eval is not None and checkpoint is None  # the figures before training
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
     trainer = job.trainer(
         model=job.model,
-        args=job.arguments(**trainer_arguments(config, path, device, precision, job)),
+        args=job.arguments(**trainer_arguments(config, path, device, precision, job), eval_on_start=first_look),
         train_dataset=job.data.train,
         eval_dataset=_at_most(job.data.eval, config.eval_steps * config.micro_batch_size),
         processing_class=job.tokenizer,
@@ -192,6 +192,12 @@ def _train(
                 remedy="lower `batch_size` or `max_length`, set `gradient_checkpointing`, or use an adapter",
             ) from None  # fmt: skip
         raise
+    except OSError as error:
+        folder.update(status="stopped")
+        raise LabError(
+            f"writing failed ({error.strerror})", where=str(folder.path), exit_code=1,
+            remedy=f"free space; `llmlab run {folder.path}` goes on from the last sealed checkpoint",
+        ) from None  # fmt: skip
     finally:
         dashboard.close()
 
@@ -236,7 +242,6 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         logging_steps=config.log_every,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.eval_every,
-        eval_on_start=evaluates,
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=config.save_every,

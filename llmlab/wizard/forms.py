@@ -163,7 +163,7 @@ def _parse(cls: type[LabBaseConfig], name: str, text: str) -> Any:
         value: Any = json.loads(text) if str not in _members(field.annotation) or text[:1] in '{["' else text
     except json.JSONDecodeError:
         value = text
-    adapter = TypeAdapter(typing.Annotated[field.annotation, *field.metadata])
+    adapter = TypeAdapter(typing.Annotated[field.annotation, *field.metadata, option_info(field)])
     try:
         return adapter.validate_python(value, strict=True)
     except ValidationError as error:
