@@ -118,7 +118,7 @@ class Dashboard(TrainerCallback):
         parts: list[RenderableType] = [bar, grid]
         if len(self.losses) > 1:
             height = max(6, min(14, self.console.height - len(cells) // 2 - 8))
-            parts.append(Text.from_ansi(loss_curve(self.losses, self.held_out, width - 6, height)))
+            parts.append(Text(loss_curve(self.losses, self.held_out, width - 6, height)))
         return Panel(Group(*parts), title=self.title, width=width, border_style="cyan")
 
 
@@ -131,7 +131,7 @@ def loss_curve(losses: list[tuple[int, float]], held_out: list[tuple[int, float]
     if held_out:
         plotext.scatter([s for s, _ in held_out], [v for _, v in held_out], label="held-out loss", marker="x")
     plotext.xlabel("step")
-    return plotext.build()
+    return plotext.uncolorize(plotext.build())
 
 
 def duration(seconds: float) -> str:

@@ -83,6 +83,9 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
         if path.suffix == ".gguf":
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
             model.config.name_or_path = where
+            # the weights are plain floats now; the library's marks of quantisation would forbid training and saving
+            model.is_quantized, model.hf_quantizer = False, None
+            model.config.__dict__.pop("quantization_config", None)
         elif (path / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
