@@ -82,7 +82,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     try:
         if path.suffix == ".gguf":
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
-            model.config.name_or_path = where
+            model.name_or_path = model.config.name_or_path = where
             # the weights are plain floats now; the library's marks of quantisation would forbid training and saving
             model.is_quantized, model.hf_quantizer = False, None
             model.config.__dict__.pop("quantization_config", None)

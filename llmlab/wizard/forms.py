@@ -117,7 +117,19 @@ def _walk(cls: type[LabBaseConfig], values: dict[str, Any], console: Console, *,
     for name, info in cls.options().items():
         if name in FIXED or info.advanced != advanced or not _applies(info, values):
             continue
-        values[name] = ask_field(cls, name, values[name], console)
+        values[name] = ask_field(cls, name, _offered(cls, name, values), console)
+
+
+def _offered(cls: type[LabBaseConfig], name: str, values: dict[str, Any]) -> Any:
+    """Returns the value to offer: what a config of the answers so far would take by itself (warm-up follows the steps)."""
+    defaults = {other: field.get_default(call_default_factory=True) for other, field in cls.model_fields.items()}
+    if values[name] != defaults[name]:
+        return values[name]
+    given = {other: value for other, value in values.items() if other in FIXED or value != defaults[other]}
+    try:
+        return getattr(validate(cls, given), name)
+    except LabError:
+        return values[name]
 
 
 def _applies(info: OptionInfo, values: dict[str, Any]) -> bool:

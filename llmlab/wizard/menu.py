@@ -93,6 +93,8 @@ def train(kind: str, console: Console) -> None:
         picked = questionary.select("Which model?", [*files, BACK]).ask(kbi_msg="")
         if picked in (None, BACK):
             return
+        if not offer_tokenizer(load_config(picked), console):
+            return
         start = cls(model=picked)
     config = fill_in(start, console)
     if config is None:
@@ -100,6 +102,20 @@ def train(kind: str, console: Console) -> None:
     path = _save(config, kind, console)
     if path and questionary.confirm("Run it now?", default=True).ask(kbi_msg=""):
         _run(path)
+
+
+def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
+    """Trains the tokenizer that a model config names where its folder is missing; returns whether base training can go on."""
+    name = shape.tokenizer_name
+    if Path(name).exists() or not name.startswith((".", "/", "checkpoints/")):
+        return True
+    console.print(f"[yellow]this model reads with a tokenizer in {name}, which does not exist yet[/yellow]")
+    question = f"Train one of {shape.vocab_size:,} tokens on (a file, a folder, a hub id, llmlab:moby-dick)"
+    source = questionary.text(question, default="llmlab:moby-dick").ask(kbi_msg="")
+    if not source:
+        return False
+    _llmlab("tokenizer", source, "--vocab-size", str(shape.vocab_size), "-o", name)
+    return Path(name).exists()
 
 
 def test_model(console: Console) -> None:
