@@ -17,7 +17,9 @@ FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_loss")
 
 def runs_table() -> Table:
     """Returns every run below `checkpoints/`, newest first."""
-    table = Table("run", "kind", "status", "step", "held-out", "parent", title="runs", title_justify="left")
+    table = Table(title="runs", title_justify="left")
+    for name in ("run", "kind", "status", "step", "held-out", "parent"):
+        table.add_column(name, overflow="fold")
     for run in all_runs():
         record = run.record
         metrics = record.get("metrics") or {}

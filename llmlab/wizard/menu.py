@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,7 +183,8 @@ def _run(path: Path) -> None:
 
 def _llmlab(*arguments: str) -> None:
     """Runs a command of the lab in a process of its own: what the menu starts is what the command line starts."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl+C is for that process, which may have to save first
     try:
         subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False)
-    except KeyboardInterrupt:
-        return  # the other process has been told too, and has ended by itself
+    finally:
+        signal.signal(signal.SIGINT, before)
