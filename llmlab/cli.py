@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -143,11 +144,11 @@ def tokenizer(
     from llmlab.config import SourceConfig
     from llmlab.config.base import validate
     from llmlab.data.prepare import document_texts
-    from llmlab.data.tokenizer import train_tokenizer
+    from llmlab.data.tokenizer import save_tokenizer, train_tokenizer
 
     parsed = [validate(SourceConfig, source) for source in sources]
     made = train_tokenizer((text for source in parsed for text in document_texts(source)), vocab_size)
-    made.save_pretrained(output)
+    save_tokenizer(made, output)
     typer.echo(f"{output}: {len(made):,} tokens")
 
 
@@ -257,6 +258,7 @@ def _print(shown: Any) -> None:
 
 def main() -> None:
     """Runs the command line; a person's error is one message and its exit code, never a traceback."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries read it when they are imported; the dashboard shows progress
     try:
         app()
     except LabError as error:

@@ -95,12 +95,12 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
 
 def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
     from llmlab.data.prepare import document_texts
-    from llmlab.data.tokenizer import train_tokenizer
+    from llmlab.data.tokenizer import save_tokenizer, train_tokenizer
 
     console.rule("1 of 3: tokenizer and base training on Moby-Dick")
     source = SourceConfig(name="llmlab:moby-dick")
     tokenizer = train_tokenizer(document_texts(source), 1024)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    save_tokenizer(tokenizer, folder / "tokenizer")
     shape = ModelConfig(
         tokenizer_name=str(folder / "tokenizer"), vocab_size=len(tokenizer), d_model=160, n_layers=4, n_heads=4,
         n_kv_heads=2, d_ff=432, max_seq_len=256,
@@ -248,5 +248,6 @@ def _finish(folder: Path, policy: str, report: Report, seconds: float, console: 
     figures = [{"stage": s, "figure": f, "before": b, "after": a} for s, f, b, a in report.rows]
     record = {"figures": figures, "minutes": report.minutes, "seconds": round(seconds, 1), "model": policy}
     write_text_atomically(folder / "quickstart.json", json.dumps(record, indent=2) + "\n")
-    out.print(f"took {duration(seconds)}; configs to replay are in {folder}: base.json, sft.json, dpo.json", highlight=False)
+    configs = [f"{name}.json" for name in ("base", "sft", "dpo") if (folder / f"{name}.json").exists()]
+    out.print(f"took {duration(seconds)}; configs to replay are in {folder}: {', '.join(configs)}", highlight=False)
     out.print(f"talk to it:  llmlab chat {folder / 'dpo'}", highlight=False, soft_wrap=True)

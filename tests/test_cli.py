@@ -65,6 +65,8 @@ def place(tmp_path, base_config):
         (["runs", "verify", "none"], "no such run"),
         (["quickstart", "-o", "."], "is not empty"),
         (["tokenizer", "empty.txt"], "is empty"),
+        (["tokenizer", "llmlab:moby-dick", "-o", "/proc/none/x", "--vocab-size", "300"], "cannot be written"),
+        (["tokenizer", "llmlab:moby-dick", "-o", "."], "is taken"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(place, arguments, expected):

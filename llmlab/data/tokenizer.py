@@ -6,6 +6,8 @@ tokens, and a chat template that marks the assistant's tokens.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +78,26 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         chat_template=chat_template(),
         clean_up_tokenization_spaces=False,
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a tokenizer to a new folder, whole or not at all.
+
+    Raises:
+        LabError: when the folder holds something (models may read with it) or cannot be written.
+    """
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise LabError("is taken", where=str(folder), remedy="choose another folder, or remove this one")
+    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(aside)
+        aside.replace(folder)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        text = getattr(error, "strerror", None) or str(error)
+        raise LabError(f"cannot be written ({text})", where=str(folder), remedy="free space or choose another place") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
