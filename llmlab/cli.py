@@ -242,7 +242,7 @@ def _session(checkpoint: str, set_: list[str] | None) -> Any:
 
     find_model(checkpoint)  # a wrong path is told before torch is loaded
     from llmlab.chat.session import ChatSession
-    from llmlab.train.engine import quiet_libraries
+    from llmlab.train.environment import quiet_libraries
     from llmlab.train.loading import choose_device, load_model
 
     quiet_libraries()

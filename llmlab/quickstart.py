@@ -76,7 +76,7 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
         raise LabError("is not empty", where=str(folder), remedy="choose another folder with -o, or remove it")
     if not 0 < minutes <= 1440:
         raise LabError(f"`--minutes` {minutes:g} is out of range", remedy="use 1 to 1440")
-    from llmlab.train.engine import quiet_libraries
+    from llmlab.train.environment import quiet_libraries
 
     quiet_libraries()
     scale, report, began = Scale(minutes, model is not None), Report(), time.perf_counter()

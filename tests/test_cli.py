@@ -58,6 +58,7 @@ def place(tmp_path, base_config):
         (["run", "base.json", "--set", "model.tokenizer_name=\"Qwen/Qwen2.5-0.5B\""], "the hub did not give it"),
         (["run", "base.json", "--set", "output_dir=\"/proc/none\""], "cannot be made"),
         (["run", "base.json", "--set", "device=\"cuda\""], "is not on this machine"),
+        (["run", "base.json", "--set", "report_to=[\"trackio\"]"], "is not installed"),
         (["chat", "folder"], "is no checkpoint"),
         (["chat", "org/model"], "the hub did not give it"),
         (["generate", "./none", "--prompt", "x"], "no such checkpoint"),

@@ -128,6 +128,8 @@ class LabModel(LabPreTrainedModel):
         if self.config.dropout:
             hidden_states = F.dropout(hidden_states, self.config.dropout, self.training)
         if encoded.position_bias is not None:
+            if self.config._attn_implementation.startswith("flash"):
+                raise ValueError("flash attention cannot add alibi's bias: use sdpa, flex_attention or eager")
             kwargs["position_bias"] = encoded.position_bias
         for layer in self.layers:
             hidden_states = layer(

@@ -7,16 +7,13 @@ accumulation and every form of distributed training.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
+import importlib.util
 import json
-import logging
 import os
 import platform
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +31,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, RunFolder, point_best, run_name, unused
 from llmlab.train.callbacks import KeepBest, Record, Seal, StopOnSignal, save_model
 from llmlab.train.dashboard import Dashboard, screen
+from llmlab.train.environment import keep_freed_memory, quiet_libraries
 from llmlab.train.loading import choose_device, choose_precision
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, build_optimizer, gauss_newton_diagonal
 from llmlab.train.stages import STAGES
@@ -132,10 +130,12 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     began = time.perf_counter()
     console = console or screen()
     quiet_libraries()
-    if sys.platform == "linux":
-        keep_freed_memory()
+    keep_freed_memory()
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
+    for name in config.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise LabError(f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out")
     torch.manual_seed(config.seed)
     job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
 
@@ -260,34 +260,6 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         disable_tqdm=True,
         dataloader_pin_memory=device == "cuda",
     )
-
-
-def quiet_libraries() -> None:
-    """Lets the libraries speak only of errors: the dashboard says what is happening."""
-    import datasets
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore")
-
-
-def keep_freed_memory() -> None:
-    """Lets the C library keep freed memory instead of giving every large tensor back to the system.
-
-    On the CPU each step would otherwise fault in its activations page by page; `benchmarks/speed.py` prints the effect.
-    """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    except (OSError, AttributeError):
-        return  # another C library: slower, not wrong
 
 
 def effective_batch(config: TrainingConfig) -> str:

@@ -38,6 +38,8 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
     tokenizer.chat_template = None  # a base model is completed, not chatted with; sft gives it a template
     data = pretrain_data(config, tokenizer, shape.max_seq_len)
     kernel = attention_kernel(config)
+    if kernel.startswith("flash") and shape.positional_encoding == "alibi":
+        raise LabError('`attention_backend` "flash" cannot add the bias of alibi', remedy='use "sdpa" or "flex"')
     lab_config = LabConfig.from_model_config(shape, **token_ids(tokenizer))
     if config.init_from:
         model, _ = load_model(config.init_from, attn_implementation=kernel)
