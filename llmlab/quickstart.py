@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llmlab.config import DPOConfig, ModelConfig, PretrainConfig, SFTConfig, SourceConfig, save_config
-from llmlab.config.loader import write_text_atomically
 from llmlab.data.tasks import careless_answer, distinct_questions, questions
 from llmlab.errors import LabError
+from llmlab.files import write_text_atomically
 
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmlab.chat.generation import is_chat_model, stream
 from llmlab.config.base import validate
 from llmlab.config.chat import ChatSettings
-from llmlab.config.loader import write_text_atomically
 from llmlab.data.render import render
 from llmlab.errors import LabError
+from llmlab.files import write_text_atomically
 
 HELP = {
     "/set": "show the settings, or change one: /set temperature 0.2",

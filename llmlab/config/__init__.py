@@ -1,6 +1,6 @@
 """Floor 0: what a person may say. Pydantic only; torch is never imported here."""
 
-from llmlab.config.base import LabBaseConfig, option_info
+from llmlab.config.base import KindConfig, LabBaseConfig, option_info
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config, save_config, schema
 from llmlab.config.model import ModelConfig
@@ -13,6 +13,7 @@ __all__ = [
     "KINDS",
     "MODEL_PRESETS",
     "DPOConfig",
+    "KindConfig",
     "LabBaseConfig",
     "ModelConfig",
     "PretrainConfig",

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 class LabBaseConfig(BaseModel):
     """A block of options: unknown names are refused, types are not guessed, aliases are renamed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, defer_build=True, protected_namespaces=())
 
     @classmethod
     def options(cls) -> dict[str, OptionInfo]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from llmlab.config.model import ModelConfig
 from llmlab.config.pretrain import PretrainConfig
 from llmlab.config.sft import SFTConfig
 from llmlab.errors import LabError
+from llmlab.files import write_text_atomically
 
 KINDS: dict[str, type[KindConfig]] = {cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, DPOConfig)}
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
@@ -93,30 +92,6 @@ def save_config(config: LabBaseConfig, path: str | Path) -> Path:
     path = Path(path)
     write_text_atomically(path, json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False) + "\n")
     return path
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Writes a text file under a temporary name and renames it.
-
-    Raises:
-        LabError: when that fails; nothing is left behind.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise LabError(
-            f"cannot be written ({error.strerror})", where=str(path), remedy="free space or choose another place"
-        ) from None
 
 
 def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:

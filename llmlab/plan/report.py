@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-import psutil
 from rich.table import Table
 
 from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig, load_config
@@ -46,6 +45,8 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
             gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
         tokens = config.max_steps * config.batch_size * config.gradient_accumulation_steps * shape.max_seq_len
+        import psutil
+
         free = psutil.virtual_memory().available
         verdict = "fits" if memory.total < 0.8 * free else "tight" if memory.total < free else "does not fit"
         where = "" if _has_nvidia() else f" ({verdict}: {size(free)} free here)"

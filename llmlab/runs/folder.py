@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from llmlab.config.loader import write_text_atomically
 from llmlab.errors import LabError
+from llmlab.files import write_text_atomically
 from llmlab.runs.seal import verify
 
 RUNS = Path("checkpoints")

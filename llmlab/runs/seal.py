@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from llmlab.config.loader import write_text_atomically
+from llmlab.files import write_text_atomically
 
 MANIFEST = "MANIFEST.json"
 

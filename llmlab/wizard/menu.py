@@ -1,4 +1,7 @@
-"""The menu: everything the lab does, numbered; each entry is a form, a config and a run."""
+"""The menu: everything the lab does, numbered; each entry is a form, a config and a run.
+
+Forms and configs are imported by the entry that needs them, so that the menu is there at once.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import questionary
 from rich.console import Console
 
-from llmlab.config import MODEL_PRESETS, ModelConfig, load_config, save_config
-from llmlab.config.base import KindConfig
-from llmlab.config.loader import kind_class
-from llmlab.config.presets import preset
 from llmlab.errors import LabError
-from llmlab.plan.report import plan_table
 from llmlab.runs.folder import RUNS, all_runs
-from llmlab.runs.report import runs_table
-from llmlab.train.stages import STAGES
-from llmlab.wizard.forms import fill_in, review
+
+if TYPE_CHECKING:
+    from llmlab.config import KindConfig, ModelConfig
 
 CONFIGS = Path("model_configs")
 BACK = "back"
@@ -65,6 +64,9 @@ def status() -> str:
 
 def configure_model(console: Console) -> None:
     """Asks for an architecture, from a preset on, and saves it."""
+    from llmlab.config import MODEL_PRESETS, preset
+    from llmlab.wizard.forms import fill_in
+
     shown = [questionary.Choice(f"{name}", name) for name in MODEL_PRESETS]
     name = questionary.select("Start from which shape?", shown).ask(kbi_msg="")
     if name:
@@ -75,6 +77,11 @@ def configure_model(console: Console) -> None:
 
 def train(kind: str, console: Console) -> None:
     """Asks for a training config, saves it, and runs it if the person wants."""
+    from llmlab.config import ModelConfig, load_config
+    from llmlab.config.loader import kind_class
+    from llmlab.train.stages import STAGES
+    from llmlab.wizard.forms import fill_in
+
     cls = kind_class(kind)
     start = cls()
     models = _checkpoints()
@@ -132,6 +139,12 @@ def test_model(console: Console) -> None:
 
 def saved(console: Console) -> None:
     """Lists runs and configs; a config can be looked at, edited, run, checked or deleted."""
+    from llmlab.config import load_config, save_config
+    from llmlab.plan.report import plan_table
+    from llmlab.runs.report import runs_table
+    from llmlab.train.stages import STAGES
+    from llmlab.wizard.forms import fill_in, review
+
     console.print(runs_table())
     files = [str(path) for path in _configs()]
     picked = questionary.select("Which config?", [*files, BACK]).ask(kbi_msg="") if files else None
@@ -152,6 +165,8 @@ def saved(console: Console) -> None:
 
 
 def _save(config: KindConfig, name: str, console: Console) -> Path | None:
+    from llmlab.config import save_config
+
     target = questionary.text("Save as", default=str(CONFIGS / f"{name}.json")).ask(kbi_msg="")
     if not target:
         return None
@@ -167,6 +182,8 @@ def _configs() -> list[Path]:
 
 
 def _loadable(path: Path) -> KindConfig | None:
+    from llmlab.config import load_config
+
     try:
         return load_config(path)
     except LabError:
