@@ -67,7 +67,10 @@ class KeepBest(TrainerCallback):
 def save_model(trainer: Trainer, target: Path, **facts: object) -> None:
     """Saves model and tokenizer as a plain Hugging Face folder: written aside, sealed, then renamed."""
     aside = target.with_name(f".{target.name}-{os.getpid()}")
+    configuration = trainer.model.config
+    cached, configuration.use_cache = configuration.use_cache, True  # off in training; whoever loads this will generate
     trainer.save_model(str(aside))  # every process takes part; the first one writes
+    configuration.use_cache = cached
     if not trainer.is_world_process_zero():
         return
     for leftover in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run

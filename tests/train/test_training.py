@@ -32,6 +32,7 @@ def test_base_run_learns_and_leaves_what_the_house_says(base_run):
     assert base_run.model.name == "best" and verify(base_run.model) == ""
     assert all(verify(checkpoint) == "" for checkpoint in folder.checkpoints())
     assert not list(base_run.folder.glob("best/*.bin"))
+    assert load_model(str(base_run.folder))[0].config.use_cache is True
 
 
 def test_bits_per_byte_is_the_loss_over_the_bytes(base_run, base_config, tokenizer):
