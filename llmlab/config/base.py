@@ -107,7 +107,8 @@ def _explain(cls: type[LabBaseConfig], fault: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in path)
     value, kind = fault.get("input"), fault["type"]
     if kind == "extra_forbidden":
-        return f"unknown option `{name}`{_suggest(str(path[-1]), owner)}"
+        unknown = str(fault["loc"][-1])  # may look like one of the tags taken out above
+        return f"unknown option `{'.'.join([*map(str, path[:-1]), unknown])}`{_suggest(unknown, owner)}"
     if kind == "value_error":
         text = str(fault["ctx"]["error"])
         return text if not path or f"`{path[-1]}`" in text or f"`{name}`" in text else f"`{name}`: {text}"

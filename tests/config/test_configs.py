@@ -34,6 +34,7 @@ def message(data):
         ({"kind": "pretrain", "datasets": []}, "`datasets`"),
         ({"kind": "pretrain", "model": {"kind": "model", "d_model": 900}}, "use 896 or 924"),
         ({"kind": "dpo", "mini_batch_size": 30}, "`mini_batch_size` 30 does not divide `batch_size` 128: use 32"),
+        ({"kind": "dpo", "list[": None}, "unknown option `list[`"),
         ({"kind": "dqo"}, "did you mean 'dpo'?"),
         ({"d_model": 4}, "`kind` is missing"),
         ({"kind": "model", "schema_version": 99}, "`schema_version` 99 is not known"),
