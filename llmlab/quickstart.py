@@ -80,15 +80,17 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
 
     quiet_libraries()
     scale, report, began = Scale(minutes, model is not None), Report(), time.perf_counter()
-    test = distinct_questions(HELD_OUT if model is None else 40, seed=1)
+    size = HELD_OUT if model is None else 40
+    held_out = distinct_questions(size + size // 2, seed=1)
+    test, validation = held_out[:size], held_out[size:]  # the weights kept are chosen on the second, judged on the first
     if model is None:
         policy = _base(folder, scale, report, console)
     else:
         from llmlab.runs.folder import find_model
 
         policy = find_model(model)
-    policy = _sft(folder, policy, scale, test, report, console)
-    policy = _dpo(folder, policy, scale, test, report, console)
+    policy = _sft(folder, policy, scale, test, validation, report, console)
+    policy = _dpo(folder, policy, scale, test, validation, report, console)
     _finish(folder, policy, report, time.perf_counter() - began, console)
     return Path(policy)
 
@@ -122,7 +124,9 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
     return str(result.model)
 
 
-def _sft(folder: Path, policy: str, scale: Scale, test: list[Question], report: Report, console: Console) -> str:
+def _sft(
+    folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
+) -> str:
     console.rule("2 of 3: supervised fine-tuning on questions and answers")
     steps = scale.steps(16 if scale.small else 300)
     rows = list(itertools.islice(questions(0, held_out=False), 2000 if scale.small else 40_000))
@@ -130,11 +134,12 @@ def _sft(folder: Path, policy: str, scale: Scale, test: list[Question], report: 
     said = [careless_answer(*row) if rng.random() < CARELESS else row[2] for row in rows]
     _write_rows(folder / "sft.jsonl", [{"prompt": row[1], "completion": text} for row, text in zip(rows, said, strict=True)])
     _write_rows(folder / "test.jsonl", [{"task": t, "prompt": q, "completion": a} for t, q, a in test])
+    _write_rows(folder / "validation.jsonl", [{"prompt": q, "completion": a} for _, q, a in validation])
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-4, batch_size=2, max_length=256)
     own: dict[str, Any] = dict(optimizer="muon", learning_rate=4e-3, batch_size=16, max_length=256)
     config = SFTConfig(
         policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "sft.jsonl"))],
-        eval_datasets=[SourceConfig(name=str(folder / "test.jsonl"))], max_steps=steps, warmup_steps=min(20, steps // 5),
+        eval_datasets=[SourceConfig(name=str(folder / "validation.jsonl"))], max_steps=steps, warmup_steps=min(20, steps // 5),
         gradient_accumulation_steps=1, eval_every=max(1, steps // 2), eval_steps=10, save_every=steps,
         output_dir=str(folder / "sft"), report_to=[], **(small if scale.small else own),
     )  # fmt: skip
@@ -145,7 +150,9 @@ def _sft(folder: Path, policy: str, scale: Scale, test: list[Question], report: 
     return str(result.model)
 
 
-def _dpo(folder: Path, policy: str, scale: Scale, test: list[Question], report: Report, console: Console) -> str:
+def _dpo(
+    folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
+) -> str:
     console.rule("3 of 3: preference training on right and wrong answers")
     from llmlab.evaluate.pairs import preference_accuracy
 
@@ -157,12 +164,16 @@ def _dpo(folder: Path, policy: str, scale: Scale, test: list[Question], report: 
         folder / "dpo_test.jsonl",
         [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in test_pairs],
     )
+    chosen_on = _own_mistakes(policy, validation, console, at_least=1)
+    _write_rows(
+        folder / "dpo_validation.jsonl", [dict(zip(("prompt", "chosen", "rejected"), p, strict=True)) for p in chosen_on]
+    )
     steps = scale.steps(8 if scale.small else 120)
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-5, batch_size=4, mini_batch_size=2)
     own: dict[str, Any] = dict(learning_rate=1e-4, batch_size=64, mini_batch_size=64)
     config = DPOConfig(
         policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "dpo.jsonl"))],
-        eval_datasets=[SourceConfig(name=str(folder / "dpo_test.jsonl"))], beta=0.3, max_steps=steps,
+        eval_datasets=[SourceConfig(name=str(folder / "dpo_validation.jsonl"))], beta=0.3, max_steps=steps,
         warmup_steps=min(10, steps // 5), max_length=128, max_prompt_length=96, eval_every=max(1, steps // 2), eval_steps=10,
         save_every=steps, output_dir=str(folder / "dpo"), report_to=[], **(small if scale.small else own),
     )  # fmt: skip
