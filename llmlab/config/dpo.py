@@ -9,10 +9,10 @@ from pydantic import model_validator
 from llmlab.config.options import option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import AdapterOptions, TrainingConfig
+from llmlab.config.training import AdapterOptions, LengthOptions, TrainingConfig
 
 
-class DPOConfig(AdapterOptions, TrainingConfig):
+class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
     """Prefer the chosen answer over the rejected one, without a reward model."""
 
     KIND: ClassVar[str] = "dpo"

@@ -25,6 +25,16 @@ class PretrainConfig(TrainingConfig):
         "Where the text comes from.",
         min_length=1,
     )
+    packing: Literal["end_to_end", "best_fit"] = option(
+        "end_to_end",
+        "Packing",
+        "How documents fill rows of `max_seq_len` tokens.",
+        choices={
+            "end_to_end": "one after the other: no padding, a document may go on in the next row",
+            "best_fit": "whole documents wherever they fit: fewer are cut, at most about 1 % is padding",
+        },
+        advanced=True,
+    )
     batch_size: int = option(1, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
         64,

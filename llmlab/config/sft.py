@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from llmlab.config.options import option
-from llmlab.config.training import AdapterOptions, TrainingConfig
+from llmlab.config.training import AdapterOptions, LengthOptions, TrainingConfig
 
 POLICY = dict(
     title="Policy checkpoint",
@@ -13,7 +13,7 @@ POLICY = dict(
 )
 
 
-class SFTConfig(AdapterOptions, TrainingConfig):
+class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
     """Teach a base model to answer."""
 
     KIND: ClassVar[str] = "sft"

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from llmlab.config.base import KindConfig
 from llmlab.config.options import option
-from llmlab.config.sources import SourceConfig
+from llmlab.config.sources import SourceConfig, check_weights
 
 WITH_ADAPTER = {"adapter": ["lora", "qlora"]}
 ADAM_PARTS = ["adamw", "muon"]  # Muon hands what is not a hidden matrix to AdamW
@@ -39,6 +39,16 @@ class TrainingConfig(KindConfig):
         advanced=True,
         ge=0,
         lt=1,
+    )
+    mixture_stop: Literal["first_exhausted", "all_exhausted"] = option(
+        "first_exhausted",
+        "Mixture ends",
+        "When one pass over a mixture of several sources is over.",
+        choices={
+            "first_exhausted": "with the first source that runs out: no row is seen twice in a pass",
+            "all_exhausted": "when every row was seen: smaller sources are repeated",
+        },
+        advanced=True,
     )
     max_steps: int = option(10000, "Steps", "Optimizer updates.", unit="steps", ge=1)
     optimizer: Literal["adamw", "adafactor", "lion", "sophia", "muon"] = option(
@@ -185,6 +195,9 @@ class TrainingConfig(KindConfig):
         advanced=True,
     )
     seed: int = option(42, "Seed", "Start of every random number: the same seed gives the same run.", advanced=True, ge=0)
+    dataloader_workers: int = option(
+        0, "Loader processes", "Processes that prepare batches beside the training process; 0 uses none.", advanced=True, ge=0
+    )
     deterministic: bool = option(
         False, "Deterministic", "Only kernels that give the same bits every time; slower.", advanced=True
     )
@@ -194,6 +207,11 @@ class TrainingConfig(KindConfig):
     output_dir: str | None = option(
         None, "Output folder", "Folder of the run; left out, `checkpoints/<name>`.", advanced=True, min_length=1
     )
+
+    @model_validator(mode="after")
+    def _check_mixture(self) -> TrainingConfig:
+        check_weights(self.datasets, "datasets")
+        return self
 
     @model_validator(mode="after")
     def _check_warmup(self) -> TrainingConfig:
@@ -214,6 +232,18 @@ class TrainingConfig(KindConfig):
     def accumulation_steps(self) -> int:
         """Forward and backward passes per optimizer step."""
         return self.gradient_accumulation_steps
+
+
+class LengthOptions(KindConfig):
+    """What happens to rows that are longer than `max_length`."""
+
+    overlong: Literal["cut", "drop"] = option(
+        "cut",
+        "Overlong rows",
+        "What happens to rows longer than the longest row; both are counted.",
+        choices={"cut": "they lose their end", "drop": "they are left out"},
+        advanced=True,
+    )
 
 
 class AdapterOptions(KindConfig):

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, SourceConfig
-from llmlab.data.cache import cached
-from llmlab.data.packing import pack_stream
-from llmlab.data.render import tokenize_conversation, tokenize_pair
-from llmlab.data.shapes import shape_of, to_messages, to_pair
-from llmlab.data.sources import PIECE, fingerprint, load_rows
+from llmlab.config.sources import shares, short_names
+from llmlab.data.cache import cached, read_rows, write_tables
+from llmlab.data.canonical import open_source
+from llmlab.data.mixture import mixture
+from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
+from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair
+from llmlab.data.shapes import Row, RowFault, to_messages
+from llmlab.data.sources import fingerprint
+from llmlab.data.tokens import Tokens, tokenised, tokenizer_hash
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset
+    import pyarrow as pa
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-STREAM_EVAL_ROWS = 500  # documents at the head of a stream that are held out
+    from llmlab.data.stream import PackedStream, Reader
+
+CONVERSATIONS = ("messages", "prompt_completion")
 
 
 @dataclass
@@ -29,71 +38,69 @@ class Prepared:
 
     Attributes:
         train: rows for the trainer.
-        eval: held-out rows, or None.
+        eval: held-out rows of each source by its name; empty where nothing is held out.
         facts: counts for the run record and the screen (rows, tokens, dropped ...).
-        bytes_per_token: of the held-out text, for bits per byte; None where it is not plain text.
+        bytes_per_token: of the held-out text of each source, for bits per byte; empty where it is not plain text.
+        notes: what happened to rows that were left out or changed, one line each.
     """
 
-    train: Dataset | IterableDataset
-    eval: Dataset | None
+    train: Dataset | PackedStream
+    eval: dict[str, Dataset]
     facts: dict[str, Any] = field(default_factory=dict)
-    bytes_per_token: float | None = None
+    bytes_per_token: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, length: int) -> Prepared:
     """Returns packed rows of `length` tokens from the text sources.
 
     Raises:
-        LabError: when a source has no text, or too little for one row.
+        LabError: when a source has no text.
     """
-    sources = [(source, load_rows(source)) for source in config.datasets]
-    held_out = [(source, load_rows(source)) for source in config.eval_datasets]
-    if any(source.streaming for source, _ in sources):
-        return _streamed(config, sources, held_out, tokenizer, length)
-    key = {
-        "method": "pretrain",
-        "sources": [(fingerprint(source, rows), source.weight) for source, rows in sources],
-        "eval": [fingerprint(source, rows) for source, rows in held_out],
-        "fraction": 0 if held_out else config.eval_fraction,
-        "tokenizer": tokenizer_hash(tokenizer),
-        "length": length,
-        "seed": config.seed,
-    }
+    from llmlab.data.stream import PackedStream, encoder
 
-    def build() -> DatasetDict:
-        from datasets import DatasetDict
+    encode = encoder(tokenizer)
+    fraction = 0.0 if config.eval_datasets else config.eval_fraction
+    streamed = any(source.streaming for source in config.datasets)
 
-        documents = _mix([(s, _pieces(s, rows)) for s, rows in sources], config.seed)
-        if held_out:
-            train, evaluation = documents, _mix([(s, _pieces(s, rows)) for s, rows in held_out], config.seed)
-        else:
-            train, evaluation = split(documents, config.eval_fraction, config.seed)
-        made = {"train": _packed(train, tokenizer, length)}
-        if evaluation is not None:
-            made["eval"] = _packed(evaluation, tokenizer, length)
-        return DatasetDict(made)
+    def stream(sources: list[SourceConfig], fraction: float, *, held_out: bool = False, endless: bool = False) -> PackedStream:
+        alone = len(sources) == 1
+        return PackedStream(
+            partial(_readers, sources, ("text",), fraction, held_out), [1.0] if alone else shares(sources), encode, length,
+            packing=config.packing, seed=config.seed, stop=config.mixture_stop, endless=endless,
+        )  # fmt: skip
 
-    data = cached(key, build)
-    train, evaluation = data["train"], data.get("eval")
-    if len(train) == 0:
-        raise LabError(
-            f"the text is shorter than one row of {length} tokens",
-            where="datasets",
-            remedy="add text or lower `max_seq_len`",
-        )
-    if evaluation is not None and len(evaluation) == 0:
-        evaluation = None
-    facts = {
-        "rows": len(train),
-        "tokens": len(train) * length,
-        "eval_rows": len(evaluation) if evaluation is not None else 0,
-    }
-    ratio = evaluation["bytes"] if evaluation is not None else None
-    per_token = sum(ratio[:]) / (len(ratio) * length) if ratio is not None else None
-    drop = [c for c in train.column_names if c == "bytes"]
-    train = train.remove_columns(drop)
-    evaluation = evaluation.remove_columns(drop) if evaluation is not None else None
-    return Prepared(train.with_format("numpy"), evaluation.with_format("numpy") if evaluation else None, facts, per_token)
+    base = {"method": "pretrain", "tokenizer": tokenizer_hash(tokenizer), "length": length, "packing": config.packing}
+    facts: dict[str, Any] = {}
+    notes: list[str] = []
+    if streamed:
+        train: Any = stream(config.datasets, fraction, endless=True)
+        facts["rows"] = "streamed"
+    else:
+        drawn = [source for source in config.datasets if source.weight]
+        key = {
+            **base, "sources": [(fingerprint(s), share) for s, share in zip(drawn, shares(drawn), strict=True)],
+            "fraction": fraction, "seed": config.seed if len(drawn) > 1 else 0, "stop": config.mixture_stop,
+        }  # fmt: skip
+        folder, made = cached(key, partial(_write_packed, stream(drawn, fraction), drawn, length))
+        train = read_rows(folder / "rows.arrow")
+        if train is None:
+            raise LabError("hold no text to train on", where="datasets", remedy="add text, or lower `eval_fraction`")
+        facts |= {name: made[name] for name in ("rows", "tokens", "padding")}
+        notes += made["notes"]
+        train = train.with_format("numpy")
+    held, per_token = {}, {}
+    sources = config.eval_datasets or (config.datasets if fraction else [])
+    for name, source in zip(short_names(sources), sources, strict=True):
+        key = {**base, "held_out": fingerprint(source), "fraction": fraction}
+        alone = stream([source], fraction, held_out=not config.eval_datasets)
+        folder, made = cached(key, partial(_write_packed, alone, [source], length))
+        rows = read_rows(folder / "rows.arrow")
+        if rows is not None:
+            held[name], per_token[name] = rows.with_format("numpy"), made["bytes"] / made["tokens"]
+            notes += made["notes"] if config.eval_datasets else []
+    facts["eval_rows"] = sum(len(rows) for rows in held.values())
+    return Prepared(train, held, facts, per_token, notes)
 
 
 def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -102,37 +109,24 @@ def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     Raises:
         LabError: when a source has no conversations, or none with anything to learn within `max_length`.
     """
-    from trl import pack_dataset
-
-    def tokenise(row: dict[str, Any]) -> dict[str, Any]:
-        made = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
-        return {
-            "input_ids": made["input_ids"][: config.max_length],
-            "labels": made["labels"][: config.max_length],
-            "cut": len(made["input_ids"]) > config.max_length,
-        }
-
-    def build() -> DatasetDict:
-        return _tokenised(config, tokenise, ("messages", "prompt_completion"))
-
-    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-    extra = {"template": template, "loss_on": config.loss_on, "max_length": config.max_length}
-    data = cached(_key(config, tokenizer, extra), build)
-    facts: dict[str, Any] = {}
-    made = {}
-    for name, rows in data.items():
-        learned = rows.filter(lambda labels: any(label != -100 for label in labels[1:]), input_columns="labels")
-        facts[f"{name}_rows"] = len(learned)
-        facts[f"{name}_dropped"] = len(rows) - len(learned)
-        facts[f"{name}_cut"] = sum(rows["cut"][:])
-        learned = learned.remove_columns("cut")
-        if config.packing and len(learned):
-            learned = pack_dataset(learned.shuffle(seed=config.seed), config.max_length, "bfd")
-        made[name] = learned
-    if facts["train_rows"] == 0:
-        raise LabError("no row has anything to learn", where="datasets", remedy="raise `max_length` or look at the rows")
-    facts["train_sequences"] = len(made["train"])
-    return Prepared(made["train"], _or_none(made.get("eval")), facts)
+    make = partial(conversation_tokens, tokenizer, config)
+    key = {
+        "method": "sft", "tokenizer": tokenizer_hash(tokenizer), "loss_on": config.loss_on,
+        "max_length": config.max_length, "overlong": config.overlong,
+    }  # fmt: skip
+    columns = ("input_ids", "labels")
+    if any(source.streaming for source in config.datasets):
+        return _streamed_sft(config, make, key)
+    parts, held, notes = _load(config, CONVERSATIONS, make, key, columns)
+    train = _mixed(config, [part for part, _ in parts])
+    _require(train, "no row has anything to learn", notes)
+    facts = {"train_rows": len(train), **_counts(parts), "eval_rows": sum(len(rows) for rows, _ in held.values())}
+    if config.packing:
+        train = _packed(config, key, train, [part.key for part, _ in parts])
+        held = {name: (_packed(config, key, rows, ["held out", of]), of) for name, (rows, of) in held.items()}
+        facts["padding"] = round(padding_share(row_lengths(train), config.max_length), 4)
+    facts["train_sequences"] = len(train)
+    return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
 
 
 def dpo_data(config: DPOConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -141,208 +135,188 @@ def dpo_data(config: DPOConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     Raises:
         LabError: when a source has no pairs.
     """
-
-    def tokenise(row: dict[str, Any]) -> dict[str, Any]:
-        pair = to_pair(row)
-        if pair is None:
-            return {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-        return tokenize_pair(tokenizer, *pair, config.max_length, config.max_prompt_length)
-
-    def build() -> DatasetDict:
-        return _tokenised(config, tokenise, ("preference",))
-
-    template = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
-    extra = {"template": template, "max_length": config.max_length, "max_prompt_length": config.max_prompt_length}
-    data = cached(_key(config, tokenizer, extra), build)
-    facts: dict[str, Any] = {}
-    made = {}
-    for name, rows in data.items():
-        usable = rows.filter(
-            lambda chosen, rejected: chosen != rejected and bool(chosen), input_columns=["chosen_ids", "rejected_ids"]
-        )
-        facts[f"{name}_pairs"], facts[f"{name}_dropped"] = len(usable), len(rows) - len(usable)
-        made[name] = usable
-    if facts["train_pairs"] == 0:
-        raise LabError("no usable pairs (equal, empty, or without a common prompt)", where="datasets")
-    return Prepared(made["train"], _or_none(made.get("eval")), facts)
+    key = {
+        "method": "pairs", "tokenizer": tokenizer_hash(tokenizer), "max_length": config.max_length,
+        "max_prompt_length": config.max_prompt_length, "overlong": config.overlong,
+    }  # fmt: skip
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    parts, held, notes = _load(config, ("preference",), partial(pair_tokens, tokenizer, config), key, columns)
+    train = _mixed(config, [part for part, _ in parts])
+    _require(train, "no usable pairs", notes)
+    facts = {"train_pairs": len(train), **_counts(parts), "eval_pairs": sum(len(rows) for rows, _ in held.values())}
+    return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
 
 
-def split(rows: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset | None]:
-    """Returns rows for training and a held-out share of them, drawn by the seed; at least one row when the share is not 0.
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
+    """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, and whether it was `cut`.
 
     Raises:
-        LabError: when there is a single row.
+        RowFault: when it is too long and to be dropped, or has nothing to learn within `max_length`.
     """
-    if fraction == 0:
-        return rows, None
-    if len(rows) < 2:
-        raise LabError(
-            f"{len(rows)} document is too few to hold some out",
-            where="datasets",
-            remedy="set `eval_fraction` to 0 or add data",
-        )
-    held = max(1, round(len(rows) * fraction))
-    order = rows.shuffle(seed=seed)
-    return order.select(range(held, len(rows))), order.select(range(held))
+    made = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
+    cut = len(made["input_ids"]) > config.max_length
+    if cut and config.overlong == "drop":
+        raise RowFault(f"longer than `max_length` {config.max_length}")
+    labels = made["labels"][: config.max_length]
+    if all(label == IGNORED for label in labels[1:]):
+        raise RowFault(f"nothing to learn within `max_length` {config.max_length}")
+    return {"input_ids": made["input_ids"][: config.max_length], "labels": labels, "cut": cut}
 
 
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Returns a hash of the whole tokenizer: vocabulary, merges, pre-tokenisation."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()
+def pair_tokens(tokenizer: PreTrainedTokenizerBase, config: DPOConfig, row: Row) -> dict[str, Any]:
+    """Returns `prompt_ids`, `chosen_ids` and `rejected_ids` of a canonical pair, and whether it was `cut`.
+
+    Raises:
+        RowFault: when it is too long and to be dropped, or nothing is left that tells the answers apart.
+    """
+    pair = (row["prompt"], row["chosen"], row["rejected"])
+    made = tokenize_pair(tokenizer, *pair, config.max_length, config.max_prompt_length)
+    cut = made.pop("cut")
+    if cut and config.overlong == "drop":
+        raise RowFault(f"longer than `max_length` {config.max_length}")
+    if made["chosen_ids"] == made["rejected_ids"]:
+        raise RowFault(f"equal answers within `max_length` {config.max_length}" if cut else "equal answers in tokens")
+    return {**made, "cut": cut}
 
 
 def document_texts(source: SourceConfig) -> Iterator[str]:
-    """Yields the texts of a source: what a tokenizer is trained on.
+    """Yields the texts of a source, whatever its shape: what a tokenizer is trained on.
 
     Raises:
-        LabError: when the source has no `text` rows or conversations.
+        LabError: when the source cannot be read.
     """
-    rows = load_rows(source)
-    for row in rows:
-        yield (row["text"] if "text" in row else "\n".join(str(value) for value in row.values() if isinstance(value, str)))
+    from llmlab.data.canonical import Tally
+
+    opened = open_source(source, ("text", *CONVERSATIONS, "preference", "prompt_answer"))
+    for _, row in opened.canonical(Tally()):
+        turns = row.get("messages") or row.get("prompt") or []
+        said = [row[name] for name in ("text", "completion", "chosen", "rejected", "answer") if name in row]
+        yield "\n".join([*(turn["content"] for turn in turns), *said])
 
 
-def _or_none(rows: Dataset | None) -> Dataset | None:
-    return rows if rows is not None and len(rows) else None
+def _readers(sources: list[SourceConfig], needed: tuple[str, ...], fraction: float, held_out: bool) -> list[Reader]:
+    from llmlab.data.stream import Reader
+
+    def opened(source: SourceConfig) -> Any:
+        return open_source(source, needed, streaming=True if source.max_rows is None else source.streaming)
+
+    return [Reader(opened(source), fraction, held_out=held_out) for source in sources]
 
 
-def _workers(rows: int) -> int | None:
-    return min(8, os.cpu_count() or 1) if rows > 20_000 else None
+def _write_packed(stream: PackedStream, sources: list[SourceConfig], length: int, folder: Path) -> dict[str, Any]:
+    """Writes all rows of a stream and returns what is known of them."""
+    sizes = [0, 0]
+    encode = stream.encode
+
+    def counted(texts: list[str]) -> pa.Table:
+        sizes[0] += sum(len(text.encode()) for text in texts if isinstance(text, str))
+        return encode(texts)
+
+    def tables() -> Iterator[pa.Table]:
+        for table in stream.tables():
+            sizes[1] += int(row_lengths(table).sum())
+            yield table
+
+    stream.encode = counted
+    rows = write_tables(tables(), folder / "rows.arrow")
+    stream.encode = encode
+    notes = [note for tally, source in zip(stream.tallies, sources, strict=True) for note in tally.notes(source)]
+    padding = round(1 - sizes[1] / max(1, rows * length), 4)
+    return {"rows": rows, "bytes": sizes[0], "tokens": sizes[1], "padding": padding, "notes": notes}
 
 
-def _key(config: SFTConfig | DPOConfig, tokenizer: PreTrainedTokenizerBase, extra: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "method": config.KIND,
-        "sources": [(fingerprint(s, load_rows(s)), s.weight, s.format) for s in config.datasets],
-        "eval": [(fingerprint(s, load_rows(s)), s.format) for s in config.eval_datasets],
-        "fraction": 0 if config.eval_datasets else config.eval_fraction,
-        "tokenizer": tokenizer_hash(tokenizer),
-        "seed": config.seed,
-        **extra,
-    }
-
-
-def _tokenised(config: SFTConfig | DPOConfig, tokenise: Any, needed: tuple[str, ...]) -> DatasetDict:
-    from datasets import DatasetDict
-
-    def rows_of(sources: list[SourceConfig]) -> Dataset:
-        parts = []
-        for source in sources:
-            if source.streaming:
-                raise LabError(
-                    "cannot be streamed for this method",
-                    where=source.name,
-                    remedy="set `streaming` to false or limit `max_rows`",
-                )
-            rows = load_rows(source)
-            shape_of(rows.column_names, rows[0], source.format, needed, source.name)
-            parts.append((source, rows.map(tokenise, remove_columns=rows.column_names, num_proc=_workers(len(rows)))))
-        return _mix(parts, config.seed)
-
-    train = rows_of(config.datasets)
+def _load(
+    config: Any, needed: tuple[str, ...], make: Callable[[Row], dict[str, Any]], key: dict[str, Any], columns: tuple[str, ...]
+) -> tuple[list[tuple[Tokens, str]], dict[str, tuple[Dataset, str]], list[str]]:
+    """Returns the stored sources as tokens with their names, the held-out rows by name with their key, and the notes."""
+    for source in [*config.datasets, *config.eval_datasets]:
+        if source.streaming:
+            raise LabError(
+                "cannot be streamed for this method", where=source.name,
+                remedy="set `streaming` to false or limit `max_rows`",
+            )  # fmt: skip
+    fraction = 0.0 if config.eval_datasets else config.eval_fraction
+    parts = [tokenised(source, needed, make, key, fraction, columns) for source in config.datasets]
+    names = short_names(config.datasets)
+    held = {name: (part.held_out, part.key) for name, part in zip(names, parts, strict=True)}
+    notes = [note for part in parts for note in part.notes]
     if config.eval_datasets:
-        return DatasetDict({"train": train, "eval": rows_of(config.eval_datasets)})
-    train, evaluation = split(train, config.eval_fraction, config.seed)
-    return DatasetDict({"train": train, **({"eval": evaluation} if evaluation is not None else {})})
+        others = [tokenised(source, needed, make, key, 0.0, columns) for source in config.eval_datasets]
+        held = {name: (part.train, part.key) for name, part in zip(short_names(config.eval_datasets), others, strict=True)}
+        notes += [note for part in others for note in part.notes]
+    return list(zip(parts, names, strict=True)), {name: found for name, found in held.items() if len(found[0])}, notes
 
 
-def _mix(parts: list[tuple[SourceConfig, Any]], seed: int) -> Any:
-    from datasets import interleave_datasets
-
-    if len(parts) == 1:
-        return parts[0][1]
-    total = sum(source.weight for source, _ in parts)
-    return interleave_datasets(
-        [rows for _, rows in parts],
-        probabilities=[source.weight / total for source, _ in parts],
-        seed=seed,
-        stopping_strategy="first_exhausted",
-    )
+def _counts(parts: list[tuple[Tokens, str]]) -> dict[str, int]:
+    return {"train_dropped": sum(part.dropped for part, _ in parts), "train_cut": sum(part.cut for part, _ in parts)}
 
 
-def _pieces(source: SourceConfig, rows: Any) -> Any:
-    """Returns the documents of a source as a `text` column, long ones cut between paragraphs."""
-    columns = rows.column_names or list(next(iter(rows)))
-    shape_of(columns, next(iter(rows)), source.format, ("text",), source.name)
+def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key: dict[str, Any]) -> Prepared:
+    """Conversations tokenised and packed as they arrive; the head of each stream is held out."""
+    from llmlab.data.stream import PackedStream
 
-    def cut(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {"text": [piece for text in batch["text"] if text and text.strip() for piece in cut_text(text)]}
-
-    return rows.map(cut, batched=True, remove_columns=columns)
-
-
-def cut_text(text: str, size: int = PIECE) -> list[str]:
-    """Returns a text in pieces of about `size` characters, cut after empty lines; joined they are the text again."""
-    pieces, start = [], 0
-    while len(text) - start > size:
-        end = text.find("\n\n", start + size)
-        if end < 0:
-            break
-        pieces.append(text[start : end + 2])
-        start = end + 2
-    return [*pieces, text[start:]] if start < len(text) else pieces
-
-
-def _token_documents(rows: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    for row in rows:
-        ids = row["input_ids"] if "input_ids" in row else tokenizer(row["text"], add_special_tokens=False)["input_ids"]
-        yield [*ids, tokenizer.eos_token_id]
-
-
-def _packed(documents: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
-    from datasets import Dataset, Features, List, Value
-
-    def tokenise(batch: dict[str, list[str]]) -> dict[str, list]:
-        return {"input_ids": tokenizer(batch["text"], add_special_tokens=False)["input_ids"],
-                "size": [len(text.encode()) for text in batch["text"]]}  # fmt: skip
-
-    tokens = documents.map(tokenise, batched=True, remove_columns=documents.column_names, num_proc=_workers(len(documents)))
-    count = sum(len(ids) for ids in tokens["input_ids"]) + len(tokens)
-    per_token = sum(tokens["size"][:]) / max(1, count)
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for row in pack_stream(_token_documents(tokens, tokenizer), length):
-            yield {**row, "bytes": per_token * length}
-
-    ints = List(Value("int32"))
-    features = Features({"input_ids": ints, "position_ids": ints, "bytes": Value("float32")})
-    made = list(rows()) if count < 2_000_000 else None
-    if made is not None:
-        return (
-            Dataset.from_list(made, features=features)
-            if made
-            else Dataset.from_dict({k: [] for k in features}, features=features)
+    if not config.packing:
+        raise LabError(
+            "a streamed source needs `packing`", where="datasets", remedy='set "packing" to true, or "streaming" to false'
         )
-    return Dataset.from_generator(rows, features=features)
+    left_out: dict[str, int] = {}
+
+    def encode(rows: list[Row]) -> pa.Table:
+        made = []
+        for row in rows:
+            try:
+                made.append(make(row))
+            except RowFault as fault:
+                left_out[fault.reason] = left_out.get(fault.reason, 0) + 1
+        return documents_table({name: [np.array(row[name], np.int32) for row in made] for name in ("input_ids", "labels")})
+
+    def stream(sources: list[SourceConfig], fraction: float, *, held_out: bool, endless: bool) -> PackedStream:
+        return PackedStream(
+            partial(_readers, sources, CONVERSATIONS, fraction, held_out), shares(sources) if endless else [1.0], encode,
+            config.max_length, packing="best_fit", seed=config.seed, stop=config.mixture_stop, endless=endless,
+        )  # fmt: skip
+
+    fraction = 0.0 if config.eval_datasets else config.eval_fraction
+    held = {}
+    sources = config.eval_datasets or (config.datasets if fraction else [])
+    for name, source in zip(short_names(sources), sources, strict=True):
+        alone = stream([source], fraction, held_out=not config.eval_datasets, endless=False)
+        folder, _ = cached(
+            {**key, "held_out": fingerprint(source), "fraction": fraction},
+            partial(_write_packed, alone, [source], config.max_length),
+        )
+        if (rows := read_rows(folder / "rows.arrow")) is not None:
+            held[name] = rows
+    facts = {"train_rows": "streamed", "eval_rows": sum(len(rows) for rows in held.values())}
+    train = stream(config.datasets, fraction, held_out=False, endless=True)
+    return Prepared(train, held, facts, notes=[f"left out {count:,} rows: {why}" for why, count in left_out.items()])
 
 
-def _streamed(
-    config: PretrainConfig, sources: list, held_out: list, tokenizer: PreTrainedTokenizerBase, length: int
-) -> Prepared:
-    """Rows packed as they arrive; the first documents of the stream are held out when there is no validation dataset."""
-    from datasets import Dataset, IterableDataset
+def _mixed(config: Any, parts: list[Tokens]) -> Dataset:
+    from datasets import concatenate_datasets
 
-    streams = []
-    for source, rows in sources:
-        streams.append((source, _pieces(source, rows if source.streaming else rows.to_iterable_dataset())))
-    documents = _mix(streams, config.seed)
-    if held_out:
-        evaluation = _mix([(s, _pieces(s, rows)) for s, rows in held_out], config.seed)
-        evaluation = Dataset.from_list(list(evaluation))
-    elif config.eval_fraction:
-        evaluation = Dataset.from_list(list(documents.take(STREAM_EVAL_ROWS)))
-        documents = documents.skip(STREAM_EVAL_ROWS)
-    else:
-        evaluation = None
+    sizes = [len(part.train) for part in parts]
+    sources, rows = mixture(sizes, shares(config.datasets), config.seed, config.mixture_stop)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    together = concatenate_datasets([part.train for part in parts])
+    return together.select((starts[sources] + rows).astype(np.int64))
 
-    def train_rows() -> Iterator[dict[str, Any]]:
-        yield from pack_stream(_token_documents(documents, tokenizer), length)
 
-    packed = _or_none(_packed(evaluation, tokenizer, length)) if evaluation is not None else None
-    per_token = packed[0]["bytes"] / length if packed is not None else None
-    if packed is not None:
-        packed = packed.remove_columns("bytes").with_format("numpy")
-    facts = {"rows": "streamed", "eval_rows": len(packed) if packed is not None else 0}
-    return Prepared(IterableDataset.from_generator(train_rows), packed, facts, per_token)
+def _require(rows: Dataset, text: str, notes: list[str]) -> None:
+    if len(rows) == 0:
+        why = "; ".join(notes) or "every row is held out"
+        raise LabError(
+            f"{text}: {why}", where="datasets", remedy="raise `max_length` or look at the rows: `llmlab data inspect`"
+        )
+
+
+def _packed(config: SFTConfig, key: dict[str, Any], rows: Dataset, parts: list[str]) -> Dataset:
+    def build(folder: Path) -> dict[str, Any]:
+        write_tables([pack(rows.with_format("arrow")[:], config.max_length, "best_fit")], folder / "rows.arrow")
+        return {}
+
+    mixed = {
+        "parts": parts, "shares": shares(config.datasets), "seed": config.seed, "stop": config.mixture_stop, "rows": len(rows),
+    }  # fmt: skip
+    folder, _ = cached({**key, "packed": mixed}, build)
+    return read_rows(folder / "rows.arrow")

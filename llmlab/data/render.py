@@ -66,13 +66,14 @@ def tokenize_pair(
     max_length: int,
     max_prompt_length: int,
 ) -> dict[str, Any]:
-    """Returns `prompt_ids`, `chosen_ids` and `rejected_ids`; the answers carry the template's end of a turn.
+    """Returns `prompt_ids`, `chosen_ids` and `rejected_ids`, and whether something was `cut`.
 
-    A prompt that is too long loses its beginning, an answer its end.
+    The answers carry the template's end of a turn. A prompt that is too long loses its beginning, an answer its end.
     """
     before = render(tokenizer, prompt, generate=True)
-    prompt_ids = tokenizer(before, add_special_tokens=False)["input_ids"][-max_prompt_length:]
-    pair = {"prompt_ids": prompt_ids}
+    whole_prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
+    prompt_ids = whole_prompt[-max_prompt_length:]
+    pair: dict[str, Any] = {"prompt_ids": prompt_ids, "cut": len(whole_prompt) > max_prompt_length}
     for name, answer in (("chosen_ids", chosen), ("rejected_ids", rejected)):
         whole = render(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
         if not whole.startswith(before):
@@ -80,5 +81,7 @@ def tokenize_pair(
                 "this chat template rewrites the prompt once it is answered", remedy='set `chat_template` to "chatml"'
             )
         said = whole[len(before) :].rstrip("\n")
-        pair[name] = tokenizer(said, add_special_tokens=False)["input_ids"][: max_length - len(prompt_ids)]
+        ids = tokenizer(said, add_special_tokens=False)["input_ids"]
+        pair[name] = ids[: max_length - len(prompt_ids)]
+        pair["cut"] |= len(ids) > len(pair[name])
     return pair

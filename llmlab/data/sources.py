@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from llmlab.config import SourceConfig
+from llmlab.data.catalogue import entry, real_id
+from llmlab.data.faults import explain, numbered
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-SHIPPED = {"llmlab:moby-dick": "moby-dick.jsonl"}
+SHIPPED = {
+    "llmlab:moby-dick": {"train": "moby-dick.jsonl"},
+    "llmlab:spam-mails": {"train": "spam-mails.train.jsonl.gz", "test": "spam-mails.test.jsonl.gz"},
+}
 TEXT_FILES = (".txt", ".md")
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst")
-HUB_ALIASES = {
-    "glue": "nyu-mll/glue",
-    "imdb": "stanfordnlp/imdb",
-    "wikitext": "Salesforce/wikitext",
-    "gsm8k": "openai/gsm8k",
-}
 PIECE = 20_000  # characters: a long text becomes documents of about this length, cut between paragraphs
+HASHED_WHOLE = 4 << 30  # bytes: larger files are told apart by size and time
 
 
-def load_rows(source: SourceConfig) -> Dataset | IterableDataset:
+def load_rows(source: SourceConfig, *, streaming: bool | None = None) -> Dataset | IterableDataset:
     """Returns the rows of a source with its own columns.
+
+    Args:
+        source: what to read.
+        streaming: read as a stream whatever the source says.
 
     Raises:
         LabError: when the source does not exist, cannot be read, holds nothing, or is on a hub that cannot be reached.
     """
-    files = local_files(source.name)
-    rows = _from_files(files, source) if files else _from_hub(source)
-    if source.max_rows:
-        rows = rows.take(source.max_rows)
-    if not source.streaming and len(rows) == 0:
+    stream = source.streaming if streaming is None else streaming
+    files = local_files(source.name, source.split)
+    rows = _from_files(files, source, stream) if files else _from_hub(source, stream)
+    if not stream and len(rows) == 0:
         raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it")
+    if source.max_rows and stream:
+        return rows.take(source.max_rows)
+    if source.max_rows and source.max_rows < len(rows):  # spread evenly: many datasets are sorted by label or topic
+        return rows.select([index * len(rows) // source.max_rows for index in range(source.max_rows)])
     return rows
 
 
-def local_files(name: str) -> list[Path]:
+def local_files(name: str, split: str = "train") -> list[Path]:
     """Returns the files behind a name, sorted; empty when it is the id of a hub dataset.
 
     Raises:
@@ -52,7 +58,9 @@ def local_files(name: str) -> list[Path]:
     if name.startswith("llmlab:"):
         if name not in SHIPPED:
             raise LabError(f"no corpus {name!r} ships with llmlab", remedy=f"there is {', '.join(SHIPPED)}")
-        return [Path(str(resources.files("llmlab.data") / "corpus" / SHIPPED[name]))]
+        if split not in SHIPPED[name]:
+            raise LabError(f"has no split {split!r}", where=name, remedy=f"there is {', '.join(SHIPPED[name])}")
+        return [Path(str(resources.files("llmlab.data") / "corpus" / SHIPPED[name][split]))]
     path = Path(name).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) and not file.name.startswith("."))
@@ -72,21 +80,34 @@ def local_files(name: str) -> list[Path]:
     return []
 
 
-def fingerprint(source: SourceConfig, rows: Dataset | IterableDataset) -> str:
-    """Returns a text that changes whenever the rows of the source do: content hashes for files, the library's for hubs."""
-    files = local_files(source.name)
-    if not files:
-        content = "" if source.streaming else rows._fingerprint
-        return f"{source.name}:{source.subset}:{source.split}:{source.max_rows}:{content}"
-    digest = hashlib.sha256(repr((source.format, source.max_rows)).encode())
+def fingerprint(source: SourceConfig) -> str:
+    """Returns a text that changes whenever the rows of the source do, or the way they are read."""
+    how = source.model_dump(mode="json", exclude={"weight", "name"})
+    digest = hashlib.sha256(repr(sorted(how.items())).encode())
+    files = local_files(source.name, source.split)
+    if not files:  # the hub's own revision: what the library's cache is keyed by
+        rows = load_rows(source)
+        digest.update(f"{real_id(source.name)}:{getattr(rows, '_fingerprint', '')}".encode())
     for file in files:
+        status = file.stat()
+        if status.st_size > HASHED_WHOLE:
+            digest.update(f"{file}:{status.st_size}:{status.st_mtime_ns}".encode())
+            continue
         with open(file, "rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 
+def row_place(source: SourceConfig, number: int) -> str:
+    """Returns where row `number` (counted from 0) of a source is: file and row, counted from 1."""
+    files = local_files(source.name, source.split)
+    if source.max_rows and not source.streaming:
+        return f"{source.name}, row {number + 1} of {source.max_rows:,}"
+    return numbered(files, [_kind(file) for file in files], number) if files else f"{source.name}, row {number + 1}"
+
+
 def _readable() -> str:
-    return " ".join((*TEXT_FILES, *TABLES)) + ", each also .gz"
+    return " ".join((*TEXT_FILES, *TABLES)) + ", each also .gz and .zst"
 
 
 def _kind(path: Path) -> str:
@@ -95,7 +116,7 @@ def _kind(path: Path) -> str:
     return "text" if suffix in TEXT_FILES else TABLES.get(suffix, "")
 
 
-def _from_files(files: list[Path], source: SourceConfig) -> Dataset | IterableDataset:
+def _from_files(files: list[Path], source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
     from datasets import Dataset, IterableDataset, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -105,16 +126,29 @@ def _from_files(files: list[Path], source: SourceConfig) -> Dataset | IterableDa
     kind = kinds.pop()
     for file in files:
         _check_readable(file, kind)
-    if kind == "text":
-        if source.streaming:
-            return IterableDataset.from_generator(_documents, gen_kwargs={"files": [str(f) for f in files]})
-        return Dataset.from_list(list(_documents([str(file) for file in files])))
+    names = [str(file) for file in files]
     try:
-        rows = load_dataset(kind, data_files=[str(f) for f in files], split="train", streaming=source.streaming)
+        if kind == "text":
+            if stream:
+                return IterableDataset.from_generator(_documents, gen_kwargs={"files": names})
+            changed = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]  # part of the library's own key
+            return Dataset.from_generator(_documents, gen_kwargs={"files": names, "changed": changed})
+        return load_dataset(kind, data_files=names, split="train", streaming=stream)
     except (DatasetGenerationError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise LabError(f"cannot be read as {kind} ({str(cause).splitlines()[0][:160]})", where=source.name) from None
-    return rows
+        raise damaged(source, error) from None
+
+
+def damaged(source: SourceConfig, error: BaseException) -> LabError:
+    """Returns what is wrong with a source whose reading failed: file, row, and what to do."""
+    while not isinstance(error, LabError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__
+    if isinstance(error, LabError):
+        return error
+    files = local_files(source.name, source.split)
+    if files:
+        return explain(files, _kind(files[0]), error)
+    text = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return LabError(f"reading failed ({text})", where=source.name, exit_code=1, remedy="check the network and start again")
 
 
 def _check_readable(file: Path, kind: str) -> None:
@@ -129,41 +163,67 @@ def _check_readable(file: Path, kind: str) -> None:
         raise LabError("is a binary file, not text", where=str(file), remedy=f"readable are {_readable()}")
 
 
-def _documents(files: list[str]) -> Iterator[dict[str, str]]:
+def open_text(file: Path) -> TextIO:
+    """Opens a text file, unpacking .gz and .zst."""
+    import fsspec
+
+    return fsspec.open(str(file), "rt", encoding="utf-8", compression="infer").open()
+
+
+def _documents(files: list[str], changed: Any = None) -> Iterator[dict[str, str]]:
     """Yields the documents of text files: a file, or pieces of a long one cut between paragraphs."""
     for name in files:
-        opener = gzip.open if name.endswith(".gz") else open
         lines: list[str] = []
         size = 0
         try:
-            with opener(name, "rt", encoding="utf-8") as file:
+            with open_text(Path(name)) as file:
                 for line in file:
                     lines.append(line)
                     size += len(line)
                     if size >= PIECE and not line.strip():
                         yield {"text": "".join(lines).strip()}
                         lines, size = [], 0
-        except UnicodeDecodeError as error:
-            raise LabError(
-                f"is not UTF-8 text ({error.reason} at byte {error.start})",
-                where=name,
-                remedy="convert it with iconv, or leave it out",
-            ) from None
+        except (UnicodeDecodeError, EOFError, OSError) as error:
+            raise explain([Path(name)], "text", error) from None
         if text := "".join(lines).strip():
             yield {"text": text}
 
 
-def _from_hub(source: SourceConfig) -> Dataset | IterableDataset:
+def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
     from datasets import load_dataset
 
-    name = HUB_ALIASES.get(source.name, source.name)
+    name = real_id(source.name)
     try:
-        return load_dataset(name, source.subset, split=source.split, streaming=source.streaming)
+        return load_dataset(name, source.subset, split=source.split, streaming=stream)
     except Exception as error:  # the hub's client raises many kinds: offline, unknown id, gated, wrong subset or split
-        text = " ".join(str(error).split())[:160]
-        if "BuilderConfig" in text or "Unknown split" in text or "Config name is missing" in text:
-            raise LabError(text, where=f"{source.name}", remedy="choose a subset and split it has") from None
+        text = " ".join(str(error).split())
+        if any(words in text for words in ("BuilderConfig", "Config name is missing", "Unknown split", "Bad split")):
+            raise LabError(
+                f"has no subset {source.subset!r} with a split {source.split!r}",
+                where=name,
+                remedy=there_are(source) or text[:300],
+            ) from None
+        known = entry(source.name, source.subset)
+        hint = f" (the catalogue knows it: {known.becomes}, {known.rows} rows)" if known else ""
         raise LabError(
-            f"the dataset {source.name!r} is not on this machine and the hub did not give it ({type(error).__name__})",
+            f"the dataset {source.name!r} is not on this machine and the hub did not give it ({type(error).__name__}){hint}",
             remedy=f"check the id and the network, or use a local file or folder ({_readable()}) or {', '.join(SHIPPED)}",
         ) from None
+
+
+def there_are(source: SourceConfig) -> str:
+    """Returns which subsets or splits a hub dataset has, in words; "" where neither hub nor catalogue says."""
+    from datasets import get_dataset_config_names, get_dataset_split_names
+
+    name = real_id(source.name)
+    try:
+        subsets = get_dataset_config_names(name)
+        if source.subset in subsets or (source.subset is None and len(subsets) == 1):
+            return f"its splits are {', '.join(get_dataset_split_names(name, source.subset or subsets[0]))}"
+        return f"its subsets are {', '.join(subsets[:40])}" + (f" and {len(subsets) - 40} more" if len(subsets) > 40 else "")
+    except Exception:  # offline: what the catalogue knows has to do
+        from llmlab.data.catalogue import CATALOGUE
+
+        known = [found for found in CATALOGUE if found.id == name]
+        subsets = [subset for found in known for subset in found.subsets]
+        return f"its subsets are {', '.join(subsets)}" if subsets else ""

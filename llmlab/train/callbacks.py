@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
+from llmlab.data.stream import PackedStream
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import seal
 
@@ -18,23 +20,74 @@ from llmlab.runs.seal import seal
 class Record(TrainerCallback):
     """Appends every logged step to `metrics.jsonl`, held-out losses of text also as bits per byte."""
 
-    def __init__(self, folder: RunFolder, bytes_per_token: float | None):
+    def __init__(self, folder: RunFolder, bytes_per_token: dict[str, float]):
         self.folder = folder
         self.bytes_per_token = bytes_per_token
+        self._bits: dict[str, float] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Writes one line."""
         if not state.is_world_process_zero or not logs:
             return
         figures = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
-        if "eval_loss" in figures and self.bytes_per_token:
-            figures["eval_bits_per_byte"] = bits_per_byte(figures["eval_loss"], self.bytes_per_token)
+        self._add_bits(figures)
         self.folder.log({"step": state.global_step, **figures})
+
+    def _add_bits(self, figures: dict[str, float]) -> None:
+        alone = len(self.bytes_per_token) == 1
+        for name, per_token in self.bytes_per_token.items():
+            loss = figures.get("eval_loss" if alone else f"eval_{name}_loss")
+            if loss is not None:
+                self._bits[name] = bits_per_byte(loss, per_token)
+                if not alone:
+                    figures[f"eval_{name}_bits_per_byte"] = self._bits[name]
+        if "eval_loss" in figures and self._bits:
+            figures["eval_bits_per_byte"] = sum(self._bits.values()) / len(self._bits)
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     """Returns nats per token as bits per byte of text."""
     return loss / math.log(2) / bytes_per_token
+
+
+class DataPosition(TrainerCallback):
+    """Keeps the place in a stream with every checkpoint; stored rows need none, their order follows from seed and step."""
+
+    FILE = "data_position.json"
+
+    def __init__(self, rows: Any, rows_per_step: int):
+        self.stream = rows if isinstance(rows, PackedStream) else None
+        self.rows_per_step = rows_per_step
+
+    def restore(self, checkpoint: Path | None, workers: int) -> bool:
+        """Sets the stream to the place of a checkpoint; returns whether it did, else the rows have to be read again.
+
+        With loader processes the stream lives in them, where its place cannot be taken: then it is read again.
+        """
+        if self.stream is None or workers:
+            return False
+        self.stream.snapshot_every = self.rows_per_step
+        try:
+            place = json.loads((checkpoint / self.FILE).read_text()) if checkpoint else {}
+        except (OSError, ValueError):
+            return False
+        if place.get("rows_per_step") != self.rows_per_step:  # another batch size or number of processes
+            return False
+        self.stream.start = place["stream"]
+        return True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the place of the first row that is not trained on yet (the loader has read further)."""
+        if self.stream is None or not state.is_world_process_zero:
+            return
+        trained = state.global_step * self.rows_per_step
+        known = [place for place in self.stream.snapshots if place["rows"] <= trained]
+        if not known:
+            return
+        place = known[-1]
+        place = {**place, "rows": trained, "inside": place["inside"] + trained - place["rows"]}
+        target = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
+        target.write_text(json.dumps({"rows_per_step": self.rows_per_step, "stream": place}))
 
 
 class Seal(TrainerCallback):
@@ -107,6 +160,12 @@ class StopOnSignal(TrainerCallback):
         self.received = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asks the trainer to save and to stop."""
+        """Asks the trainer to save and to stop; of several processes all stop when one was asked to."""
+        if args.world_size > 1:
+            import torch
+
+            heard = torch.tensor([self.received], device=args.device)
+            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
+            self.received = int(heard.item())
         if self.received:
             control.should_save = control.should_training_stop = True

@@ -16,12 +16,12 @@ from llmlab.config import DPOConfig
 from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.runs.folder import find_model
-from llmlab.train.engine import CurvatureMixin, Job
+from llmlab.train.engine import Job, LabTrainerMixin
 from llmlab.train.loading import load_model, load_policy
 from llmlab.train.sft import name_parts
 
 
-class DPOTrainer(CurvatureMixin, trl.DPOTrainer):
+class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
     """TRL's trainer on pairs that are tokenised already, so that what is counted as answer is decided in one place."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llmlab import __version__
+from llmlab.config.sources import shares, short_names
 from llmlab.config.training import TrainingConfig
 from llmlab.data.prepare import Prepared
 from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, RunFolder, point_best, run_name, unused
-from llmlab.train.callbacks import KeepBest, Record, Seal, StopOnSignal, save_model
+from llmlab.train.callbacks import DataPosition, KeepBest, Record, Seal, StopOnSignal, save_model
 from llmlab.train.dashboard import Dashboard, screen
-from llmlab.train.environment import keep_freed_memory, quiet_libraries
+from llmlab.train.environment import agreed, is_main, join_processes, keep_freed_memory, processes, quiet_libraries
 from llmlab.train.loading import choose_device, choose_precision
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, build_optimizer, gauss_newton_diagonal
 from llmlab.train.stages import STAGES
@@ -101,8 +103,8 @@ class RunResult:
         return f"{self.model}  {'  '.join(figures)}"
 
 
-class CurvatureMixin:
-    """Hands Sophia its curvature estimate, with the last micro-batch of every tenth step."""
+class LabTrainerMixin:
+    """What every trainer of the lab does beside its method: Sophia's curvature, the mean over validation sources."""
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Does the step, then the estimate where one is due."""
@@ -113,6 +115,30 @@ class CurvatureMixin:
             estimate = gauss_newton_diagonal(model, optimizer, self._prepare_inputs(inputs))
             optimizer.hessian = [self.accelerator.reduce(part, "mean") for part in estimate]
         return loss
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Returns the held-out figures; of several sources each by itself, their mean, and the spread of the losses."""
+        figures = super().evaluate(eval_dataset, *args, **kwargs)
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(chosen, dict):
+            return figures
+        together = over_sources(figures, list(chosen))
+        self.log(together)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, together)
+        return {**figures, **together}
+
+
+def over_sources(figures: dict[str, float], names: list[str]) -> dict[str, float]:
+    """Returns the mean over the sources of every `eval_<source>_...` figure, and the standard deviation of the losses."""
+    kinds = [key.removeprefix(f"eval_{names[0]}_") for key in figures if key.startswith(f"eval_{names[0]}_")]
+    means = {}
+    for kind in kinds:
+        values = [figures[f"eval_{name}_{kind}"] for name in names]
+        if not kind.endswith(("runtime", "per_second", "num_tokens")):
+            means[f"eval_{kind}"] = statistics.fmean(values)
+        if kind == "loss":
+            means["eval_loss_spread"] = statistics.pstdev(values)
+    return means
 
 
 def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None = None) -> RunResult:
@@ -128,7 +154,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
         LabError: when what is asked for cannot be done; nothing has been written then.
     """
     began = time.perf_counter()
-    console = console or screen()
+    console = (console or screen()) if is_main() else Console(quiet=True)
     quiet_libraries()
     keep_freed_memory()
     device = choose_device(config.device)
@@ -136,31 +162,36 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     for name in config.report_to:
         if importlib.util.find_spec(name) is None:
             raise LabError(f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out")
+    join_processes(device)
     torch.manual_seed(config.seed)
     job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
 
-    path, checkpoint = _place(config, job, resume, console)
+    path, checkpoint = agreed(lambda: _place(config, job, resume, console))
     parameters = sum(p.numel() for p in job.model.parameters())
-    folder = RunFolder.create(
-        path,
-        _facts(config, job, path, device, precision, parameters),
-        needed_bytes=_bytes_written(config, job, parameters),
-    )
+    folder = RunFolder(path)
+    if is_main():
+        facts = _facts(config, job, path, device, precision, parameters)
+        RunFolder.create(path, facts, needed_bytes=_bytes_written(config, job, parameters))
+        folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     _say_plan(config, job, device, precision, console)
-    folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     stop, best = StopOnSignal(), KeepBest(folder)
     dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
-    callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token), Seal(), stop]
-    if job.data.eval is not None:
+    position = DataPosition(job.data.train, rows_per_step(config))
+    restored = position.restore(checkpoint, config.dataloader_workers)
+    callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token), position, Seal(), stop]
+    if job.data.eval:
         callbacks.append(best)
     callbacks.append(dashboard)
-    first_look = job.data.eval is not None and checkpoint is None  # the figures before training
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
     trainer = job.trainer(
         model=job.model,
-        args=job.arguments(**trainer_arguments(config, path, device, precision, job), eval_on_start=first_look),
+        args=job.arguments(
+            **trainer_arguments(config, path, device, precision, job),
+            eval_on_start=bool(job.data.eval) and checkpoint is None,  # the figures before training
+            ignore_data_skip=restored,
+        ),
         train_dataset=job.data.train,
-        eval_dataset=_at_most(job.data.eval, config.eval_steps * config.micro_batch_size),
+        eval_dataset=_eval_sets(job, config.eval_steps * config.micro_batch_size),
         processing_class=job.tokenizer,
         callbacks=callbacks,
         optimizers=(build_optimizer(job.model, config), None),
@@ -182,10 +213,13 @@ def _train(
         with stop:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
-        folder.update(status="stopped")
+        _note(folder, status="stopped")
+        raise
+    except LabError:
+        _note(folder, status="stopped")
         raise
     except (RuntimeError, MemoryError) as error:
-        folder.update(status="failed", error=str(error)[:500])
+        _note(folder, status="failed", error=str(error)[:500])
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
             raise LabError(
                 "out of memory", where=str(folder.path), exit_code=1,
@@ -193,7 +227,7 @@ def _train(
             ) from None  # fmt: skip
         raise
     except OSError as error:
-        folder.update(status="stopped")
+        _note(folder, status="stopped")
         raise LabError(
             f"writing failed ({error.strerror})", where=str(folder.path), exit_code=1,
             remedy=f"free space; `llmlab run {folder.path}` goes on from the last sealed checkpoint",
@@ -204,10 +238,10 @@ def _train(
     last = trainer.state.global_step
     metrics = _figures(folder)
     if stop.received and last < config.max_steps:
-        if trainer.is_world_process_zero():
-            folder.update(status="stopped", step=last)
+        _note(folder, status="stopped", step=last)
         return RunResult(folder.path, None, metrics, stop.received, time.perf_counter() - began)
-    if job.data.eval is not None and not any(line["step"] == last and "eval_loss" in line for line in folder.metrics()):
+    seen = trainer.state.log_history  # the same in every process, unlike the file
+    if job.data.eval and not any(line.get("step") == last and "eval_loss" in line for line in seen):
         trainer.evaluate()
         metrics = _figures(folder)
     has_best = (folder.path / "best").is_dir()
@@ -215,7 +249,7 @@ def _train(
         save_model(trainer, folder.path / "final", step=last)
     result = folder.path / ("best" if has_best and config.save_best_only else "final")
     seconds = time.perf_counter() - began
-    if trainer.is_world_process_zero():
+    if is_main():
         point_best(result)
         folder.update(status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1))
     return RunResult(folder.path, result, metrics, 0, seconds)
@@ -223,7 +257,7 @@ def _train(
 
 def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision: str, job: Job) -> dict[str, Any]:
     """Returns the keyword arguments of `TrainingArguments` that the config stands for."""
-    evaluates = job.data.eval is not None
+    evaluates = bool(job.data.eval)
     polynomial = (
         {"lr_scheduler_kwargs": {"lr_end": min(1e-7, config.learning_rate / 10)}} if config.scheduler == "polynomial" else {}
     )
@@ -259,12 +293,14 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=device == "cuda",
+        dataloader_num_workers=config.dataloader_workers,
+        accelerator_config={"dispatch_batches": False},  # every process reads the stream and takes its own rows of it
     )
 
 
 def effective_batch(config: TrainingConfig) -> str:
     """Returns the effective batch as the product it is, `4 x 16 x 1 = 64`."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes()
     total = config.micro_batch_size * config.accumulation_steps * world
     return f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {total}"
 
@@ -279,9 +315,11 @@ def _say_plan(config: TrainingConfig, job: Job, device: str, precision: str, con
         f"{share} on {device} in {precision}; effective batch {effective_batch(config)} (batch x accumulation x devices)"
     )
     console.print(f"data: {facts}", highlight=False)
-    total_weight = sum(source.weight for source in config.datasets)
+    for note in job.data.notes:
+        console.print(note, style="yellow", highlight=False)
     if len(config.datasets) > 1:
-        console.print("mixture: " + ", ".join(f"{s.name} {s.weight / total_weight:.0%}" for s in config.datasets))
+        parts = zip(short_names(config.datasets), shares(config.datasets), strict=True)
+        console.print("mixture: " + ", ".join(f"{name} {share:.1%}" for name, share in parts))
 
 
 def _place(config: TrainingConfig, job: Job, resume: str, console: Console) -> tuple[Path, Path | None]:
@@ -328,6 +366,7 @@ def _facts(config: TrainingConfig, job: Job, path: Path, device: str, precision:
         "parameters": parameters,
         "trained_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
         "data": job.data.facts,
+        "data_notes": job.data.notes,
         "parent": job.parent,
         "seed": config.seed,
     }
@@ -339,8 +378,20 @@ def _bytes_written(config: TrainingConfig, job: Job, parameters: int) -> int:
     return saved * 3 * (config.save_total_limit + 1) + 2 * saved
 
 
-def _at_most(rows: Any, count: int) -> Any:
-    return rows.select(range(min(count, len(rows)))) if rows is not None else None
+def rows_per_step(config: TrainingConfig) -> int:
+    """Returns how many rows all processes together take for one optimizer step."""
+    return config.micro_batch_size * config.accumulation_steps * processes()
+
+
+def _eval_sets(job: Job, count: int) -> Any:
+    """Returns at most `count` held-out rows of each source: one dataset, several by name, or None."""
+    held = {name: rows.select(range(min(count, len(rows)))) for name, rows in job.data.eval.items()}
+    return held if len(held) > 1 else next(iter(held.values()), None)
+
+
+def _note(folder: RunFolder, **changes: Any) -> None:
+    if is_main():
+        folder.update(**changes)
 
 
 def _figures(folder: RunFolder) -> dict[str, float]:

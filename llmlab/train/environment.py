@@ -1,4 +1,4 @@
-"""The process a run lives in: quiet libraries, memory that is kept."""
+"""The processes a run lives in: quiet libraries, memory that is kept, one of several ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def quiet_libraries() -> None:
@@ -37,3 +41,45 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         return  # another C library: slower, not wrong
+
+
+def processes() -> int:
+    """Returns the number of processes of the job, as `torchrun` and `accelerate launch` start them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Returns whether this process writes and speaks for the job."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def join_processes(device: str) -> None:
+    """Connects the processes of a job, where there are several."""
+    if processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")
+
+
+def agreed(decide: Callable[[], T]) -> T:
+    """Returns what the main process decides, in every process of the job.
+
+    Raises:
+        LabError: in every process, when deciding does.
+    """
+    if processes() == 1:
+        return decide()
+    from accelerate.utils import broadcast_object_list
+
+    from llmlab.errors import LabError
+
+    box: list = [None, None]
+    if is_main():
+        try:
+            box[0] = decide()
+        except LabError as error:
+            box[1] = (error.what, error.where, error.remedy, error.exit_code)
+    broadcast_object_list(box)
+    if box[1]:
+        raise LabError(box[1][0], where=box[1][1], remedy=box[1][2], exit_code=box[1][3])
+    return box[0]

@@ -9,16 +9,17 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
+from llmlab.config.sources import mixture_name
 from llmlab.data.packing import PackedCollator
 from llmlab.data.prepare import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer, token_ids
 from llmlab.errors import LabError
 from llmlab.model import LabConfig, LabForCausalLM
-from llmlab.train.engine import CurvatureMixin, Job
+from llmlab.train.engine import Job, LabTrainerMixin
 from llmlab.train.loading import attention_kernel, load_model
 
 
-class BaseTrainer(CurvatureMixin, Trainer):
+class BaseTrainer(LabTrainerMixin, Trainer):
     """The library's trainer; the loss never needs all logits at once, in validation neither."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -59,7 +60,7 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
         arguments=TrainingArguments,
         trainer=partial(BaseTrainer, data_collator=PackedCollator(tokenizer.pad_token_id)),
         parent=config.init_from,
-        name_parts=[source, *(Path(s.name.split(":")[-1]).stem for s in config.datasets)],
+        name_parts=[source, mixture_name(config.datasets)],
     )
 
 

@@ -11,16 +11,17 @@ import trl
 from transformers import PreTrainedModel
 
 from llmlab.config import SFTConfig
+from llmlab.config.sources import mixture_name
 from llmlab.data.packing import PackedCollator
 from llmlab.data.prepare import sft_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.train.engine import CurvatureMixin, Job
+from llmlab.train.engine import Job, LabTrainerMixin
 from llmlab.train.loading import load_policy
 
 
-class SFTTrainer(CurvatureMixin, trl.SFTTrainer):
+class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):
     """TRL's trainer on rows that are tokenised, masked and packed already."""
 
 
@@ -57,7 +58,7 @@ def name_parts(config: Any) -> list[str]:
     )
     run = path.parent.name if path.name in ("best", "final") else path.stem
     model = run.split("_")[0]  # the names of runs begin with the model
-    return [model, *(Path(source.name.split(":")[-1]).stem for source in config.datasets)]
+    return [model, mixture_name(config.datasets)]
 
 
 @torch.no_grad()

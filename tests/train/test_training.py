@@ -38,7 +38,7 @@ def test_base_run_learns_and_leaves_what_the_house_says(base_run):
 def test_bits_per_byte_is_the_loss_over_the_bytes(base_run, base_config, tokenizer):
     from llmlab.data.prepare import pretrain_data
 
-    held_out = pretrain_data(base_config(base_run.folder), tokenizer, 64).eval
+    held_out = pretrain_data(base_config(base_run.folder), tokenizer, 64).eval["moby-dick"]
     text = "".join(tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in held_out)
     loss, bits = base_run.metrics["eval_loss"], base_run.metrics["eval_bits_per_byte"]
     tokens_per_byte = sum(len(row["input_ids"]) for row in held_out) / len(text.encode())
@@ -204,7 +204,7 @@ def test_dpo_loss_is_the_formulas(sft_run, tmp_path):
     reference, _ = load_model(str(sft_run.folder))
     from llmlab.data.prepare import dpo_data
 
-    rows = dpo_data(dpo_config(sft_run, tmp_path, beta=0.3), tokenizer).eval
+    rows = dpo_data(dpo_config(sft_run, tmp_path, beta=0.3), tokenizer).eval["pairs"]
     ratios = []
     for key in ("chosen_ids", "rejected_ids"):
         of_policy, of_reference = (

@@ -1,0 +1,153 @@
+"""A source that is open for reading: its raw rows, and how each becomes canonical; what was left out, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from llmlab.config import SourceConfig
+from llmlab.data.catalogue import entry, entry_like, reading_for
+from llmlab.data.parsers import TREE_COLUMNS, conversations_of_tree
+from llmlab.data.shapes import Reading, Row, RowFault, choose
+from llmlab.data.sources import load_rows, row_place
+from llmlab.errors import LabError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+LOOKED_AT_FIRST = 1000  # rows that are checked before any work is done on a source
+
+
+@dataclass
+class Tally:
+    """Rows that were left out or changed: reason -> how many, and which was the first (counted from 0)."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, int] = field(default_factory=dict)
+
+    def add(self, reason: str, number: int, count: int = 1) -> None:
+        """Counts a row."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.first.setdefault(reason, number)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.counts.values())
+
+    def notes(self, source: SourceConfig, verb: str = "left out") -> list[str]:
+        """Returns one line for each reason, with the place of the first row."""
+        return [
+            f"{verb} {count:,} row{'s' if count > 1 else ''}: {reason} (first: {row_place(source, self.first[reason])})"
+            for reason, count in self.counts.items()
+        ]
+
+
+@dataclass
+class OpenSource:
+    """A source with its reading.
+
+    Attributes:
+        config: what was asked for.
+        rows: its raw rows, stored or streamed.
+        reading: from a raw row to the canonical one.
+    """
+
+    config: SourceConfig
+    rows: Dataset | IterableDataset
+    reading: Reading
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the rows come as they are read, their number unknown."""
+        return not hasattr(self.rows, "__len__")
+
+    def read(self, number: int, row: Row, tally: Tally) -> Row | None:
+        """Returns the canonical row, or None for one that is left out (and counted).
+
+        Raises:
+            LabError: when the row is of a wrong form and the source's `bad_rows` says to stop there.
+        """
+        try:
+            return self.reading(row)
+        except RowFault as fault:
+            if fault.wrong_form and self.config.bad_rows == "stop":
+                raise self.bad_row(number, fault.reason) from None
+            tally.add(fault.reason, number)
+            return None
+
+    def bad_row(self, number: int, reason: str) -> LabError:
+        """Returns the message about a row of a wrong form."""
+        return LabError(
+            reason, where=row_place(self.config, number), remedy='mend it, or set the source\'s `bad_rows` to "drop"'
+        )
+
+    def look(self, count: int = LOOKED_AT_FIRST) -> None:
+        """Reads the first rows, so that what is wrong everywhere is told before any work is done.
+
+        Raises:
+            LabError: when one is of a wrong form.
+        """
+        tally = Tally()
+        for number, row in enumerate(islice(self.rows, count)):
+            self.read(number, row, tally)
+
+    def canonical(self, tally: Tally) -> Iterator[tuple[int, Row]]:
+        """Yields number and canonical row of all rows that are not left out."""
+        for number, row in enumerate(self.rows):
+            made = self.read(number, row, tally)
+            if made is not None:
+                yield number, made
+
+
+def open_source(source: SourceConfig, needed: tuple[str, ...], *, streaming: bool | None = None) -> OpenSource:
+    """Returns the source with its rows read as one of the needed shapes.
+
+    Raises:
+        LabError: when it cannot be read, its columns fit no needed shape, or `like` names no known dataset.
+    """
+    known = entry(source.name, source.subset)
+    if source.like:
+        known = entry_like(source.like)
+        if known is None:
+            raise LabError(f"`like` {source.like!r} is not in the catalogue", where=source.name, remedy="`llmlab data catalog`")
+    rows = load_rows(source, streaming=streaming)
+    if (known and known.id == "OpenAssistant/oasst1") or set(rows.column_names or ()) >= TREE_COLUMNS:
+        rows = _untangled(source, rows)
+        known = None
+    sample = _first(source, rows)
+    columns = list(rows.column_names or sample)
+    label = (source.columns or {}).get("label", "label")
+    names = getattr((rows.features or {}).get(label), "names", None)
+    reading = choose(
+        columns, sample, needed, source.name,
+        shape=source.format, mapping=source.columns, prompt=source.prompt or "",
+        labels=tuple(source.labels or (() if known else names or ())), known=reading_for(known, needed),
+    )  # fmt: skip
+    return OpenSource(source, rows, reading)
+
+
+def _first(source: SourceConfig, rows: Any) -> Row:
+    try:
+        return next(iter(rows))
+    except StopIteration:
+        raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it") from None
+    except LabError:
+        raise
+    except Exception as error:  # a stream meets a damaged file only when it is read
+        from llmlab.data.sources import damaged
+
+        raise damaged(source, error) from None
+
+
+def _untangled(source: SourceConfig, rows: Any) -> Dataset:
+    from datasets import Dataset
+
+    if source.streaming:
+        raise LabError("is a tree of messages, which cannot be streamed", where=source.name, remedy="set `streaming` to false")
+    try:
+        return Dataset.from_list(list(conversations_of_tree(rows)))
+    except RowFault as fault:
+        raise LabError(fault.reason, where=source.name) from None

@@ -1,0 +1,157 @@
+"""What is wrong with a file, and where: one message with file and row for what the readers only fail at."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llmlab.errors import LabError
+
+OPENERS = {".gz": "gzip", ".zst": "zstd"}
+
+
+def explain(files: list[Path], kind: str, error: BaseException) -> LabError:
+    """Returns what is wrong with the first of `files` that cannot be read as `kind` ("text", "json", "csv" ...)."""
+    for file in files:
+        found = _fault(file, kind)
+        if found:
+            return found
+    text = (" ".join(str(error).split()) or type(error).__name__)[:200]
+    return LabError(f"cannot be read as {kind} ({text})", where=str(files[0]))
+
+
+def numbered(files: list[Path], kinds: list[str], number: int) -> str:
+    """Returns file and row of row `number` (from 0) of several files read one after the other."""
+    for file, kind in zip(files, kinds, strict=True):
+        count = _count(file, kind)
+        if count is None:
+            break
+        if number < count:
+            return f"{file}, row {number + 1}"
+        number -= count
+    return f"{files[0]}, row {number + 1}" if len(files) == 1 else f"{files[0].parent}, row {number + 1}"
+
+
+def _fault(file: Path, kind: str) -> LabError | None:
+    if kind in ("parquet", "arrow"):
+        return _table_fault(file, kind)
+    types: dict[str, tuple[str, int]] = {}
+    number = 0
+    try:
+        for number, line in enumerate(_lines(file), 1):
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return LabError(
+                    f"is not UTF-8 text ({error.reason} in line {number}, byte {error.start + 1})",
+                    where=str(file),
+                    remedy="convert it with iconv, or leave it out",
+                )
+            if kind == "json" and text.strip() and not _is_array(file):
+                found = _json_fault(file, number, text, types)
+                if found:
+                    return found
+    except (OSError, EOFError, ValueError) as error:
+        return LabError(f"is damaged after line {number} ({error})", where=str(file), remedy="unpack or download it again")
+    except Exception as error:  # zstandard has an error class of its own
+        return LabError(f"is damaged after line {number} ({error})", where=str(file), remedy="unpack or download it again")
+    if kind == "json" and _is_array(file):
+        try:
+            json.loads(b"".join(_lines(file)))
+        except json.JSONDecodeError as error:
+            return LabError(f"is not valid JSON ({error.msg} in line {error.lineno}, column {error.colno})", where=str(file))
+    if kind == "csv":
+        return _csv_fault(file)
+    return None
+
+
+def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, int]]) -> LabError | None:
+    """Returns what is wrong with a line of JSONL; `types` remembers the type of each column and where it was seen."""
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = " (it seems cut off)" if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
+        return LabError(
+            f"row {number} is not valid JSON{cut}: {error.msg} at column {error.colno}",
+            where=str(file),
+            remedy="mend or remove that line",
+        )
+    if not isinstance(row, dict):
+        return LabError(f"row {number} is {_type(row)}, not an object", where=str(file), remedy="one JSON object a line")
+    for column, value in row.items():
+        if value is None:
+            continue
+        before, seen = types.setdefault(column, (_type(value), number))
+        if before != _type(value):
+            return LabError(
+                f"row {number}: column {column!r} is {_type(value)}, but {before} in row {seen}",
+                where=str(file),
+                remedy="give the column one type",
+            )
+    return None
+
+
+def _csv_fault(file: Path) -> LabError | None:
+    text = io.StringIO(b"".join(_lines(file)).decode("utf-8"))
+    width = 0
+    for number, row in enumerate(csv.reader(text)):
+        width = width or len(row)
+        if len(row) > width:
+            return LabError(
+                f"row {number} has {len(row)} columns instead of {width}", where=str(file), remedy="quote its commas"
+            )
+    return None
+
+
+def _table_fault(file: Path, kind: str) -> LabError | None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if kind == "parquet":
+            table = pq.ParquetFile(file)
+            for group in range(table.num_row_groups):
+                table.read_row_group(group)
+        else:
+            with pa.memory_map(str(file)) as content:
+                try:
+                    pa.ipc.open_stream(content).read_all()
+                except pa.ArrowInvalid:
+                    pa.ipc.open_file(content).read_all()
+    except (pa.ArrowException, OSError) as error:
+        text = " ".join(str(error).split())[:160]
+        return LabError(f"is damaged or no {kind} file ({text})", where=str(file), remedy="download or write it again")
+    return None
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    import fsspec
+
+    with fsspec.open(str(file), "rb", compression="infer") as content:
+        yield from content
+
+
+def _is_array(file: Path) -> bool:
+    return next(_lines(file), b"").lstrip()[:1] == b"["
+
+
+def _count(file: Path, kind: str) -> int | None:
+    """Returns the number of rows of a file, or None where it cannot be told cheaply."""
+    if kind == "parquet":
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(file).metadata.num_rows
+    if kind == "json" and not _is_array(file):
+        return sum(1 for line in _lines(file) if line.strip())
+    return None
+
+
+def _type(value: Any) -> str:
+    return {
+        str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object",
+        type(None): "null",
+    }[type(value)]  # fmt: skip

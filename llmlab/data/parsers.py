@@ -1,0 +1,148 @@
+"""Rows that columns and a prompt alone do not describe: multiple choice, scores, solutions, message trees."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from llmlab.data.shapes import Row, RowFault, at, choice, user
+
+LETTERS = "ABCDEFGHIJ"
+
+
+def mmlu(row: Row) -> Row:
+    """Returns an MMLU row, whose answer is the number of a choice, as a question answered by a letter."""
+    return _letters(at(row, "question"), at(row, "choices", list), at(row, "answer", int))
+
+
+def mmlu_pro(row: Row) -> Row:
+    """Returns an MMLU-Pro row, whose answer is a letter from A to J."""
+    letter = at(row, "answer")
+    if len(letter) != 1 or letter not in LETTERS:
+        raise RowFault(f"answer {letter!r} is no letter from A to J", wrong_form=True)
+    return _letters(at(row, "question"), at(row, "options", list), LETTERS.index(letter))
+
+
+def _letters(question: str, options: list[Any], right: int) -> Row:
+    if not 0 <= right < len(options) or len(options) > len(LETTERS):
+        raise RowFault(f"answer {right} is none of {len(options)} choices", wrong_form=True)
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    prompt = "\n".join([question.strip(), *lines, "Answer:"])
+    return choice(user(prompt), LETTERS[right], LETTERS[: len(options)])
+
+
+def finance_task(row: Row) -> Row:
+    """Returns a row of the AdaptLLM tasks: a closed set of options where there is one, else a free answer."""
+    question = at(row, "input").rstrip()
+    if row.get("options"):
+        right, options = at(row, "gold_index", int), at(row, "options", list)
+        if not 0 <= right < len(options):
+            raise RowFault(f"gold_index {right} is none of {len(options)} options", wrong_form=True)
+        return choice(user(question), str(options[right]).strip(), [str(option).strip() for option in options])
+    return {"prompt": user(question), "completion": str(at(row, "label", (str, int, float))).strip()}
+
+
+def similarity(row: Row) -> Row:
+    """Returns an STS-B row as a score in words: 0 to 5 with one decimal."""
+    score = at(row, "label", (float, int))
+    if score < 0:
+        raise RowFault("has no label")
+    prompt = (
+        "How similar in meaning are these sentences, from 0.0 (nothing in common) to 5.0 (the same)?\n\n"
+        f"Sentence 1: {at(row, 'sentence1')}\nSentence 2: {at(row, 'sentence2')}\nSimilarity:"
+    )
+    return {"prompt": user(prompt), "completion": f"{score:.1f}"}
+
+
+def signed_sentiment(row: Row) -> Row:
+    """Returns a FiQA row, whose sentiment is a score from -1 to 1: below -0.1 negative, above 0.1 positive."""
+    score = at(row, "score", (float, int))
+    words = ("negative", "neutral", "positive")
+    word = words[0] if score < -0.1 else words[2] if score > 0.1 else words[1]
+    prompt = f"What is the sentiment of this financial statement?\n\nStatement: {at(row, 'sentence')}\nSentiment:"
+    return choice(user(prompt), word, words)
+
+
+def finance_math(row: Row) -> Row:
+    """Returns a FinanceMath row: its tables before the question, its Python solution as the answer to learn."""
+    tables = "\n\n".join(str(table) for table in row.get("tables") or [])
+    question = f"{tables}\n\n{at(row, 'question')}".strip()
+    if not row.get("python_solution"):
+        raise RowFault("has no solution (the test split keeps its own)")
+    return {"prompt": user(question), "completion": at(row, "python_solution")}
+
+
+def finance_math_answer(row: Row) -> Row:
+    """Returns a FinanceMath row with its number as the right answer."""
+    tables = "\n\n".join(str(table) for table in row.get("tables") or [])
+    if row.get("ground_truth") is None:
+        raise RowFault("has no answer (the test split keeps its own)")
+    return {
+        "prompt": user(f"{tables}\n\n{at(row, 'question')}".strip()),
+        "answer": f"{at(row, 'ground_truth', (float, int)):g}",
+    }
+
+
+def gsm8k_answer(row: Row) -> Row:
+    """Returns a GSM8K row with the number after `####` as the right answer."""
+    _, mark, number = at(row, "answer").rpartition("####")
+    if not mark:
+        raise RowFault("no answer after ####", wrong_form=True)
+    return {"prompt": user(at(row, "question")), "answer": number.strip().replace(",", "")}
+
+
+_BYTES = re.compile(r"^b(['\"])(.*)\1$", re.DOTALL)
+
+
+def math_dataset(row: Row) -> Row:
+    """Returns a row of the DeepMind mathematics dataset, whose texts are printed bytes: `b'Solve ...\\n'`."""
+
+    def clean(name: str) -> str:
+        text = at(row, name)
+        found = _BYTES.match(text)
+        return (found[2].replace("\\n", "\n").replace("\\'", "'") if found else text).strip()
+
+    return {"prompt": user(clean("question")), "completion": clean("answer")}
+
+
+def math_dataset_answer(row: Row) -> Row:
+    """Returns the same with the right answer for rewards."""
+    made = math_dataset(row)
+    return {"prompt": made["prompt"], "answer": made["completion"]}
+
+
+def conversations_of_tree(rows: Iterable[Row]) -> Iterator[Row]:
+    """Yields the conversations in a table of messages (`message_id`, `parent_id`, `role`, `text`): one for every leaf,
+    from the root to the last answer. A leaf of the user's ends with the answer before it; no conversation comes twice.
+
+    Raises:
+        RowFault: when a message lacks an id, a role or its text.
+    """
+    children: dict[str | None, list[str]] = defaultdict(list)
+    messages: dict[str, tuple[str | None, dict[str, str]]] = {}
+    for row in rows:
+        key, parent = at(row, "message_id"), row.get("parent_id")
+        role = {"prompter": "user"}.get(at(row, "role"), at(row, "role"))
+        messages[key] = (parent, {"role": role, "content": at(row, "text")})
+        children[parent].append(key)
+    told = set()
+    for key in messages:
+        if children.get(key):
+            continue
+        if messages[key][1]["role"] != "assistant":
+            key = messages[key][0]
+        if key is None or key not in messages or key in told:
+            continue
+        told.add(key)
+        path: list[dict[str, str]] = []
+        step: str | None = key
+        while step is not None and step in messages and len(path) <= len(messages):
+            parent, said = messages[step]
+            path.append(said)
+            step = parent
+        yield {"messages": path[::-1]}
+
+
+TREE_COLUMNS = {"message_id", "parent_id", "role", "text"}
