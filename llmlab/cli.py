@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data = typer.Typer(help="What a dataset holds, and what is known.", no_args_is_help=True)
+app.add_typer(data, name="data")
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the config.")]
 
 
@@ -102,9 +104,11 @@ def run(
         return
     from llmlab.train.engine import exit_code
     from llmlab.train.engine import run as train
+    from llmlab.train.environment import is_main
 
     result = train(loaded, resume=resume)
-    typer.echo(result.to_json() if as_json else result.summary())
+    if is_main():
+        typer.echo(result.to_json() if as_json else result.summary())
     raise typer.Exit(exit_code(result))
 
 
@@ -132,6 +136,80 @@ def generate(
     session = _session(checkpoint, set_)
     session.reply(prompt, lambda piece: print(piece, end="", flush=True))
     print()
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A run, a model folder, a GGUF file or a hub id.")],
+    task: Annotated[list[str], typer.Option("--task", metavar="SOURCE", help="What to measure it on; may be given again.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How the sources are read: split, max_rows ...")
+    ] = None,
+    by: Annotated[str, typer.Option(help="score or generate: how a label is chosen.")] = "score",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Measure a model: labels of a classification, loss of texts, preferences of pairs."""
+    if by not in ("score", "generate"):
+        raise LabError(f"`--by` {by!r} is not score or generate")
+    sources = [_source(line, set_) for line in task]
+    from llmlab.runs.folder import find_model
+
+    find_model(checkpoint)
+    from llmlab.evaluate.sources import measure
+    from llmlab.train.environment import quiet_libraries
+    from llmlab.train.loading import choose_device, load_model
+    from llmlab.wizard.data import measured
+
+    quiet_libraries()
+    model, reader = load_model(checkpoint)
+    model = model.to(choose_device("auto"))
+    found = [measure(model, reader, source, by=by, batch_size=batch_size) for source in sources]
+    if as_json:
+        typer.echo(json.dumps([figures.to_json() for figures in found]))
+    else:
+        _print(measured(found))
+
+
+@data.command("inspect")
+def inspect_source(
+    source: Annotated[str, typer.Argument(help="A hub id, a file, a folder or what ships; also `name | subset`.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Whose tokens are counted: a model, a tokenizer folder, a hub id, `byte`.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How it is read: split, format, columns, labels ...")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Show what a dataset holds: shape, a row as the model sees it, lengths, padding, duplicates."""
+    config = _source(source, set_)
+    from llmlab.data.inspect import inspect
+    from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+    from llmlab.runs.folder import RUNS, find_model
+    from llmlab.wizard.data import inspection
+
+    name = tokenizer or (str(RUNS / "best") if (RUNS / "best").exists() else "byte")
+    reader = load_tokenizer(name if name == "byte" else find_model(name, tokenizer=True))
+    ensure_chat_template(reader)
+    _quiet_datasets()
+    found = inspect(config, reader)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        _print(inspection(found, "bytes (--tokenizer NAME counts tokens)" if name == "byte" else name))
+
+
+@data.command("catalog")
+def catalog(
+    word: Annotated[str, typer.Argument(help="A dataset, or a word: finance, sft, classification ...")] = "",
+) -> None:
+    """Show the datasets that are known, or all that is known of one."""
+    from rich.console import Console
+
+    from llmlab.wizard.data import show_catalogue
+
+    show_catalogue(Console(), word)
 
 
 @app.command()
@@ -231,6 +309,21 @@ def _load(path: Path, set_: list[str] | None) -> Any:
     else:
         config = load_config(path)
     return apply_changes(config, parse_changes(set_)) if set_ else config
+
+
+def _source(line: str, set_: list[str] | None) -> Any:
+    from llmlab.config import SourceConfig
+    from llmlab.config.base import validate
+
+    source = validate(SourceConfig, line)
+    return validate(SourceConfig, {**source.model_dump(exclude_unset=True), **parse_changes(set_)}) if set_ else source
+
+
+def _quiet_datasets() -> None:
+    import datasets
+
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
 
 
 def _session(checkpoint: str, set_: list[str] | None) -> Any:

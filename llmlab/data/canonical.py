@@ -91,12 +91,12 @@ class OpenSource:
             LabError: when one is of a wrong form.
         """
         tally = Tally()
-        for number, row in enumerate(islice(self.rows, count)):
+        for number, row in enumerate(islice(each_row(self.rows), count)):
             self.read(number, row, tally)
 
     def canonical(self, tally: Tally) -> Iterator[tuple[int, Row]]:
         """Yields number and canonical row of all rows that are not left out."""
-        for number, row in enumerate(self.rows):
+        for number, row in enumerate(each_row(self.rows)):
             made = self.read(number, row, tally)
             if made is not None:
                 yield number, made
@@ -129,9 +129,16 @@ def open_source(source: SourceConfig, needed: tuple[str, ...], *, streaming: boo
     return OpenSource(source, rows, reading)
 
 
+def each_row(rows: Any, batch_size: int = 100) -> Iterator[Row]:
+    """Yields all rows, in every process alike: plain iteration over a stream would share them among loader processes."""
+    for columns in rows.iter(batch_size=batch_size):
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
 def _first(source: SourceConfig, rows: Any) -> Row:
     try:
-        return next(iter(rows))
+        return next(each_row(rows, 1))
     except StopIteration:
         raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it") from None
     except LabError:

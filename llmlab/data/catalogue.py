@@ -57,8 +57,8 @@ class Entry:
         return ", ".join(reading.shape.replace("_", " + ") for reading in self.readings)
 
 
-def _classification(prompt: str, labels: tuple[str, ...], label: str = "label", text: str = "text") -> Reading:
-    return Reading("classification", {"label": label, "text": text}, prompt, labels)
+def _classification(prompt: str, labels: tuple[str, ...], label: str = "label") -> Reading:
+    return Reading("classification", {"label": label}, prompt, labels)
 
 
 def _text(column: str = "text", prompt: str = "") -> Reading:

@@ -6,6 +6,7 @@ place in every source at the start of the window and the number of rows given si
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -146,6 +147,8 @@ class PackedStream(IterableDataset):
         """Yields rows; of several loader processes each takes every n-th window."""
         worker = get_worker_info()
         share, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker:  # a copy of this process without its threads, which the tokenizer would wait for
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
         state = self.start or {"rows": 0, "inside": 0, "windows": None}
         given, skip = state["rows"], state["inside"]
         for number, (place, documents) in enumerate(self.windows(state["windows"])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +39,7 @@ class Answers:
 def answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: list[tuple[str, str, str]],
+    questions: list[tuple[str, Any, str]],
     *,
     batch_size: int = 64,
     max_new_tokens: int = 16,
@@ -46,6 +47,7 @@ def answer(
 ) -> Answers:
     """Returns the model's answers to (task, question, answer) rows; temperature 0 is greedy.
 
+    A question is a text or the messages of a prompt; a model without a chat template continues its last text.
     Questions are batched by length and padded on the left, so that padding changes no answer.
     """
     ends = model.generation_config.eos_token_id
@@ -56,7 +58,9 @@ def answer(
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    prompts = [render(tokenizer, [{"role": "user", "content": question}], generate=True) for _, question, _ in questions]
+    asked = [[{"role": "user", "content": q}] if isinstance(q, str) else q for _, q, _ in questions]
+    chats = bool(tokenizer.chat_template)
+    prompts = [render(tokenizer, turns, generate=True) if chats else turns[-1]["content"] for turns in asked]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     was_training, side = model.training, tokenizer.padding_side
     model.eval()

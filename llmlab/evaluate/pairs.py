@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.data.render import tokenize_pair
+from llmlab.data.shapes import user
 
 
 @torch.no_grad()
@@ -27,17 +30,20 @@ def answer_log_probs(model: PreTrainedModel, prompts: list[list[int]], answers: 
 def preference_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: list[tuple[str, str, str]],
+    pairs: list[tuple[Any, str, str]],
     *,
     batch_size: int = 64,
 ) -> float:
-    """Returns the share of (prompt, chosen, rejected) with log pi(chosen|prompt) > log pi(rejected|prompt)."""
+    """Returns the share of (prompt, chosen, rejected) with log pi(chosen|prompt) > log pi(rejected|prompt).
+
+    A prompt is a text or a list of messages.
+    """
     was_training = model.training
     model.eval()
     won = 0
     for start in range(0, len(pairs), batch_size):
         made = [
-            tokenize_pair(tokenizer, [{"role": "user", "content": prompt}], chosen, rejected, 4096, 2048)
+            tokenize_pair(tokenizer, user(prompt) if isinstance(prompt, str) else prompt, chosen, rejected, 4096, 2048)
             for prompt, chosen, rejected in pairs[start : start + batch_size]
         ]
         prompts = [row["prompt_ids"] for row in made]

@@ -133,8 +133,10 @@ def all_runs(root: Path = RUNS) -> list[RunFolder]:
     return sorted(runs, key=lambda run: run.record.get("started", ""), reverse=True)
 
 
-def find_model(name: str) -> str:
+def find_model(name: str, *, tokenizer: bool = False) -> str:
     """Returns the folder or file to load a checkpoint from: a run's result, a model folder, a GGUF file, or a hub id.
+
+    With `tokenizer` a folder that holds only a tokenizer will do.
 
     Raises:
         LabError: when a local path holds no model.
@@ -145,7 +147,8 @@ def find_model(name: str) -> str:
             return str(path)
         raise LabError("is a file, not a checkpoint folder", where=name, remedy="name a run, a model folder or a .gguf file")
     if path.is_dir():
-        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        kinds = ("config.json", "adapter_config.json", *(["tokenizer_config.json"] if tokenizer else []))
+        if any((path / kind).is_file() for kind in kinds):
             return str(path)
         result = RunFolder(path).result()
         if result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,29 @@ def attention_kernel(config: LabBaseConfig) -> str:
     return kernel
 
 
+# read text in both directions and cannot write any
+ENCODERS = {"bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2", "albert", "xlm-roberta", "modernbert", "mpnet"}
+
+
+def refuse_encoders(where: str) -> None:
+    """Refuses a checkpoint of an encoder.
+
+    Raises:
+        LabError: with the reason.
+    """
+    try:
+        kind = json.loads((Path(where) / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return
+    if kind in ENCODERS:
+        raise LabError(
+            f"is an encoder ({kind}): it reads a text as a whole and cannot write one, so it cannot be chatted with or "
+            "trained to answer",
+            where=where,
+            remedy="take a decoder (GPT, Llama, Qwen ...); classification works with those too, by the label's word",
+        )
+
+
 def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns model and tokenizer of a run, a folder, a GGUF file or a hub id; adapters are attached, not merged.
 
@@ -78,6 +102,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     path = Path(where)
     if path.exists():  # what is saved later names its base: the same file from any folder
         where = str(path := path.resolve())
+    refuse_encoders(where)
     tokenizer = load_tokenizer(where)
     try:
         if path.suffix == ".gguf":

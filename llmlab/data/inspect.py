@@ -1,0 +1,203 @@
+"""What a source holds, before anything is trained on it: rows, shape, lengths, padding, duplicates, a fitting length."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmlab.config import SourceConfig
+from llmlab.data.canonical import Tally, each_row, open_source
+from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
+from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair
+from llmlab.data.shapes import SHAPES, Row, to_messages
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+PERCENTILES = (50, 90, 95, 99, 100)
+MEASURED = 5_000  # rows whose tokens are counted, spread evenly
+READ = 200_000  # rows that are read at most
+BATCH = 8  # rows of the batch whose padding is shown
+ENOUGH = 0.95  # share of the rows that a good length holds
+WITHOUT_LIMIT = 1 << 30
+
+
+@dataclass
+class Fit:
+    """What a longest row of `length` tokens means: the share of rows that fit, and of padding in three kinds of batches."""
+
+    length: int
+    fits: float
+    padded: float
+    longest: float
+    packed: float
+
+
+@dataclass
+class Inspection:
+    """What was found in a source.
+
+    Attributes:
+        rows: read, the unusable ones included.
+        complete: whether these are all rows there are.
+        shape: of the canonical rows.
+        columns: part -> column.
+        prompt: the prompt of a classification; "" where a column holds it.
+        notes: what was left out, what is there twice.
+        labels: label word -> rows, of a classification.
+        lengths: part -> tokens of the measured rows.
+        percentiles: part -> tokens at 50, 90, 95, 99 and 100 %.
+        fits: one entry for each length.
+        suggested: a longest row, and why.
+        sample: text pieces of one row, and whether each is learned.
+    """
+
+    source: SourceConfig
+    rows: int
+    complete: bool
+    shape: str
+    columns: dict[str, str]
+    prompt: str
+    notes: list[str]
+    labels: dict[str, int]
+    lengths: dict[str, np.ndarray]
+    percentiles: dict[str, list[int]] = field(default_factory=dict)
+    fits: list[Fit] = field(default_factory=list)
+    suggested: tuple[int, str] = (0, "")
+    sample: list[tuple[str, bool]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the figures as JSON data."""
+        return {
+            "source": self.source.line(), "rows": self.rows, "complete": self.complete, "shape": self.shape,
+            "columns": self.columns, "labels": self.labels, "notes": self.notes,
+            "percentiles": {part: dict(zip(map(str, PERCENTILES), values, strict=True))
+                            for part, values in self.percentiles.items()},
+            "fits": [vars(fit) for fit in self.fits], "suggested_max_length": self.suggested[0], "reason": self.suggested[1],
+        }  # fmt: skip
+
+
+def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: int = READ) -> Inspection:
+    """Returns what a source holds, as this tokenizer and its chat template see it.
+
+    Raises:
+        LabError: when it cannot be read or its columns fit no shape.
+    """
+    opened = open_source(source, SHAPES)
+    tally, rows, content, labels = Tally(), [], Counter(), Counter()
+    first: dict[str, int] = {}
+    number = -1
+    for number, raw in enumerate(islice(each_row(opened.rows), limit)):
+        row = opened.read(number, raw, tally)
+        if row is None:
+            continue
+        rows.append(row)
+        key = repr(row)
+        content[key] += 1
+        if content[key] == 2:
+            first.setdefault("again", number)
+        if "choices" in row:
+            labels[row["completion"]] += 1
+    notes = tally.notes(source)
+    if again := sum(count - 1 for count in content.values()):
+        doubles = Tally()
+        doubles.add("the same as an earlier row", first["again"], again)
+        notes += doubles.notes(source, "found" if source.duplicates == "keep" else "left out")
+    complete = number + 1 < limit or (not opened.is_stream and len(opened.rows) == number + 1)
+    found = Inspection(
+        source,
+        number + 1,
+        complete,
+        opened.reading.shape,
+        opened.reading.columns,
+        opened.reading.prompt,
+        notes,
+        dict(labels),
+        {},
+    )
+    if rows:
+        chosen = [rows[index * len(rows) // min(MEASURED, len(rows))] for index in range(min(MEASURED, len(rows)))]
+        found.lengths = lengths_of(chosen, tokenizer)
+        found.percentiles = {
+            part: [int(value) for value in np.percentile(values, PERCENTILES, method="higher")]
+            for part, values in found.lengths.items()
+        }
+        found.fits = [fit(found.lengths["row"], length) for length in LENGTHS]
+        found.suggested = suggest(found.lengths["row"])
+        found.sample = sample_pieces(chosen[0], tokenizer)
+    return found
+
+
+def lengths_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
+    """Returns the tokens of every part of each row, and of the whole `row` as training sees it."""
+    parts: dict[str, list[int]] = {}
+
+    def add(**sizes: int) -> None:
+        for part, size in sizes.items():
+            parts.setdefault(part, []).append(size)
+
+    for row in rows:
+        if "text" in row:
+            add(row=len(tokenizer(row["text"], add_special_tokens=False)["input_ids"]) + 1)
+        elif "chosen" in row:
+            pair = tokenize_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], WITHOUT_LIMIT, WITHOUT_LIMIT)
+            prompt, chosen, rejected = (len(pair[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+            add(prompt=prompt, chosen=chosen, rejected=rejected, row=prompt + max(chosen, rejected))
+        elif "answer" in row:
+            pair = tokenize_pair(tokenizer, row["prompt"], row["answer"], row["answer"], WITHOUT_LIMIT, WITHOUT_LIMIT)
+            add(prompt=len(pair["prompt_ids"]), answer=len(pair["chosen_ids"]), row=len(pair["prompt_ids"]))
+        else:
+            made = tokenize_conversation(tokenizer, to_messages(row), "assistant")
+            learned = sum(label != IGNORED for label in made["labels"])
+            add(prompt=len(made["labels"]) - learned, completion=learned, row=len(made["labels"]))
+    return {part: np.array(sizes) for part, sizes in parts.items()}
+
+
+def fit(lengths: np.ndarray, length: int) -> Fit:
+    """Returns what a longest row of `length` tokens means for rows of these lengths."""
+    cut = np.minimum(lengths, length)
+    batches = [cut[start : start + BATCH] for start in range(0, len(cut), BATCH)]
+    drawn = sum(len(batch) * int(batch.max()) for batch in batches)
+    table = documents_table({"input_ids": [np.zeros(size, np.int32) for size in cut]})
+    packed = padding_share(row_lengths(pack(table, length, "best_fit")), length)
+    return Fit(length, float((lengths <= length).mean()), padding_share(cut, length), 1 - float(cut.sum()) / drawn, packed)
+
+
+def suggest(lengths: np.ndarray) -> tuple[int, str]:
+    """Returns a longest row and the reason for it: the shortest power of two that holds 95 % of the rows."""
+    powers = [1 << exponent for exponent in range(6, 18)]
+    length = next((power for power in powers if (lengths <= power).mean() >= ENOUGH), powers[-1])
+    share, more = (lengths <= length).mean(), (lengths <= 2 * length).mean()
+    if share == 1:
+        return length, "every row fits, and half of it would cut some"
+    gain = f"twice of it would hold {more - share:.1%} more for twice the memory" if more > share else "few rows are longer"
+    return length, f"{share:.1%} of the rows fit; {gain}"
+
+
+def sample_pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Returns a row as the model sees it, in pieces of text, each with whether it bears loss."""
+    if "text" in row:
+        return [(row["text"], True)]
+    if "chosen" in row:
+        pair = tokenize_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], WITHOUT_LIMIT, WITHOUT_LIMIT)
+        return [
+            (tokenizer.decode(pair["prompt_ids"]), False), (tokenizer.decode(pair["chosen_ids"]), True),
+            ("\n  or, rejected:\n", False), (tokenizer.decode(pair["rejected_ids"]), True),
+        ]  # fmt: skip
+    if "answer" in row:
+        pair = tokenize_pair(tokenizer, row["prompt"], row["answer"], row["answer"], WITHOUT_LIMIT, WITHOUT_LIMIT)
+        return [(tokenizer.decode(pair["prompt_ids"]), False), (f"\n  the right answer: {row['answer']}", False)]
+    made = tokenize_conversation(tokenizer, to_messages(row), "assistant")
+    pieces: list[tuple[str, bool]] = []
+    start = 0
+    learned = [label != IGNORED for label in made["labels"]]
+    for end in range(1, len(learned) + 1):
+        if end == len(learned) or learned[end] != learned[start]:
+            pieces.append((tokenizer.decode(made["input_ids"][start:end]), learned[start]))
+            start = end
+    return pieces
