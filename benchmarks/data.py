@@ -61,7 +61,7 @@ def tokenise(file: str) -> None:
     data = pretrain_data(PretrainConfig(datasets=[file], eval_fraction=0), tokenizer, 1024)
     ours = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    texts = [json.loads(line)["text"] for line in open(file)]
+    texts = [json.loads(line)["text"] for line in Path(file).read_text().splitlines()]
     began = time.perf_counter()
     for start in range(0, len(texts), 500):
         [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 500])]
@@ -93,7 +93,9 @@ def packing(steps: int, batch: int) -> None:
     ours = dict(d_model=256, n_layers=6, n_heads=8, n_kv_heads=4, d_ff=768)
     models = {
         "llmlab": LabForCausalLM(LabConfig(vocab_size=8192, max_seq_len=LENGTH, **ours)),
-        "transformers": LlamaForCausalLM(LlamaConfig(vocab_size=8192, max_position_embeddings=LENGTH, tie_word_embeddings=True, **shape)),
+        "transformers": LlamaForCausalLM(
+            LlamaConfig(vocab_size=8192, max_position_embeddings=LENGTH, tie_word_embeddings=True, **shape)
+        ),
     }
 
     def padded(part: list, width: int) -> dict:
@@ -102,7 +104,9 @@ def packing(steps: int, batch: int) -> None:
             ids[index, : len(row["input_ids"])] = row["input_ids"]
             mask[index, : len(row["input_ids"])] = 1
         labels = np.where(mask, ids, -100)
-        return {name: torch.from_numpy(value) for name, value in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))}
+        return {
+            name: torch.from_numpy(value) for name, value in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))
+        }
 
     def widest(part: list) -> int:
         return max(len(row["input_ids"]) for row in part)
@@ -128,7 +132,8 @@ def packing(steps: int, batch: int) -> None:
         middle = {kind: statistics.median(values) for kind, values in speeds.items()}
         figures = ", ".join(f"{kind} {value:,.0f}" for kind, value in middle.items())
         print(
-            f"{name}: useful tokens/s {figures}; packed is {middle['packed'] / middle['padded to max_length']:.2f} x max_length, "
+            f"{name}: useful tokens/s {figures}; "
+            f"packed is {middle['packed'] / middle['padded to max_length']:.2f} x max_length, "
             f"{middle['packed'] / middle['padded to the longest']:.2f} x longest"
         )
 

@@ -104,7 +104,8 @@ def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
         LabError: when an option is unknown or the result does not validate.
     """
     cls = type(config)
-    data = config.to_json_dict()
+    given = {"kind", "schema_version", *config.model_fields_set}  # defaults may follow from other options: warm-up from steps
+    data = {name: value for name, value in config.to_json_dict().items() if name in given}
     aliases = {alias: name for name, info in cls.options().items() for alias in info.aliases}
     for key, value in changes.items():
         *parents, last = key.split(".")

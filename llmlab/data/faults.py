@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -34,6 +35,23 @@ def numbered(files: list[Path], kinds: list[str], number: int) -> str:
             return f"{file}, row {number + 1}"
         number -= count
     return f"{files[0]}, row {number + 1}" if len(files) == 1 else f"{files[0].parent}, row {number + 1}"
+
+
+def not_utf8(file: Path) -> LabError | None:
+    """Returns where a file stops being UTF-8 text, or None."""
+    import fsspec
+
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with fsspec.open(str(file), "rb", compression="infer") as content:
+            while chunk := content.read(1 << 20):
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return _fault(file, "text")
+    except Exception:  # damaged in another way, which its reader finds
+        return None
+    return None
 
 
 def _fault(file: Path, kind: str) -> LabError | None:

@@ -119,9 +119,17 @@ def at(row: Row, path: str, kind: type | tuple[type, ...] = str) -> Any:
     if value is None:
         raise RowFault(f"no value in column {path!r}", wrong_form=True)
     if not isinstance(value, kind):
-        names = {str: "text", list: "a list", int: "a whole number", float: "a number", dict: "an object"}
+        names = {
+            str: "text",
+            list: "a list",
+            int: "a whole number",
+            float: "a number",
+            dict: "an object",
+            bool: "true or false",
+        }
         wanted = " or ".join(names[k] for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise RowFault(f"column {path!r} holds {type(value).__name__}, not {wanted}", wrong_form=True)
+        held = names.get(type(value), type(value).__name__)
+        raise RowFault(f"column {path!r} holds {held}, not {wanted}", wrong_form=True)
     return value
 
 
@@ -327,6 +335,8 @@ def _prompt(reading: Reading, row: Row) -> Messages:
 
 
 def _make_text(reading: Reading, row: Row) -> Row:
+    if reading.prompt:
+        return {"text": fill(reading.prompt, row)}
     return {"text": reading.take("text", row)}
 
 

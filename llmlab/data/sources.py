@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, real_id
-from llmlab.data.faults import explain, numbered
+from llmlab.data.faults import explain, not_utf8, numbered
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -118,7 +118,6 @@ def _kind(path: Path) -> str:
 
 def _from_files(files: list[Path], source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
     from datasets import Dataset, IterableDataset, load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
@@ -127,6 +126,10 @@ def _from_files(files: list[Path], source: SourceConfig, stream: bool) -> Datase
     for file in files:
         _check_readable(file, kind)
     names = [str(file) for file in files]
+    if kind == "json" and not stream:  # its reader takes any bytes, and fails when a row is looked at
+        for file in files:
+            if fault := not_utf8(file):
+                raise fault
     try:
         if kind == "text":
             if stream:
@@ -134,7 +137,7 @@ def _from_files(files: list[Path], source: SourceConfig, stream: bool) -> Datase
             changed = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]  # part of the library's own key
             return Dataset.from_generator(_documents, gen_kwargs={"files": names, "changed": changed})
         return load_dataset(kind, data_files=names, split="train", streaming=stream)
-    except (DatasetGenerationError, ValueError, OSError) as error:
+    except Exception as error:  # of the library, its readers and the decompressors, each with kinds of its own
         raise damaged(source, error) from None
 
 

@@ -139,3 +139,9 @@ def test_the_docs_page_is_current(request):
     from llmlab.config.docs import options_page
 
     assert (request.config.rootpath / "docs" / "options.md").read_text() == options_page()
+
+
+def test_defaults_that_follow_from_others_still_follow():
+    assert apply_changes(SFTConfig(), {"max_steps": 60}).warmup_steps == 6
+    with pytest.raises(LabError, match="`warmup_steps` 100 is above `max_steps` 60"):
+        apply_changes(SFTConfig(warmup_steps=100), {"max_steps": 60})

@@ -46,7 +46,9 @@ def test_where_a_mixture_ends(sizes, seed, data):
     seen = [rows[sources == index].tolist() for index in range(len(sizes))]
     assert all(set(part) == set(range(size)) for part, size in zip(seen, sizes, strict=True)), "every row was seen"
     for part, size in zip(seen, sizes, strict=True):  # each pass is whole before the next begins
-        assert all(len(set(part[start : start + size])) == len(part[start : start + size]) for start in range(0, len(part), size))
+        assert all(
+            len(set(part[start : start + size])) == len(part[start : start + size]) for start in range(0, len(part), size)
+        )
 
 
 @given(st.integers(2, 3000), st.floats(0.001, 0.5))
@@ -101,8 +103,15 @@ def three_sources(tmp_path):
     """Two streams and a stored source, of different lengths, one with documents that are cut in pieces."""
     long = "\n\n".join(["The whale, the whale."] * 1200)
     return [
-        {"name": write(tmp_path / "a.jsonl", [{"text": f"a {i} of the sea"} for i in range(900)]), "streaming": True, "weight": 3},
-        {"name": write(tmp_path / "b.jsonl", [{"text": f"b {i} " + long * (i % 7 == 0)} for i in range(60)]), "streaming": True},
+        {
+            "name": write(tmp_path / "a.jsonl", [{"text": f"a {i} of the sea"} for i in range(900)]),
+            "streaming": True,
+            "weight": 3,
+        },
+        {
+            "name": write(tmp_path / "b.jsonl", [{"text": f"b {i} " + long * (i % 7 == 0)} for i in range(60)]),
+            "streaming": True,
+        },
         {"name": write(tmp_path / "c.jsonl", [{"text": f"c {i} of the deck"} for i in range(70)]), "weight": 0.5},
     ]
 
@@ -143,7 +152,8 @@ def test_a_stream_holds_out_what_training_never_sees(tokenizer, three_sources):
 def test_stored_and_streamed_text_give_the_same_rows(tokenizer, tmp_path):
     name = write(tmp_path / "a.jsonl", [{"text": f"chapter {i} of the whale"} for i in range(300)])
     stored, streamed = (
-        pretrain_data(PretrainConfig(datasets=[{"name": name, "streaming": stream}]), tokenizer, 32).train for stream in (False, True)
+        pretrain_data(PretrainConfig(datasets=[{"name": name, "streaming": stream}]), tokenizer, 32).train
+        for stream in (False, True)
     )
     count = len(stored) - 1
     assert [row["input_ids"].tolist() for row in stored][:count] == rows_of(streamed, count)
@@ -161,7 +171,10 @@ def test_sft_streams_too(tokenizer, tmp_path):
 
 
 def test_names_show_the_mixture():
-    sources = [SourceConfig.model_validate(line) for line in ("imdb | | 7", "nyu-mll/glue | sst2 | 3", "HuggingFaceFW/fineweb-2 | fra_Latn | 0")]
+    sources = [
+        SourceConfig.model_validate(line)
+        for line in ("imdb | | 7", "nyu-mll/glue | sst2 | 3", "HuggingFaceFW/fineweb-2 | fra_Latn | 0")
+    ]
     assert mixture_name(sources) == "mix_imdb-70_sst2-30"
     assert short_names(sources) == ["imdb", "sst2", "fineweb-2-fra_Latn"]
     assert short_names(sources[:1] * 2) == ["imdb", "imdb-2"]

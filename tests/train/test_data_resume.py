@@ -75,7 +75,17 @@ def test_two_processes(base_config, tmp_path, streaming):
     whole, again = tmp_path / "whole", tmp_path / "again"
     config = save_config(job(base_config, whole, data), tmp_path / "config.json")
     for folder in (whole, again):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmlab", "run"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "llmlab",
+            "run",
+        ]
         done = subprocess.run(
             [*command, str(config), "--set", f"output_dir={folder}"], capture_output=True, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
