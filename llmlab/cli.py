@@ -79,10 +79,17 @@ def check(
     config: Annotated[Path, typer.Argument(help="A config file.")],
     set_: SetOption = None,
 ) -> None:
-    """Validate a config and show what it will cost; starts nothing."""
+    """Validate a config, show what it will cost and look at its data; starts nothing."""
     from llmlab.plan.report import plan_table
 
-    _print(plan_table(_load(config, set_)))
+    loaded = _load(config, set_)
+    _print(plan_table(loaded))
+    if loaded.kind != "model":
+        from llmlab.train.stages import STAGES
+        from llmlab.wizard.data import sources_table
+
+        _quiet_datasets()
+        _print(sources_table(loaded, STAGES[loaded.kind].shapes))
 
 
 @app.command()

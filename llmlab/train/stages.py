@@ -17,6 +17,7 @@ class Stage:
         needs: what it starts from, in words; "" when from nothing.
         then: kinds of the natural next steps.
         section: part of the menu.
+        shapes: of the rows that it learns from.
     """
 
     kind: str
@@ -24,6 +25,7 @@ class Stage:
     needs: str
     then: tuple[str, ...]
     section: str
+    shapes: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -34,8 +36,8 @@ class Stage:
 STAGES: dict[str, Stage] = {
     stage.kind: stage
     for stage in (
-        Stage("pretrain", "llmlab.train.pretrain", "", ("sft",), "training"),
-        Stage("sft", "llmlab.train.sft", "a base model", ("dpo",), "training"),
-        Stage("dpo", "llmlab.train.dpo", "a fine-tuned model", (), "alignment"),
+        Stage("pretrain", "llmlab.train.pretrain", "", ("sft",), "training", ("text",)),
+        Stage("sft", "llmlab.train.sft", "a base model", ("dpo",), "training", ("messages", "prompt_completion")),
+        Stage("dpo", "llmlab.train.dpo", "a fine-tuned model", (), "alignment", ("preference",)),
     )
 }

@@ -10,11 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from llmlab.config import SourceConfig
+from llmlab.config.sources import shares
 from llmlab.data.catalogue import CATALOGUE, Entry, entry, real_id
 from llmlab.data.inspect import PERCENTILES, Inspection
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
+    from llmlab.config.training import TrainingConfig
     from llmlab.evaluate.sources import Measured
 
 BARS = 12
@@ -130,6 +132,30 @@ def about(known: Entry) -> Table:
         table.add_row("size", "large: set `streaming` to true")
     if known.note:
         table.add_row("note", known.note)
+    return table
+
+
+def sources_table(config: TrainingConfig, shapes: tuple[str, ...]) -> Table:
+    """Returns each source of a run as a look at its first rows finds it.
+
+    Raises:
+        LabError: when a source on this machine cannot be used. One that the hub has to give is not looked at.
+    """
+    from llmlab.data.canonical import open_source
+    from llmlab.data.sources import local_files
+
+    table = Table("data", "share", "rows", "read as", title_justify="left")
+    parts = [*zip(config.datasets, (f"{share:.1%}" for share in shares(config.datasets)), strict=True),
+             *((source, "held out") for source in config.eval_datasets)]  # fmt: skip
+    for source, share in parts:
+        known = entry(source.name, source.subset)
+        if not local_files(source.name, source.split):
+            table.add_row(source.line(), share, known.rows if known else "?", f"{known.becomes if known else '?'} (on the hub)")
+            continue
+        opened = open_source(source, shapes)
+        opened.look()
+        rows = "streamed" if opened.is_stream else f"{len(opened.rows):,}"
+        table.add_row(source.line(), share, rows, opened.reading.shape.replace("_", " + "))
     return table
 
 

@@ -36,6 +36,7 @@ def main_menu() -> None:
         ("Alignment (DPO)", lambda console: train("dpo", console)),
         ("Test a model (chat)", test_model),
         ("Saved configs and runs", saved),
+        ("Look at data", look_at_data),
         ("Quit", None),
     ]
     while True:
@@ -135,6 +136,25 @@ def test_model(console: Console) -> None:
     picked = questionary.select("Which one?", [*models, BACK]).ask(kbi_msg="")
     if picked not in (None, BACK):
         _llmlab("chat", picked)
+
+
+def look_at_data(console: Console) -> None:
+    """Shows what a dataset holds, or the datasets that are known."""
+    question = "Which dataset? (a hub id, a file, a folder, llmlab:spam-mails; `name | subset`; nothing lists the known ones)"
+    name = questionary.text(question).ask(kbi_msg="")
+    if name is None:
+        return
+    if not name.strip():
+        _llmlab("data", "catalog")
+        return
+    models = _checkpoints()
+    arguments: list[str] = []
+    if models:
+        picked = questionary.select("Whose tokens are counted?", [*models, "bytes"]).ask(kbi_msg="")
+        if picked is None:
+            return
+        arguments = ["--tokenizer", "byte" if picked == "bytes" else picked]
+    _llmlab("data", "inspect", name, *arguments)
 
 
 def saved(console: Console) -> None:

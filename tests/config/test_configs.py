@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.config import KINDS, MODEL_PRESETS, apply_changes, load_config, parse_config, preset, save_config, schema
+from llmlab.config import KINDS, MODEL_PRESETS, SFTConfig, apply_changes, load_config, parse_config, preset, save_config, schema
 from llmlab.errors import LabError
 
 
