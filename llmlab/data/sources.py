@@ -100,7 +100,7 @@ def fingerprint(source: SourceConfig) -> str:
 
 def row_place(source: SourceConfig, number: int) -> str:
     """Returns where row `number` (counted from 0) of a source is: file and row, counted from 1."""
-    files = local_files(source.name, source.split)
+    files = [] if source.name in SHIPPED else local_files(source.name, source.split)
     if source.max_rows and not source.streaming:
         return f"{source.name}, row {number + 1} of {source.max_rows:,}"
     return numbered(files, [_kind(file) for file in files], number) if files else f"{source.name}, row {number + 1}"

@@ -103,6 +103,7 @@ def classify(
     return found
 
 
+@torch.no_grad()
 def score_words(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], words: list[str]
 ) -> Tensor:

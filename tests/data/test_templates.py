@@ -45,7 +45,10 @@ def test_what_is_learned_is_what_the_assistant_says(dressed, turns):
     made = tokenize_conversation(tokenizer, messages, "assistant")
     learned = [label for label in made["labels"] if label != IGNORED]
     assert [part.strip() for part in tokenizer.decode(learned).split(end)[:-1]] == [said for _, said in turns]
-    assert made["input_ids"] == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    assert (
+        made["input_ids"]
+        == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    )
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,116 @@
+"""Figures of a model on sources: labels scored like whole sequences, metrics against their definitions, losses packed or not."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from llmlab.config import SFTConfig, SourceConfig
+from llmlab.data.packing import PackedCollator
+from llmlab.data.prepare import sft_data
+from llmlab.data.shapes import choice, user
+from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+from llmlab.errors import LabError
+from llmlab.evaluate.classification import Classified, _prompt_ids, _word_ids, classify, score_words
+from llmlab.evaluate.pairs import answer_log_probs
+from llmlab.evaluate.sources import measure
+from llmlab.train.engine import run
+from llmlab.train.loading import load_model
+
+
+def test_metrics_are_their_definitions():
+    right, given = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0]
+    found = Classified(["a", "b", "c"], right, given)
+    assert found.confusion.tolist() == [[2, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]
+    assert found.accuracy == pytest.approx(3 / 6) and found.majority == pytest.approx(3 / 6)
+    # a: precision 2/3, recall 2/3; b: precision 1/2, recall 1/2; c: never given
+    assert found.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+
+
+@pytest.fixture(scope="module")
+def model(base_run):
+    made, tokenizer = load_model(str(base_run.folder))
+    ensure_chat_template(tokenizer)
+    return made.eval(), tokenizer
+
+
+def test_scores_are_those_of_whole_sequences(model):
+    made, tokenizer = model
+    words = ["ham", "spam and eggs", "neither"]
+    rows = [choice(user(text), "ham", words) for text in ("Call me Ishmael.", "Who?", "The whale, the whale, the white whale!")]
+    prompts = [_prompt_ids(tokenizer, row) for row in rows]
+    scores = score_words(made, tokenizer, prompts, words)
+    for column, word in enumerate(words):
+        alone = answer_log_probs(made, prompts, [_word_ids(tokenizer, word)] * 3, tokenizer.pad_token_id)
+        torch.testing.assert_close(scores[:, column], alone, rtol=1e-4, atol=1e-4)
+    given = classify(made, tokenizer, rows, batch_size=2).given
+    assert given == scores.argmax(1).tolist()
+
+
+def mails(path, count, start=0):
+    rows = [
+        {"text": f"{'win money now' if i % 2 else 'the whale at sea'} {i}", "label": i % 2} for i in range(start, start + count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": str(path), "format": "classification", "labels": ["ham", "spam"]}
+
+
+def test_a_classifier_is_trained_and_measured_by_score_and_by_what_it_says(base_run, tmp_path):
+    result = run(SFTConfig(
+        policy_checkpoint=str(base_run.folder), datasets=[mails(tmp_path / "train.jsonl", 200)], max_steps=160, learning_rate=5e-3,
+        batch_size=4, gradient_accumulation_steps=1, max_length=64, eval_every=80, output_dir=str(tmp_path / "run"), report_to=[],
+    ))  # fmt: skip
+    made, tokenizer = load_model(str(result.folder))
+    test = SourceConfig(**mails(tmp_path / "test.jsonl", 60, start=1000))
+    for by in ("score", "generate"):
+        found = measure(made, tokenizer, test, by=by)
+        assert found.figures["accuracy"] > 0.9 > found.figures["majority"] and found.figures["macro_f1"] > 0.9
+
+
+def test_text_and_pairs_are_measured_too(model, tmp_path):
+    made, tokenizer = model
+    text = measure(made, tokenizer, SourceConfig(name="llmlab:moby-dick", max_rows=5), max_length=64)
+    assert 3 < text.figures["loss"] < 7 and text.figures["bits_per_byte"] > 1
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps({"prompt": "Who?", "chosen": "the whale", "rejected": "zqxj zqxj zqxj"}) + "\n"
+    )
+    pairs = measure(made, tokenizer, SourceConfig(name=str(tmp_path / "p.jsonl")))
+    assert pairs.figures == {"preference_accuracy": 1.0}
+
+
+@torch.no_grad()
+def test_packed_and_unpacked_rows_have_the_same_loss_per_token_document_by_document(model, tmp_path):
+    made, tokenizer = model
+    rows = [{"prompt": f"Who is {i}?", "completion": "Ahab " * (i % 9 + 1)} for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    packed = sft_data(SFTConfig(datasets=[str(tmp_path / "a.jsonl")], eval_fraction=0, max_length=256), tokenizer).train
+    collate = PackedCollator(tokenizer.pad_token_id)
+    compared = 0
+    for row in packed:
+        batch = collate([row])
+        together = token_losses(made, batch)
+        starts = np.cumsum([0, *row["seq_lengths"]])
+        for start, end in itertools.pairwise(starts):
+            document = {name: row[name][start:end] for name in ("input_ids", "labels")}
+            alone = token_losses(made, collate([document]))
+            torch.testing.assert_close(together[start : end - 1], alone, rtol=0, atol=1e-5)
+            compared += 1
+    assert compared == 60
+
+
+def token_losses(model, batch):
+    labels = batch.pop("labels")[0, 1:]
+    logits = model(**batch, use_cache=False).logits[0, :-1]
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=-100)
+
+
+def test_encoders_are_refused_with_the_reason(tmp_path):
+    BertForMaskedLM(
+        BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    ).save_pretrained(tmp_path)
+    load_tokenizer("byte").save_pretrained(tmp_path)
+    with pytest.raises(LabError, match=r"is an encoder \(bert\): it reads a text as a whole and cannot write one"):
+        load_model(str(tmp_path))
