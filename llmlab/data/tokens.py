@@ -125,7 +125,7 @@ def _mapped(opened: OpenSource, make: Make, columns: tuple[str, ...]) -> Dataset
     def convert(row: Row) -> dict[str, Any]:
         empty: dict[str, Any] = {**{name: [] for name in columns}, "cut": False, "fault": "", "key": 0}
         try:
-            canonical = opened.reading(row)
+            canonical = opened.reading(dict(row))  # the library hands a mapping of its own to parallel workers
             content = hashlib.sha256(repr(canonical).encode()).digest()[:8]
             return {**empty, **make(canonical), "key": int.from_bytes(content, "big", signed=True)}
         except RowFault as fault:

@@ -1,5 +1,6 @@
 """Prepared data: complete or absent after a kill, built once by two at the same time, safe from what it does not match."""
 
+import json
 import os
 import signal
 import subprocess
@@ -96,3 +97,16 @@ def test_text_is_prepared_once_whatever_the_order(tokenizer, tmp_path, monkeypat
     for seed in (1, 2):
         pretrain_data(PretrainConfig(datasets=["llmlab:moby-dick"], seed=seed), tokenizer, 64)
     assert len(list((tmp_path / "data").glob("[!.]*"))) == 2  # training and held-out rows
+
+
+def test_many_rows_are_tokenised_in_parallel_alike(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
+    rows = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 100 else ""} for i in range(6000)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = SFTConfig(datasets=[str(tmp_path / "a.jsonl")], eval_fraction=0.1, packing=False)
+    parallel = sft_data(config, tokenizer)
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr("llmlab.data.tokens.PARALLEL_FROM", 10_000)
+    alone = sft_data(config, tokenizer)
+    assert parallel.facts == alone.facts and parallel.notes == alone.notes and parallel.facts["train_dropped"] == 60
+    assert parallel.train[:] == alone.train[:] and parallel.eval["a"][:] == alone.eval["a"][:]
