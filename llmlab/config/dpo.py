@@ -73,6 +73,35 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         },
         advanced=True,
     )
+    cache_dir: str = option(
+        "checkpoints/reference_cache",
+        "Reference cache",
+        "Where the reference's log-probabilities are kept, to be found again by the content of a pair.",
+        applies_when={"reference": ["sequential"]},
+        advanced=True,
+        min_length=1,
+    )
+    reference_batch_size: int | None = option(
+        None,
+        "Reference batch size",
+        "Pairs in one reference pass; left out, as many as fill a fixed number of tokens.",
+        unit="pairs",
+        applies_when={"reference": ["sequential"]},
+        advanced=True,
+        ge=1,
+    )
+    padding_free: bool = option(
+        True,
+        "Padding-free",
+        "The answers of a batch share rows, attention kept within each: no padding is computed.",
+        advanced=True,
+    )
+    group_by_length: bool = option(
+        False,
+        "Group by length",
+        "Pairs of similar length come in the same batch: less padding, a little less random an order.",
+        advanced=True,
+    )
     max_length: int = option(1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2)
     max_prompt_length: int = option(
         512,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ def add_adapter(model: PreTrainedModel, config: Any) -> PreTrainedModel:
         raise LabError(f"`lora_targets` {config.lora_targets!r}: {str(error).splitlines()[0][:160]}") from None
 
 
-def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns the model to train (weights in fp32, or frozen and quantised under an adapter) and its tokenizer."""
+def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
+    """Returns how a policy, and the reference it is held to, are loaded: kernels, number format, quantisation."""
     kwargs: dict[str, Any] = {"attn_implementation": attention_kernel(config), "dtype": torch.float32}
     if config.adapter != "none" and config.quantised != "none":
         from transformers import BitsAndBytesConfig
@@ -171,8 +172,14 @@ def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedMod
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         )
-        kwargs["device_map"] = {"": device}
+        local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
+        kwargs["device_map"] = {"": local}
     elif config.adapter != "none" and precision == "bf16":
         kwargs["dtype"] = torch.bfloat16  # frozen weights need no fp32 copy
-    model, tokenizer = load_model(config.policy_checkpoint, **kwargs)
+    return kwargs
+
+
+def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Returns the model to train (weights in fp32, or frozen and quantised under an adapter) and its tokenizer."""
+    model, tokenizer = load_model(config.policy_checkpoint, **loading_kwargs(config, device, precision))
     return add_adapter(model, config), tokenizer

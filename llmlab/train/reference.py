@@ -1,0 +1,388 @@
+"""The frozen reference by itself: loaded alone, asked what is not known yet, and freed before the policy is there.
+
+Rafailov et al. 2023, eq. 7 needs log ref(y|x), the sum over the tokens of the answer, of a model that never changes: it is
+computed once, in whatever order is fast, and found by content later (`data/reference_cache.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from datasets import Dataset
+from peft import PeftModel, prepare_model_for_kbit_training
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
+
+from llmlab.config import DPOConfig
+from llmlab.data.reference_cache import SUMS, TOKENS, Item, ReferenceCache, item_key, nearest_difference
+from llmlab.data.tokens import tokenizer_hash
+from llmlab.errors import LabError
+from llmlab.runs.folder import find_model
+from llmlab.runs.seal import MANIFEST
+from llmlab.train.environment import is_main, processes
+from llmlab.train.loading import load_model, loading_kwargs
+from llmlab.train.padding_free import rows_of
+
+PART_ITEMS = 256  # values sealed at once: what a kill loses at most
+PART_SECONDS = 30.0
+TOKENS_AT_ONCE = 4096  # in one pass, where the config names no number of pairs
+WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "adapter_config.json", "config.json")
+
+
+@dataclass
+class Filled:
+    """What filling a cache did.
+
+    Attributes:
+        computed: items that were not known.
+        known: items that were.
+        seconds: wall time, loading included.
+        memory: bytes in use before the reference was loaded, at its peak, and after it was freed.
+    """
+
+    computed: int
+    known: int
+    seconds: float
+    memory: tuple[int, int, int]
+
+    def note(self) -> str:
+        """Returns the line for the screen and the record."""
+        if not self.computed:
+            return f"reference: {self.known:,} pairs known, none computed; the reference was not loaded"
+        before, peak, after = (f"{value / 1e9:.2f}" for value in self.memory)
+        return (
+            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.known:,} known; "
+            f"memory {before} GB before, {peak} GB with it, {after} GB after it was freed"
+        )
+
+
+def description(config: DPOConfig, tokenizer: Any, precision: str, stores: str = SUMS) -> dict[str, Any]:
+    """Returns everything beside the token ids that the values of a reference depend on."""
+    name = config.reference_checkpoint or config.policy_checkpoint
+    return {
+        "reference": weights_fingerprint(name), "name": str(name),
+        "quantisation": config.quantised if config.adapter != "none" else "none",
+        "precision": precision, "frozen_dtype": str(loading_kwargs(config, "cpu", precision)["dtype"]),
+        "tokenizer": tokenizer_hash(tokenizer)[:16],
+        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
+        "max_length": config.max_length, "max_prompt_length": config.max_prompt_length, "stores": stores,
+    }  # fmt: skip
+
+
+def weights_fingerprint(name: str) -> str:
+    """Returns a hash of a checkpoint's weights, those of an adapter's base included.
+
+    Raises:
+        LabError: when there is no such checkpoint.
+    """
+    where = Path(find_model(name))
+    if not where.exists():  # a hub id: its files in the library's cache, whose names are their hashes
+        from huggingface_hub import snapshot_download
+
+        try:
+            where = Path(snapshot_download(name, local_files_only=True))
+        except Exception:  # not downloaded yet: loading does that, or says why not
+            load_model(name)
+            where = Path(snapshot_download(name, local_files_only=True))
+    digest = hashlib.sha256()
+    files = [where] if where.is_file() else sorted({file for pattern in WEIGHTS for file in where.glob(pattern)})
+    sealed = _sealed(where)
+    for file in files:
+        known = sealed.get(file.name)
+        if known is None:
+            with open(file, "rb") as content:
+                known = hashlib.file_digest(content, "sha256").hexdigest()
+        digest.update(f"{file.name}:{known}".encode())
+    adapter = where / "adapter_config.json"
+    if adapter.is_file():
+        digest.update(weights_fingerprint(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _sealed(folder: Path) -> dict[str, str]:
+    """Returns the hashes that a seal names of files that have not been touched since."""
+    try:
+        manifest = folder / MANIFEST
+        files = json.loads(manifest.read_text())["files"]
+        written = manifest.stat().st_mtime_ns
+        return {
+            name: known["sha256"] for name, known in files.items()
+            if (folder / name).stat().st_size == known["bytes"] and (folder / name).stat().st_mtime_ns <= written
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def load_reference(config: DPOConfig, device: str, precision: str) -> PreTrainedModel:
+    """Returns the reference as training with `reference: live` would have it: same numbers, quantisation and kernels.
+
+    Raises:
+        LabError: when it does not load.
+    """
+    name = config.reference_checkpoint or config.policy_checkpoint
+    kwargs = loading_kwargs(config, device, precision)
+    model, _ = load_model(name, **kwargs)
+    if config.adapter != "none" and config.quantised != "none" and not isinstance(model, PeftModel):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    elif "device_map" not in kwargs:
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def with_reference(
+    datasets: dict[str, Dataset], config: DPOConfig, tokenizer: Any, device: str, precision: str, console: Console
+) -> tuple[dict[str, Dataset], str]:
+    """Returns pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, and a note on how they were got.
+
+    Only what the cache does not hold is computed; for that the reference is loaded, alone, and freed.
+
+    Raises:
+        LabError: when the reference does not load or gives values that are no numbers.
+    """
+    about = description(config, tokenizer, precision)
+    cache = ReferenceCache.open(Path(config.cache_dir), about)
+    items = [item for rows in datasets.values() for item in pairs_of(rows)]
+    keys = [item_key(item) for item in items]
+    filled = fill(
+        cache, items, keys, lambda: load_reference(config, device, precision), console,
+        device=device, precision=precision, pad=tokenizer.pad_token_id, per_pass=config.reference_batch_size,
+        packed=config.padding_free,
+    )  # fmt: skip
+    made, start = {}, 0
+    for name, rows in datasets.items():
+        values = [cache.get(key) for key in keys[start : start + len(rows)]]
+        start += len(rows)
+        columns = {f"ref_{answer}_logps": [float(value[index]) for value in values] for index, answer in enumerate(ANSWERS)}
+        table = rows.with_format("arrow")[:]
+        import pyarrow as pa
+
+        for column, numbers in columns.items():
+            table = table.append_column(column, pa.array(numbers, pa.float32()))
+        made[name] = Dataset(table)
+    return made, filled.note()
+
+
+ANSWERS = ("chosen", "rejected")
+
+
+def pairs_of(rows: Dataset) -> Iterator[Item]:
+    """Yields prompt, chosen and rejected ids of every pair."""
+    for row in rows:
+        yield row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
+
+
+def fill(
+    cache: ReferenceCache, items: list[Item], keys: list[bytes], load: Callable[[], PreTrainedModel], console: Console,
+    *, device: str, precision: str, pad: int, per_pass: int | None = None, packed: bool = True,
+) -> Filled:  # fmt: skip
+    """Computes and stores the values of all items that the cache does not hold.
+
+    Args:
+        cache: to fill.
+        items: prompt and answers as token ids.
+        keys: of the items.
+        load: loads the reference; called only when something is missing.
+        console: for progress and notes.
+        device: where the reference computes.
+        precision: of its products.
+        pad: id that fills rows.
+        per_pass: items in one pass; left out, as many as fill `TOKENS_AT_ONCE` tokens.
+        packed: whether sequences share rows.
+
+    Raises:
+        LabError: when the reference gives values that are no numbers, or the disk is full.
+    """
+    began = time.perf_counter()
+    for fault in cache.faults:
+        console.print(fault, style="yellow")
+    missing = cache.missing(keys)
+    if not len(cache) and (other := nearest_difference(cache.folder.parent, cache.description)):
+        console.print(f"reference cache: {other}", style="yellow")
+    before = memory_now(device)
+    peak = before
+    mine = missing[int(_rank()) :: processes()]
+    if missing:
+        model = load()
+        peak = memory_now(device)
+        order = sorted(mine, key=lambda index: -sum(map(len, items[index])))  # the longest first: memory fails at once or never
+        done_keys: list[bytes] = []
+        done_values: list[Any] = []
+        sealed = time.perf_counter()
+        with _progress(console, len(mine)) as advance:
+            for part in _passes(order, items, per_pass):
+                values = reference_values(
+                    model, [items[index] for index in part], pad, precision, packed=packed,
+                    stores=cache.description.get("stores", SUMS),
+                )  # fmt: skip
+                done_keys += [keys[index] for index in part]
+                done_values += values
+                peak = max(peak, memory_now(device))
+                advance(len(part))
+                if len(done_keys) >= PART_ITEMS or time.perf_counter() - sealed > PART_SECONDS:
+                    _seal(cache, done_keys, done_values)
+                    done_keys, done_values, sealed = [], [], time.perf_counter()
+        _seal(cache, done_keys, done_values)
+        del model
+        free_memory()
+    _meet()
+    cache.read()
+    left = cache.missing(keys)
+    if left:
+        raise LabError(f"{len(left):,} pairs have no reference values", where=str(cache.folder), exit_code=1,
+                       remedy="start again: they are computed then")  # fmt: skip
+    return Filled(len(missing), len(set(keys)) - len(missing), time.perf_counter() - began, (before, peak, memory_now(device)))
+
+
+@torch.no_grad()
+def reference_values(
+    model: PreTrainedModel, items: Sequence[Item], pad: int, precision: str, *, packed: bool = True, stores: str = SUMS
+) -> list[Any]:
+    """Returns log ref(y|x) of every answer of each item: sums over its tokens, or with `stores: tokens` each token's.
+
+    Prompt and padding never count. Sequences share rows of the longest one's width when `packed`.
+    """
+    from trl.trainer.utils import add_fused_lm_head
+
+    if not getattr(model, "has_fused_head", False):
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        add_fused_lm_head(inner)
+        model.has_fused_head = True
+    sequences = [(list(item[0]), list(answer)) for item in items for answer in item[1:]]
+    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
+    width = max(lengths)
+    places = rows_of(lengths, width) if packed else [(row, 0) for row in range(len(lengths))]
+    ids = torch.full((max(row for row, _ in places) + 1, width), pad)
+    labels, positions = torch.full_like(ids, -100), torch.zeros_like(ids)
+    filled = torch.zeros_like(ids)
+    for (prompt, answer), (row, start), length in zip(sequences, places, lengths, strict=True):
+        ids[row, start : start + length] = torch.tensor(prompt + answer)
+        labels[row, start + len(prompt) : start + length] = torch.tensor(answer)
+        positions[row, start : start + length] = torch.arange(length)
+        filled[row, start : start + length] = 1
+    labels[positions == 0] = -100  # the first token of a sequence follows from nothing
+    device = model.device
+    if packed and len(ids) < len(lengths):
+        ends = filled.sum(dim=1).tolist()
+        for row, end in enumerate(ends):
+            positions[row, end:] = torch.arange(width - end)
+        inputs = {"position_ids": positions.to(device)}
+    else:
+        inputs = {"attention_mask": filled.to(device)}
+    kind = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
+        out = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True, use_cache=False, **inputs)
+    log_probs = out.log_probs.float().cpu()
+    found = []
+    for (prompt, _), (row, start), length in zip(sequences, places, lengths, strict=True):
+        said = log_probs[row, max(0, start + len(prompt) - 1) : start + length - 1]
+        found.append(said.numpy() if stores == TOKENS else _sum(log_probs[row], start, length, len(prompt)))
+    answers = iter(found)
+    return [[next(answers) for _ in item[1:]] for item in items]
+
+
+def _sum(row: torch.Tensor, start: int, length: int, prompt: int) -> float:
+    """Returns the sum over an answer, added up as TRL's trainer does: along a row of its padded batch, zeros included."""
+    alone = row[start : start + length - 1].clone()
+    alone[: max(0, prompt - 1)] = 0
+    return float(alone.sum())
+
+
+def _passes(order: list[int], items: list[Item], per_pass: int | None) -> Iterator[list[int]]:
+    part: list[int] = []
+    tokens = 0
+    for index in order:
+        size = sum(len(items[index][0]) + len(answer) for answer in items[index][1:])
+        full = len(part) >= per_pass if per_pass else tokens + size > TOKENS_AT_ONCE
+        if part and full:
+            yield part
+            part, tokens = [], 0
+        part.append(index)
+        tokens += size
+    if part:
+        yield part
+
+
+def _seal(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
+    try:
+        cache.append(keys, values)
+    except ValueError as error:
+        raise LabError(str(error), where=str(cache.folder), exit_code=1, remedy="look at the reference, or use fp32") from None
+    except OSError as error:
+        raise LabError(
+            f"writing failed ({error.strerror})", where=str(cache.folder), exit_code=1,
+            remedy="free space and start again: what was sealed is kept",
+        ) from None  # fmt: skip
+
+
+class _progress:
+    """A bar with the time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, total: int):
+        self.console, self.total, self.done = console, total, 0
+        self.bar = Progress(
+            TextColumn("reference"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+            disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.bar.start()
+        self.task = self.bar.add_task("", total=self.total)
+        self.told = self.began = time.perf_counter()
+        return self.advance
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.bar.advance(self.task, count)
+        now = time.perf_counter()
+        if not self.console.is_terminal and now - self.told > 15:
+            left = (now - self.began) / self.done * (self.total - self.done)
+            self.console.print(f"reference: {self.done:,} of {self.total:,} pairs, {left:.0f} s left", highlight=False)
+            self.told = now
+
+
+def memory_now(device: str) -> int:
+    """Returns the bytes in use: on the GPU, or of this process."""
+    return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
+
+
+def free_memory() -> None:
+    """Gives memory that nobody uses back to the device and to the system."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return
+
+
+def _rank() -> str:
+    import os
+
+    return os.environ.get("RANK", "0")
+
+
+def _meet() -> None:
+    if processes() > 1:
+        torch.distributed.barrier()
+
+
+def speaks(console: Console) -> Console:
+    """Returns the console in the main process, a silent one elsewhere."""
+    return console if is_main() else Console(quiet=True)
