@@ -60,6 +60,16 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         },
         advanced=True,
     )  # fmt: skip
+    label_smoothing: float = option(
+        0.001,
+        "Label smoothing",
+        "Share of the pairs thought to be labelled the wrong way round.",
+        typical="0.001 for exo_pair, 0.1 for robust",
+        applies_when={"loss_type": ["exo_pair", "robust", "aot"]},
+        advanced=True,
+        gt=0,
+        lt=0.5,
+    )
     reference_checkpoint: str | None = option(
         None, "Reference", "The frozen model to stay close to; left out, the policy before training.", advanced=True
     )

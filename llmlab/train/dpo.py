@@ -135,6 +135,7 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
             trl.DPOConfig,
             beta=config.beta,
             loss_type=[config.loss_type],
+            label_smoothing=0.0 if config.inapplicable("label_smoothing") else config.label_smoothing,
             max_length=config.max_length,
             precompute_ref_log_probs=sequential,
         ),

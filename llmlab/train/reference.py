@@ -35,6 +35,7 @@ from llmlab.train.environment import is_main, processes
 from llmlab.train.loading import load_model, loading_kwargs
 from llmlab.train.padding_free import rows_of
 
+ANSWERS = ("chosen", "rejected")
 PART_ITEMS = 256  # values sealed at once: what a kill loses at most
 PART_SECONDS = 30.0
 TOKENS_AT_ONCE = 4096  # in one pass, where the config names no number of pairs
@@ -174,9 +175,6 @@ def with_reference(
     return made, filled.note()
 
 
-ANSWERS = ("chosen", "rejected")
-
-
 def pairs_of(rows: Dataset) -> Iterator[Item]:
     """Yields prompt, chosen and rejected ids of every pair."""
     for row in rows:
@@ -283,20 +281,18 @@ def reference_values(
     kind = torch.bfloat16 if precision == "bf16" else torch.float16
     with torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
         out = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True, use_cache=False, **inputs)
-    log_probs = out.log_probs.float().cpu()
-    found = []
-    for (prompt, _), (row, start), length in zip(sequences, places, lengths, strict=True):
-        said = log_probs[row, max(0, start + len(prompt) - 1) : start + length - 1]
-        found.append(said.numpy() if stores == TOKENS else _sum(log_probs[row], start, length, len(prompt)))
-    answers = iter(found)
+    log_probs = out.log_probs.float()
+    if stores == SUMS and len(ids) == len(lengths):  # added up as TRL's trainer does: whole rows, zeros included
+        sums = log_probs.sum(dim=1).tolist()
+        answers = iter([sums[row] for row, _ in places])
+    else:
+        log_probs = log_probs.cpu()
+        said = [
+            log_probs[row, start + max(0, len(prompt) - 1) : start + length - 1]
+            for (prompt, _), (row, start), length in zip(sequences, places, lengths, strict=True)
+        ]
+        answers = iter([part.numpy() if stores == TOKENS else part.sum().item() for part in said])
     return [[next(answers) for _ in item[1:]] for item in items]
-
-
-def _sum(row: torch.Tensor, start: int, length: int, prompt: int) -> float:
-    """Returns the sum over an answer, added up as TRL's trainer does: along a row of its padded batch, zeros included."""
-    alone = row[start : start + length - 1].clone()
-    alone[: max(0, prompt - 1)] = 0
-    return float(alone.sum())
 
 
 def _passes(order: list[int], items: list[Item], per_pass: int | None) -> Iterator[list[int]]:

@@ -1,0 +1,274 @@
+"""Sequential DPO: the same losses and weights as a live reference, whatever the order, batches, adapters and ranks."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import trl
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmlab.config import DPOConfig, SFTConfig, load_config, save_config
+from llmlab.data.reference_cache import SUMS, TOKENS, ReferenceCache, caches, item_key
+from llmlab.errors import LabError
+from llmlab.evaluate.pairs import answer_log_probs
+from llmlab.runs.folder import RunFolder
+from llmlab.train import reference
+from llmlab.train.dpo import DPOTrainer, LengthGrouped
+from llmlab.train.engine import run
+from llmlab.train.loading import load_model
+from llmlab.train.reference import reference_values, weights_fingerprint
+from tests.conftest import small_model
+
+WORDS = "the whale ship sea captain harpoon white deck mast storm".split()
+
+
+def pair(i):
+    """A pair of its own lengths, long-tailed, by its number."""
+    rng = random.Random(i)
+    say = lambda most: " ".join(rng.choice(WORDS) for _ in range(min(most, int(rng.expovariate(0.25)) + 1)))  # noqa: E731
+    return {"prompt": f"{i} {say(8)}?", "chosen": say(14) + " Ahab", "rejected": say(14) + " Stubb"}
+
+
+def write(path, numbers):
+    path.write_text("".join(json.dumps(pair(i)) + "\n" for i in numbers))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def policy(base_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("policy")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(60)))
+    return str(run(SFTConfig(
+        policy_checkpoint=str(base_run.folder), datasets=[str(rows)], max_steps=10, learning_rate=2e-3, batch_size=4,
+        gradient_accumulation_steps=1, max_length=64, eval_every=10, output_dir=str(folder / "run"), report_to=[],
+    )).model)  # fmt: skip
+
+
+def config(policy, folder, data, name="run", **changes):
+    values = dict(
+        policy_checkpoint=policy, datasets=[data], max_steps=50, learning_rate=5e-4, warmup_steps=0, batch_size=2, mini_batch_size=1,
+        max_length=96, max_prompt_length=48, log_every=1, eval_every=25, save_every=25, eval_fraction=0.1, scheduler="none",
+        output_dir=str(folder / name), cache_dir=str(folder / "cache"), report_to=[], save_best_only=False,
+    )  # fmt: skip
+    values |= changes
+    if values.get("reference") == "live":
+        values.pop("cache_dir")
+    return DPOConfig(**values)
+
+
+def ending(result):
+    lines = RunFolder(result.folder).metrics()
+    name = "adapter_model.safetensors" if (result.folder / "final" / "adapter_config.json").exists() else "model.safetensors"
+    return (
+        [line["loss"] for line in lines if "loss" in line], [line["grad_norm"] for line in lines if "grad_norm" in line],
+        [line["eval_loss"] for line in lines if "eval_loss" in line], load_file(result.folder / "final" / name),
+    )  # fmt: skip
+
+
+def close(one, other, *, losses=1e-5, weights=1e-4):
+    assert one[0] == pytest.approx(other[0], abs=losses) and one[2] == pytest.approx(other[2], abs=losses)
+    assert max((one[3][name] - other[3][name]).abs().max().item() for name in one[3]) <= weights
+
+
+@pytest.fixture(scope="module")
+def live(policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live")
+    data = write(folder / "pairs.jsonl", range(60))
+    return data, ending(run(config(policy, folder, data, reference="live", padding_free=False)))
+
+
+def test_bit_identical_to_a_live_reference_where_batches_are_composed_alike(policy, live, tmp_path):
+    data, wanted = live
+    got = ending(run(config(policy, tmp_path, data, padding_free=False, reference_batch_size=1)))
+    assert got[0] == wanted[0] and got[1] == wanted[1] and got[2] == wanted[2]
+    assert all(torch.equal(got[3][name], wanted[3][name]) for name in wanted[3])
+
+
+@pytest.mark.parametrize("changes", [
+    dict(padding_free=False, reference_batch_size=7), dict(), dict(reference_batch_size=3),
+])  # fmt: skip
+def test_within_rounding_whatever_the_reference_passes_were(policy, live, tmp_path, changes):
+    data, wanted = live
+    close(ending(run(config(policy, tmp_path, data, **changes))), wanted)
+
+
+def test_two_references_in_one_trainer_agree_for_every_loss(policy, tmp_path):
+    data = write(tmp_path / "pairs.jsonl", range(24))
+    losses = DPOConfig.model_fields["loss_type"].annotation.__args__
+    for loss in losses:
+        got = [
+            ending(run(config(policy, tmp_path, data, f"{loss}-{kind}", reference=kind, loss_type=loss, max_steps=2, batch_size=4,
+                              mini_batch_size=4, eval_every=2, save_every=2)))
+            for kind in ("sequential", "live")
+        ]  # fmt: skip
+        assert got[0][0] == pytest.approx(got[1][0], abs=1e-4, rel=1e-4), loss
+    assert len(caches(tmp_path / "cache")) == 1, "one cache serves all of them"
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_with_adapters(policy, tmp_path, adapter):
+    data = write(tmp_path / "pairs.jsonl", range(40))
+    got = [
+        ending(run(config(policy, tmp_path, data, kind, reference=kind, adapter=adapter, lora_r=4, max_steps=10, batch_size=4,
+                          mini_batch_size=2, eval_every=10, save_every=10)))
+        for kind in ("sequential", "live")
+    ]  # fmt: skip
+    close(*got, losses=1e-4, weights=1e-4 if adapter == "lora" else 1e-3)  # 4-bit products round more coarsely
+
+
+def test_grouped_by_length_resumed_and_reference_not_loaded_again(policy, tmp_path, monkeypatch):
+    data = write(tmp_path / "pairs.jsonl", range(30))
+    grouped = dict(group_by_length=True, max_steps=24, save_every=6, eval_every=12, batch_size=4, mini_batch_size=2)
+    whole = run(config(policy, tmp_path, data, "whole", **grouped))
+    monkeypatch.setattr(reference, "load_reference", lambda *_: pytest.fail("the reference was loaded again"))
+    for step in (6, 12, 18):  # within the first epoch of 7 steps, and in later ones
+        folder = tmp_path / f"again-{step}"
+        shutil.copytree(whole.folder, folder)
+        for left in (f"checkpoint-{later}" for later in (24, 18, 12, 6) if later > step):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        for left in ("best", "final"):
+            shutil.rmtree(folder / left)
+        if not (folder / f"checkpoint-{step}").exists():
+            continue
+        RunFolder(folder).update(status="running")
+        again = run(config(policy, tmp_path, data, f"again-{step}", **grouped))
+        assert ending(again)[0] == ending(whole)[0]
+        assert all(torch.equal(value, ending(whole)[3][name]) for name, value in ending(again)[3].items())
+
+
+def test_only_unknown_pairs_are_computed(policy, tmp_path, monkeypatch):
+    asked = []
+    real = reference.reference_values
+    monkeypatch.setattr(
+        reference, "reference_values", lambda m, items, *a, **k: asked.append(len(items)) or real(m, items, *a, **k)
+    )
+    short = dict(max_steps=1, eval_every=1, save_every=1, batch_size=2, mini_batch_size=2)
+    first = run(config(policy, tmp_path, write(tmp_path / "a.jsonl", range(40)), "a", **short))
+    assert sum(asked) == 40 and "40 pairs computed" in RunFolder(first.folder).record["data_notes"][-1]
+    asked.clear()
+    half = run(config(policy, tmp_path, write(tmp_path / "b.jsonl", range(59, 19, -1)), "b", **short))
+    assert sum(asked) == 20 and "20 known" in RunFolder(half.folder).record["data_notes"][-1]
+    asked.clear()
+    run(config(policy, tmp_path, write(tmp_path / "c.jsonl", [5, 5, 41, 5, 30]), "c", **{**short, "eval_fraction": 0}))
+    assert asked == []
+
+
+def test_another_reference_is_never_mixed_in(policy, base_run, tmp_path, capsys):
+    short = dict(max_steps=1, eval_every=1, save_every=1, eval_fraction=0)
+    data = write(tmp_path / "a.jsonl", range(12))
+    run(config(policy, tmp_path, data, "a", **short))
+    run(config(policy, tmp_path, data, "b", reference_checkpoint=str(base_run.model), **short))
+    text = " ".join(capsys.readouterr().err.split())
+    assert "is of another reference: name" in text and "reference (" in text
+    run(config(policy, tmp_path, data, "c", max_length=80, **short))
+    assert "max_length (96 there, 80 here)" in " ".join(capsys.readouterr().err.split())
+    assert len(caches(tmp_path / "cache")) == 3
+
+
+def test_fingerprints_follow_the_weights_not_the_place(policy, base_run, tmp_path):
+    shutil.copytree(policy, tmp_path / "copy")
+    assert (
+        weights_fingerprint(policy) == weights_fingerprint(str(tmp_path / "copy")) != weights_fingerprint(str(base_run.model))
+    )
+    weights = tmp_path / "copy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert weights_fingerprint(str(tmp_path / "copy")) != weights_fingerprint(policy)
+
+
+def test_two_processes_fill_and_train_as_one(policy, tmp_path):
+    data = write(tmp_path / "pairs.jsonl", range(48))
+    grouped = dict(group_by_length=True, max_steps=8, eval_every=8, save_every=8)
+    alone = ending(
+        run(config(policy, tmp_path, data, "one", batch_size=4, mini_batch_size=2, cache_dir=str(tmp_path / "c1"), **grouped))
+    )
+    two = config(policy, tmp_path, data, "two", batch_size=2, mini_batch_size=2, cache_dir=str(tmp_path / "c2"), **grouped)
+    path = save_config(two, tmp_path / "two.json")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmlab", "run", str(path)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (cache,) = caches(tmp_path / "c2")
+    assert len(cache) == 48 and len(list(cache.folder.glob("parts-*.jsonl"))) == 2
+    other = caches(tmp_path / "c1")[0]
+    assert all((cache.get(key) - other.get(key)).max() < 1e-4 for key in other._values)
+    lines = RunFolder(tmp_path / "two").metrics()
+    assert [line["loss"] for line in lines if "loss" in line] == pytest.approx(alone[0], abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def llama():
+    torch.manual_seed(0)
+    shape = dict(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64
+    )
+    return LlamaForCausalLM(LlamaConfig(max_position_embeddings=128, **shape)).eval()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("kind", ["lab", "llama"])
+def test_values_are_the_plain_sums_over_answers(llama, kind, packed):
+    model = small_model() if kind == "lab" else llama
+    rng = random.Random(1)
+    say = lambda n: [rng.randrange(3, 97) for _ in range(n)]  # noqa: E731
+    items = [(say(rng.randint(1, 20)), say(rng.randint(1, 12)), say(rng.randint(1, 12))) for _ in range(9)]
+    sums = reference_values(model, items, 0, "fp32", packed=packed)
+    tokens = reference_values(model, items, 0, "fp32", packed=packed, stores=TOKENS)
+    for index in (1, 2):
+        plain = answer_log_probs(model, [item[0] for item in items], [item[index] for item in items], 0)
+        torch.testing.assert_close(torch.tensor([value[index - 1] for value in sums]), plain, rtol=1e-5, atol=1e-4)
+        assert [len(value[index - 1]) for value in tokens] == [len(item[index]) for item in items]
+        assert [value[index - 1].sum() for value in tokens] == pytest.approx(plain.tolist(), abs=1e-3)
+
+
+def test_values_that_are_no_numbers_stop_with_one_message(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "reference_values", lambda m, items, *a, **k: [[float("nan"), 0.0]] * len(items))
+    with pytest.raises(LabError, match="not finite") as caught:
+        run(config(policy, tmp_path, write(tmp_path / "a.jsonl", range(8))))
+    assert caught.value.exit_code == 1
+
+
+def test_the_published_large_recipe_ships(request):
+    recipe = load_config(request.config.rootpath / "model_configs" / "dpo-olmo3-7b.json")
+    assert (recipe.beta, recipe.loss_type, recipe.scheduler, recipe.learning_rate) == (5.0, "sigmoid_norm", "linear", 1e-6)
+    assert (recipe.max_length, recipe.max_prompt_length, recipe.mini_batch_size) == (8192, 4096, 4)
+    assert recipe.batch_size * 4 == 128 and recipe.warmup_steps == pytest.approx(0.1 * recipe.max_steps, abs=1)
+    assert recipe.reference == "sequential" and recipe.group_by_length and recipe.padding_free and recipe.gradient_checkpointing
+
+
+def test_what_is_overridden_is_still_there():
+    """Contract with the pinned TRL: fails when a parent's method or data contract changes."""
+    parent = trl.DPOTrainer
+    for name in ("_prepare_dataset", "_precompute_ref_logps", "_get_train_sampler", "_load_callback_state"):
+        assert callable(getattr(parent, name)) and name in DPOTrainer.__dict__
+    import inspect
+
+    import trl.trainer.utils as utils
+
+    assert list(inspect.signature(parent._precompute_ref_logps).parameters) == ["self", "dataset", "name", "batch_size"]
+    assert "_use_triton" in utils.__dict__ and "compact = _use_triton" in inspect.getsource(utils.add_fused_lm_head)
+    assert 'inputs["ref_chosen_logps"]' in inspect.getsource(parent._compute_loss)
+    sampler = LengthGrouped([3, 1, 2] * 20, 4, 7)
+    first, second = list(sampler), list(sampler)
+    sampler.epoch = 1
+    assert first != second and list(sampler) == second and sorted(first) == list(range(60))
+
+
+def test_a_cache_serves_items_of_any_number_of_answers(tmp_path):
+    model = small_model()
+    cache = ReferenceCache.open(tmp_path, {"reference": "x", "stores": SUMS})
+    items = [([5, 6], [7, 8, 9]), ([5], [9])]
+    keys = [item_key(item) for item in items]
+    filled = reference.fill(
+        cache, items, keys, lambda: model, reference.Console(quiet=True), device="cpu", precision="fp32", pad=0
+    )
+    assert filled.computed == 2 and cache.get(keys[0]).shape == (1,)
