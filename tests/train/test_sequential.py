@@ -21,11 +21,10 @@ from llmlab.runs.folder import RunFolder
 from llmlab.train import reference
 from llmlab.train.dpo import DPOTrainer, LengthGrouped
 from llmlab.train.engine import run
-from llmlab.train.loading import load_model
 from llmlab.train.reference import reference_values, weights_fingerprint
 from tests.conftest import small_model
 
-WORDS = "the whale ship sea captain harpoon white deck mast storm".split()
+WORDS = ["the", "whale", "ship", "sea", "captain", "harpoon", "white", "deck", "mast", "storm"]
 
 
 def pair(i):
