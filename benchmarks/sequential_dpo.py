@@ -75,8 +75,7 @@ def job(kind: str, given: argparse.Namespace) -> None:
 
     if kind == "ours":
         import llmlab.train.callbacks as callbacks
-        from llmlab.train import dpo, reference
-        from llmlab.train import engine
+        from llmlab.train import dpo, engine, reference
 
         clocked(dpo.DPOTrainer)
         engine.save_model = callbacks.save_model = lambda *a, **k: Path(given.folder).mkdir(exist_ok=True)
@@ -127,8 +126,9 @@ def job(kind: str, given: argparse.Namespace) -> None:
         clocked(Prepared)
         arguments = trl.DPOConfig(
             output_dir=str(work / kind), max_steps=given.steps, per_device_train_batch_size=given.batch, learning_rate=1e-6,
-            max_length=LENGTH, precompute_ref_log_probs=not live, beta=config.beta, report_to=[], use_cpu=True, save_strategy="no",
-            gradient_checkpointing=False, disable_tqdm=True, logging_steps=1, seed=42, bf16=False, remove_unused_columns=False,
+            max_length=LENGTH, precompute_ref_log_probs=not live, beta=config.beta, report_to=[], use_cpu=True,
+            save_strategy="no", gradient_checkpointing=False, disable_tqdm=True, logging_steps=1, seed=42, bf16=False,
+            remove_unused_columns=False,
         )  # fmt: skip
         trainer = Prepared(model=model, ref_model=separate, args=arguments, train_dataset=data, processing_class=tokenizer)
         trainer.train()

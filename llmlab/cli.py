@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 data = typer.Typer(help="What a dataset holds, and what is known.", no_args_is_help=True)
 app.add_typer(data, name="data")
+cache = typer.Typer(help="The reference log-probabilities that sequential DPO keeps.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Where the caches are.")]
+CACHES = Path("checkpoints/reference_cache")
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the config.")]
 
 
@@ -90,6 +94,10 @@ def check(
 
         _quiet_datasets()
         _print(sources_table(loaded, STAGES[loaded.kind].shapes))
+    if loaded.kind == "dpo":
+        from llmlab.wizard.cache import reference_plan
+
+        _print(reference_plan(loaded))
 
 
 @app.command()
@@ -217,6 +225,57 @@ def catalog(
     from llmlab.wizard.data import show_catalogue
 
     show_catalogue(Console(), word)
+
+
+@cache.command("list")
+def list_caches(cache_dir: CacheDir = CACHES) -> None:
+    """Every cache: its reference, pairs, size on disk, damaged parts."""
+    from llmlab.wizard.cache import caches_table
+
+    _print(caches_table(cache_dir))
+
+
+@cache.command("verify")
+def verify_caches(
+    config: Annotated[Path | None, typer.Argument(help="A DPO config: recompute some of its pairs with the reference.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="How many pairs to recompute.")] = 32,
+    cache_dir: CacheDir = CACHES,
+) -> None:
+    """Check every part; with a config, recompute a sample of its pairs and report the largest difference."""
+    if config is None:
+        from llmlab.wizard.cache import verified
+
+        lines, whole = verified(cache_dir)
+        typer.echo("\n".join(lines))
+        raise typer.Exit(0 if whole else 2)
+    loaded = _load(config, None)
+    if loaded.kind != "dpo" or loaded.reference != "sequential":
+        raise LabError('is no "dpo" config with a sequential reference', where=str(config))
+    from llmlab.train.environment import quiet_libraries
+    from llmlab.train.reference import TOLERANCE, recompute
+
+    quiet_libraries()
+    checked, largest = recompute(loaded, pairs)
+    typer.echo(f"{checked:,} pairs recomputed: the largest difference is {largest:.3g} (log-probability of an answer)")
+    if largest > TOLERANCE:
+        raise LabError("the cache disagrees with its reference", where=loaded.cache_dir, remedy="llmlab cache clear")
+
+
+@cache.command("clear")
+def clear_caches(
+    name: Annotated[str | None, typer.Argument(help="One cache, by the beginning of its name; left out, all.")] = None,
+    cache_dir: CacheDir = CACHES,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a cache, or all of them."""
+    from llmlab.wizard.cache import clear, matching
+
+    chosen = matching(cache_dir, name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise LabError("there is no terminal to ask in", remedy="add --yes")
+        typer.confirm(f"Delete {', '.join(cache.folder.name for cache in chosen)}?", abort=True)
+    typer.echo("\n".join(clear(chosen)))
 
 
 @app.command()

@@ -26,18 +26,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel
 
 from llmlab.config import DPOConfig
+from llmlab.data.prepare import dpo_data
 from llmlab.data.reference_cache import SUMS, TOKENS, Item, ReferenceCache, item_key, nearest_difference
+from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.runs.seal import MANIFEST
 from llmlab.train.environment import is_main, processes
-from llmlab.train.loading import load_model, loading_kwargs
+from llmlab.train.loading import choose_device, choose_precision, load_model, loading_kwargs
 from llmlab.train.padding_free import rows_of
 
 ANSWERS = ("chosen", "rejected")
 PART_ITEMS = 256  # values sealed at once: what a kill loses at most
 PART_SECONDS = 30.0
+TOLERANCE = 0.5  # of a recomputed log-probability of an answer: 16 bit products round to a few hundredths a token
 TOKENS_AT_ONCE = 4096  # in one pass, where the config names no number of pairs
 WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "adapter_config.json", "config.json")
 
@@ -241,6 +244,34 @@ def fill(
         raise LabError(f"{len(left):,} pairs have no reference values", where=str(cache.folder), exit_code=1,
                        remedy="start again: they are computed then")  # fmt: skip
     return Filled(len(missing), len(set(keys)) - len(missing), time.perf_counter() - began, (before, peak, memory_now(device)))
+
+
+def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
+    """Computes some of a config's cached pairs again; returns how many, and the largest difference to what is stored.
+
+    Raises:
+        LabError: when none of its pairs is cached.
+    """
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
+    ensure_chat_template(tokenizer)
+    data = dpo_data(config, tokenizer)
+    cache = ReferenceCache.open(Path(config.cache_dir), description(config, tokenizer, precision))
+    known = {item_key(item): item for rows in (data.train, *data.eval.values()) for item in pairs_of(rows)}
+    keys = [key for key in known if key in cache]
+    if not keys:
+        other = nearest_difference(cache.folder.parent, cache.description)
+        raise LabError("holds none of this config's pairs" + (f" ({other})" if other else ""), where=config.cache_dir)
+    keys = [keys[index * len(keys) // min(count, len(keys))] for index in range(min(count, len(keys)))]
+    model = load_reference(config, device, precision)
+    largest = 0.0
+    for part in _passes(list(range(len(keys))), [known[key] for key in keys], config.reference_batch_size):
+        items = [known[keys[index]] for index in part]
+        values = reference_values(model, items, tokenizer.pad_token_id, precision, packed=config.padding_free)
+        for index, value in zip(part, values, strict=True):
+            largest = max(largest, *(abs(new - float(old)) for new, old in zip(value, cache.get(keys[index]), strict=True)))
+    return len(keys), largest
 
 
 @torch.no_grad()

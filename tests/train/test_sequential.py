@@ -271,3 +271,33 @@ def test_a_cache_serves_items_of_any_number_of_answers(tmp_path):
         cache, items, keys, lambda: model, reference.Console(quiet=True), device="cpu", precision="fp32", pad=0
     )
     assert filled.computed == 2 and cache.get(keys[0]).shape == (1,)
+
+
+def llmlab(*arguments, cwd):
+    return subprocess.run([sys.executable, "-m", "llmlab", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_the_cache_from_the_command_line(policy, tmp_path):
+    data = write(tmp_path / "a.jsonl", range(12))
+    made = config(policy, tmp_path, data, max_steps=1, eval_every=1, save_every=1, cache_dir="cache")
+    save_config(made, tmp_path / "dpo.json")
+    at = ["--cache-dir", "cache"]
+    assert "none in cache" in llmlab("cache", "list", *at, cwd=tmp_path).stdout
+    before = llmlab("cache", "verify", "dpo.json", cwd=tmp_path)
+    assert before.returncode == 2 and "holds none of this config's pairs" in before.stderr
+    plan = llmlab("check", "dpo.json", cwd=tmp_path)
+    assert plan.returncode == 0 and "the reference alone" in plan.stdout and "12 pairs" in plan.stdout
+    assert llmlab("run", "dpo.json", cwd=tmp_path).returncode == 0
+    assert "12" in llmlab("cache", "list", *at, cwd=tmp_path).stdout
+    again = llmlab("cache", "verify", "dpo.json", cwd=tmp_path)
+    assert again.returncode == 0 and "12 pairs recomputed" in again.stdout
+    assert float(again.stdout.split("difference is ")[1].split()[0]) < 1e-3
+    part = next((tmp_path / "cache").glob("*/part-*"))
+    part.write_bytes(part.read_bytes()[:-3])
+    broken = llmlab("cache", "verify", *at, cwd=tmp_path)
+    assert broken.returncode == 2 and "is damaged" in broken.stdout
+    refused = llmlab("cache", "clear", *at, cwd=tmp_path)
+    assert refused.returncode == 2 and "--yes" in refused.stderr
+    assert "freed" in llmlab("cache", "clear", "--yes", *at, cwd=tmp_path).stdout
+    gone = llmlab("cache", "clear", "--yes", *at, cwd=tmp_path)
+    assert gone.returncode == 2 and "no cache" in gone.stderr
