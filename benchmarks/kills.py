@@ -83,7 +83,7 @@ def job(work: Path, name: str):
 
     def noted(model, items, *args, **kwargs):
         values = real(model, items, *args, **kwargs)
-        time.sleep(0.04)  # so that a kill finds it at work
+        time.sleep(0.1)  # so that a kill finds it at work
         with open(computed, "a") as file:
             file.write(f"{len(items)}\n")
         return values
@@ -145,7 +145,7 @@ def main() -> None:
         began = time.perf_counter()
         finished(job(work, "whole"), log)
         length = time.perf_counter() - began
-        kills = {"start": 0, "fill": 0, "train": 0}
+        kills = {"start": 0, "fill": 0, "between": 0, "train": 0}
         rounds = 0
         while kills["fill"] < given.fill or kills["train"] < given.train:
             name = f"round-{rounds}"
@@ -165,7 +165,8 @@ def main() -> None:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 known = count_of(work / name / "computed.log")
-                phase = "train" if (work / name / "run" / "run.json").exists() else "fill" if known else "start"
+                begun = (work / name / "run" / "run.json").exists()
+                phase = "train" if begun else "start" if not known else "fill" if known < PAIRS else "between"
                 kills[phase] += 1
                 died_filling += phase == "fill"
             if difference := compare(work / "whole", work / name):

@@ -43,7 +43,7 @@ def menu(context: typer.Context) -> None:
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="model, pretrain, sft or dpo.")],
+    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward or dpo.")],
     preset: Annotated[str | None, typer.Option(help="Start from a known shape (models only).")] = None,
     set_: SetOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
@@ -71,7 +71,7 @@ def new(
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft or dpo.")]) -> None:
+def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward or dpo.")]) -> None:
     """Print the JSON Schema of a config, for editors."""
     from llmlab.config import schema as json_schema
 

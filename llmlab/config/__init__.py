@@ -6,6 +6,7 @@ from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config
 from llmlab.config.model import ModelConfig
 from llmlab.config.presets import MODEL_PRESETS, preset
 from llmlab.config.pretrain import PretrainConfig
+from llmlab.config.reward import RewardConfig
 from llmlab.config.sft import SFTConfig
 from llmlab.config.sources import SourceConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "LabBaseConfig",
     "ModelConfig",
     "PretrainConfig",
+    "RewardConfig",
     "SFTConfig",
     "SourceConfig",
     "apply_changes",

@@ -11,11 +11,14 @@ from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, valida
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.model import ModelConfig
 from llmlab.config.pretrain import PretrainConfig
+from llmlab.config.reward import RewardConfig
 from llmlab.config.sft import SFTConfig
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 
-KINDS: dict[str, type[KindConfig]] = {cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, DPOConfig)}
+KINDS: dict[str, type[KindConfig]] = {
+    cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, RewardConfig, DPOConfig)
+}
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
 MIGRATIONS: dict[int, Any] = {}  # version -> function from the JSON data of that version to that of the next
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, SourceConfig
+from llmlab.config import DPOConfig, PretrainConfig, RewardConfig, SFTConfig, SourceConfig
 from llmlab.config.sources import shares, short_names
 from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.canonical import open_source
@@ -129,7 +129,7 @@ def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
 
 
-def dpo_data(config: DPOConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+def dpo_data(config: DPOConfig | RewardConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """Returns pairs as `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
     Raises:
@@ -163,7 +163,7 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, r
     return {"input_ids": made["input_ids"][: config.max_length], "labels": labels, "cut": cut}
 
 
-def pair_tokens(tokenizer: PreTrainedTokenizerBase, config: DPOConfig, row: Row) -> dict[str, Any]:
+def pair_tokens(tokenizer: PreTrainedTokenizerBase, config: DPOConfig | RewardConfig, row: Row) -> dict[str, Any]:
     """Returns `prompt_ids`, `chosen_ids` and `rejected_ids` of a canonical pair, and whether it was `cut`.
 
     Raises:

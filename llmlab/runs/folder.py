@@ -105,8 +105,9 @@ class RunFolder:
     def result(self) -> Path | None:
         """Returns the model folder that this run stands for: `final`, else `best`, as its record says."""
         for name in [self.record.get("result"), "best", "final"]:
-            if name and (self.path / name / "config.json").is_file():
-                return self.path / name
+            folder = self.path / name if name else self.path
+            if name and any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+                return folder
         return None
 
 

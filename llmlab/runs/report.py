@@ -12,7 +12,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, RunFolder, all_runs, find_model
 from llmlab.runs.seal import MANIFEST, verify
 
-FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_loss")
+FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_loss")
 
 
 def runs_table() -> Table:

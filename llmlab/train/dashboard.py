@@ -22,6 +22,7 @@ SHOWN = {
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
     "mean_token_accuracy": "token accuracy",
+    "accuracy": "pair accuracy",
     "rewards/accuracies": "preference accuracy",
     "rewards/margins": "reward margin",
 }

@@ -98,7 +98,7 @@ class RunResult:
         """Returns the result line for a person."""
         if self.stopped_by:
             return f"{self.folder} stopped; `llmlab run {self.folder}` goes on from here"
-        shown = ("eval_loss", "eval_bits_per_byte", "eval_rewards/accuracies", "train_loss")
+        shown = ("eval_loss", "eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "train_loss")
         figures = [f"{name.removeprefix('eval_')} {self.metrics[name]:.4g}" for name in shown if name in self.metrics]
         return f"{self.model}  {'  '.join(figures)}"
 

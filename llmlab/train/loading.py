@@ -70,16 +70,21 @@ def attention_kernel(config: LabBaseConfig) -> str:
 ENCODERS = {"bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2", "albert", "xlm-roberta", "modernbert", "mpnet"}
 
 
-def refuse_encoders(where: str) -> None:
-    """Refuses a checkpoint of an encoder.
+def refuse_what_cannot_write(where: str) -> None:
+    """Refuses checkpoints of encoders and of reward models.
 
     Raises:
         LabError: with the reason.
     """
     try:
-        kind = json.loads((Path(where) / "config.json").read_text()).get("model_type")
+        about = json.loads((Path(where) / "config.json").read_text())
+        kind, classes = about.get("model_type"), about.get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return
+    if any(str(name).endswith("ForSequenceClassification") for name in classes):
+        raise LabError(
+            "is a reward model: it scores answers and cannot write any", where=where, remedy="name the policy it was made for"
+        )
     if kind in ENCODERS:
         raise LabError(
             f"is an encoder ({kind}): it reads a text as a whole and cannot write one, so it cannot be chatted with or "
@@ -103,7 +108,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     path = Path(where)
     if path.exists():  # what is saved later names its base: the same file from any folder
         where = str(path := path.resolve())
-    refuse_encoders(where)
+    refuse_what_cannot_write(where)
     tokenizer = load_tokenizer(where)
     try:
         if path.suffix == ".gguf":
@@ -128,7 +133,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     return model, tokenizer
 
 
-def add_adapter(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM") -> PreTrainedModel:
     """Returns the model with a LoRA adapter as the config says; one that has an adapter already goes on with it.
 
     Raises:
@@ -152,7 +157,7 @@ def add_adapter(model: PreTrainedModel, config: Any) -> PreTrainedModel:
                 lora_alpha=config.lora_alpha,
                 lora_dropout=config.lora_dropout,
                 target_modules=targets,
-                task_type="CAUSAL_LM",
+                task_type=task,
             ),
         )
     except ValueError as error:

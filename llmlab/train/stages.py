@@ -38,6 +38,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("pretrain", "llmlab.train.pretrain", "", ("sft",), "training", ("text",)),
         Stage("sft", "llmlab.train.sft", "a base model", ("dpo",), "training", ("messages", "prompt_completion")),
+        Stage("reward", "llmlab.train.reward", "a fine-tuned model", (), "alignment", ("preference",)),
         Stage("dpo", "llmlab.train.dpo", "a fine-tuned model", (), "alignment", ("preference",)),
     )
 }

@@ -1,0 +1,68 @@
+"""`kind: "reward"`: a reward model from pairs (Bradley and Terry 1952; Ouyang et al. 2022, eq. 1)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from llmlab.config.options import option
+from llmlab.config.sft import POLICY
+from llmlab.config.sources import SourceConfig
+from llmlab.config.training import AdapterOptions, LengthOptions, TrainingConfig
+
+
+class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
+    """Learn to score answers from pairs of a better and a worse one."""
+
+    KIND: ClassVar[str] = "reward"
+    TITLE: ClassVar[str] = "Reward model"
+    METHOD: ClassVar[str] = "reward"
+    kind: Literal["reward"] = "reward"
+
+    policy_checkpoint: str = option(
+        "checkpoints/best",
+        **{
+            **POLICY,
+            "title": "Checkpoint",
+            "description": "What gets the scoring head: a run, a folder, a hub id, a GGUF file.",
+        },
+        min_length=1,
+    )
+    datasets: list[SourceConfig] = option(
+        lambda: [SourceConfig(name="Anthropic/hh-rlhf")], "Datasets", "Where the preference pairs come from.", min_length=1
+    )
+    center_rewards: float = option(
+        0.01,
+        "Centering",
+        "Weight of the pull of all scores towards zero, so that they stay comparable; 0 for none.",
+        typical="0.01",
+        advanced=True,
+        ge=0,
+    )
+    max_length: int = option(1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2)
+    max_prompt_length: int = option(
+        512, "Longest prompt", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1
+    )
+    max_steps: int = option(2000, "Steps", "Optimizer updates.", unit="steps", ge=1)
+    learning_rate: float = option(
+        1e-5,
+        "Learning rate",
+        "Size of the updates at the peak of the schedule.",
+        typical="5e-6 to 5e-5 for a large model, 1e-4 to 1e-3 for a small one or an adapter",
+        gt=0,
+        aliases=["lr"],
+    )
+    weight_decay: float = option(
+        0.0,
+        "Weight decay",
+        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        advanced=True,
+        ge=0,
+    )
+    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    batch_size: int = option(16, "Batch size", "Pairs per device and micro-step.", unit="pairs", ge=1)
+    gradient_accumulation_steps: int = option(
+        4,
+        "Accumulation",
+        "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
+        ge=1,
+    )

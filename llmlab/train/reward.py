@@ -1,0 +1,128 @@
+"""Reward models: a scalar head on a checkpoint, trained on pairs (Ouyang et al. 2022, eq. 1), through TRL.
+
+loss = -log sigmoid(r(x, y+) - r(x, y-)) + c (r(x, y+) + r(x, y-))^2
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from llmlab.config import RewardConfig
+from llmlab.data.prepare import dpo_data
+from llmlab.data.render import render
+from llmlab.data.shapes import Messages
+from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+from llmlab.errors import LabError
+from llmlab.runs.folder import find_model
+from llmlab.train.engine import Job, LabTrainerMixin
+from llmlab.train.loading import add_adapter, loading_kwargs
+from llmlab.train.sft import name_parts
+
+
+class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):
+    """TRL's trainer on pairs that are tokenised already."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def prepare(config: RewardConfig, device: str, precision: str) -> Job:
+    """Returns the job of a reward run.
+
+    Raises:
+        LabError: when the checkpoint or the data do not load.
+    """
+    tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
+    ensure_chat_template(tokenizer)
+    data = dpo_data(config, tokenizer)
+    data.train, data.eval = whole_rows(data.train), {name: whole_rows(rows) for name, rows in data.eval.items()}
+    torch.manual_seed(config.seed)  # of the new head
+    model = load_scorer(config.policy_checkpoint, pad=tokenizer.pad_token_id, **loading_kwargs(config, device, precision))
+    model = add_adapter(model, config, task="SEQ_CLS")
+    return Job(
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        arguments=partial(
+            trl.RewardConfig, max_length=config.max_length, center_rewards_coefficient=config.center_rewards or None
+        ),
+        trainer=RewardTrainer,
+        parent=find_model(config.policy_checkpoint),
+        name_parts=name_parts(config),
+    )
+
+
+def whole_rows(rows: Any) -> Any:
+    """Returns pairs as two whole conversations each, `chosen_ids` and `rejected_ids` with the prompt before them."""
+    made = rows.map(
+        lambda row: {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")},
+        remove_columns=["prompt_ids"],
+    )
+    return made
+
+
+def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrainedModel:
+    """Returns a model that scores a text with one number: a reward model, or a checkpoint with a new head.
+
+    Raises:
+        LabError: when it does not load, or scores with more than one number.
+    """
+    where = find_model(name)
+    path = Path(where)
+    if path.exists():
+        where = str(path := path.resolve())
+    try:
+        if path.suffix == ".gguf":
+            model = AutoModelForSequenceClassification.from_pretrained(
+                str(path.parent), gguf_file=path.name, num_labels=1, **kwargs
+            )
+            model.name_or_path = model.config.name_or_path = where
+            model.is_quantized, model.hf_quantizer = False, None
+            model.config.__dict__.pop("quantization_config", None)
+        elif (path / "adapter_config.json").is_file():
+            from peft import PeftConfig, PeftModel
+
+            base = load_scorer(PeftConfig.from_pretrained(where).base_model_name_or_path, pad=pad, **kwargs)
+            model = PeftModel.from_pretrained(base, where, is_trainable=True)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LabError(f"holds no model that can score ({text})", where=name) from None
+    if pad is not None:
+        model.config.pad_token_id = pad
+    return model
+
+
+@torch.no_grad()
+def scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], *, batch_size: int = 32
+) -> list[float]:
+    """Returns the score of each conversation (a prompt and an answer), as text in the reward model's own template and tokens.
+
+    Encoder reward models without a template read prompt and answer as a pair of texts.
+    """
+    model.eval()
+    found: list[float] = []
+    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "max_seq_len", None) or 4096
+    for start in range(0, len(conversations), batch_size):
+        part = conversations[start : start + batch_size]
+        if tokenizer.chat_template:
+            texts = [render(tokenizer, turns).rstrip("\n") for turns in part]
+            encoded = tokenizer(
+                texts, padding=True, padding_side="right", truncation=True, max_length=limit, add_special_tokens=False,
+                return_tensors="pt",
+            )  # fmt: skip
+        else:
+            prompts = ["\n".join(turn["content"] for turn in turns[:-1]) for turns in part]
+            answers = [turns[-1]["content"] for turns in part]
+            encoded = tokenizer(prompts, answers, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = {name: value.to(model.device) for name, value in encoded.items() if name != "token_type_ids" or value.any()}
+        found += model(**inputs).logits[:, 0].float().tolist()
+    return found
