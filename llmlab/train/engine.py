@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from llmlab import __version__
 from llmlab.config.sources import shares, short_names
@@ -211,7 +211,10 @@ def _train(
         best.best = min(found, default=best.best)
     try:
         with stop:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint and int(checkpoint.name.split("-")[1]) >= config.max_steps:
+                _take_up(trainer, checkpoint)  # killed behind the last step: the library would do one more
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         _note(folder, status="stopped")
         raise
@@ -253,6 +256,12 @@ def _train(
         point_best(result)
         folder.update(status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1))
     return RunResult(folder.path, result, metrics, 0, seconds)
+
+
+def _take_up(trainer: Trainer, checkpoint: Path) -> None:
+    """Puts weights and state of a checkpoint into the trainer without training."""
+    trainer._load_from_checkpoint(str(checkpoint))
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision: str, job: Job) -> dict[str, Any]:

@@ -70,6 +70,21 @@ def test_resume_continues_as_if_never_stopped(base_run, base_config, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("best_only", [True, False])
+def test_a_run_killed_behind_its_last_step_does_no_other_step(base_run, base_config, tmp_path, best_only):
+    import shutil
+
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    first = run(base_config(whole, max_steps=12, save_every=6, save_best_only=best_only))
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "final", ignore_errors=True)
+    RunFolder(folder).update(status="running")
+    again = run(base_config(folder, max_steps=12, save_every=6, save_best_only=best_only))
+    assert again.model.name == first.model.name and RunFolder(folder).metrics() == RunFolder(whole).metrics()
+    a, b = (load_model(str(r.model))[0].state_dict() for r in (first, again))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_a_finished_folder_is_not_overwritten(base_run, base_config):
     result = run(base_config(base_run.folder, max_steps=2, warmup_steps=0))
     assert result.folder.name == "base-2" and RunFolder(base_run.folder).record["step"] == 30
