@@ -43,7 +43,7 @@ def menu(context: typer.Context) -> None:
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward or dpo.")],
+    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo or grpo.")],
     preset: Annotated[str | None, typer.Option(help="Start from a known shape (models only).")] = None,
     set_: SetOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
@@ -71,7 +71,7 @@ def new(
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward or dpo.")]) -> None:
+def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo or grpo.")]) -> None:
     """Print the JSON Schema of a config, for editors."""
     from llmlab.config import schema as json_schema
 
@@ -106,6 +106,9 @@ def run(
     set_: SetOption = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE:FUNCTION", help="Agree to run this reward function of your own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")] = False,
 ) -> None:
     """Train as a config says; progress on stderr, the result on stdout."""
@@ -121,6 +124,10 @@ def run(
     from llmlab.train.engine import run as train
     from llmlab.train.environment import is_main
 
+    if trust:
+        from llmlab.train.rewards import TRUSTED
+
+        TRUSTED.update(trust)
     result = train(loaded, resume=resume)
     if is_main():
         typer.echo(result.to_json() if as_json else result.summary())
@@ -151,6 +158,23 @@ def generate(
     session = _session(checkpoint, set_)
     session.reply(prompt, lambda piece: print(piece, end="", flush=True))
     print()
+
+
+@app.command()
+def merge(
+    checkpoint: Annotated[str, typer.Argument(help="A run with an adapter, or its folder.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the merged model goes.")] = None,
+) -> None:
+    """Add an adapter's weights to its base: a plain model folder that needs no adapter."""
+    from llmlab.runs.folder import find_model
+
+    find_model(checkpoint)
+    from llmlab.train.environment import quiet_libraries
+    from llmlab.train.merge import merge as merge_adapter
+
+    quiet_libraries()
+    for line in merge_adapter(checkpoint, output):
+        typer.echo(line)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from llmlab.config.base import KindConfig, LabBaseConfig, option_info
 from llmlab.config.dpo import DPOConfig
+from llmlab.config.grpo import GRPOConfig
 from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config, save_config, schema
 from llmlab.config.model import ModelConfig
 from llmlab.config.presets import MODEL_PRESETS, preset
@@ -14,6 +15,7 @@ __all__ = [
     "KINDS",
     "MODEL_PRESETS",
     "DPOConfig",
+    "GRPOConfig",
     "KindConfig",
     "LabBaseConfig",
     "ModelConfig",

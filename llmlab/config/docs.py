@@ -8,6 +8,7 @@ from typing import Any
 from llmlab.config.base import LabBaseConfig
 from llmlab.config.chat import ChatSettings
 from llmlab.config.loader import KINDS
+from llmlab.config.rewards import RewardSource
 from llmlab.config.sources import SourceConfig
 
 
@@ -15,7 +16,7 @@ def options_page() -> str:
     """Returns the page as Markdown."""
     parts = ["# Options\n\nRendered from the config fields by `python -m llmlab.config.docs`; do not edit.\n"]
     sections: list[tuple[str, type[LabBaseConfig]]] = [(f'`kind: "{kind}"`: {cls.TITLE}', cls) for kind, cls in KINDS.items()]
-    for title, cls in [*sections, ("Sources", SourceConfig), ("Chat", ChatSettings)]:
+    for title, cls in [*sections, ("Sources", SourceConfig), ("Rewards", RewardSource), ("Chat", ChatSettings)]:
         parts.append(f"\n## {title}\n\n| option | default | what it is |\n| --- | --- | --- |\n")
         for name, info in cls.options().items():
             if name in ("kind", "schema_version"):
@@ -39,7 +40,9 @@ def _about(info: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return json.dumps([item.line() if isinstance(item, SourceConfig) else item for item in value]).replace("|", "\\|")
+        return json.dumps([item.line() if isinstance(item, (SourceConfig, RewardSource)) else item for item in value]).replace(
+            "|", "\\|"
+        )
     return json.dumps(value)
 
 

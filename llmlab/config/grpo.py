@@ -68,7 +68,9 @@ class GRPOConfig(AdapterOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
-    batch_size: int = option(128, "Batch size", "Answers per device and update; a multiple of the group size.", unit="answers", ge=2)
+    batch_size: int = option(
+        128, "Batch size", "Answers per device and update; a multiple of the group size.", unit="answers", ge=2
+    )
     mini_batch_size: int = option(
         32, "Mini-batch size", "Answers per device and micro-step; divides the batch size.", unit="answers", ge=1
     )
@@ -90,9 +92,7 @@ class GRPOConfig(AdapterOptions, TrainingConfig):
             )
         if self.batch_size % self.group_size:
             near = max(self.group_size, self.batch_size // self.group_size * self.group_size)
-            raise ValueError(
-                f"`batch_size` {self.batch_size} is no multiple of `group_size` {self.group_size}: use {near}"
-            )
+            raise ValueError(f"`batch_size` {self.batch_size} is no multiple of `group_size` {self.group_size}: use {near}")
         return self
 
     @property

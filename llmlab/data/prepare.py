@@ -13,10 +13,10 @@ import numpy as np
 from llmlab.config import DPOConfig, PretrainConfig, RewardConfig, SFTConfig, SourceConfig
 from llmlab.config.sources import shares, short_names
 from llmlab.data.cache import cached, read_rows, write_tables
-from llmlab.data.canonical import open_source
-from llmlab.data.mixture import mixture
+from llmlab.data.canonical import Tally, open_source
+from llmlab.data.mixture import is_held_out, mixture
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
-from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair
+from llmlab.data.render import IGNORED, render, tokenize_conversation, tokenize_pair
 from llmlab.data.shapes import Row, RowFault, to_messages
 from llmlab.data.sources import fingerprint
 from llmlab.data.tokens import Tokens, tokenised, tokenizer_hash
@@ -147,6 +147,55 @@ def dpo_data(config: DPOConfig | RewardConfig, tokenizer: PreTrainedTokenizerBas
     return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
 
 
+def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Returns `prompt` (messages) and `answer` (the right one, "" where there is none) to generate from.
+
+    Rows of any shape that has a prompt serve: of pairs and conversations, what comes before the last answer.
+
+    Raises:
+        LabError: when a source has no prompts, or none within `max_prompt_length`.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    fraction = 0.0 if config.eval_datasets else config.eval_fraction
+    notes: list[str] = []
+
+    def read(source: SourceConfig) -> list[tuple[int, dict[str, Any]]]:
+        opened = open_source(source, ("prompt_answer", *CONVERSATIONS, "preference"), streaming=False)
+        tally = Tally()
+        rows = []
+        for number, row in opened.canonical(tally):
+            turns = row.get("prompt") or row["messages"][:-1]
+            if not turns:
+                tally.add("no prompt", number)
+            elif len(tokenizer(render(tokenizer, turns, generate=True))["input_ids"]) > config.max_prompt_length:
+                tally.add(f"prompt longer than `max_prompt_length` {config.max_prompt_length}", number)
+            else:
+                rows.append((number, {"prompt": turns, "answer": row.get("answer") or row.get("completion") or ""}))
+        notes.extend(tally.notes(source))
+        return rows
+
+    parts, held = [], {}
+    for name, source in zip(short_names(config.datasets), config.datasets, strict=True):
+        rows = read(source)
+        out = is_held_out(np.array([number for number, _ in rows], np.int64), fraction)
+        parts.append([row for (_, row), aside in zip(rows, out, strict=True) if not aside])
+        held[name] = [row for (_, row), aside in zip(rows, out, strict=True) if aside]
+    if config.eval_datasets:
+        names = short_names(config.eval_datasets)
+        held = {name: [row for _, row in read(source)] for name, source in zip(names, config.eval_datasets, strict=True)}
+    sources, rows = mixture([len(part) for part in parts], shares(config.datasets), config.seed, config.mixture_stop)
+    if len(rows) == 0:
+        raise LabError(f"no prompts to answer: {'; '.join(notes) or 'every row is held out'}", where="datasets")
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])[:-1]])
+    together = concatenate_datasets([Dataset.from_list(part) for part in parts if part])
+    facts = {"train_prompts": len(rows), "eval_prompts": sum(len(part) for part in held.values())}
+    return Prepared(
+        together.select((starts[sources] + rows).astype(np.int64)),
+        {name: Dataset.from_list(part) for name, part in held.items() if part}, facts, notes=notes,
+    )  # fmt: skip
+
+
 def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
     """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, and whether it was `cut`.
 
@@ -185,8 +234,6 @@ def document_texts(source: SourceConfig) -> Iterator[str]:
     Raises:
         LabError: when the source cannot be read.
     """
-    from llmlab.data.canonical import Tally
-
     opened = open_source(source, ("text", *CONVERSATIONS, "preference", "prompt_answer"))
     for _, row in opened.canonical(Tally()):
         turns = row.get("messages") or row.get("prompt") or []

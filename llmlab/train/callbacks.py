@@ -101,20 +101,27 @@ class Seal(TrainerCallback):
 
 
 class KeepBest(TrainerCallback):
-    """Keeps the weights with the lowest held-out loss in `best/`, replaced only by a whole new folder."""
+    """Keeps the weights with the best held-out figure in `best/`, replaced only by a whole new folder."""
 
-    def __init__(self, folder: RunFolder):
+    def __init__(self, folder: RunFolder, figure: str = "eval_loss"):
         self.folder = folder
+        self.figure = figure
+        self.sign = -1.0 if figure.endswith("loss") else 1.0  # of a loss the lowest is the best
         self.trainer: Trainer | None = None
-        self.best = float("inf")
+        self.best = float("-inf")
+
+    def remember(self, lines: list[dict[str, Any]]) -> None:
+        """Takes the best figure of the lines logged so far."""
+        found = [self.sign * line[self.figure] for line in lines if self.figure in line and line["step"] > 0]
+        self.best = max(found, default=self.best)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Saves when the held-out loss is the lowest so far; the untrained model is never the best."""
-        loss = (metrics or {}).get("eval_loss", float("nan"))
-        if state.global_step == 0 or not loss < self.best:
+        """Saves when the held-out figure is the best so far; the untrained model is never the best."""
+        value = (metrics or {}).get(self.figure, float("nan"))
+        if state.global_step == 0 or not self.sign * value > self.best:
             return
-        self.best = loss
-        save_model(self.trainer, self.folder.path / "best", step=state.global_step, eval_loss=loss)
+        self.best = self.sign * value
+        save_model(self.trainer, self.folder.path / "best", step=state.global_step, **{self.figure: value})
 
 
 def save_model(trainer: Trainer, target: Path, **facts: object) -> None:

@@ -53,6 +53,7 @@ class Job:
         trainer: builds the trainer from its keyword arguments.
         parent: what it started from, or None.
         name_parts: for a run's name: model and data.
+        best_by: the held-out figure that `best/` is chosen by: a loss (the lowest) or a reward (the highest).
     """
 
     model: PreTrainedModel
@@ -62,6 +63,7 @@ class Job:
     trainer: Callable[..., Trainer]
     parent: str | None
     name_parts: list[str]
+    best_by: str = "eval_loss"
 
 
 @dataclass
@@ -98,7 +100,7 @@ class RunResult:
         """Returns the result line for a person."""
         if self.stopped_by:
             return f"{self.folder} stopped; `llmlab run {self.folder}` goes on from here"
-        shown = ("eval_loss", "eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "train_loss")
+        shown = ("eval_loss", "eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_reward", "train_loss")
         figures = [f"{name.removeprefix('eval_')} {self.metrics[name]:.4g}" for name in shown if name in self.metrics]
         return f"{self.model}  {'  '.join(figures)}"
 
@@ -174,7 +176,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
         RunFolder.create(path, facts, needed_bytes=_bytes_written(config, job, parameters))
         folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
     _say_plan(config, job, device, precision, console)
-    stop, best = StopOnSignal(), KeepBest(folder)
+    stop, best = StopOnSignal(), KeepBest(folder, job.best_by)
     dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
     position = DataPosition(job.data.train, rows_per_step(config))
     restored = position.restore(checkpoint, config.dataloader_workers)
@@ -207,8 +209,7 @@ def _train(
     stop: StopOnSignal, best: KeepBest, dashboard: Dashboard, began: float,
 ) -> RunResult:  # fmt: skip
     if checkpoint:
-        found = [line["eval_loss"] for line in folder.metrics() if "eval_loss" in line and line["step"] > 0]
-        best.best = min(found, default=best.best)
+        best.remember(folder.metrics())
     try:
         with stop:
             if checkpoint and int(checkpoint.name.split("-")[1]) >= config.max_steps:
@@ -244,7 +245,7 @@ def _train(
         _note(folder, status="stopped", step=last)
         return RunResult(folder.path, None, metrics, stop.received, time.perf_counter() - began)
     seen = trainer.state.log_history  # the same in every process, unlike the file
-    if job.data.eval and not any(line.get("step") == last and "eval_loss" in line for line in seen):
+    if job.data.eval and not any(line.get("step") == last and job.best_by in line for line in seen):
         trainer.evaluate()
         metrics = _figures(folder)
     has_best = (folder.path / "best").is_dir()

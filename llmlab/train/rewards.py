@@ -95,7 +95,9 @@ def _own(source: RewardSource) -> Callable[[list, list[str], dict], Any]:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise LabError(f"the reward {source.name!r} is not there ({error})", remedy="name a function as module:function") from None
+        raise LabError(
+            f"the reward {source.name!r} is not there ({error})", remedy="name a function as module:function"
+        ) from None
     except Exception as error:
         raise LabError(f"the module of the reward {source.name!r} fails ({type(error).__name__}: {error})") from None
     finally:

@@ -33,12 +33,16 @@ class Stage:
         return KINDS[self.kind].TITLE
 
 
+PROMPTS = ("prompt_answer", "messages", "prompt_completion", "preference")
 STAGES: dict[str, Stage] = {
     stage.kind: stage
     for stage in (
         Stage("pretrain", "llmlab.train.pretrain", "", ("sft",), "training", ("text",)),
-        Stage("sft", "llmlab.train.sft", "a base model", ("dpo",), "training", ("messages", "prompt_completion")),
-        Stage("reward", "llmlab.train.reward", "a fine-tuned model", (), "alignment", ("preference",)),
+        Stage(
+            "sft", "llmlab.train.sft", "a base model", ("dpo", "reward", "grpo"), "training", ("messages", "prompt_completion")
+        ),
+        Stage("reward", "llmlab.train.reward", "a fine-tuned model", ("grpo",), "alignment", ("preference",)),
         Stage("dpo", "llmlab.train.dpo", "a fine-tuned model", (), "alignment", ("preference",)),
+        Stage("grpo", "llmlab.train.grpo", "a fine-tuned model", (), "alignment", PROMPTS),
     )
 }

@@ -75,7 +75,7 @@ def review(config: KindConfig) -> Table:
 
 def show(value: Any) -> str:
     """Returns a value as a form shows it."""
-    if isinstance(value, SourceConfig):
+    if hasattr(value, "line"):
         return value.line()
     if isinstance(value, list):
         return "; ".join(show(item) for item in value) or "none"
@@ -99,8 +99,8 @@ def ask_field(cls: type[LabBaseConfig], name: str, value: Any, console: Console)
     if choices and len(kinds) == 1:
         shown = [questionary.Choice(f"{choice}  {info.choices.get(choice, '')}", choice) for choice in choices]
         return _ask(questionary.select(name, shown, default=value))
-    if kinds == [list[SourceConfig]]:
-        return _ask_sources(name, value)
+    if (lined := _lined(kinds)) is not None:
+        return _ask_lines(lined, name, value)
 
     def fault(text: str) -> bool | str:
         try:
@@ -184,19 +184,26 @@ def _parse(cls: type[LabBaseConfig], name: str, text: str) -> Any:
         raise LabError(f"`{name}` {value!r}: {text[0].lower()}{text[1:]}") from None
 
 
-def _ask_sources(name: str, value: list[SourceConfig]) -> list[SourceConfig]:
+def _lined(kinds: list[Any]) -> type[LabBaseConfig] | None:
+    """Returns the class of a list whose items are written as lines (sources, rewards), or None."""
+    inner = typing.get_args(kinds[0]) if len(kinds) == 1 and typing.get_origin(kinds[0]) is list else ()
+    return inner[0] if inner and isinstance(inner[0], type) and hasattr(inner[0], "line") else None
+
+
+def _ask_lines(cls: type[LabBaseConfig], name: str, value: list[Any]) -> list[Any]:
     def fault(text: str) -> bool | str:
         try:
             for line in filter(None, (part.strip() for part in text.split(";"))):
-                validate(SourceConfig, line)
+                validate(cls, line)
         except LabError as error:
             return str(error).splitlines()[0]
         return True
 
-    known = {source.line(): source for source in value}
-    text = _ask(questionary.text(f"{name}  (name | subset | weight; ...)", default="; ".join(known), validate=fault))
+    known = {item.line(): item for item in value}
+    parts = "name | subset | weight" if cls is SourceConfig else "name | weight | setting"
+    text = _ask(questionary.text(f"{name}  ({parts}; ...)", default="; ".join(known), validate=fault))
     lines = [part.strip() for part in text.split(";") if part.strip()]
-    return [known.get(line) or validate(SourceConfig, line) for line in lines]
+    return [known.get(line) or validate(cls, line) for line in lines]
 
 
 def _jsonable(value: Any) -> Any:

@@ -35,6 +35,7 @@ def main_menu() -> None:
         ("Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
         ("Reward model", lambda console: train("reward", console)),
         ("Preference training (DPO)", lambda console: train("dpo", console)),
+        ("Reward training (GRPO)", lambda console: train("grpo", console)),
         ("Test a model (chat)", test_model),
         ("Saved configs and runs", saved),
         ("Look at data", look_at_data),
@@ -43,7 +44,8 @@ def main_menu() -> None:
     while True:
         console.print(f"\n[bold]llmlab[/bold]  [dim]{status()}[/dim]")
         choices = [
-            questionary.Choice(title, value=index, shortcut_key=str(index + 1)) for index, (title, _) in enumerate(entries)
+            questionary.Choice(title, value=index, shortcut_key=str((index + 1) % 10))  # the tenth is 0
+            for index, (title, _) in enumerate(entries)
         ]
         picked = questionary.select(
             "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number, then Enter)"

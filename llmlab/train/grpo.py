@@ -1,0 +1,108 @@
+"""Group-relative policy optimisation through TRL (Shao et al. 2024, eq. 3).
+
+For each prompt `group_size` answers; advantage = (reward - group mean) / (group std + 1e-4); the clipped ratio loss of PPO on
+every token of an answer, averaged over all tokens of the batch; optionally beta times the KL estimate against the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from functools import partial
+from typing import Any
+
+import torch
+import trl
+from peft import PeftModel
+from transformers import PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+from llmlab.config import GRPOConfig
+from llmlab.data.prepare import prompts_data
+from llmlab.data.tokenizer import ensure_chat_template
+from llmlab.errors import LabError
+from llmlab.runs.folder import find_model
+from llmlab.train.engine import Job, LabTrainerMixin
+from llmlab.train.loading import load_policy
+from llmlab.train.rewards import agree, reward_function
+from llmlab.train.sft import name_parts
+
+
+class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
+    """TRL's trainer with a reference that is handed over: the library would load one again, which GGUF files do not allow.
+
+    Args:
+        reference: the frozen model, or None where beta is 0 or the policy without its adapter is the reference.
+        kl_weight: beta.
+        **kwargs: of TRL's trainer.
+    """
+
+    def __init__(self, *args: Any, reference: PreTrainedModel | None = None, kl_weight: float = 0.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.beta = self.args.beta = kl_weight
+        if reference is not None:
+            disable_dropout_in_model(reference)
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+        """Returns the rewards, (answers, functions), and notes how the groups spread."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.model.training:
+            total = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1).view(-1, self.num_generations)
+            for name, value in group_figures(total).items():
+                self._metrics["train"][name].append(value)
+        return rewards
+
+
+def group_figures(rewards: torch.Tensor) -> dict[str, float]:
+    """Returns how groups of rewards, (groups, size), spread: within them, their best, and those that teach nothing."""
+    return {
+        "group/spread": rewards.std(dim=1).mean().item(),
+        "group/best": rewards.max(dim=1).values.mean().item(),
+        "group/no_signal": (rewards.max(dim=1).values == rewards.min(dim=1).values).float().mean().item(),
+    }
+
+
+def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
+    """Returns the job of a GRPO run.
+
+    Raises:
+        LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed to.
+    """
+    agree(config.reward_model)
+    if config.use_vllm and importlib.util.find_spec("vllm") is None:
+        raise LabError("`use_vllm`: the package vllm is not installed", remedy="pip install vllm, or leave it out")
+    rewards = [reward_function(source, device) for source in config.reward_model]
+    model, tokenizer = load_policy(config, device, precision)
+    tokenizer.padding_side = "left"
+    ends = ensure_chat_template(tokenizer)
+    model.generation_config.eos_token_id = ends
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    data = prompts_data(config, tokenizer)
+    reference = copy.deepcopy(model) if config.beta and not isinstance(model, PeftModel) else None
+    return Job(
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        arguments=partial(
+            trl.GRPOConfig,
+            beta=0.0,  # the reference is handed to the trainer, which then sets it
+            num_generations=config.group_size,
+            num_generations_eval=1,
+            generation_batch_size=config.batch_size,
+            max_completion_length=config.max_new_tokens,
+            temperature=config.grpo_temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            epsilon=config.clip_range,
+            num_iterations=config.iterations,
+            reward_weights=[source.weight for source in config.reward_model],
+            use_vllm=config.use_vllm,
+            generation_kwargs={"eos_token_id": ends},
+        ),
+        trainer=partial(GRPOTrainer, reward_funcs=rewards, reference=reference, kl_weight=config.beta),
+        parent=find_model(config.policy_checkpoint),
+        name_parts=name_parts(config),
+        best_by="eval_reward",
+    )
