@@ -35,7 +35,7 @@ def main_menu() -> None:
         ("Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
         ("Reward model", lambda console: train("reward", console)),
         ("Preference training (DPO)", lambda console: train("dpo", console)),
-        ("Reward training (GRPO)", lambda console: train("grpo", console)),
+        ("Reward training in groups (GRPO)", lambda console: train("grpo", console)),
         ("Test a model (chat)", test_model),
         ("Saved configs and runs", saved),
         ("Look at data", look_at_data),
