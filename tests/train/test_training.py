@@ -203,6 +203,8 @@ def dpo_config(sft_run, folder, **changes):
         batch_size=8, mini_batch_size=8, max_length=64, max_prompt_length=48, log_every=1, eval_every=6, eval_fraction=0.25,
         output_dir=str(folder / "run"), report_to=[], save_best_only=False, scheduler="none",
     )  # fmt: skip
+    if changes.get("reference") != "live":
+        values["cache_dir"] = str(folder / "cache")
     return DPOConfig(**{**values, **changes})
 
 
