@@ -56,6 +56,8 @@ class RewardSource(LabBaseConfig):
                 raise ValueError(f"`setting` {self.setting!r} is no regular expression ({error})") from None
             if not self.setting:
                 raise ValueError("the reward `format` needs a regular expression: write `format | 1.0 | ^\\d+$`")
+        if self.setting and self.name not in ("format", "length"):
+            raise ValueError(f"the reward {self.name!r} takes no setting ({self.setting!r}): leave it out")
         if self.name == "length" and self.setting and not (self.setting.isdigit() and int(self.setting) > 0):
             raise ValueError(f"`setting` {self.setting!r} of the reward `length` is not a number of words")
         return self

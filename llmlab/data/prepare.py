@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -161,7 +162,8 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     notes: list[str] = []
 
     def read(source: SourceConfig) -> list[tuple[int, dict[str, Any]]]:
-        opened = open_source(source, ("prompt_answer", *CONVERSATIONS, "preference"), streaming=False)
+        _refuse_stream(source)
+        opened = open_source(source, ("prompt_answer", *CONVERSATIONS, "preference"))
         tally = Tally()
         rows = []
         for number, row in opened.canonical(tally):
@@ -277,11 +279,7 @@ def _load(
 ) -> tuple[list[tuple[Tokens, str]], dict[str, tuple[Dataset, str]], list[str]]:
     """Returns the stored sources as tokens with their names, the held-out rows by name with their key, and the notes."""
     for source in [*config.datasets, *config.eval_datasets]:
-        if source.streaming:
-            raise LabError(
-                "cannot be streamed for this method", where=source.name,
-                remedy="set `streaming` to false or limit `max_rows`",
-            )  # fmt: skip
+        _refuse_stream(source)
     fraction = 0.0 if config.eval_datasets else config.eval_fraction
     parts = [tokenised(source, needed, make, key, fraction, columns) for source in config.datasets]
     names = short_names(config.datasets)
@@ -306,7 +304,7 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
         raise LabError(
             "a streamed source needs `packing`", where="datasets", remedy='set "packing" to true, or "streaming" to false'
         )
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
 
     def encode(rows: list[Row]) -> pa.Table:
         made = []
@@ -314,7 +312,7 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
             try:
                 made.append(make(row))
             except RowFault as fault:
-                left_out[fault.reason] = left_out.get(fault.reason, 0) + 1
+                left_out[fault.reason] += 1
         return documents_table({name: [np.array(row[name], np.int32) for row in made] for name in ("input_ids", "labels")})
 
     def stream(sources: list[SourceConfig], fraction: float, *, held_out: bool, endless: bool) -> PackedStream:
@@ -335,8 +333,15 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
         if (rows := read_rows(folder / "rows.arrow")) is not None:
             held[name] = rows
     facts = {"train_rows": "streamed", "eval_rows": sum(len(rows) for rows in held.values())}
+    left_out.clear()  # of the held-out rows, which the training rows do not count
     train = stream(config.datasets, fraction, held_out=False, endless=True)
-    return Prepared(train, held, facts, notes=[f"left out {count:,} rows: {why}" for why, count in left_out.items()])
+    train.left_out = left_out
+    return Prepared(train, held, facts)
+
+
+def _refuse_stream(source: SourceConfig) -> None:
+    if source.streaming:
+        raise LabError("cannot be streamed for this method", where=source.name, remedy="set `streaming` to false")
 
 
 def _mixed(config: Any, parts: list[Tokens]) -> Dataset:

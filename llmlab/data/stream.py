@@ -7,7 +7,7 @@ place in every source at the start of the window and the number of rows given si
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,7 @@ class PackedStream(IterableDataset):
         self.snapshots: deque[dict[str, Any]] = deque(maxlen=SNAPSHOTS)
         self.start: dict[str, Any] | None = None
         self.tallies: list[Tally] = []
+        self.left_out: Counter[str] = Counter()  # rows that gave no tokens, by reason
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields rows; of several loader processes each takes every n-th window."""
@@ -165,6 +166,11 @@ class PackedStream(IterableDataset):
                 given += 1
                 inside += 1
                 yield row
+
+    def notes(self) -> list[str]:
+        """Returns what was left out of the stream so far, one line a reason; counted in the process that reads it."""
+        counts = sum((Counter(tally.counts) for tally in self.tallies), start=Counter()) + self.left_out
+        return [f"left out {count:,} rows of the stream: {reason}" for reason, count in counts.items()]
 
     def tables(self) -> Iterator[pa.Table]:
         """Yields the packed rows of one window after the other; the next window is tokenised beside it."""

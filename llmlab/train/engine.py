@@ -29,6 +29,7 @@ from llmlab import __version__
 from llmlab.config.sources import shares, short_names
 from llmlab.config.training import TrainingConfig
 from llmlab.data.prepare import Prepared
+from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, RunFolder, point_best, run_name, unused
 from llmlab.train.callbacks import DataPosition, KeepBest, Record, Seal, StopOnSignal, save_model
@@ -241,6 +242,9 @@ def _train(
 
     last = trainer.state.global_step
     metrics = _figures(folder)
+    if isinstance(job.data.train, PackedStream) and (notes := job.data.train.notes()):
+        _note(folder, data_notes=job.data.notes + notes)
+        dashboard.console.print("\n".join(notes), style="yellow")
     if stop.received and last < config.max_steps:
         _note(folder, status="stopped", step=last)
         return RunResult(folder.path, None, metrics, stop.received, time.perf_counter() - began)

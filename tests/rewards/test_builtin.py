@@ -73,6 +73,7 @@ def test_rewards_as_lines(line, expected):
 @pytest.mark.parametrize("line, message", [
     ("exact_match | much", "the weight 'much'"), ("exact_match | 0", "other than 0"), ("exact_match | nan", "other than 0"),
     ("format", "needs a regular expression"), ("format | 1 | (", "is no regular expression"), ("length | 1 | some", "not a number of words"),
+    ("exact_match | 1 | 5", "takes no setting"),
 ])  # fmt: skip
 def test_lines_that_are_none(line, message):
     with pytest.raises(LabError, match=message):

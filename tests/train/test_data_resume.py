@@ -58,6 +58,14 @@ def test_one_process(base_config, tmp_path, streaming, workers):
     same_ending(whole, again)
 
 
+def test_what_a_stream_left_out_is_told(base_config, tmp_path):
+    rows = [{"text": "the whale " * 5 if i % 3 else " "} for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(job(base_config, tmp_path / "run", [{"name": str(tmp_path / "a.jsonl"), "streaming": True}], max_steps=6))
+    (note,) = RunFolder(result.folder).record["data_notes"]
+    assert "rows of the stream: empty text" in note
+
+
 def test_weights_of_mixture_and_sources_by_themselves(base_config, tmp_path):
     result = run(job(base_config, tmp_path / "run", sources(tmp_path, streaming=False)))
     figures = result.metrics
