@@ -15,6 +15,7 @@ from llmlab.config import DPOConfig, PretrainConfig, RewardConfig, SFTConfig, So
 from llmlab.config.sources import shares, short_names
 from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.canonical import Tally, open_source
+from llmlab.data.catalogue import entry, entry_like
 from llmlab.data.mixture import is_held_out, mixture
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.render import IGNORED, render, tokenize_conversation, tokenize_pair
@@ -163,7 +164,7 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
 
     def read(source: SourceConfig) -> list[tuple[int, dict[str, Any]]]:
         _refuse_stream(source)
-        opened = open_source(source, ("prompt_answer", *CONVERSATIONS, "preference"))
+        opened = open_source(source, _prompt_shapes(source))
         tally = Tally()
         rows = []
         for number, row in opened.canonical(tally):
@@ -337,6 +338,15 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
     train = stream(config.datasets, fraction, held_out=False, endless=True)
     train.left_out = left_out
     return Prepared(train, held, facts)
+
+
+def _prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
+    """Returns the shapes to take prompts from: the bare right answers where the catalogue knows them, not whole solutions."""
+    known = entry_like(source.like) if source.like else entry(source.name, source.subset)
+    by_hand = source.format != "auto" or source.columns or source.prompt
+    if known and not by_hand and any(reading.shape == "prompt_answer" for reading in known.readings):
+        return ("prompt_answer",)
+    return ("prompt_answer", *CONVERSATIONS, "preference")
 
 
 def _refuse_stream(source: SourceConfig) -> None:

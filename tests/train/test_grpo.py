@@ -120,6 +120,22 @@ def test_weighted_rewards_and_advantages_by_the_formula(policy, tmp_path, monkey
     torch.testing.assert_close(kept["advantages"], wanted.flatten())
 
 
+def test_prompts_bring_the_bare_answer_where_the_catalogue_knows_it(policy, tmp_path):
+    from llmlab.data.prepare import prompts_data
+    from llmlab.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(policy)
+    rows = [{"question": f"{i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(9)]
+    path = write(tmp_path / "math.jsonl", rows)
+    known, plain = (
+        prompts_data(config(policy, tmp_path, datasets=[source], eval_fraction=0), tokenizer).train
+        for source in ({"name": path, "like": "gsm8k"}, {"name": path})
+    )
+    assert sorted(known["answer"]) == [str(i) for i in range(1, 10)] and "####" in plain["answer"][0]
+    with pytest.raises(LabError, match="cannot be streamed for this method"):
+        prompts_data(config(policy, tmp_path, datasets=[{"name": path, "streaming": True}]), tokenizer)
+
+
 def test_group_figures():
     figures = group_figures(torch.tensor([[1.0, 0.0, 1.0, 0.0], [2.0, 2.0, 2.0, 2.0]]))
     assert figures["group/best"] == 1.5 and figures["group/no_signal"] == 0.5
