@@ -5,6 +5,7 @@ from llmlab.config.dpo import DPOConfig
 from llmlab.config.grpo import GRPOConfig
 from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config, save_config, schema
 from llmlab.config.model import ModelConfig
+from llmlab.config.ppo import PPOConfig
 from llmlab.config.presets import MODEL_PRESETS, preset
 from llmlab.config.pretrain import PretrainConfig
 from llmlab.config.reward import RewardConfig
@@ -19,6 +20,7 @@ __all__ = [
     "KindConfig",
     "LabBaseConfig",
     "ModelConfig",
+    "PPOConfig",
     "PretrainConfig",
     "RewardConfig",
     "SFTConfig",

@@ -33,7 +33,7 @@ def _about(info: Any) -> str:
     text += [f"Typical: {info.typical}."] if info.typical else []
     text += [f"Also called `{alias}`." for alias in info.aliases]
     for other, values in info.applies_when.items():
-        text.append(f"Only with `{other}` {' or '.join(values)}.")
+        text.append(f"Only with `{other}` {' or '.join(str(value).lower() for value in values)}.")
     text += [f"<br>`{choice}`: {advice}." for choice, advice in info.choices.items()]
     return " ".join(text).replace("|", "\\|")
 

@@ -43,6 +43,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage("reward", "llmlab.train.reward", "a fine-tuned model", ("grpo",), "alignment", ("preference",)),
         Stage("dpo", "llmlab.train.dpo", "a fine-tuned model", (), "alignment", ("preference",)),
+        Stage("ppo", "llmlab.train.ppo", "a fine-tuned model", (), "alignment", PROMPTS),
         Stage("grpo", "llmlab.train.grpo", "a fine-tuned model", (), "alignment", PROMPTS),
     )
 }

@@ -1,0 +1,79 @@
+"""What training on one's own answers has in common: prompts, rewards, how answers are generated, batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from llmlab.config.options import option
+from llmlab.config.rewards import RewardSource
+from llmlab.config.sft import POLICY
+from llmlab.config.sources import SourceConfig
+from llmlab.config.training import AdapterOptions, TrainingConfig
+
+
+class RolloutConfig(AdapterOptions, TrainingConfig):
+    """Training on answers that the policy gives itself, and what they are rewarded for."""
+
+    policy_checkpoint: str = option("checkpoints/best", **POLICY, min_length=1)
+    datasets: list[SourceConfig] = option(
+        lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
+        "Datasets",
+        "Where the prompts come from, with the right answers where a reward needs them.",
+        min_length=1,
+    )
+    reward_model: list[RewardSource] = option(
+        lambda: [RewardSource(name="OpenAssistant/reward-model-deberta-v3-large-v2")],
+        "Rewards",
+        "What answers are rewarded for; several add up with their weights.",
+        min_length=1,
+    )
+    max_new_tokens: int = option(128, "Longest answer", "Answers are cut there.", unit="tokens", ge=1)
+    top_k: int = option(0, "Top k", "Only the k likeliest tokens are said; 0 for all.", advanced=True, ge=0)
+    top_p: float = option(1.0, "Top p", "Only the likeliest tokens of this mass are said.", advanced=True, gt=0, le=1)
+    max_prompt_length: int = option(512, "Longest prompt", "Longer prompts are left out and counted.", unit="tokens", ge=1)
+    learning_rate: float = option(
+        1.4e-5,
+        "Learning rate",
+        "Size of the updates at the peak of the schedule.",
+        typical="1e-6 to 1e-5 for all weights of a large model, 1e-5 to 1e-3 for a small one or an adapter",
+        gt=0,
+        aliases=["lr"],
+    )
+    weight_decay: float = option(
+        0.0,
+        "Weight decay",
+        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        advanced=True,
+        ge=0,
+    )
+    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    batch_size: int = option(
+        128, "Batch size", "Answers per device and update; a multiple of the group size.", unit="answers", ge=2
+    )
+    mini_batch_size: int = option(
+        32, "Mini-batch size", "Answers per device and micro-step; divides the batch size.", unit="answers", ge=1
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_reward(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("reward_model"), (str, dict)):
+            data = {**data, "reward_model": [data["reward_model"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _check_mini_batch(self) -> RolloutConfig:
+        if self.batch_size % self.mini_batch_size:
+            divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
+            near = min(divisors, key=lambda d: abs(d - self.mini_batch_size))
+            raise ValueError(
+                f"`mini_batch_size` {self.mini_batch_size} does not divide `batch_size` {self.batch_size}: use {near}"
+            )
+        return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Answers on one device in one forward pass."""
+        return self.mini_batch_size
