@@ -43,8 +43,8 @@ def menu(context: typer.Context) -> None:
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo or grpo.")],
-    preset: Annotated[str | None, typer.Option(help="Start from a known shape (models only).")] = None,
+    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo or ppo.")],
+    preset: Annotated[str | None, typer.Option(help="Start from a known shape; of methods from 100m, 1b or 7b.")] = None,
     set_: SetOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Take the defaults and ask nothing.")] = False,
@@ -52,12 +52,12 @@ def new(
     """Fill in the form for one config and save it."""
     from llmlab.config import apply_changes, save_config
     from llmlab.config.loader import kind_class
+    from llmlab.config.presets import method_preset
     from llmlab.config.presets import preset as model_preset
 
     cls = kind_class(kind)
-    if preset and kind != "model":
-        raise LabError(f"`--preset` is for models, not for {kind!r}")
-    config = apply_changes(model_preset(preset) if preset else cls(), parse_changes(set_))
+    start = cls() if not preset else model_preset(preset) if kind == "model" else cls(**method_preset(kind, preset))
+    config = apply_changes(start, parse_changes(set_))
     if not yes:
         if not sys.stdin.isatty():
             raise LabError("there is no terminal to ask in", remedy="add --yes and --set KEY=VALUE")
@@ -66,12 +66,13 @@ def new(
         config = fill_in(config)
         if config is None:
             raise typer.Exit(130)
-    path = save_config(config, output or Path("model_configs") / f"{preset or kind}.json")
+    name = preset if preset and kind == "model" else f"{kind}-{preset}" if preset else kind
+    path = save_config(config, output or Path("model_configs") / f"{name}.json")
     typer.echo(path)
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo or grpo.")]) -> None:
+def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo or ppo.")]) -> None:
     """Print the JSON Schema of a config, for editors."""
     from llmlab.config import schema as json_schema
 
@@ -98,6 +99,14 @@ def check(
         from llmlab.wizard.cache import reference_plan
 
         _print(reference_plan(loaded))
+
+
+@app.command()
+def methods() -> None:
+    """What each training method learns from, what it costs, and when to choose it."""
+    from llmlab.train.report import methods_table
+
+    _print(methods_table())
 
 
 @app.command()

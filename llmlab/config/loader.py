@@ -11,6 +11,7 @@ from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, valida
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.grpo import GRPOConfig
 from llmlab.config.model import ModelConfig
+from llmlab.config.ppo import PPOConfig
 from llmlab.config.pretrain import PretrainConfig
 from llmlab.config.reward import RewardConfig
 from llmlab.config.sft import SFTConfig
@@ -18,7 +19,7 @@ from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 
 KINDS: dict[str, type[KindConfig]] = {
-    cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, RewardConfig, DPOConfig, GRPOConfig)
+    cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, RewardConfig, DPOConfig, GRPOConfig, PPOConfig)
 }
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
 MIGRATIONS: dict[int, Any] = {}  # version -> function from the JSON data of that version to that of the next

@@ -37,6 +37,37 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 
+# Starting points for a model of about this size; 7b fits one 12 GB card by QLoRA. Learning rates and batches are those of
+# published recipes of that size: SmolLM2 (100m), OLMo 2 and Tulu 3 (1b), QLoRA's and TRL's 7B recipes.
+_CARD = dict(adapter="qlora", gradient_checkpointing=True)
+METHOD_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "sft": {
+        "100m": dict(learning_rate=3e-4, max_steps=2000, batch_size=8, gradient_accumulation_steps=8),
+        "1b": dict(learning_rate=2e-5, max_steps=3000, batch_size=4, gradient_accumulation_steps=16),
+        "7b": dict(**_CARD, learning_rate=2e-4, max_steps=1500, batch_size=1, gradient_accumulation_steps=16),
+    },
+    "reward": {
+        "100m": dict(learning_rate=5e-5, max_steps=1000, batch_size=16, gradient_accumulation_steps=4),
+        "1b": dict(learning_rate=1e-5, max_steps=1500, batch_size=8, gradient_accumulation_steps=8),
+        "7b": dict(**_CARD, learning_rate=1e-4, max_steps=1500, batch_size=1, gradient_accumulation_steps=64),
+    },
+    "dpo": {
+        "100m": dict(learning_rate=5e-6, max_steps=1000, batch_size=64, mini_batch_size=16),
+        "1b": dict(learning_rate=1e-6, max_steps=1500, batch_size=128, mini_batch_size=4),
+        "7b": dict(**_CARD, learning_rate=5e-6, max_steps=1000, batch_size=64, mini_batch_size=1),
+    },
+    "grpo": {
+        "100m": dict(learning_rate=1e-5, max_steps=500, batch_size=128, mini_batch_size=32, group_size=8, beta=0.0),
+        "1b": dict(learning_rate=1e-6, max_steps=500, batch_size=128, mini_batch_size=8, group_size=8, beta=0.0),
+        "7b": dict(**_CARD, learning_rate=1e-5, max_steps=300, batch_size=64, mini_batch_size=2, group_size=8, beta=0.0),
+    },
+    "ppo": {
+        "100m": dict(learning_rate=1e-5, max_steps=2000, batch_size=128, mini_batch_size=32),
+        "1b": dict(learning_rate=1e-6, max_steps=4000, batch_size=128, mini_batch_size=16),
+        "7b": dict(**_CARD, learning_rate=1e-5, max_steps=4000, batch_size=64, mini_batch_size=8),
+    },
+}
+
 
 def preset(name: str) -> ModelConfig:
     """Returns the config of a preset.
@@ -49,3 +80,17 @@ def preset(name: str) -> ModelConfig:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MODEL_PRESETS)}"
         raise LabError(f"no preset is called {name!r}", remedy=hint)
     return ModelConfig(**MODEL_PRESETS[name])
+
+
+def method_preset(kind: str, size: str) -> dict[str, Any]:
+    """Returns the options of a method for models of about a size ("100m", "1b", "7b").
+
+    Raises:
+        LabError: when there is none.
+    """
+    sizes = METHOD_PRESETS.get(kind)
+    if sizes is None:
+        raise LabError(f"there are no presets for {kind!r}", remedy=f"there are some for {', '.join(METHOD_PRESETS)}, model")
+    if size not in sizes:
+        raise LabError(f"no preset of {kind} is called {size!r}", remedy=f"there are {', '.join(sizes)}")
+    return dict(sizes[size])

@@ -138,6 +138,14 @@ class TrainingConfig(KindConfig):
     max_grad_norm: float = option(
         1.0, "Gradient clipping", "Largest norm of the gradient.", advanced=True, gt=0, aliases=["grad_clip"]
     )
+    max_skipped_steps: int = option(
+        3,
+        "Skipped updates",
+        "Updates in a row that may be skipped because loss or gradients are not finite; then the run stops.",
+        unit="steps",
+        advanced=True,
+        ge=0,
+    )
     eval_every: int = option(500, "Validate every", "Steps between two validations.", unit="steps", ge=1)
     eval_steps: int = option(100, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
     log_every: int = option(10, "Log every", "Steps between two logged figures.", unit="steps", advanced=True, ge=1)

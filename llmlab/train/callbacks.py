@@ -29,7 +29,7 @@ class Record(TrainerCallback):
         """Writes one line."""
         if not state.is_world_process_zero or not logs:
             return
-        figures = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
+        figures = {key: value for key, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         self._add_bits(figures)
         self.folder.log({"step": state.global_step, **figures})
 

@@ -32,6 +32,9 @@ SHOWN = {
     "completions/clipped_ratio": "answers cut",
     "kl": "KL to the reference",
     "entropy": "entropy",
+    "value_loss": "value loss",
+    "explained_variance": "explained variance",
+    "clip_ratio/region_mean": "tokens clipped",
     "rewards/accuracies": "preference accuracy",
     "rewards/margins": "reward margin",
 }

@@ -25,11 +25,12 @@ from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.train.dashboard import screen
-from llmlab.train.engine import Job, LabTrainerMixin
+from llmlab.train.engine import Job
 from llmlab.train.loading import load_model, load_policy
 from llmlab.train.padding_free import make_padding_free
 from llmlab.train.reference import speaks, with_reference
 from llmlab.train.sft import name_parts, packing_leaks
+from llmlab.train.trainer import LabTrainerMixin
 
 TRAIN = "\0train"  # no validation source has this name
 # score the answers' tokens alone; TRL does so only where it has Triton, and elsewhere scores prompts and padding too

@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,8 +35,9 @@ from llmlab.train.callbacks import DataPosition, KeepBest, Record, Seal, StopOnS
 from llmlab.train.dashboard import Dashboard, screen
 from llmlab.train.environment import agreed, is_main, join_processes, keep_freed_memory, processes, quiet_libraries
 from llmlab.train.loading import choose_device, choose_precision
-from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, build_optimizer, gauss_newton_diagonal
+from llmlab.train.optimizers import build_optimizer
 from llmlab.train.stages import STAGES
+from llmlab.train.trouble import Trouble
 
 SCHEDULERS = {"none": "constant_with_warmup", "cosine": "cosine", "linear": "linear", "polynomial": "polynomial"}
 
@@ -106,44 +106,6 @@ class RunResult:
         return f"{self.model}  {'  '.join(figures)}"
 
 
-class LabTrainerMixin:
-    """What every trainer of the lab does beside its method: Sophia's curvature, the mean over validation sources."""
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Does the step, then the estimate where one is due."""
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        due = self.state.global_step % HESSIAN_EVERY == 0 and self.accelerator.sync_gradients
-        if isinstance(optimizer, SophiaG) and due:
-            estimate = gauss_newton_diagonal(model, optimizer, self._prepare_inputs(inputs))
-            optimizer.hessian = [self.accelerator.reduce(part, "mean") for part in estimate]
-        return loss
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Returns the held-out figures; of several sources each by itself, their mean, and the spread of the losses."""
-        figures = super().evaluate(eval_dataset, *args, **kwargs)
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(chosen, dict):
-            return figures
-        together = over_sources(figures, list(chosen))
-        self.log(together)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, together)
-        return {**figures, **together}
-
-
-def over_sources(figures: dict[str, float], names: list[str]) -> dict[str, float]:
-    """Returns the mean over the sources of every `eval_<source>_...` figure, and the standard deviation of the losses."""
-    kinds = [key.removeprefix(f"eval_{names[0]}_") for key in figures if key.startswith(f"eval_{names[0]}_")]
-    means = {}
-    for kind in kinds:
-        values = [figures[f"eval_{name}_{kind}"] for name in names]
-        if not kind.endswith(("runtime", "per_second", "num_tokens")):
-            means[f"eval_{kind}"] = statistics.fmean(values)
-        if kind == "loss":
-            means["eval_loss_spread"] = statistics.pstdev(values)
-    return means
-
-
 def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None = None) -> RunResult:
     """Trains as the config says and returns how it ended.
 
@@ -181,7 +143,8 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
     position = DataPosition(job.data.train, rows_per_step(config))
     restored = position.restore(checkpoint, config.dataloader_workers)
-    callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token), position, Seal(), stop]
+    trouble = Trouble(folder, console, config.max_skipped_steps)
+    callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token), trouble, position, Seal(), stop]
     if job.data.eval:
         callbacks.append(best)
     callbacks.append(dashboard)
@@ -201,7 +164,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    best.trainer = trainer
+    best.trainer, trainer.trouble = trainer, trouble
     return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
 
 

@@ -22,10 +22,11 @@ from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.train.engine import Job, LabTrainerMixin
+from llmlab.train.engine import Job
 from llmlab.train.loading import load_policy
 from llmlab.train.rewards import agree, reward_function
 from llmlab.train.sft import name_parts
+from llmlab.train.trainer import LabTrainerMixin
 
 
 class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):

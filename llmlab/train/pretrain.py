@@ -15,8 +15,9 @@ from llmlab.data.prepare import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer, token_ids
 from llmlab.errors import LabError
 from llmlab.model import LabConfig, LabForCausalLM
-from llmlab.train.engine import Job, LabTrainerMixin
+from llmlab.train.engine import Job
 from llmlab.train.loading import attention_kernel, load_model
+from llmlab.train.trainer import LabTrainerMixin
 
 
 class BaseTrainer(LabTrainerMixin, Trainer):

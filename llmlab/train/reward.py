@@ -20,9 +20,10 @@ from llmlab.data.shapes import Messages
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.train.engine import Job, LabTrainerMixin
+from llmlab.train.engine import Job
 from llmlab.train.loading import add_adapter, loading_kwargs
 from llmlab.train.sft import name_parts
+from llmlab.train.trainer import LabTrainerMixin
 
 
 class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):

@@ -17,8 +17,9 @@ from llmlab.data.prepare import sft_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.train.engine import Job, LabTrainerMixin
+from llmlab.train.engine import Job
 from llmlab.train.loading import load_policy
+from llmlab.train.trainer import LabTrainerMixin
 
 
 class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):

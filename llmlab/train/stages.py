@@ -18,6 +18,10 @@ class Stage:
         then: kinds of the natural next steps.
         section: part of the menu.
         shapes: of the rows that it learns from.
+        data: what a row has to hold, in words.
+        memory: in copies of the model, with full weights and with an adapter.
+        speed: of an update, beside an SFT update on as many tokens.
+        when: to choose it.
     """
 
     kind: str
@@ -26,6 +30,10 @@ class Stage:
     then: tuple[str, ...]
     section: str
     shapes: tuple[str, ...]
+    data: str
+    memory: str
+    speed: str
+    when: str
 
     @property
     def title(self) -> str:
@@ -37,12 +45,48 @@ PROMPTS = ("prompt_answer", "messages", "prompt_completion", "preference")
 STAGES: dict[str, Stage] = {
     stage.kind: stage
     for stage in (
-        Stage("pretrain", "llmlab.train.pretrain", "", ("sft",), "training", ("text",)),
         Stage(
-            "sft", "llmlab.train.sft", "a base model", ("dpo", "reward", "grpo"), "training", ("messages", "prompt_completion")
+            "pretrain", "llmlab.train.pretrain", "", ("sft",), "training", ("text",),
+            data="plain text, as much as there is",
+            memory="weights, gradients, optimizer: 4 copies with AdamW",
+            speed="1",
+            when="there is no model yet, or none that knows your kind of text",
         ),
-        Stage("reward", "llmlab.train.reward", "a fine-tuned model", ("grpo",), "alignment", ("preference",)),
-        Stage("dpo", "llmlab.train.dpo", "a fine-tuned model", (), "alignment", ("preference",)),
-        Stage("grpo", "llmlab.train.grpo", "a fine-tuned model", (), "alignment", PROMPTS),
+        Stage(
+            "sft", "llmlab.train.sft", "a base model", ("dpo", "reward", "grpo", "ppo"), "training",
+            ("messages", "prompt_completion"),
+            data="good answers: conversations, prompt + completion",
+            memory="4 copies; with LoRA 1, with QLoRA about 1/4",
+            speed="1",
+            when="always first: the other methods only sharpen what a model can already do",
+        ),
+        Stage(
+            "reward", "llmlab.train.reward", "a fine-tuned model", ("grpo", "ppo"), "alignment", ("preference",),
+            data="pairs: a better and a worse answer to each prompt",
+            memory="as SFT",
+            speed="1/2: both answers are read",
+            when="GRPO or PPO need a judge that no rule can be",
+        ),
+        Stage(
+            "dpo", "llmlab.train.dpo", "a fine-tuned model", (), "alignment", ("preference",),
+            data="pairs: a better and a worse answer to each prompt",
+            memory="as SFT: the reference is scored first and then freed (live: 1 copy more)",
+            speed="1/2; no generation",
+            when="there are pairs: the simplest and most stable alignment",
+        ),
+        Stage(
+            "grpo", "llmlab.train.grpo", "a fine-tuned model", (), "alignment", PROMPTS,
+            data="prompts and a reward: a rule that checks, a function, a reward model",
+            memory="as SFT, 1 copy more with beta above 0 and no adapter; the reward model",
+            speed="1/10 to 1/50: answers are generated, several to each prompt",
+            when="answers can be checked: mathematics, code, labels, formats",
+        ),
+        Stage(
+            "ppo", "llmlab.train.ppo", "a fine-tuned model", (), "alignment", PROMPTS,
+            data="prompts and a reward",
+            memory="as SFT, 1 copy more with a KL weight and no adapter; the critic shares the backbone; the reward model",
+            speed="1/10 to 1/50: answers are generated",
+            when="rewards are noisy or come late in long answers; most settings, most care",
+        ),
     )
-}
+}  # fmt: skip

@@ -29,32 +29,32 @@ BACK = "back"
 def main_menu() -> None:
     """Shows the menu until the person leaves."""
     console = Console()
-    entries: list[tuple[str, Callable[[Console], None] | None]] = [
-        ("Configure a model", configure_model),
-        ("Base training", lambda console: train("pretrain", console)),
-        ("Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
-        ("Reward model", lambda console: train("reward", console)),
-        ("Preference training (DPO)", lambda console: train("dpo", console)),
-        ("Reward training in groups (GRPO)", lambda console: train("grpo", console)),
-        ("Test a model (chat)", test_model),
-        ("Saved configs and runs", saved),
-        ("Look at data", look_at_data),
-        ("Quit", None),
+    entries: list[tuple[str, str, Callable[[Console], None] | None]] = [
+        ("1", "Configure a model", configure_model),
+        ("2", "Base training", lambda console: train("pretrain", console)),
+        ("3", "Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
+        ("4", "Reward model", lambda console: train("reward", console)),
+        ("5", "Preference training (DPO)", lambda console: train("dpo", console)),
+        ("6", "Reward training in groups (GRPO)", lambda console: train("grpo", console)),
+        ("7", "Reward training with a critic (PPO)", lambda console: train("ppo", console)),
+        ("8", "Test a model (chat)", test_model),
+        ("9", "Saved configs and runs", saved),
+        ("d", "Look at data", look_at_data),
+        ("m", "Which method? A comparison", compare_methods),
+        ("0", "Quit", None),
     ]
     while True:
         console.print(f"\n[bold]llmlab[/bold]  [dim]{status()}[/dim]")
-        choices = [
-            questionary.Choice(title, value=index, shortcut_key=str((index + 1) % 10))  # the tenth is 0
-            for index, (title, _) in enumerate(entries)
-        ]
+        choices = [questionary.Choice(title, value=index, shortcut_key=key) for index, (key, title, _) in enumerate(entries)]
         picked = questionary.select(
-            "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number, then Enter)"
+            "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number or letter, then Enter)"
         )
         index = picked.ask(kbi_msg="")
-        if index is None or entries[index][1] is None:
+        action = entries[index][2] if index is not None else None
+        if action is None:
             return
         try:
-            entries[index][1](console)
+            action(console)
         except LabError as error:
             console.print(f"[red]{error}[/red]")
 
@@ -81,7 +81,7 @@ def configure_model(console: Console) -> None:
 
 def train(kind: str, console: Console) -> None:
     """Asks for a training config, saves it, and runs it if the person wants."""
-    from llmlab.config import ModelConfig, load_config
+    from llmlab.config import METHOD_PRESETS, ModelConfig, load_config
     from llmlab.config.loader import kind_class
     from llmlab.train.stages import STAGES
     from llmlab.wizard.forms import fill_in
@@ -96,7 +96,12 @@ def train(kind: str, console: Console) -> None:
         picked = questionary.select("Which checkpoint?", [*models, BACK]).ask(kbi_msg="")
         if picked in (None, BACK):
             return
-        start = cls(policy_checkpoint=picked)
+        sizes = METHOD_PRESETS.get(kind, {})
+        asked = questionary.select("Settings for a model of about which size?", ["the defaults", *sizes, BACK])
+        size = asked.ask(kbi_msg="") if sizes else "the defaults"
+        if size in (None, BACK):
+            return
+        start = cls(policy_checkpoint=picked, **sizes.get(size, {}))
     else:
         files = [str(path) for path in _configs() if isinstance(_loadable(path), ModelConfig)]
         if not files:
@@ -158,6 +163,13 @@ def look_at_data(console: Console) -> None:
             return
         arguments = ["--tokenizer", "byte" if picked == "bytes" else picked]
     _llmlab("data", "inspect", name, *arguments)
+
+
+def compare_methods(console: Console) -> None:
+    """Shows what each method needs and costs."""
+    from llmlab.train.report import methods_table
+
+    console.print(methods_table())
 
 
 def saved(console: Console) -> None:

@@ -1,0 +1,67 @@
+"""`kind: "ppo"`: proximal policy optimisation with a value function (Schulman et al. 2017; Ouyang et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from llmlab.config.options import option
+from llmlab.config.rollouts import RolloutConfig
+
+CRITIC = {"critic": [True]}
+
+
+class PPOConfig(RolloutConfig):
+    """Reward what a model says, compared with what a critic expected at every token."""
+
+    KIND: ClassVar[str] = "ppo"
+    TITLE: ClassVar[str] = "Proximal policy optimisation (PPO)"
+    METHOD: ClassVar[str] = "ppo"
+    kind: Literal["ppo"] = "ppo"
+
+    temperature: float = option(1.0, "Temperature", "Of the answers: lower ones are more alike.", advanced=True, gt=0)
+    ppo_epochs: int = option(4, "Epochs", "Passes over each batch of answers.", typical="1 to 4", ge=1)
+    clip_range: float = option(0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1)
+    kl_coef: float = option(
+        0.05,
+        "KL weight",
+        "Penalty of every token for leaving the reference; 0 loads no reference.",
+        typical="0.01 to 0.1",
+        ge=0,
+    )
+    critic: bool = option(
+        True, "Critic", "A value head on the policy; without it every token is worth the whitened return.", advanced=True
+    )
+    vf_coef: float = option(0.1, "Value weight", "Weight of the value loss.", applies_when=CRITIC, advanced=True, gt=0)
+    value_clip_range: float = option(
+        0.2, "Value clip range", "How far one batch may move a value.", applies_when=CRITIC, advanced=True, gt=0
+    )
+    value_learning_rate: float = option(
+        1e-3,
+        "Value head's rate",
+        "Learning rate of the value head, which begins at zero.",
+        applies_when=CRITIC,
+        advanced=True,
+        gt=0,
+    )
+    gamma: float = option(1.0, "Gamma", "How much later rewards count, per token.", advanced=True, gt=0, le=1)
+    gae_lambda: float = option(
+        0.95, "GAE lambda", "1 trusts the returns, 0 the critic.", applies_when=CRITIC, advanced=True, ge=0, le=1
+    )
+    missing_end_penalty: float = option(
+        0.0, "Penalty without an end", "Taken from answers that are cut before they end.", advanced=True, ge=0
+    )
+
+    @model_validator(mode="after")
+    def _check_even(self) -> PPOConfig:
+        if self.batch_size % 2:
+            raise ValueError(
+                f"`batch_size` {self.batch_size} is odd, and every prompt is answered twice: use {self.batch_size + 1}"
+            )
+        return self
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Forward and backward passes per optimizer step: each mini-batch is an update."""
+        return 1

@@ -1,0 +1,136 @@
+"""Advantages and losses of PPO over the tokens of answers, as pure functions of tensors (B, T)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def token_rewards(scores: Tensor, log_probs: Tensor, reference: Tensor | None, mask: Tensor, kl_coef: float) -> Tensor:
+    """Returns r_t = -kl_coef (log pi_old - log ref)_t, plus the score at an answer's last token (Ziegler et al. 2019, eq. 2).
+
+    Args:
+        scores: of the answers, (B,).
+        log_probs: of the policy that said them, (B, T).
+        reference: the reference's, (B, T); None leaves the penalty out.
+        mask: 1 on the tokens of an answer, which stand at its beginning, (B, T).
+        kl_coef: weight of the penalty.
+    """
+    rewards = torch.zeros_like(log_probs) if reference is None else -kl_coef * (log_probs - reference) * mask
+    last = (mask.sum(dim=1).long() - 1).clamp(min=0)
+    return rewards.scatter_add(1, last[:, None], scores[:, None].to(rewards.dtype))
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """Returns generalised advantage estimates (Schulman et al. 2016, eq. 16): sum over l of (gamma lambda)^l delta_{t+l}.
+
+    delta_t = r_t + gamma V_{t+1} - V_t, and V = 0 behind the last token; 0 outside the mask.
+    """
+    mask = mask.to(values.dtype)
+    values = values * mask
+    advantages = torch.zeros_like(values)
+    following = torch.zeros_like(values[:, 0])
+    for t in reversed(range(values.size(1))):
+        after = values[:, t + 1] if t + 1 < values.size(1) else torch.zeros_like(following)
+        delta = rewards[:, t] + gamma * after - values[:, t]
+        following = (delta + gamma * gae_lambda * following) * mask[:, t]
+        advantages[:, t] = following
+    return advantages
+
+
+def whiten(values: Tensor, mask: Tensor, least: float = 0.0) -> Tensor:
+    """Returns the values with mean 0 and standard deviation 1 over the masked ones; 0 elsewhere.
+
+    Args:
+        values: (B, T).
+        mask: 1 on the tokens that count, (B, T).
+        least: a standard deviation below it is taken as it. Where all answers are worth the same, only noise is left, which
+            would be blown up to the size of a signal: a policy that was always right was seen to collapse from it.
+    """
+    mean, deviation = masked_moments(values, mask)
+    return (values - mean) / (deviation.clamp(min=least) + 1e-8) * mask
+
+
+def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of the masked values."""
+    count = mask.sum().clamp(min=1)
+    mean = (values * mask).sum() / count
+    return mean, (((values - mean) ** 2 * mask).sum() / count).sqrt()
+
+
+def discounted(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Returns what is still to come at every token, sum over l of gamma^l r_{t+l}: GAE's return with lambda 1."""
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
+
+
+class ValueHead(nn.Module):
+    """V of a hidden state, (..., width) to (...): one linear map in units of the returns' running mean and spread.
+
+    The units keep the value loss of the same size whatever the rewards are: critic and policy share a backbone, and without
+    them the gradients of large returns drown the policy's. A change of units rescales the map, so that no value changes
+    (PopArt, van Hasselt et al. 2016, eq. 9).
+
+    Args:
+        width: of the hidden states.
+        rate: weight of the newest batch in the running moments.
+
+    Attributes:
+        widest: the largest spread so far.
+    """
+
+    def __init__(self, width: int, rate: float = 0.1):
+        super().__init__()
+        self.map = nn.Linear(width, 1)
+        nn.init.zeros_(self.map.weight)  # the critic begins by expecting the mean
+        nn.init.zeros_(self.map.bias)
+        self.rate = rate
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("square", torch.zeros(()))
+        self.register_buffer("widest", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros(()))
+
+    @property
+    def spread(self) -> Tensor:
+        """The returns' running standard deviation, never below 1e-2; 1 before the first batch."""
+        if not self.batches:
+            return torch.ones_like(self.mean)
+        return (self.square - self.mean**2).clamp(min=0).sqrt().clamp(min=1e-2)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Returns the values in units of the spread, around the mean."""
+        return self.map(states.to(self.map.weight.dtype)).squeeze(-1)
+
+    def values(self, units: Tensor) -> Tensor:
+        """Returns rewards for what `forward` returned."""
+        return self.mean + self.spread * units
+
+    def units(self, values: Tensor) -> Tensor:
+        """Returns what `forward` would have returned for these rewards."""
+        return (values - self.mean) / self.spread
+
+    @torch.no_grad()
+    def see(self, mean: Tensor, square: Tensor) -> None:
+        """Takes the first two moments of a batch of returns in; the values of all states stay as they are."""
+        first = not self.batches
+        old_mean, old_spread = self.mean.clone(), self.spread.clone()
+        rate = 1.0 if first else self.rate
+        self.mean += rate * (mean - self.mean)
+        self.square += rate * (square - self.square)
+        self.batches += 1
+        self.widest.copy_(torch.maximum(self.widest, self.spread))
+        if not first:
+            self.map.weight *= old_spread / self.spread
+            self.map.bias.copy_((old_spread * self.map.bias + old_mean - self.mean) / self.spread)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
+    """Returns 1/2 max((V - R)^2, (clip(V, V_old +- clip_range) - R)^2) for each token, as PPO's first code had it."""
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Returns 1 - Var(R - V) / Var(R) over the masked tokens: 1 for a perfect critic, 0 for none, below 0 for a harmful one."""
+    _, spread = masked_moments(returns, mask)
+    _, left = masked_moments(returns - values, mask)
+    return (1 - (left / spread) ** 2).item() if spread > 1e-8 else 0.0
