@@ -39,7 +39,8 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     Raises:
         LabError: when the prompt is empty of tokens.
     """
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=not is_chat_model(tokenizer))
+    apart = model.config.is_encoder_decoder
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=apart or not is_chat_model(tokenizer))
     if inputs["input_ids"].shape[1] == 0:
         raise LabError("the prompt is empty", remedy="say something for the model to continue")
     sampling = settings.temperature > 0
@@ -55,7 +56,7 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     )
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
-    pieces = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    pieces = TextIteratorStreamer(tokenizer, skip_prompt=not apart, skip_special_tokens=True)
     stop = _Stop()
     failure: list[BaseException] = []
 

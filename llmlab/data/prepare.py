@@ -18,7 +18,7 @@ from llmlab.data.canonical import Tally, open_source
 from llmlab.data.catalogue import entry, entry_like
 from llmlab.data.mixture import is_held_out, mixture
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
-from llmlab.data.render import IGNORED, render, tokenize_conversation, tokenize_pair
+from llmlab.data.render import IGNORED, render, tokenize_apart, tokenize_conversation, tokenize_pair
 from llmlab.data.shapes import Row, RowFault, to_messages
 from llmlab.data.sources import fingerprint
 from llmlab.data.tokens import Tokens, tokenised, tokenizer_hash
@@ -105,17 +105,24 @@ def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, le
     return Prepared(train, held, facts, per_token, notes)
 
 
-def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, apart: bool = False) -> Prepared:
     """Returns tokenised conversations with labels, packed where the config says so.
+
+    Args:
+        config: of the run.
+        tokenizer: with a chat template.
+        apart: for encoder-decoders, whose `input_ids` are the prompt and whose `labels` are the last answer.
 
     Raises:
         LabError: when a source has no conversations, or none with anything to learn within `max_length`.
     """
-    make = partial(conversation_tokens, tokenizer, config)
+    make = partial(apart_tokens if apart else conversation_tokens, tokenizer, config)
     key = {
         "method": "sft", "tokenizer": tokenizer_hash(tokenizer), "loss_on": config.loss_on,
         "max_length": config.max_length, "overlong": config.overlong,
     }  # fmt: skip
+    if apart:
+        key["apart"] = True
     columns = ("input_ids", "labels")
     if any(source.streaming for source in config.datasets):
         return _streamed_sft(config, make, key)
@@ -213,6 +220,22 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, r
     if all(label == IGNORED for label in labels[1:]):
         raise RowFault(f"nothing to learn within `max_length` {config.max_length}")
     return {"input_ids": made["input_ids"][: config.max_length], "labels": labels, "cut": cut}
+
+
+def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
+    """Returns `input_ids` and `labels` of a row for an encoder-decoder, at most `max_length` each, and whether it was `cut`.
+
+    Raises:
+        RowFault: when it is too long and to be dropped, or does not end with an answer.
+    """
+    turns = to_messages(row)
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise RowFault("does not end with an answer")
+    made = tokenize_apart(tokenizer, turns)
+    cut = max(map(len, made.values())) > config.max_length
+    if cut and config.overlong == "drop":
+        raise RowFault(f"longer than `max_length` {config.max_length}")
+    return {**{name: ids[: config.max_length] for name, ids in made.items()}, "cut": cut}
 
 
 def pair_tokens(tokenizer: PreTrainedTokenizerBase, config: DPOConfig | RewardConfig, row: Row) -> dict[str, Any]:

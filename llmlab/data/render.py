@@ -58,6 +58,15 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
     return {"input_ids": ids, "labels": labels}
 
 
+def tokenize_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str, list[int]]:
+    """Returns what an encoder-decoder reads, `input_ids`, and what it learns to write, the last answer, `labels`."""
+    read = tokenizer(render(tokenizer, messages[:-1], generate=True))["input_ids"]
+    said = tokenizer(text_target=messages[-1]["content"])["input_ids"]
+    if not said or said[-1] != tokenizer.eos_token_id:
+        said = [*said, tokenizer.eos_token_id]
+    return {"input_ids": read, "labels": said}
+
+
 def tokenize_pair(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Messages,

@@ -36,6 +36,15 @@ def chat_template(turn_end: str = TURN_END) -> str:
     )
 
 
+# Encoder-decoders read a prompt and write the answer elsewhere: nothing has to mark where one ends and the other begins.
+READ_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if messages | length > 1 %}{{ message['role'] + ': ' }}{% endif %}{{ message['content'] }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}"
+    "{% endfor %}"
+)
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """Returns a byte-level BPE tokenizer learned from `texts` (Sennrich et al. 2016), special tokens included.
 
@@ -142,11 +151,15 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     }
 
 
-def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto") -> list[int]:
+def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto", *, reads_apart: bool = False) -> list[int]:
     """Gives the tokenizer ChatML where it has no template (or `choice` is "chatml"); returns the ids that end a turn.
 
-    Where the vocabulary lacks `<|im_end|>`, the end-of-text token ends a turn, so no embedding has to be added.
+    Where the vocabulary lacks `<|im_end|>`, the end-of-text token ends a turn, so no embedding has to be added. An
+    encoder-decoder (`reads_apart`) reads the plain text of a single message, lines of `role: text` of several.
     """
+    if reads_apart and choice == "auto":
+        tokenizer.chat_template = tokenizer.chat_template or READ_TEMPLATE
+        return [tokenizer.eos_token_id]
     known = TURN_END in tokenizer.get_vocab()
     if choice == "chatml" or not tokenizer.chat_template:
         tokenizer.chat_template = chat_template(TURN_END if known else tokenizer.eos_token)

@@ -59,7 +59,7 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
     )
     asked = [[{"role": "user", "content": q}] if isinstance(q, str) else q for _, q, _ in questions]
-    chats = bool(tokenizer.chat_template)
+    chats, apart = bool(tokenizer.chat_template), model.config.is_encoder_decoder
     prompts = [render(tokenizer, turns, generate=True) if chats else turns[-1]["content"] for turns in asked]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     was_training, side = model.training, tokenizer.padding_side
@@ -68,11 +68,12 @@ def answer(
     given = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=False).to(
+        batch = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=apart).to(
             model.device
         )
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        out = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
+        out = model.generate(**inputs, generation_config=settings)
+        out = out[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
         for index, text in zip(part, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
             given[index] = text.strip()
     tokenizer.padding_side = side

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmlab.data.render import render
+from llmlab.data.render import render, tokenize_apart
 from llmlab.data.shapes import Row
 from llmlab.evaluate.answers import answer
 
@@ -89,7 +89,7 @@ def classify(
         return found
     was_training = model.training
     model.eval()
-    prompts = [_prompt_ids(tokenizer, row) for row in rows]
+    prompts = [_prompt_ids(tokenizer, row, apart=model.config.is_encoder_decoder) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (rows[index]["choices"], len(prompts[index])))
     start = 0
     while start < len(order):
@@ -111,6 +111,8 @@ def score_words(
 
     The prompts are read once; each word goes on from their keys and values.
     """
+    if model.config.is_encoder_decoder:
+        return _score_apart(model, tokenizer, prompts, words)
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id or 0
     device = model.device
@@ -137,7 +139,25 @@ def score_words(
     return torch.stack(scores, dim=1)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row) -> list[int]:
+def _score_apart(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], words: list[str]
+) -> Tensor:
+    """The same of an encoder-decoder: the encoder reads once, the decoder writes each word and its end."""
+    read = tokenizer.pad({"input_ids": prompts}, padding_side="right", return_tensors="pt").to(model.device)
+    mask = read["attention_mask"]
+    states = model.get_encoder()(input_ids=read["input_ids"], attention_mask=mask)
+    scores = []
+    for word in words:
+        said = tokenize_apart(tokenizer, [{"role": "user", "content": ""}, {"role": "assistant", "content": word}])["labels"]
+        labels = torch.tensor([said] * len(prompts), device=model.device)
+        logits = model(encoder_outputs=states, attention_mask=mask, labels=labels).logits.float().log_softmax(-1)
+        scores.append(logits.gather(2, labels[..., None]).sum(dim=(1, 2)))
+    return torch.stack(scores, dim=1)
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, *, apart: bool = False) -> list[int]:
+    if apart:
+        return tokenizer(render(tokenizer, row["prompt"], generate=True))["input_ids"]
     if tokenizer.chat_template:
         return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)["input_ids"]
     return tokenizer(row["prompt"][-1]["content"])["input_ids"]

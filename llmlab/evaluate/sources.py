@@ -7,12 +7,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
 from llmlab.data.canonical import Tally, open_source
 from llmlab.data.packing import PackedCollator
-from llmlab.data.render import tokenize_conversation
+from llmlab.data.render import tokenize_apart, tokenize_conversation
 from llmlab.data.shapes import Row, to_messages
 from llmlab.errors import LabError
 from llmlab.evaluate.classification import Classified, classify
@@ -77,6 +77,11 @@ def measure(
         found.classified = classify(model, tokenizer, rows, by=by, batch_size=batch_size)
         result = found.classified
         found.figures = {"accuracy": result.accuracy, "macro_f1": result.macro_f1, "majority": result.majority}
+    elif model.config.is_encoder_decoder and ("chosen" in rows[0] or "text" in rows[0]):
+        raise LabError(
+            f"holds {'pairs' if 'chosen' in rows[0] else 'plain text'}, which are measured on decoders; this model is an "
+            f"encoder-decoder ({model.config.model_type})", where=source.name, remedy="give it prompts and answers, or labels",
+        )  # fmt: skip
     elif "chosen" in rows[0]:
         pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
         found.figures = {"preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)}
@@ -90,10 +95,13 @@ def _losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_size: int, max_length: int
 ) -> dict[str, float]:
     """Returns the loss per learned token, and bits per byte of plain text."""
-    collate = PackedCollator(tokenizer.pad_token_id or 0)
+    apart = model.config.is_encoder_decoder
+    collate = DataCollatorForSeq2Seq(tokenizer, model) if apart else PackedCollator(tokenizer.pad_token_id or 0)
     made = []
     for row in rows:
-        if "text" in row:
+        if apart:
+            made.append({name: ids[:max_length] for name, ids in tokenize_apart(tokenizer, to_messages(row)).items()})
+        elif "text" in row:
             ids = [*tokenizer(row["text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             made.append({"input_ids": ids[:max_length], "labels": ids[:max_length]})
         else:
@@ -105,8 +113,10 @@ def _losses(
     made.sort(key=lambda row: len(row["input_ids"]))
     for start in range(0, len(made), batch_size):
         batch = {name: value.to(model.device) for name, value in collate(made[start : start + batch_size]).items()}
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch, use_cache=False).logits[:, :-1].float()
+        labels = batch.pop("labels")
+        logits = model(**batch, use_cache=False).logits.float()
+        if not apart:  # a decoder's logits are those of the next token
+            labels, logits = labels[:, 1:], logits[:, :-1]
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100)
         total, count = total + losses.item(), count + int((labels != -100).sum())
     model.train(was_training)

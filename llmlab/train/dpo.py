@@ -26,7 +26,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.train.dashboard import screen
 from llmlab.train.engine import Job
-from llmlab.train.loading import load_model, load_policy
+from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders
 from llmlab.train.padding_free import make_padding_free
 from llmlab.train.reference import speaks, with_reference
 from llmlab.train.sft import name_parts, packing_leaks
@@ -102,6 +102,7 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
     Raises:
         LabError: when policy, reference or data do not load.
     """
+    refuse_encoder_decoders(config)
     tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
     ends = ensure_chat_template(tokenizer)
     data = dpo_data(config, tokenizer)

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import llmlab.model  # noqa: F401 (registers the lab's architecture with the Auto classes)
 from llmlab.config import LabBaseConfig
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
+from llmlab.runs.identity import check_base
 
 GROUPS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "query_key_value"),
-    "ffn": ("gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2"),
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn", "query_key_value", "q", "k", "v", "o"),
+    "ffn": ("gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2", "wi", "wi_0", "wi_1", "wo"),
 }
 
 
@@ -120,10 +121,13 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
         elif (path / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
-            base, _ = load_model(PeftConfig.from_pretrained(where).base_model_name_or_path, **kwargs)
+            base_name = PeftConfig.from_pretrained(where).base_model_name_or_path
+            check_base(path, base_name)
+            base, _ = load_model(base_name, **kwargs)
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
         else:
-            model = AutoModelForCausalLM.from_pretrained(where, **kwargs)
+            two_parts = AutoConfig.from_pretrained(where).is_encoder_decoder
+            model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **kwargs)
     except ImportError as error:
         raise LabError(str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -184,7 +188,29 @@ def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
     return kwargs
 
 
+def refuse_encoder_decoders(config: Any) -> None:
+    """Refuses policies in two parts for methods that train decoders.
+
+    Raises:
+        LabError: with what to do.
+    """
+    where = Path(find_model(config.policy_checkpoint))
+    try:
+        if (where / "adapter_config.json").is_file():
+            where = Path(json.loads((where / "adapter_config.json").read_text())["base_model_name_or_path"])
+        about = json.loads((where / "config.json").read_text())
+    except (OSError, ValueError, KeyError):
+        return
+    if about.get("is_encoder_decoder"):
+        raise LabError(
+            f"is an encoder-decoder ({about.get('model_type')}): `{config.kind}` trains decoders",
+            where=config.policy_checkpoint, remedy="fine-tune it with `sft`, or take a decoder (GPT, Llama, Qwen ...)",
+        )  # fmt: skip
+
+
 def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns the model to train (weights in fp32, or frozen and quantised under an adapter) and its tokenizer."""
+    if config.kind != "sft":
+        refuse_encoder_decoders(config)
     model, tokenizer = load_model(config.policy_checkpoint, **loading_kwargs(config, device, precision))
-    return add_adapter(model, config), tokenizer
+    return add_adapter(model, config, task="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"), tokenizer

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.runs.seal import MANIFEST
+from llmlab.runs.identity import weights_fingerprint
 from llmlab.train.environment import is_main, processes
 from llmlab.train.loading import choose_device, choose_precision, load_model, loading_kwargs
 from llmlab.train.padding_free import rows_of
@@ -42,7 +41,6 @@ PART_ITEMS = 256  # values sealed at once: what a kill loses at most
 PART_SECONDS = 30.0
 TOLERANCE = 0.5  # of a recomputed log-probability of an answer: 16 bit products round to a few hundredths a token
 TOKENS_AT_ONCE = 4096  # in one pass, where the config names no number of pairs
-WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "adapter_config.json", "config.json")
 
 
 @dataclass
@@ -83,50 +81,6 @@ def description(config: DPOConfig, tokenizer: Any, precision: str, stores: str =
         "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
         "max_length": config.max_length, "max_prompt_length": config.max_prompt_length, "stores": stores,
     }  # fmt: skip
-
-
-def weights_fingerprint(name: str) -> str:
-    """Returns a hash of a checkpoint's weights, those of an adapter's base included.
-
-    Raises:
-        LabError: when there is no such checkpoint.
-    """
-    where = Path(find_model(name))
-    if not where.exists():  # a hub id: its files in the library's cache, whose names are their hashes
-        from huggingface_hub import snapshot_download
-
-        try:
-            where = Path(snapshot_download(name, local_files_only=True))
-        except Exception:  # not downloaded yet: loading does that, or says why not
-            load_model(name)
-            where = Path(snapshot_download(name, local_files_only=True))
-    digest = hashlib.sha256()
-    files = [where] if where.is_file() else sorted({file for pattern in WEIGHTS for file in where.glob(pattern)})
-    sealed = _sealed(where)
-    for file in files:
-        known = sealed.get(file.name)
-        if known is None:
-            with open(file, "rb") as content:
-                known = hashlib.file_digest(content, "sha256").hexdigest()
-        digest.update(f"{file.name}:{known}".encode())
-    adapter = where / "adapter_config.json"
-    if adapter.is_file():
-        digest.update(weights_fingerprint(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
-    return digest.hexdigest()[:32]
-
-
-def _sealed(folder: Path) -> dict[str, str]:
-    """Returns the hashes that a seal names of files that have not been touched since."""
-    try:
-        manifest = folder / MANIFEST
-        files = json.loads(manifest.read_text())["files"]
-        written = manifest.stat().st_mtime_ns
-        return {
-            name: known["sha256"] for name, known in files.items()
-            if (folder / name).stat().st_size == known["bytes"] and (folder / name).stat().st_mtime_ns <= written
-        }  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def load_reference(config: DPOConfig, device: str, precision: str) -> PreTrainedModel:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 import trl
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SFTConfig
 from llmlab.config.sources import mixture_name
@@ -22,6 +23,10 @@ from llmlab.train.loading import load_policy
 from llmlab.train.trainer import LabTrainerMixin
 
 
+class Seq2SeqTrainer(LabTrainerMixin, transformers.Seq2SeqTrainer):
+    """The library's trainer of encoder-decoders: the prompt is read by the encoder, the answer is learned by the decoder."""
+
+
 class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):
     """TRL's trainer on rows that are tokenised, masked and packed already."""
 
@@ -33,6 +38,8 @@ def prepare(config: SFTConfig, device: str, precision: str) -> Job:
         LabError: when the policy or the data do not load, or packed rows would leak in this architecture.
     """
     model, tokenizer = load_policy(config, device, precision)
+    if model.config.is_encoder_decoder:
+        return _encoder_decoder(config, model, tokenizer)
     model.generation_config.eos_token_id = ensure_chat_template(tokenizer, config.chat_template)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = sft_data(config, tokenizer)
@@ -47,6 +54,27 @@ def prepare(config: SFTConfig, device: str, precision: str) -> Job:
         data=data,
         arguments=partial(trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}),
         trainer=partial(SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id)),
+        parent=find_model(config.policy_checkpoint),
+        name_parts=name_parts(config),
+    )
+
+
+def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Job:
+    """The job for T5, BART and their like."""
+    kind = f"{config.policy_checkpoint} is an encoder-decoder ({model.config.model_type})"
+    if config.packing:
+        raise LabError(f"`packing`: {kind}, whose rows cannot be packed", remedy="set it to false")
+    if config.loss_on == "all":
+        raise LabError(f'`loss_on` "all": {kind}, which reads the prompt and learns the answer', remedy='set it to "assistant"')
+    if any(source.streaming for source in config.datasets):
+        raise LabError(f"`streaming`: {kind}, for which rows are stored", where="datasets", remedy="set it to false")
+    model.generation_config.eos_token_id = ensure_chat_template(tokenizer, config.chat_template, reads_apart=True)
+    return Job(
+        model=model,
+        tokenizer=tokenizer,
+        data=sft_data(config, tokenizer, apart=True),
+        arguments=transformers.Seq2SeqTrainingArguments,
+        trainer=partial(Seq2SeqTrainer, data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, model)),
         parent=find_model(config.policy_checkpoint),
         name_parts=name_parts(config),
     )

@@ -18,10 +18,11 @@ from llmlab.data.reference_cache import SUMS, TOKENS, ReferenceCache, caches, it
 from llmlab.errors import LabError
 from llmlab.evaluate.pairs import answer_log_probs
 from llmlab.runs.folder import RunFolder
+from llmlab.runs.identity import weights_fingerprint
 from llmlab.train import reference
 from llmlab.train.dpo import DPOTrainer, LengthGrouped
 from llmlab.train.engine import run
-from llmlab.train.reference import reference_values, weights_fingerprint
+from llmlab.train.reference import reference_values
 from tests.conftest import small_model
 
 WORDS = ["the", "whale", "ship", "sea", "captain", "harpoon", "white", "deck", "mast", "storm"]

@@ -1,0 +1,98 @@
+"""Which weights a name stands for: hashes of files, by which caches and adapters know what they were made with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from llmlab.errors import LabError
+from llmlab.runs.folder import find_model
+from llmlab.runs.seal import MANIFEST
+
+WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "adapter_config.json", "config.json")
+BASE = "base.json"  # beside an adapter: the name and the weights of the model that it was trained on
+
+
+def weights_fingerprint(name: str) -> str:
+    """Returns a hash of a checkpoint's weights, those of an adapter's base included.
+
+    Raises:
+        LabError: when there is no such checkpoint.
+    """
+    where = Path(find_model(name))
+    if not where.exists():  # a hub id: its files in the library's cache, whose names are their hashes
+        from huggingface_hub import snapshot_download
+
+        try:
+            where = Path(snapshot_download(name, local_files_only=True))
+        except Exception:  # not downloaded yet
+            try:
+                where = Path(snapshot_download(name))
+            except Exception as error:  # the library raises many kinds for one situation
+                text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                raise LabError(
+                    f"is not on this machine and the hub did not give it ({text})",
+                    where=name,
+                    remedy="use a local run or folder",
+                ) from None
+    digest = hashlib.sha256()
+    files = [where] if where.is_file() else sorted({file for pattern in WEIGHTS for file in where.glob(pattern)})
+    sealed = _sealed(where)
+    for file in files:
+        known = sealed.get(file.name)
+        if known is None:
+            stat = file.stat()
+            known = _file_hash(file, stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{file.name}:{known}".encode())
+    adapter = where / "adapter_config.json"
+    if adapter.is_file():
+        digest.update(weights_fingerprint(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
+    return digest.hexdigest()[:32]
+
+
+def note_base(adapter: Path, base: str) -> None:
+    """Writes beside an adapter which base it belongs to."""
+    try:
+        known = weights_fingerprint(base)
+    except LabError:  # gone from the disk since it was loaded
+        return
+    (adapter / BASE).write_text(json.dumps({"name": base, "weights": known}) + "\n")
+
+
+def check_base(adapter: Path, base: str) -> None:
+    """Compares a base with the one that an adapter was trained on.
+
+    Raises:
+        LabError: when its weights are others.
+    """
+    try:
+        wanted = json.loads((adapter / BASE).read_text())["weights"]
+    except (OSError, ValueError, KeyError, TypeError):  # made elsewhere, or by an older version
+        return
+    if weights_fingerprint(base) != wanted:
+        raise LabError(
+            f"is an adapter of another base: {base} does not hold the weights it was trained on", where=str(adapter),
+            remedy=f"put that model back, or set `base_model_name_or_path` in adapter_config.json and remove {BASE}",
+        )  # fmt: skip
+
+
+@functools.lru_cache
+def _file_hash(file: Path, size: int, changed: int) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _sealed(folder: Path) -> dict[str, str]:
+    """Returns the hashes that a seal names of files that have not been touched since."""
+    try:
+        manifest = folder / MANIFEST
+        files = json.loads(manifest.read_text())["files"]
+        written = manifest.stat().st_mtime_ns
+        return {
+            name: known["sha256"] for name, known in files.items()
+            if (folder / name).stat().st_size == known["bytes"] and (folder / name).stat().st_mtime_ns <= written
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
