@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import llmlab.model  # noqa: F401 (registers the lab's architecture with the Auto classes)
@@ -21,6 +23,9 @@ GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn", "query_key_value", "q", "k", "v", "o"),
     "ffn": ("gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2", "wi", "wi_0", "wi_1", "wo"),
 }
+
+# a mixture's routers stay as they are: moved by an adapter, tokens would reach experts that never saw their like
+ROUTERS = r".*(^|\.)(router|gate|shared_expert_gate)$"
 
 
 def choose_device(wanted: str) -> str:
@@ -153,6 +158,10 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
     if targets in GROUPS:
         names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
         targets = [name for name in GROUPS[targets] if name in names]
+    elif targets == "all-linear" and any(re.fullmatch(ROUTERS, name) for name, _ in model.named_modules()):
+        # spelled out: for some mixtures peft adds the routers to "all-linear", whatever is excluded
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        targets = sorted({name.rsplit(".", 1)[-1] for name in linear if not re.fullmatch(ROUTERS, name)} - {"lm_head", "score"})
     try:
         return get_peft_model(
             model,
@@ -161,10 +170,16 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
                 lora_alpha=config.lora_alpha,
                 lora_dropout=config.lora_dropout,
                 target_modules=targets,
+                exclude_modules=ROUTERS,
                 task_type=task,
             ),
         )
     except ValueError as error:
+        if "ParamWrapper" in str(error) and config.lora_dropout:
+            raise LabError(
+                f"`lora_dropout` {config.lora_dropout}: the experts of this mixture are whole tensors to the adapter, with no dropout",
+                remedy='set it to 0, or `lora_targets` to "attention"',
+            ) from None
         raise LabError(f"`lora_targets` {config.lora_targets!r}: {str(error).splitlines()[0][:160]}") from None
 
 

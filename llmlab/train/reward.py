@@ -20,6 +20,7 @@ from llmlab.data.shapes import Messages
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
+from llmlab.runs.identity import check_base
 from llmlab.train.engine import Job
 from llmlab.train.loading import add_adapter, loading_kwargs
 from llmlab.train.sft import name_parts
@@ -89,7 +90,9 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
         elif (path / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
-            base = load_scorer(PeftConfig.from_pretrained(where).base_model_name_or_path, pad=pad, **kwargs)
+            base_name = PeftConfig.from_pretrained(where).base_model_name_or_path
+            check_base(path, base_name)
+            base = load_scorer(base_name, pad=pad, **kwargs)
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
         else:
             model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **kwargs)

@@ -1,5 +1,7 @@
 """Merging is exact, and a merged model is the start of the next adapter."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -34,6 +36,16 @@ def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):  # noqa: F81
         cache_dir=str(tmp_path / "cache"), report_to=[],
     ))  # fmt: skip
     assert load_model(str(following.folder))[0].peft_config["default"].base_model_name_or_path.endswith("merged")
+
+
+def test_an_adapter_whose_base_has_changed_is_refused(policy, base_run, tmp_path):  # noqa: F811
+    base = tmp_path / "base"
+    shutil.copytree(policy, base)
+    made = run(grpo_config(str(base), tmp_path, adapter="lora", lora_r=4, max_steps=2, eval_every=2))
+    load_model(str(made.folder))
+    shutil.copy(base_run.model / "model.safetensors", base / "model.safetensors")
+    with pytest.raises(LabError, match=r"is an adapter of another base: .*base does not hold the weights it was trained on"):
+        load_model(str(made.folder))
 
 
 def test_what_has_no_adapter(policy):  # noqa: F811
