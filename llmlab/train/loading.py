@@ -177,7 +177,7 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
     except ValueError as error:
         if "ParamWrapper" in str(error) and config.lora_dropout:
             raise LabError(
-                f"`lora_dropout` {config.lora_dropout}: the experts of this mixture are whole tensors to the adapter, with no dropout",
+                f"`lora_dropout` {config.lora_dropout}: experts take no dropout, being whole tensors",
                 remedy='set it to 0, or `lora_targets` to "attention"',
             ) from None
         raise LabError(f"`lora_targets` {config.lora_targets!r}: {str(error).splitlines()[0][:160]}") from None

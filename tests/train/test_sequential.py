@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmlab.config import DPOConfig, SFTConfig, load_config, save_config
+from llmlab.data.prepare import dpo_data
 from llmlab.data.reference_cache import SUMS, TOKENS, ReferenceCache, caches, item_key
+from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.evaluate.pairs import answer_log_probs
 from llmlab.runs.folder import RunFolder
@@ -22,6 +24,7 @@ from llmlab.runs.identity import weights_fingerprint
 from llmlab.train import reference
 from llmlab.train.dpo import DPOTrainer, LengthGrouped
 from llmlab.train.engine import run
+from llmlab.train.loading import load_model
 from llmlab.train.reference import reference_values
 from tests.conftest import small_model
 
@@ -110,6 +113,36 @@ def test_two_references_in_one_trainer_agree_for_every_loss(policy, tmp_path):
         ]  # fmt: skip
         assert got[0][0] == pytest.approx(got[1][0], abs=1e-4, rel=1e-4), loss
     assert len(caches(tmp_path / "cache")) == 1, "one cache serves all of them"
+
+
+@pytest.mark.parametrize("loss", DPOConfig.model_fields["loss_type"].annotation.__args__)
+def test_loss_and_gradients_are_those_of_trl(policy, base_run, tmp_path, monkeypatch, loss):
+    """Our trainer, padding-free, beside the library's own, on one batch with one policy and another reference."""
+    tokenizer = load_tokenizer(policy)
+    ensure_chat_template(tokenizer)
+    options = config(policy, tmp_path, write(tmp_path / "pairs.jsonl", range(12)), loss_type=loss)
+    rows = dpo_data(options, tokenizer).train.select(range(8))
+    results = []
+    for kind in (trl.DPOTrainer, DPOTrainer):
+        ours = kind is DPOTrainer
+        monkeypatch.setattr(trl.DPOTrainer, "_prepare_dataset", lambda self, dataset, *args, **kwargs: dataset)
+        monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device, ours=ours: ours)
+        torch.manual_seed(0)
+        arguments = trl.DPOConfig(
+            output_dir=str(tmp_path), per_device_train_batch_size=8, beta=0.2, loss_type=[loss], label_smoothing=options.label_smoothing,
+            report_to=[], use_cpu=True, remove_unused_columns=False, max_length=None, bf16=False, gradient_checkpointing=False,
+        )  # fmt: skip
+        model, reference_model = load_model(policy)[0], load_model(str(base_run.model))[0]
+        trainer = kind(model=model, ref_model=reference_model, args=arguments, train_dataset=rows, processing_class=tokenizer,
+                       **({"padding_free": True} if ours else {}))  # fmt: skip
+        batch = trainer.data_collator(list(rows))
+        model.train()
+        value = trainer.compute_loss(model, batch)
+        value.backward()
+        results.append((value.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5, rel=1e-5)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, atol=1e-5 * max(1, gradient.abs().max().item()), rtol=1e-3)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
