@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import llmlab.model  # noqa: F401 (registers the lab's architecture with the Auto classes)
 from llmlab.config import LabBaseConfig
+from llmlab.data.cache import cached
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.runs.identity import check_base
+from llmlab.runs.identity import check_base, weights_fingerprint
 
 GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn", "query_key_value", "q", "k", "v", "o"),
@@ -118,6 +119,10 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     tokenizer = load_tokenizer(where)
     try:
         if path.suffix == ".gguf":
+            if "quantization_config" in kwargs:  # the library quantises folders only
+                model = AutoModelForCausalLM.from_pretrained(unpacked(path), **kwargs)
+                model.name_or_path = model.config.name_or_path = where
+                return model, tokenizer
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
             model.name_or_path = model.config.name_or_path = where
             # the weights are plain floats now; the library's marks of quantisation would forbid training and saving
@@ -140,6 +145,19 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
         place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"
         raise LabError(f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder") from None
     return model, tokenizer
+
+
+def unpacked(gguf: Path) -> Path:
+    """Returns a folder with the weights of a GGUF file as plain floats, made once and kept in the cache."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        model.is_quantized, model.hf_quantizer = False, None
+        model.config.__dict__.pop("quantization_config", None)
+        model.save_pretrained(folder)
+        return {"from": str(gguf)}
+
+    return cached({"method": "gguf", "weights": weights_fingerprint(str(gguf))}, build)[0]
 
 
 def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM") -> PreTrainedModel:
