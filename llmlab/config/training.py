@@ -138,6 +138,16 @@ class TrainingConfig(KindConfig):
     max_grad_norm: float = option(
         1.0, "Gradient clipping", "Largest norm of the gradient.", advanced=True, gt=0, aliases=["grad_clip"]
     )
+    out_of_memory: Literal["stop", "halve"] = option(
+        "stop",
+        "Out of memory",
+        "What to do when the device is full in the middle of an update.",
+        choices={
+            "stop": "stop and say what to change",
+            "halve": "halve the micro-batch, double the accumulation and go on: the effective batch stays",
+        },
+        advanced=True,
+    )
     max_skipped_steps: int = option(
         3,
         "Skipped updates",

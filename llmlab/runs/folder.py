@@ -63,9 +63,15 @@ class RunFolder:
         write_text_atomically(self.path / RECORD, json.dumps({**self.record, **changes}, indent=2, default=str) + "\n")
 
     def log(self, figures: dict[str, Any]) -> None:
-        """Appends one line to `metrics.jsonl`."""
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
+        """Appends one line to `metrics.jsonl`, whole or not at all."""
+        path = self.path / METRICS
+        before = path.stat().st_size if path.exists() else 0
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(figures) + "\n")
+        except OSError:
+            os.truncate(path, before)
+            raise
 
     def metrics(self) -> list[dict[str, Any]]:
         """Returns every logged line; a last line cut off by a kill is left out."""

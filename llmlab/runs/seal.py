@@ -4,42 +4,82 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 
 from llmlab.files import write_text_atomically
 
 MANIFEST = "MANIFEST.json"
+MAX_MANIFEST = 10_000_000  # bytes
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def seal(folder: Path, **facts: object) -> None:
-    """Writes the manifest of a folder, last and atomically; `facts` (step, parent ...) are kept in it."""
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
+    """Syncs every file to the disk and writes the manifest, last and atomically; `facts` (step, parent ...) are kept in it."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     write_text_atomically(folder / MANIFEST, json.dumps({**facts, "files": files}, indent=1) + "\n")
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Syncs the entries of a folder, so that a rename outlives a power cut; where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass  # a file system that has no such thing
+    finally:
+        os.close(handle)
 
 
 def verify(folder: Path) -> str:
-    """Returns "" when the folder is sealed and whole, else what is wrong with it."""
+    """Returns "" when the folder is sealed and whole, else what is wrong with it.
+
+    Nothing outside the folder is ever read: links, and names that lead out of it, are faults.
+    """
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        if (folder / MANIFEST).is_symlink():
+            return f"{MANIFEST} is a link"
+        if (folder / MANIFEST).stat().st_size > MAX_MANIFEST:
+            return f"{MANIFEST} is too long"
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        known = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in files.items()}
     except FileNotFoundError:
         return "was never sealed"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
-    for name, known in files.items():
+    for name in known:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+            return f"{MANIFEST} names a file outside the folder"
+    try:
+        return _compare(folder, known)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _compare(folder: Path, known: dict[str, tuple[int, str]]) -> str:
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            return f"{name} is a link"
+        if path.suffix in PICKLES and name not in known:
+            return f"{name} was not there when it was sealed"
+    for name, (size, digest) in known.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != known["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes instead of {known['bytes']:,}"
-        if _sha256(path) != known["sha256"]:
-            return f"{name} has changed"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return f"{name} has changed"
     return ""
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 
 from llmlab.data.stream import PackedStream
+from llmlab.runs.disk import patiently
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.identity import note_base
 from llmlab.runs.seal import seal
+from llmlab.train.resume import Stopped
 
 
 class Record(TrainerCallback):
     """Appends every logged step to `metrics.jsonl`, held-out losses of text also as bits per byte."""
 
-    def __init__(self, folder: RunFolder, bytes_per_token: dict[str, float]):
+    def __init__(self, folder: RunFolder, bytes_per_token: dict[str, float], say: Callable[[str], None]):
         self.folder = folder
+        self.say = say
         self.bytes_per_token = bytes_per_token
         self._bits: dict[str, float] = {}
 
@@ -33,7 +37,8 @@ class Record(TrainerCallback):
             return
         figures = {key: value for key, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         self._add_bits(figures)
-        self.folder.log({"step": state.global_step, **figures})
+        line = {"step": state.global_step, **figures}
+        patiently(lambda: self.folder.log(line), self.folder.path, 0, self.say)
 
     def _add_bits(self, figures: dict[str, float]) -> None:
         alone = len(self.bytes_per_token) == 1
@@ -52,7 +57,7 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     return loss / math.log(2) / bytes_per_token
 
 
-class DataPosition(TrainerCallback):
+class DataPosition:
     """Keeps the place in a stream with every checkpoint; stored rows need none, their order follows from seed and step."""
 
     FILE = "data_position.json"
@@ -78,28 +83,17 @@ class DataPosition(TrainerCallback):
         self.stream.start = place["stream"]
         return True
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the place of the first row that is not trained on yet (the loader has read further)."""
-        if self.stream is None or not state.is_world_process_zero:
+    def write(self, checkpoint: Path, step: int) -> None:
+        """Writes into a checkpoint the place of the first row that is not trained on yet (the loader has read further)."""
+        if self.stream is None:
             return
-        trained = state.global_step * self.rows_per_step
+        trained = step * self.rows_per_step
         known = [place for place in self.stream.snapshots if place["rows"] <= trained]
         if not known:
             return
         place = known[-1]
         place = {**place, "rows": trained, "inside": place["inside"] + trained - place["rows"]}
-        target = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
-        target.write_text(json.dumps({"rows_per_step": self.rows_per_step, "stream": place}))
-
-
-class Seal(TrainerCallback):
-    """Seals each checkpoint once it is whole."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the manifest, last of all files."""
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and checkpoint.is_dir():
-            seal(checkpoint, step=state.global_step)
+        (checkpoint / self.FILE).write_text(json.dumps({"rows_per_step": self.rows_per_step, "stream": place}))
 
 
 class KeepBest(TrainerCallback):
@@ -127,12 +121,22 @@ class KeepBest(TrainerCallback):
 
 
 def save_model(trainer: Trainer, target: Path, **facts: object) -> None:
-    """Saves model and tokenizer as a plain Hugging Face folder: written aside, sealed, then renamed."""
+    """Saves model and tokenizer as a plain Hugging Face folder: written aside, sealed, then renamed; waits for room."""
+    needed = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    patiently(lambda: _save_model(trainer, target, **facts), target.parent, needed, trainer.say, trainer.stopped)
+
+
+def _save_model(trainer: Trainer, target: Path, **facts: object) -> None:
     aside = target.with_name(f".{target.name}-{os.getpid()}")
     configuration = trainer.model.config
     cached, configuration.use_cache = configuration.use_cache, True  # off in training; whoever loads this will generate
-    trainer.save_model(str(aside))  # every process takes part; the first one writes
-    configuration.use_cache = cached
+    try:
+        trainer.save_model(str(aside))  # every process takes part; the first one writes
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    finally:
+        configuration.use_cache = cached
     if not trainer.is_world_process_zero():
         return
     for leftover in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run
@@ -150,14 +154,17 @@ def save_model(trainer: Trainer, target: Path, **facts: object) -> None:
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGINT or SIGTERM finishes the step, saves, and stops; a second signal stops at once."""
+    """On SIGINT, SIGTERM or SIGHUP ends the run before the next forward pass; a second signal ends it at once.
+
+    Of several processes all stop behind the same update.
+    """
 
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -169,6 +176,14 @@ class StopOnSignal(TrainerCallback):
         if self.received:
             raise KeyboardInterrupt
         self.received = number
+
+    def watch(self, model: Any) -> None:
+        """Looks for a signal before every forward pass of a model: micro-steps, validations, tokens of an answer."""
+        model.register_forward_pre_hook(self._look)
+
+    def _look(self, module: Any, inputs: Any) -> None:
+        if self.received:
+            raise Stopped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asks the trainer to save and to stop; of several processes all stop when one was asked to."""

@@ -52,6 +52,7 @@ class Dashboard(TrainerCallback):
         self.latest: dict[str, float] = {}
         self.speed = 0.0
         self._mark = (0.0, 0, 0)
+        self._began = time.perf_counter(), 0  # training may be over already, and only its last validation be missing
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the panel."""

@@ -7,15 +7,18 @@ accumulation and every form of distributed training.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
+import pickle
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +28,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from llmlab import __version__
+from llmlab.config import apply_changes
 from llmlab.config.sources import shares, short_names
 from llmlab.config.training import TrainingConfig
 from llmlab.data.prepare import Prepared
 from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
-from llmlab.runs.folder import RUNS, RunFolder, point_best, run_name, unused
-from llmlab.train.callbacks import DataPosition, KeepBest, Record, Seal, StopOnSignal, save_model
+from llmlab.runs.folder import RunFolder, point_best
+from llmlab.train.callbacks import DataPosition, KeepBest, Record, StopOnSignal, save_model
 from llmlab.train.dashboard import Dashboard, screen
 from llmlab.train.environment import agreed, is_main, join_processes, keep_freed_memory, processes, quiet_libraries
 from llmlab.train.loading import choose_device, choose_precision
 from llmlab.train.optimizers import build_optimizer
+from llmlab.train.place import held, place
+from llmlab.train.resume import Stopped, go_back
 from llmlab.train.stages import STAGES
 from llmlab.train.trouble import Trouble
 
@@ -128,44 +134,96 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
         if importlib.util.find_spec(name) is None:
             raise LabError(f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out")
     join_processes(device)
+    while True:
+        try:
+            return _run(config, resume, console, device, precision, began)
+        except OutOfMemory as error:
+            config, resume = smaller(config, error.folder), "auto"
+            more = f"going on with {effective_batch(config)} (batch x accumulation x devices)"
+            console.print(f"out of memory: {more}", style="yellow", highlight=False)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _run(
+    config: TrainingConfig, resume: str, console: Console, device: str, precision: str, began: float
+) -> RunResult:  # fmt: skip
     torch.manual_seed(config.seed)
     job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
-
-    path, checkpoint = agreed(lambda: _place(config, job, resume, console))
+    path, checkpoint, changed = agreed(lambda: place(config, job, resume, console))
     parameters = sum(p.numel() for p in job.model.parameters())
-    folder = RunFolder(path)
-    if is_main():
-        facts = _facts(config, job, path, device, precision, parameters)
-        RunFolder.create(path, facts, needed_bytes=_bytes_written(config, job, parameters))
-        folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
-    _say_plan(config, job, device, precision, console)
-    stop, best = StopOnSignal(), KeepBest(folder, job.best_by)
-    dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
-    position = DataPosition(job.data.train, rows_per_step(config))
-    restored = position.restore(checkpoint, config.dataloader_workers)
-    trouble = Trouble(folder, console, config.max_skipped_steps)
-    callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token), trouble, position, Seal(), stop]
-    if job.data.eval:
-        callbacks.append(best)
-    callbacks.append(dashboard)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
-    trainer = job.trainer(
-        model=job.model,
-        args=job.arguments(
-            **trainer_arguments(config, path, device, precision, job),
-            eval_on_start=bool(job.data.eval) and checkpoint is None,  # the figures before training
-            ignore_data_skip=restored,
-        ),
-        train_dataset=job.data.train,
-        eval_dataset=_eval_sets(job, config.eval_steps * config.micro_batch_size),
-        processing_class=job.tokenizer,
-        callbacks=callbacks,
-        optimizers=(build_optimizer(job.model, config), None),
-    )
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
-    best.trainer, trainer.trouble = trainer, trouble
-    return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
+    with held(path):
+        folder = RunFolder(path)
+        if is_main():
+            facts = _facts(config, job, path, device, precision, parameters)
+            RunFolder.create(path, facts, needed_bytes=_bytes_written(config, job, parameters))
+            folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
+        _say_plan(config, job, device, precision, console)
+        say = partial(console.print, style="yellow", highlight=False, soft_wrap=True)
+        stop, best = StopOnSignal(), KeepBest(folder, job.best_by)
+        dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
+        position = DataPosition(job.data.train, rows_per_step(config))
+        restored = position.restore(checkpoint, config.dataloader_workers)
+        trouble = Trouble(folder, console, config.max_skipped_steps)
+        callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token, say), trouble, stop]
+        if job.data.eval:
+            callbacks.append(best)
+        callbacks.append(dashboard)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
+        trainer = job.trainer(
+            model=job.model,
+            args=job.arguments(
+                **trainer_arguments(config, path, device, precision, job),
+                eval_on_start=bool(job.data.eval) and checkpoint is None,  # the figures before training
+                ignore_data_skip=restored,
+            ),
+            train_dataset=job.data.train,
+            eval_dataset=_eval_sets(job, config.eval_steps * config.micro_batch_size),
+            processing_class=job.tokenizer,
+            callbacks=callbacks,
+            optimizers=(build_optimizer(job.model, config), None),
+        )
+        for noisy in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(noisy)
+        best.trainer, trainer.trouble, trainer.position = trainer, trouble, position
+        trainer.keep, trainer.changed = config.save_total_limit, changed
+        trainer.say, trainer.stopped = say, lambda: bool(stop.received)
+        if processes() == 1 and not config.compile:
+            stop.watch(job.model)
+        return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
+
+
+class OutOfMemory(Exception):
+    """The device was full in the middle of an update; what was learned before it is sealed.
+
+    Attributes:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+def smaller(config: TrainingConfig, folder: Path) -> TrainingConfig:
+    """Returns the config with half the micro-batch and twice the accumulation: the effective batch stays.
+
+    Raises:
+        LabError: when a micro-batch is one row already, or is itself the update (PPO).
+    """
+    name = "mini_batch_size" if "mini_batch_size" in type(config).model_fields else "batch_size"
+    size = getattr(config, name)
+    if size % 2 or config.kind == "ppo":
+        raise LabError(
+            f"out of memory with `{name}` {size}, which cannot be halved"
+            + (": a mini-batch is an update here" if config.kind == "ppo" else ""), where=str(folder), exit_code=1,
+            remedy="lower `max_length`, set `gradient_checkpointing`, or use an adapter",
+        )  # fmt: skip
+    values = {name: size // 2, "output_dir": str(folder)}
+    if name == "batch_size":
+        values["gradient_accumulation_steps"] = config.gradient_accumulation_steps * 2
+    return apply_changes(config, values)
 
 
 def _train(
@@ -180,19 +238,37 @@ def _train(
                 _take_up(trainer, checkpoint)  # killed behind the last step: the library would do one more
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return _finish(trainer, job, config, folder, stop, dashboard, began)
+    except Stopped:
+        _seal_moment(trainer)
+        _note(folder, status="stopped", step=trainer.state.global_step)
+        return RunResult(folder.path, None, _figures(folder), stop.received, time.perf_counter() - began)
     except KeyboardInterrupt:
         _note(folder, status="stopped")
         raise
     except LabError:
         _note(folder, status="stopped")
         raise
+    except pickle.UnpicklingError as error:
+        _note(folder, status="stopped")
+        raise LabError(
+            f"holds a file that would run code when it is read ({str(error).splitlines()[0][:120]})", where=str(checkpoint),
+            remedy="nothing of it was run; remove this checkpoint, an earlier one will be taken",
+        ) from None  # fmt: skip
     except (RuntimeError, MemoryError) as error:
-        _note(folder, status="failed", error=str(error)[:500])
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+            if config.out_of_memory == "halve" and processes() == 1:
+                dashboard.close()
+                _seal_moment(trainer)
+                _note(folder, status="stopped")
+                raise OutOfMemory(folder.path) from None
+            _note(folder, status="failed", error=str(error)[:500])
             raise LabError(
                 "out of memory", where=str(folder.path), exit_code=1,
-                remedy="lower `batch_size` or `max_length`, set `gradient_checkpointing`, or use an adapter",
+                remedy="lower `batch_size` or `max_length`, set `gradient_checkpointing`, use an adapter, or let the lab halve "
+                'the micro-batch with `out_of_memory` "halve"',
             ) from None  # fmt: skip
+        _note(folder, status="failed", error=str(error)[:500])
         raise
     except OSError as error:
         _note(folder, status="stopped")
@@ -203,6 +279,19 @@ def _train(
     finally:
         dashboard.close()
 
+
+def _seal_moment(trainer: Trainer) -> None:
+    """Goes back to the end of the last update and seals a checkpoint there; before the first one there is nothing to keep."""
+    if trainer.moment is None or not trainer.state.global_step:
+        return
+    go_back(trainer, trainer.moment)
+    trainer._save_checkpoint(trainer.model, None)
+
+
+def _finish(
+    trainer: Trainer, job: Job, config: TrainingConfig, folder: RunFolder,
+    stop: StopOnSignal, dashboard: Dashboard, began: float,
+) -> RunResult:  # fmt: skip
     last = trainer.state.global_step
     metrics = _figures(folder)
     if isinstance(job.data.train, PackedStream) and (notes := job.data.train.notes()):
@@ -230,6 +319,7 @@ def _take_up(trainer: Trainer, checkpoint: Path) -> None:
     """Puts weights and state of a checkpoint into the trainer without training."""
     trainer._load_from_checkpoint(str(checkpoint))
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    trainer._load_rng_state(str(checkpoint))
 
 
 def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision: str, job: Job) -> dict[str, Any]:
@@ -256,7 +346,6 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         prediction_loss_only=True,
         save_strategy="steps",
         save_steps=config.save_every,
-        save_total_limit=config.save_total_limit,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         gradient_checkpointing=config.gradient_checkpointing,
@@ -297,34 +386,6 @@ def _say_plan(config: TrainingConfig, job: Job, device: str, precision: str, con
     if len(config.datasets) > 1:
         parts = zip(short_names(config.datasets), shares(config.datasets), strict=True)
         console.print("mixture: " + ", ".join(f"{name} {share:.1%}" for name, share in parts))
-
-
-def _place(config: TrainingConfig, job: Job, resume: str, console: Console) -> tuple[Path, Path | None]:
-    """Returns the folder of the run and the checkpoint to go on from, or None."""
-    if resume not in ("auto", "never"):
-        given = Path(resume)
-        if given.name.startswith("checkpoint-"):
-            return given.parent, given
-        checkpoint, _ = RunFolder(given).newest_sealed()
-        if checkpoint is None:
-            raise LabError("holds no sealed checkpoint to resume from", where=resume)
-        return given, checkpoint
-    name = config.name or run_name([*job.name_parts, STAGES[config.kind].kind])
-    path = Path(config.output_dir) if config.output_dir else RUNS / name
-    folder = RunFolder(path)
-    if resume == "auto" and folder.record and folder.record.get("status") != "done":
-        checkpoint, passed = folder.newest_sealed()
-        for reason in passed:
-            console.print(f"passed over {reason}", style="yellow")
-        if checkpoint:
-            if folder.record.get("config", {}).get("kind") != config.kind:
-                raise LabError("holds a run of another kind", where=str(path), remedy="choose another `output_dir`")
-            console.print(f"resuming from {checkpoint}")
-        return path, checkpoint
-    fresh = unused(path)
-    if fresh != path:
-        console.print(f"{path} holds a finished run; this one goes to {fresh}")
-    return fresh, None
 
 
 def _facts(config: TrainingConfig, job: Job, path: Path, device: str, precision: str, parameters: int) -> dict[str, Any]:

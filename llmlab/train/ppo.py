@@ -148,11 +148,17 @@ class PPOTrainer(GRPOTrainer):
             nn.utils.clip_grad_norm_(heads, self.args.max_grad_norm)
         return loss
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            save_file({name: value.contiguous() for name, value in self.value_head.state_dict().items()}, folder / VALUE_HEAD)
+    def extras(self) -> Any:
+        """Returns the value head's state: its running moments change with every batch of answers."""
+        return {name: value.clone() for name, value in self.value_head.state_dict().items()}
+
+    def put_extras(self, extras: Any) -> None:
+        """Puts it back."""
+        self.value_head.load_state_dict(extras)
+
+    def save_extras(self, folder: Path) -> None:
+        """Writes the value head into a checkpoint."""
+        save_file({name: value.contiguous() for name, value in self.value_head.state_dict().items()}, folder / VALUE_HEAD)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

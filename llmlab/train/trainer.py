@@ -2,24 +2,60 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import statistics
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmlab.runs.disk import patiently
+from llmlab.runs.seal import seal, sync_folder, verify
+from llmlab.train import resume
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.train.trouble import Trouble, suspects
 
+LEFT_OUT = ("training_args.bin", "README.md")  # a pickle that nothing reads, and a card that says nothing of this run
+
 
 class LabTrainerMixin:
-    """Updates that would break the weights are skipped; Sophia's curvature; the mean over validation sources.
+    """Checkpoints that are whole or not there, and that hold all of a run; updates that would break the weights are skipped;
+    Sophia's curvature; the mean over validation sources.
 
     Attributes:
         trouble: who is told of skipped updates; None lets every update pass.
+        position: writes the place in a stream; None where rows are stored.
+        keep: checkpoints that are kept.
+        changed: options that are others than those of the checkpoint that is resumed.
+        moment: the run after its last update, to which it goes back when it is stopped in the middle of the next.
+        say: shows a line to the person.
+        stopped: whether an end was asked for.
     """
 
     trouble: Trouble | None = None
+    position: Any = None
+    keep: int = 3
+    changed: frozenset[str] = frozenset()
+    moment: resume.Moment | None = None
+    say: Callable[[str], None] = staticmethod(lambda text: None)
+    stopped: Callable[[], bool] = staticmethod(lambda: False)
     _suspects: tuple[str, ...] = ()
+    _aside: Path | None = None
+
+    # What a method keeps beside weights and optimizer
+
+    def extras(self) -> Any:
+        """Returns what else belongs to a moment; for `put_extras`."""
+
+    def put_extras(self, extras: Any) -> None:
+        """Puts it back."""
+
+    def save_extras(self, folder: Path) -> None:
+        """Writes it into a checkpoint; the first process alone does."""
+
+    # One update
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Does the step, then the estimate where one is due."""
@@ -47,6 +83,106 @@ class LabTrainerMixin:
             self.trouble.note(self.state.global_step + 1, bad, norm, self._suspects, fp16=self.args.fp16)
         self._suspects = ()
         return norm
+
+    # Moments
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.moment = resume.take(self)
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        if self.state.global_step:
+            self.moment = resume.take(self, eval_due=True)
+        figures = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        if self.state.global_step:
+            self.moment = resume.take(self)
+        return figures
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Loads all that the library forgets, too, and does the validation that a stop had broken off."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        due = resume.read(self, Path(checkpoint))
+        self.moment = resume.take(self, eval_due=due)
+        if due:
+            self._evaluate(None, None)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Loads both; what was changed on purpose stays as the config has it now."""
+        if checkpoint is None:
+            return
+        fresh_base = list(self.lr_scheduler.base_lrs)
+        if "optimizer" in self.changed:
+            state = torch.load(Path(checkpoint) / "scheduler.pt", map_location="cpu", weights_only=True)
+            self.lr_scheduler.load_state_dict(state)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        if self.changed & {"optimizer", "learning_rate", "value_learning_rate", "scheduler", "warmup_steps", "max_steps"}:
+            self.lr_scheduler.base_lrs = fresh_base
+            step, factors = self.lr_scheduler.last_epoch, self.lr_scheduler.lr_lambdas
+            for group, base, factor in zip(self.optimizer.param_groups, fresh_base, factors, strict=True):
+                group["initial_lr"], group["lr"] = base, base * factor(step)
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self._aside) if self._aside else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes a checkpoint aside, seals it, renames it, and only then removes old ones; waits for room on the disk."""
+        run = Path(self.args.output_dir)
+        target = run / f"checkpoint-{self.state.global_step}"
+        if verify(target) == "":  # stopped again before the first update after a resume
+            return
+        self._aside = run / ".saving"
+        try:
+            patiently(lambda: self._write_checkpoint(model, trial, target), run, self._bytes_needed(), self.say, self.stopped)
+        finally:
+            if self.is_world_process_zero():
+                shutil.rmtree(self._aside, ignore_errors=True)
+            self._aside = None
+
+    def _write_checkpoint(self, model: Any, trial: Any, target: Path) -> None:
+        main = self.is_world_process_zero()
+        if main:
+            shutil.rmtree(self._aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        moment = self.moment if self.moment and self.moment.eval_due else resume.take(self)
+        super()._save_checkpoint(model, trial)
+        aside = self._aside / target.name
+        resume.write(self, moment, aside)
+        self.accelerator.wait_for_everyone()
+        if main:
+            self.save_extras(aside)
+            if self.position:
+                self.position.write(aside, self.state.global_step)
+            for name in LEFT_OUT:
+                (aside / name).unlink(missing_ok=True)
+            if self.trouble:
+                self.trouble.check_weights(self.model, target)
+            seal(aside, step=self.state.global_step)
+            shutil.rmtree(target, ignore_errors=True)  # one that does not verify
+            os.replace(aside, target)
+            sync_folder(target.parent)
+            self._prune(target)
+        self.accelerator.wait_for_everyone()
+
+    def _prune(self, newest: Path) -> None:
+        numbered = [path for path in newest.parent.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+        older = sorted(numbered, key=lambda path: -int(path.name.split("-")[1]))
+        for path in older[self.keep :]:
+            if path != newest:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _bytes_needed(self) -> int:
+        """Returns about how much a checkpoint takes: as much as the last one, or weights and two moments."""
+        last = max(Path(self.args.output_dir).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
+        if last:
+            return sum(file.stat().st_size for file in last.rglob("*") if file.is_file())
+        return sum(3 * p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+
+    # Validation
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Returns the held-out figures; of several sources each by itself, their mean, and the spread of the losses."""

@@ -77,17 +77,16 @@ class Trouble(TrainerCallback):
                 )  # fmt: skip
         self._losses.append(loss)
 
-    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def check_weights(self, model: Any, checkpoint: Path) -> None:
         """Looks at the weights before a checkpoint is sealed.
 
         Raises:
-            LabError: when they are not finite; the checkpoint stays unsealed, and no resume will take it.
+            LabError: when they are not finite; no resume will take them.
         """
         if all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
             return
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         raise LabError(
-            f"the weights are not finite after step {state.global_step}; {checkpoint.name} was not sealed",
+            f"the weights are not finite; {checkpoint.name} was not sealed",
             where=str(self.folder.path), exit_code=1, remedy=self._remedy(),
         )  # fmt: skip
 

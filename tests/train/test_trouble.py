@@ -63,7 +63,7 @@ def test_a_run_that_stays_broken_stops_at_the_last_good_checkpoint(base_run, tmp
 
 
 def test_weights_that_are_not_finite_are_never_sealed(base_run, tmp_path):
-    with pytest.raises(LabError, match="the weights are not finite after step 1; checkpoint-1 was not sealed"):
+    with pytest.raises(LabError, match="the weights are not finite; checkpoint-1 was not sealed"):
         run(config(base_run, tmp_path, learning_rate=1e38, save_every=1))
     assert RunFolder(tmp_path / "run").newest_sealed()[0] is None
 
