@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from llmlab.errors import LabError
+from llmlab.trust import redact
 
 app = typer.Typer(
     name="llmlab",
@@ -116,7 +117,7 @@ def run(
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     trust: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE:FUNCTION", help="Agree to run this reward function of your own.")
+        list[str] | None, typer.Option(metavar="NAME", help="Agree to run code: a reward `module:function`, or a model's own.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")] = False,
 ) -> None:
@@ -134,7 +135,7 @@ def run(
     from llmlab.train.environment import is_main
 
     if trust:
-        from llmlab.train.rewards import TRUSTED
+        from llmlab.trust import TRUSTED
 
         TRUSTED.update(trust)
     result = train(loaded, resume=resume)
@@ -454,7 +455,7 @@ def main() -> None:
     try:
         app()
     except LabError as error:
-        for line in str(error).splitlines():
+        for line in redact(str(error)).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from jinja2.exceptions import TemplateError
 
 from llmlab.errors import LabError
 
@@ -11,12 +17,55 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+SECONDS = 5.0  # for one conversation
+LENGTH, TIMES_LONGER = 100_000, 20  # characters that a template may add, and how often it may repeat what it was given
+OTHER_TEMPLATE = 'set `chat_template` to "chatml", or take another copy of the model'
 Messages = list[dict[str, str]]
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: bool = False) -> str:
-    """Returns the conversation as text; with `generate`, up to where the assistant's next answer begins."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    """Returns the conversation as text; with `generate`, up to where the assistant's next answer begins.
+
+    A template is a program that came with a model: it runs in the library's sandbox, here with an end to time and length.
+
+    Raises:
+        LabError: when it fails, takes too long, or says far more than it was given.
+    """
+    try:
+        with at_most(SECONDS):
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    except TooLong:
+        raise LabError(f"this chat template ran for {SECONDS:g} s and was stopped", remedy=OTHER_TEMPLATE) from None
+    except (TemplateError, MemoryError, OverflowError, RecursionError, TypeError, ValueError, AttributeError) as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LabError(f"this chat template cannot render the conversation ({text})", remedy=OTHER_TEMPLATE) from None
+    given = sum(len(str(value)) for message in messages for value in message.values())
+    if len(text) > LENGTH + TIMES_LONGER * given:
+        raise LabError(f"this chat template made {len(text):,} characters of {given:,}", remedy=OTHER_TEMPLATE)
+    return text
+
+
+class TooLong(Exception):
+    """A template went on for too long."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises `TooLong` after so long, where the system has a timer to interrupt with: in the main thread of a process."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, list[tuple[int, int]]]:

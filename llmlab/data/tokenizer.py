@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmlab.errors import LabError
+from llmlab.trust import TRUSTED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,7 +130,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if is_file:
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=name in TRUSTED)
     except Exception as error:  # the library raises many kinds for one situation: there is no such tokenizer here
         if path.exists():
             raise LabError(f"holds no tokenizer that loads ({_first_line(error)})", where=name) from None

@@ -14,6 +14,7 @@ from typing import Any
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 from llmlab.runs.seal import verify
+from llmlab.trust import redact
 
 RUNS = Path("checkpoints")
 RECORD = "run.json"
@@ -60,7 +61,7 @@ class RunFolder:
 
     def update(self, **changes: Any) -> None:
         """Changes entries of `run.json`."""
-        write_text_atomically(self.path / RECORD, json.dumps({**self.record, **changes}, indent=2, default=str) + "\n")
+        write_text_atomically(self.path / RECORD, redact(json.dumps({**self.record, **changes}, indent=2, default=str)) + "\n")
 
     def log(self, figures: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`, whole or not at all."""
@@ -68,7 +69,7 @@ class RunFolder:
         before = path.stat().st_size if path.exists() else 0
         try:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(figures) + "\n")
+                file.write(redact(json.dumps(figures)) + "\n")
         except OSError:
             os.truncate(path, before)
             raise

@@ -19,6 +19,8 @@ from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base, weights_fingerprint
+from llmlab.runs.seal import PICKLES
+from llmlab.trust import TRUSTED
 
 GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn", "query_key_value", "q", "k", "v", "o"),
@@ -116,11 +118,13 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     if path.exists():  # what is saved later names its base: the same file from any folder
         where = str(path := path.resolve())
     refuse_what_cannot_write(where)
+    refuse_pickles(path)
     tokenizer = load_tokenizer(where)
+    safe = safely(name)
     try:
         if path.suffix == ".gguf":
             if "quantization_config" in kwargs:  # the library quantises folders only
-                model = AutoModelForCausalLM.from_pretrained(unpacked(path), **kwargs)
+                model = AutoModelForCausalLM.from_pretrained(unpacked(path), **safe, **kwargs)
                 model.name_or_path = model.config.name_or_path = where
                 return model, tokenizer
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
@@ -136,28 +140,66 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             base, _ = load_model(base_name, **kwargs)
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
         else:
-            two_parts = AutoConfig.from_pretrained(where).is_encoder_decoder
-            model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **kwargs)
+            two_parts = AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"]).is_encoder_decoder
+            model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **safe, **kwargs)
     except ImportError as error:
         raise LabError(str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        refuse_code(error, name)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"
         raise LabError(f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder") from None
     return model, tokenizer
 
 
+def safely(name: str) -> dict[str, bool]:
+    """Returns how weights are loaded: never from a pickle, and with a repository's own code only when its name was typed."""
+    return {"use_safetensors": True, "trust_remote_code": name in TRUSTED}
+
+
+def refuse_pickles(path: Path) -> None:
+    """Refuses weights in files that can run code when they are read.
+
+    Raises:
+        LabError: for a pickle, and for a folder that has its weights in nothing else.
+    """
+    remedy = "convert it to safetensors where you trust it (`model.save_pretrained(folder)`), or take another copy"
+    if path.suffix in PICKLES:
+        raise LabError("is a pickle, which can run code when it is read: it was not opened", where=str(path), remedy=remedy)
+    if not path.is_dir() or any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
+        return
+    if found := [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != "training_args.bin"]:
+        raise LabError(
+            f"has its weights in a pickle ({found[0]}), which can run code when it is read: it was not opened",
+            where=str(path), remedy=remedy,
+        )  # fmt: skip
+
+
+def refuse_code(error: Exception, name: str) -> None:
+    """Turns the library's refusal of a repository's own code into ours.
+
+    Raises:
+        LabError: when `error` is that.
+    """
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        raise LabError(
+            "brings code of its own, which was not run",
+            where=name,
+            remedy=f"read it; `llmlab run CONFIG --trust {name}` runs it",
+        ) from None
+
+
 def unpacked(gguf: Path) -> Path:
-    """Returns a folder with the weights of a GGUF file as plain floats, made once and kept in the cache."""
+    """Returns a folder with the weights of a GGUF file in 16 bits, made once and kept in the cache: to be quantised anew."""
 
     def build(folder: Path) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         model.is_quantized, model.hf_quantizer = False, None
         model.config.__dict__.pop("quantization_config", None)
-        model.save_pretrained(folder)
+        model.half().save_pretrained(folder)
         return {"from": str(gguf)}
 
-    return cached({"method": "gguf", "weights": weights_fingerprint(str(gguf))}, build)[0]
+    return cached({"method": "gguf", "dtype": "fp16", "weights": weights_fingerprint(str(gguf))}, build)[0]
 
 
 def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM") -> PreTrainedModel:

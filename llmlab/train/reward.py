@@ -22,7 +22,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base
 from llmlab.train.engine import Job
-from llmlab.train.loading import add_adapter, loading_kwargs
+from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_pickles, safely
 from llmlab.train.sft import name_parts
 from llmlab.train.trainer import LabTrainerMixin
 
@@ -95,8 +95,10 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
             base = load_scorer(base_name, pad=pad, **kwargs)
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **kwargs)
+            refuse_pickles(path)
+            model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **safely(name), **kwargs)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        refuse_code(error, name)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LabError(f"holds no model that can score ({text})", where=name) from None
     if pad is not None:

@@ -16,8 +16,7 @@ from llmlab.errors import LabError
 from llmlab.rewards import BUILT_IN, Answer
 from llmlab.runs.folder import find_model
 from llmlab.train.reward import load_scorer, scores
-
-TRUSTED: set[str] = set()  # `module:function` names that the person agreed to, by typing them
+from llmlab.trust import TRUSTED
 
 
 def reward_function(source: RewardSource, device: str) -> Callable[..., list[float]]:

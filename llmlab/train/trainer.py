@@ -123,6 +123,7 @@ class LabTrainerMixin:
             step, factors = self.lr_scheduler.last_epoch, self.lr_scheduler.lr_lambdas
             for group, base, factor in zip(self.optimizer.param_groups, fresh_base, factors, strict=True):
                 group["initial_lr"], group["lr"] = base, base * factor(step)
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # what is logged
 
     # Checkpoints
 
