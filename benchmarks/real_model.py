@@ -41,7 +41,9 @@ def main() -> None:
         policy_checkpoint=model, max_steps=args.steps, warmup_steps=0, scheduler="none", eval_fraction=0.0, log_every=1,
         save_every=10_000, report_to=[],
     )  # fmt: skip
-    texts = dict(datasets=[str(sft)], max_length=128, batch_size=1, gradient_accumulation_steps=8)
+    texts = dict(datasets=[str(sft)], max_length=128, batch_size=1, gradient_accumulation_steps=8,
+                 gradient_checkpointing=True)  # fmt: skip
+
     two = dict(datasets=[str(pairs)], max_length=96, max_prompt_length=64, batch_size=8, mini_batch_size=4)
     said = dict(datasets=[str(prompts)], reward_model=["length | 1 | 8"], batch_size=16, mini_batch_size=8, max_new_tokens=24,
                 max_prompt_length=64)  # fmt: skip
@@ -50,7 +52,7 @@ def main() -> None:
         "full": ("sft", dict(**texts, learning_rate=2e-5)),
         "lora": ("sft", dict(**texts, **lora)),
         "qlora": ("sft", dict(**texts, adapter="qlora", learning_rate=2e-4)),
-        "dpo": ("dpo", dict(**two, **lora, cache_dir=str(work / "cache"))),
+        "dpo": ("dpo", dict(**{**two, **lora, "learning_rate": 2e-5}, cache_dir=str(work / "cache"))),
         "grpo": ("grpo", dict(**said, **lora, group_size=8, beta=0.0, iterations=1)),
         "ppo": ("ppo", dict(**said, **lora, ppo_epochs=2)),
     }

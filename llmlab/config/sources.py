@@ -12,7 +12,7 @@ from pydantic import model_validator
 from llmlab.config.base import LabBaseConfig
 from llmlab.config.options import option
 
-SHAPES = ("text", "messages", "prompt_completion", "preference", "prompt_answer", "classification")
+SHAPES = ("text", "messages", "prompt_completion", "preference", "prompt_answer", "prompt", "classification")
 PARTS = (
     "text", "messages", "system", "prompt", "input", "completion", "chosen", "rejected", "answer", "label",
 )  # fmt: skip  # the canonical names that `columns` may map
@@ -35,7 +35,9 @@ class SourceConfig(LabBaseConfig):
     max_rows: int | None = option(
         None, "Row limit", "Read at most this many rows, spread evenly over the source (the first ones of a stream).", ge=1
     )
-    format: Literal["auto", "text", "messages", "prompt_completion", "preference", "prompt_answer", "classification"] = option(
+    format: Literal[
+        "auto", "text", "messages", "prompt_completion", "preference", "prompt_answer", "prompt", "classification"
+    ] = option(
         "auto",
         "Format",
         "The shape of its rows.",
@@ -46,6 +48,7 @@ class SourceConfig(LabBaseConfig):
             "prompt_completion": "`prompt` and `completion`, `instruction` and `output`, or `question` and `answer`",
             "preference": "`prompt`, `chosen` and `rejected`",
             "prompt_answer": "`prompt` and the right `answer`, for rewards",
+            "prompt": "a `prompt` alone, for rewards that need no right answer",
             "classification": "a `text` and a `label` that becomes one of the label words",
         },
         advanced=True,

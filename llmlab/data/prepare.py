@@ -369,7 +369,7 @@ def _prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
     by_hand = source.format != "auto" or source.columns or source.prompt
     if known and not by_hand and any(reading.shape == "prompt_answer" for reading in known.readings):
         return ("prompt_answer",)
-    return ("prompt_answer", *CONVERSATIONS, "preference")
+    return ("prompt_answer", *CONVERSATIONS, "preference", "prompt")
 
 
 def _refuse_stream(source: SourceConfig) -> None:

@@ -19,7 +19,7 @@ from llmlab.errors import LabError
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
 
-SHAPES = ("text", "messages", "prompt_completion", "preference", "prompt_answer")
+SHAPES = ("text", "messages", "prompt_completion", "preference", "prompt_answer", "prompt")
 # the names under which a part is commonly found, most specific first
 NAMES: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "article", "document", "sentence"),
@@ -33,12 +33,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "answer": ("answer", "solution", "ground_truth"),
     "label": ("label", "labels"),
 }
+ORDER = ("preference", "messages", "prompt_completion", "prompt_answer", "prompt", "text")  # the most telling first
 NEEDED = {
     "text": ("text",),
     "messages": ("messages",),
     "prompt_completion": ("prompt", "completion"),
     "preference": ("chosen", "rejected"),
     "prompt_answer": ("prompt", "answer"),
+    "prompt": ("prompt",),
     "classification": ("text", "label"),
 }
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
@@ -139,8 +141,7 @@ def candidates(columns: list[str]) -> list[Reading]:
     known = {part: name for part, name in found.items() if name}
     if known.get("input") == known.get("prompt"):
         known.pop("input", None)
-    order = ("preference", "messages", "prompt_completion", "prompt_answer", "text")
-    return [Reading(shape, known) for shape in order if all(part in known for part in NEEDED[shape])]
+    return [Reading(shape, known) for shape in ORDER if all(part in known for part in NEEDED[shape])]
 
 
 def detect(columns: list[str]) -> str:
@@ -196,8 +197,7 @@ def choose(
                 )
             options = [Reading(shape, names)]
         elif mapping:
-            options = [Reading(s, names) for s in ("preference", "messages", "prompt_completion", "prompt_answer", "text")
-                       if all(part in names for part in NEEDED[s])]  # fmt: skip
+            options = [Reading(s, names) for s in ORDER if all(part in names for part in NEEDED[s])]
             options.sort(key=lambda reading: -len(set(NEEDED[reading.shape]) & set(mapping)))
     for reading in options:
         if reading.makes in needed or reading.shape in needed:
@@ -401,6 +401,7 @@ _MAKERS: dict[str, Callable[[Reading, Row], Row]] = {
     "messages": _make_messages,
     "prompt_completion": _make_completion,
     "prompt_answer": _make_answer,
+    "prompt": lambda reading, row: {"prompt": _prompt(reading, row)},
     "preference": _make_preference,
     "classification": _make_classification,
 }

@@ -25,8 +25,11 @@ from llmlab.train.resume import Stopped
 class Record(TrainerCallback):
     """Appends every logged step to `metrics.jsonl`, held-out losses of text also as bits per byte."""
 
-    def __init__(self, folder: RunFolder, bytes_per_token: dict[str, float], say: Callable[[str], None]):
+    def __init__(
+        self, folder: RunFolder, bytes_per_token: dict[str, float], say: Callable[[str], None], *, endless: bool = False
+    ):
         self.folder = folder
+        self.endless = endless
         self.say = say
         self.bytes_per_token = bytes_per_token
         self._bits: dict[str, float] = {}
@@ -37,6 +40,8 @@ class Record(TrainerCallback):
             return
         figures = {key: value for key, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         self._add_bits(figures)
+        if self.endless:  # a stream has no epochs, and the library would count them from where it was resumed
+            figures.pop("epoch", None)
         line = {"step": state.global_step, **figures}
         patiently(lambda: self.folder.log(line), self.folder.path, 0, self.say)
 

@@ -166,7 +166,8 @@ def _run(
         position = DataPosition(job.data.train, rows_per_step(config))
         restored = position.restore(checkpoint, config.dataloader_workers)
         trouble = Trouble(folder, console, config.max_skipped_steps)
-        callbacks: list[TrainerCallback] = [Record(folder, job.data.bytes_per_token, say), trouble, stop]
+        record = Record(folder, job.data.bytes_per_token, say, endless=position.stream is not None)
+        callbacks: list[TrainerCallback] = [record, trouble, stop]
         if job.data.eval:
             callbacks.append(best)
         callbacks.append(dashboard)

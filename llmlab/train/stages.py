@@ -41,7 +41,7 @@ class Stage:
         return KINDS[self.kind].TITLE
 
 
-PROMPTS = ("prompt_answer", "messages", "prompt_completion", "preference")
+PROMPTS = ("prompt_answer", "messages", "prompt_completion", "preference", "prompt")
 STAGES: dict[str, Stage] = {
     stage.kind: stage
     for stage in (

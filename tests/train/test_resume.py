@@ -71,7 +71,7 @@ def ending(folder):
     lines = [
         {k: v for k, v in line.items() if not any(t in k for t in TIMES)}
         for line in RunFolder(folder).metrics()
-        if "train_runtime" not in line
+        if "train_loss" not in line
     ]
     return load_file(weights), lines
 
