@@ -48,13 +48,14 @@ def main() -> None:
     said = dict(datasets=[str(prompts)], reward_model=["length | 1 | 8"], batch_size=16, mini_batch_size=8, max_new_tokens=24,
                 max_prompt_length=64)  # fmt: skip
     lora = dict(adapter="lora", learning_rate=2e-4)
+    gently = {**lora, "learning_rate": 3e-5}
     jobs: dict[str, tuple[str, dict[str, Any]]] = {
         "full": ("sft", dict(**texts, learning_rate=2e-5)),
         "lora": ("sft", dict(**texts, **lora)),
         "qlora": ("sft", dict(**texts, adapter="qlora", learning_rate=2e-4)),
-        "dpo": ("dpo", dict(**{**two, **lora, "learning_rate": 2e-5}, cache_dir=str(work / "cache"))),
-        "grpo": ("grpo", dict(**said, **lora, group_size=8, beta=0.0, iterations=1)),
-        "ppo": ("ppo", dict(**said, **lora, ppo_epochs=2)),
+        "dpo": ("dpo", dict(**two, **gently, cache_dir=str(work / "cache"))),
+        "grpo": ("grpo", dict(**said, **gently, group_size=8, beta=0.0, iterations=1)),
+        "ppo": ("ppo", dict(**said, **gently, ppo_epochs=2)),
     }
     for name in args.only or jobs:
         kind, values = jobs[name]

@@ -17,6 +17,7 @@ import pickle
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -430,7 +431,8 @@ def _eval_sets(job: Job, count: int) -> Any:
 
 def _note(folder: RunFolder, **changes: Any) -> None:
     if is_main():
-        folder.update(**changes)
+        with suppress(LabError):  # on a full disk the run's record stays as it was, which a resume can do with
+            folder.update(**changes)
 
 
 def _figures(folder: RunFolder) -> dict[str, float]:

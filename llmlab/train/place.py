@@ -73,7 +73,8 @@ def place(config: TrainingConfig, job: Any, resume: str, console: Console) -> tu
         changed = _changes(folder, config, console)
         console.print(f"resuming from {checkpoint}")
         return path, checkpoint, changed
-    fresh = unused(path)
+    begun = path.is_dir() and {file.name for file in path.iterdir()} <= {LOCK, HOLDER}  # killed before it wrote anything
+    fresh = path if begun else unused(path)
     if fresh != path:
         console.print(f"{path} holds a finished run; this one goes to {fresh}")
     return fresh, None, frozenset()
