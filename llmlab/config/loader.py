@@ -22,6 +22,7 @@ KINDS: dict[str, type[KindConfig]] = {
     cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, RewardConfig, DPOConfig, GRPOConfig, PPOConfig)
 }
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
+MAX_DEPTH = 12  # lists and objects inside one another
 MIGRATIONS: dict[int, Any] = {}  # version -> function from the JSON data of that version to that of the next
 
 
@@ -46,6 +47,8 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
     """
     if not isinstance(data, dict):
         raise LabError("a config is a JSON object", where=where, remedy="`llmlab new KIND` writes one")
+    if _too_deep(data):
+        raise LabError(f"is nested more than {MAX_DEPTH} deep, which no config is", where=where)
     if "kind" not in data:
         raise LabError("`kind` is missing", where=where, remedy=f"add one of {', '.join(KINDS)}")
     version = data.get("schema_version", SCHEMA_VERSION)
@@ -57,10 +60,22 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
         )
     for old in range(version, SCHEMA_VERSION):
         data = MIGRATIONS[old](data)
+    if not isinstance(data["kind"], str):
+        raise LabError(f"`kind` is {str(data['kind'])[:60]!r}, not a text", where=where, remedy=f"one of {', '.join(KINDS)}")
     try:
         return validate(kind_class(data["kind"]), {**data, "schema_version": SCHEMA_VERSION})
     except LabError as error:
         raise error.at(where) if where else error from None
+
+
+def _too_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(MAX_DEPTH):  # level by level: a recursion would end where the data begins to be deep
+        level = [value for held in level if isinstance(held, (dict, list)) for value in
+                 (held.values() if isinstance(held, dict) else held)]  # fmt: skip
+        if not level:
+            return False
+    return True
 
 
 def load_config(path: str | Path) -> KindConfig:

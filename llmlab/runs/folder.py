@@ -77,7 +77,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """Returns every logged line; a last line cut off by a kill is left out."""
         try:
-            lines = (self.path / METRICS).read_text(encoding="utf-8").splitlines()
+            lines = (self.path / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
         found = []

@@ -144,7 +144,9 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **safe, **kwargs)
     except ImportError as error:
         raise LabError(str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing") from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LabError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for one situation: these files are no model
         refuse_code(error, name)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"

@@ -97,7 +97,9 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
         else:
             refuse_pickles(path)
             model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **safely(name), **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except LabError:
+        raise
+    except Exception as error:  # the libraries raise many kinds for one situation: these files are no model
         refuse_code(error, name)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LabError(f"holds no model that can score ({text})", where=name) from None
