@@ -35,7 +35,7 @@ from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.plan.report import plan_table
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.report import info_table, runs_table
+from llmlab.runs.report import info_table
 from llmlab.runs.seal import verify
 from llmlab.train.engine import run
 from llmlab.train.loading import load_model

@@ -84,9 +84,9 @@ class RunFolder:
         for line in lines:
             try:
                 found.append(json.loads(line))
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-        return found
+        return [line for line in found if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
     def forget_after(self, step: int) -> None:
         """Drops metrics of later steps, which a resumed run writes again; all of them for a step below 0."""
