@@ -54,20 +54,27 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
     rows = [("model", str(folder))]
     for file in ("config.json", "adapter_config.json"):
         if (folder / file).is_file():
-            shape: dict[str, Any] = json.loads((folder / file).read_text())
+            try:
+                shape: dict[str, Any] = dict(json.loads((folder / file).read_text()))
+            except (OSError, ValueError, TypeError, RecursionError):
+                rows.append((file, "is damaged"))
+                continue
             kept = {k: v for k, v in shape.items() if isinstance(v, (int, float, str)) and not k.startswith("_")}
             rows.append((file.removesuffix(".json"), ", ".join(f"{key} {value}" for key, value in kept.items())))
     record = RunFolder(folder.parent).record
     if record:
-        config = record["config"]
-        rows += [
-            ("method", f"{config['kind']}, {record.get('step', '?')} steps, {record['status']}"),
-            ("parameters", f"{record['parameters']:,}, {record['trained_parameters']:,} trained"),
-            ("attention", record["attention"]),
-            ("lineage", " <- ".join(lineage(folder.parent))),
-        ]
-        metrics = record.get("metrics") or {}
-        rows += [(key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES]
+        try:
+            config = record["config"]
+            rows += [
+                ("method", f"{config['kind']}, {record.get('step', '?')} steps, {record['status']}"),
+                ("parameters", f"{record['parameters']:,}, {record['trained_parameters']:,} trained"),
+                ("attention", str(record["attention"])),
+                ("lineage", " <- ".join(lineage(folder.parent))),
+            ]
+            metrics = record.get("metrics") or {}
+            rows += [(key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES]
+        except (KeyError, TypeError, ValueError, AttributeError, OSError):
+            rows.append(("record", "run.json is damaged"))
     fault = verify(folder) if (folder / MANIFEST).is_file() else "was not made by this lab"
     rows.append(("seal", fault or "whole"))
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import sys
@@ -83,3 +84,17 @@ def agreed(decide: Callable[[], T]) -> T:
     if box[1]:
         raise LabError(box[1][0], where=box[1][1], remedy=box[1][2], exit_code=box[1][3])
     return box[0]
+
+
+def free_memory() -> None:
+    """Gives memory that nobody uses back to the device and to the system."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return

@@ -6,10 +6,7 @@ computed once, in whatever order is fast, and found by content later (`data/refe
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +29,7 @@ from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import weights_fingerprint
-from llmlab.train.environment import is_main, processes
+from llmlab.train.environment import free_memory, is_main, processes
 from llmlab.train.loading import choose_device, choose_precision, load_model, loading_kwargs
 from llmlab.train.padding_free import rows_of
 
@@ -339,18 +336,6 @@ class _progress:
 def memory_now(device: str) -> int:
     """Returns the bytes in use: on the GPU, or of this process."""
     return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
-
-
-def free_memory() -> None:
-    """Gives memory that nobody uses back to the device and to the system."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            return
 
 
 def _rank() -> str:
