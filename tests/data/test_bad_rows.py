@@ -93,7 +93,7 @@ def test_pairs_that_teach_nothing(tokenizer, tmp_path):
     reasons = " ".join(data.notes)
     assert "chosen and rejected are equal" in reasons and "empty answer" in reasons and "equal answers within" in reasons
     path = write(tmp_path / "b.jsonl", [{"prompt": "Who?", "chosen": "Ahab"}] * 2)
-    with pytest.raises(LabError, match="columns of no known shape"):
+    with pytest.raises(LabError, match=r"holds prompt rows .*needed: preference rows"):
         dpo_data(DPOConfig(datasets=[path]), tokenizer)
 
 
