@@ -91,6 +91,8 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
+    if "pyarrow" in sys.modules:  # which has an allocator of its own
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux":
