@@ -26,11 +26,12 @@ class Record(TrainerCallback):
     """Appends every logged step to `metrics.jsonl`, held-out losses of text also as bits per byte."""
 
     def __init__(
-        self, folder: RunFolder, bytes_per_token: dict[str, float], say: Callable[[str], None], *, endless: bool = False
-    ):
+        self, folder: RunFolder, bytes_per_token: dict[str, float], say: Callable[[str], None], stopped: Callable[[], bool],
+        *, endless: bool = False,
+    ):  # fmt: skip
         self.folder = folder
         self.endless = endless
-        self.say = say
+        self.say, self.stopped = say, stopped
         self.bytes_per_token = bytes_per_token
         self._bits: dict[str, float] = {}
 
@@ -43,7 +44,7 @@ class Record(TrainerCallback):
         if self.endless:  # a stream has no epochs, and the library would count them from where it was resumed
             figures.pop("epoch", None)
         line = {"step": state.global_step, **figures}
-        patiently(lambda: self.folder.log(line), self.folder.path, 0, self.say)
+        patiently(lambda: self.folder.log(line), self.folder.path, 0, self.say, self.stopped)
 
     def _add_bits(self, figures: dict[str, float]) -> None:
         alone = len(self.bytes_per_token) == 1
@@ -181,6 +182,10 @@ class StopOnSignal(TrainerCallback):
         if self.received:
             raise KeyboardInterrupt
         self.received = number
+
+    def heard(self) -> bool:
+        """Returns whether an end was asked for."""
+        return bool(self.received)
 
     def watch(self, model: Any) -> None:
         """Looks for a signal before every forward pass of a model: micro-steps, validations, tokens of an answer."""

@@ -165,7 +165,7 @@ def _run(
         position = DataPosition(job.data.train, rows_per_step(config))
         restored = position.restore(checkpoint, config.dataloader_workers)
         trouble = Trouble(folder, console, config.max_skipped_steps)
-        record = Record(folder, job.data.bytes_per_token, say, endless=position.stream is not None)
+        record = Record(folder, job.data.bytes_per_token, say, stop.heard, endless=position.stream is not None)
         callbacks: list[TrainerCallback] = [record, trouble, stop]
         if job.data.eval:
             callbacks.append(best)
@@ -188,7 +188,7 @@ def _run(
             trainer.remove_callback(noisy)
         best.trainer, trainer.trouble, trainer.position = trainer, trouble, position
         trainer.keep, trainer.changed = config.save_total_limit, changed
-        trainer.say, trainer.stopped = say, lambda: bool(stop.received)
+        trainer.say, trainer.stopped = say, stop.heard
         if processes() == 1 and not config.compile:
             stop.watch(job.model)
         return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)

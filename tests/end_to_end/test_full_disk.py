@@ -8,10 +8,13 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerState
 
 from llmlab.config import SFTConfig, save_config
+from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import verify
+from llmlab.train.callbacks import Record
 
 SIZE = 160_000_000  # a run wants to see 64 MB free before it begins
 
@@ -91,8 +94,17 @@ def test_stopped_while_it_waits_nothing_is_lost(base_run, small_disk, tmp_path):
         assert child.poll() is None, log.read_text()
         time.sleep(0.05)
     child.terminate()
-    assert child.wait(10) == 1 and "earlier checkpoints are whole" in log.read_text()
+    assert child.wait() == 1 and "earlier checkpoints are whole" in log.read_text()
     assert verify(folder.checkpoints()[0]) == ""
     filler.unlink()
     again = subprocess.run([*command, str(path)], capture_output=True, text=True)
     assert again.returncode == 0 and "resuming from" in again.stderr
+
+
+def test_a_line_of_figures_that_finds_no_room_hears_the_stop(small_disk):
+    folder, said = RunFolder(small_disk), []
+    record = Record(folder, {}, said.append, lambda: True)
+    fill(small_disk)
+    with pytest.raises(LabError, match="stopped while the disk was full"):
+        record.on_log(None, TrainerState(global_step=3), None, logs={"loss": 1.0})
+    assert len(said) == 1 and folder.metrics() == []
