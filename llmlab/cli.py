@@ -44,7 +44,7 @@ def menu(context: typer.Context) -> None:
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo or ppo.")],
+    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo, ppo or dual_head.")],
     preset: Annotated[str | None, typer.Option(help="Start from a known shape; of methods from 100m, 1b or 7b.")] = None,
     set_: SetOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
@@ -73,7 +73,7 @@ def new(
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo or ppo.")]) -> None:
+def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo, ppo or dual_head.")]) -> None:
     """Print the JSON Schema of a config, for editors."""
     from llmlab.config import schema as json_schema
 
@@ -147,15 +147,20 @@ def run(
 @app.command()
 def chat(
     checkpoint: Annotated[str, typer.Argument(help="A run, a model folder, a GGUF file or a hub id.")],
+    against: Annotated[str | None, typer.Option(help="Another model, whose answers stand beside.")] = None,
     set_: SetOption = None,
 ) -> None:
     """Talk to a model; with piped input, one answer per line."""
     from rich.console import Console
 
+    from llmlab.runs.folder import find_model
+
+    if against:
+        find_model(against)
     session = _session(checkpoint, set_)
     from llmlab.chat.session import chat as talk
 
-    talk(session, Console())
+    talk(session, Console(), _beside(session, against) if against else None)
 
 
 @app.command()
@@ -195,6 +200,11 @@ def evaluate(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How the sources are read: split, max_rows ...")
     ] = None,
     by: Annotated[str, typer.Option(help="score or generate: how a label is chosen.")] = "score",
+    reward: Annotated[
+        list[str] | None, typer.Option(metavar="REWARD", help="Answer the prompts, too, and score the answers by this.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="With --reward: another model, for how often each wins.")] = None,
+    trust: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Agree to run a reward `module:function`.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
@@ -202,18 +212,43 @@ def evaluate(
     if by not in ("score", "generate"):
         raise LabError(f"`--by` {by!r} is not score or generate")
     sources = [_source(line, set_) for line in task]
+    if against and not reward:
+        raise LabError("`--against` compares answers by a reward", remedy="add --reward NAME (`llmlab new grpo` lists them)")
+    from llmlab.config.base import validate
+    from llmlab.config.rewards import RewardSource
     from llmlab.runs.folder import find_model
 
-    find_model(checkpoint)
+    rewards = [validate(RewardSource, line) for line in reward or []]
+    for name in [checkpoint, *([against] if against else []), *(one.name for one in rewards if one.kind == "model")]:
+        find_model(name)
+    if trust:
+        from llmlab.trust import TRUSTED
+
+        TRUSTED.update(trust)
     from llmlab.evaluate.sources import measure
     from llmlab.train.environment import quiet_libraries
     from llmlab.train.loading import choose_device, load_model
     from llmlab.wizard.data import measured
 
     quiet_libraries()
+    device = choose_device("auto")
     model, reader = load_model(checkpoint)
-    model = model.to(choose_device("auto"))
-    found = [measure(model, reader, source, by=by, batch_size=batch_size) for source in sources]
+    model = model.to(device)
+    if rewards:
+        from llmlab.evaluate.wins import Speaker, judged
+        from llmlab.train.loading import is_backbone_of
+        from llmlab.train.rewards import agree, weighted
+
+        agree(rewards)
+        speakers = [Speaker(checkpoint, model, reader)]
+        if against and is_backbone_of(against, model):
+            speakers.append(Speaker(against, model, reader, plain=True))
+        elif against:
+            other, its_reader = load_model(against)
+            speakers.append(Speaker(against, other.to(device), its_reader))
+        found = [judged(speakers, source, weighted(rewards, device), batch_size=batch_size) for source in sources]
+    else:
+        found = [measure(model, reader, source, by=by, batch_size=batch_size) for source in sources]
     if as_json:
         typer.echo(json.dumps([figures.to_json() for figures in found]))
     else:
@@ -440,7 +475,18 @@ def _session(checkpoint: str, set_: list[str] | None) -> Any:
 
     quiet_libraries()
     model, tokenizer = load_model(checkpoint)
-    return ChatSession(model.to(choose_device("auto")), tokenizer, settings)
+    return ChatSession(model.to(choose_device("auto")), tokenizer, settings, name=checkpoint)
+
+
+def _beside(session: Any, name: str) -> Any:
+    """Returns a session with another model; the backbone of a dual head is in memory already."""
+    from llmlab.chat.session import ChatSession
+    from llmlab.train.loading import is_backbone_of, load_model
+
+    if is_backbone_of(name, session.model):
+        return ChatSession(session.model, session.tokenizer, session.settings, name=name, plain=True)
+    model, tokenizer = load_model(name)
+    return ChatSession(model.to(session.model.device), tokenizer, session.settings, name=name)
 
 
 def _print(shown: Any) -> None:

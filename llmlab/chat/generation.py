@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TextIteratorStreamer,
 )
+from transformers.generation import BaseStreamer
 
 from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError
+from llmlab.model import LabDualHeadForCausalLM
 
 
 class _Stop(StoppingCriteria):
@@ -28,12 +30,62 @@ class _Stop(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self.asked.is_set(), device=input_ids.device, dtype=torch.bool)
 
 
+class Piece(str):
+    """A piece of an answer: what one token added to the text.
+
+    Attributes:
+        alpha: of a dual head, how much of this token the reward head said; None of other models.
+    """
+
+    alpha: float | None = None
+
+
+class _Pieces(BaseStreamer):
+    """Hands tokens over as pieces of text; a token that ends within a character waits for the next."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool, alpha: Callable[[], float | None]):
+        self.tokenizer, self.alpha = tokenizer, alpha
+        self.said: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+        self._ids: list[int] = []
+        self._shown = ""
+        self._waiting: list[float] = []
+        self._prompt = skip_prompt
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt, then one token at a time."""
+        if self._prompt:
+            self._prompt = False
+            return
+        self._ids += value.flatten().tolist()
+        alpha = self.alpha()
+        self._waiting += [] if alpha is None else [alpha]
+        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        if not text.endswith("\ufffd"):
+            self._hand_over(text)
+
+    def end(self) -> None:
+        """Hands over what still waits."""
+        self._hand_over(self.tokenizer.decode(self._ids, skip_special_tokens=True) if self._ids else "")
+        self.said.put(None)
+
+    def _hand_over(self, text: str) -> None:
+        piece = Piece(text[len(self._shown) :])
+        if not piece:
+            return
+        if self._waiting:
+            piece.alpha = sum(self._waiting) / len(self._waiting)
+        self._shown, self._waiting = text, []
+        self.said.put(piece)
+        if text.endswith("\n"):  # a new line begins anew, so that long answers are not decoded again and again
+            self._ids, self._shown = [], ""
+
+
 def is_chat_model(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Returns whether conversations can be put to the model; a base model's tokenizer has no chat template."""
     return bool(tokenizer.chat_template)
 
 
-def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings) -> Iterator[str]:
+def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings) -> Iterator[Piece]:
     """Yields the continuation of `prompt` piece by piece; closing the iterator stops the model after the current token.
 
     Raises:
@@ -56,7 +108,13 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     )
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
-    pieces = TextIteratorStreamer(tokenizer, skip_prompt=not apart, skip_special_tokens=True)
+    dual = isinstance(model, LabDualHeadForCausalLM)
+
+    def alpha() -> float | None:
+        return model.last_alpha[0].item() if dual and model.last_alpha is not None else None
+
+    more = {"alignment": settings.alignment} if dual else {}
+    pieces = _Pieces(tokenizer, not apart, alpha)
     stop = _Stop()
     failure: list[BaseException] = []
 
@@ -68,6 +126,7 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
                 generation_config=config,
                 streamer=pieces,
                 stopping_criteria=StoppingCriteriaList([stop]),
+                **more,
             )
         except BaseException as error:  # handed to the caller's thread
             failure.append(error)
@@ -76,7 +135,8 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     try:
-        yield from pieces
+        while (piece := pieces.said.get()) is not None:
+            yield piece
     finally:
         stop.asked.set()
         worker.join()

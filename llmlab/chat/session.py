@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmlab.chat.generation import is_chat_model, stream
+from llmlab.chat.generation import Piece, is_chat_model, stream
 from llmlab.config.base import validate
 from llmlab.config.chat import ChatSettings
 from llmlab.data.render import render
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
+from llmlab.model import LabDualHeadForCausalLM
 
 HELP = {
     "/set": "show the settings, or change one: /set temperature 0.2",
@@ -27,14 +30,27 @@ HELP = {
     "/quit": "leave (so do Ctrl+D, and Ctrl+C twice)",
 }
 
+OF_A_DUAL_HEAD = ("alignment", "show_alpha")
+
 
 class ChatSession:
     """One conversation with one model.
 
     A model with a chat template is chatted with; a base model continues the text it is given.
+
+    Args:
+        model: to talk to.
+        tokenizer: its own.
+        settings: how it answers.
+        name: shown; left out, the model's own.
+        plain: of a dual head, whether its backbone alone is talked to.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, *, name: str = "",
+        plain: bool = False,
+    ):  # fmt: skip
+        self.name, self.plain = name or model.config.name_or_path, plain
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.settings = settings
@@ -48,10 +64,16 @@ class ChatSession:
         system = [{"role": "system", "content": self.settings.system_prompt}] if self.settings.system_prompt else []
         return render(self.tokenizer, [*system, *self.messages, {"role": "user", "content": said}], generate=True)
 
-    def reply(self, said: str, write: Callable[[str], None]) -> tuple[str, bool]:
+    @property
+    def fused(self) -> bool:
+        """Whether there is an alignment to turn."""
+        return isinstance(self.model, LabDualHeadForCausalLM) and not self.plain
+
+    def reply(self, said: str, write: Callable[[Piece], None]) -> tuple[str, bool]:
         """Streams the answer to `write`; returns it and whether it was cut short by Ctrl+C. Both are remembered."""
         parts: list[str] = []
-        pieces = stream(self.model, self.tokenizer, self.prompt(said), self.settings)
+        settings = self.settings.model_copy(update={"alignment": 0.0}) if self.plain else self.settings
+        pieces = stream(self.model, self.tokenizer, self.prompt(said), settings)
         stopped = False
         try:
             for piece in pieces:
@@ -105,6 +127,8 @@ class ChatSession:
         if not rest:
             table = Table.grid(padding=(0, 2))
             for name, info in ChatSettings.options().items():
+                if name in OF_A_DUAL_HEAD and not self.fused:
+                    continue
                 table.add_row(name, str(getattr(self.settings, name)), f"[dim]{info.description}[/dim]")
             console.print(table)
             return
@@ -112,6 +136,8 @@ class ChatSession:
         value = value.strip()
         if not value:
             raise LabError(f"/set {name} needs a value", remedy=f"/set {name} {getattr(self.settings, name, '...')}")
+        if name in OF_A_DUAL_HEAD and not self.fused:
+            raise LabError(f"{self.name} has no alignment to turn", remedy="`llmlab new dual_head` trains a model that has")
         try:
             parsed = json.loads(value)
         except json.JSONDecodeError:
@@ -123,20 +149,99 @@ class ChatSession:
         return validate(ChatSettings, {**self.settings.model_dump(), name: value})
 
 
-def chat(session: ChatSession, console: Console) -> None:
-    """Holds the conversation: with a prompt at a terminal, else one answer for each line of standard input."""
+def coloured(piece: Piece) -> Text:
+    """Returns a piece on a ground from none (alpha 0) to deep orange (alpha 1), whatever the terminal's own colours."""
+    if piece.alpha is None:
+        return Text(piece)
+    share = min(1.0, max(0.0, piece.alpha))
+    dark = [round(30 + share * (high - 30)) for high in (200, 90, 0)]
+    return Text(piece, style=f"rgb(255,255,255) on rgb({dark[0]},{dark[1]},{dark[2]})")
+
+
+def legend(alphas: list[float]) -> Text:
+    """Returns the scale of the colours, and the mean of an answer."""
+    scale = Text("  alpha ", style="dim")
+    for step in range(11):
+        block = Piece(" ")
+        block.alpha = step / 10
+        scale.append_text(coloured(block))
+    scale.append(f" 0 to 1, mean {sum(alphas) / len(alphas):.2f}", style="dim")
+    return scale
+
+
+def answer_at_terminal(session: ChatSession, said: str, console: Console) -> None:
+    """Streams one answer to the terminal."""
+    alphas: list[float] = []
+
+    def write(piece: Piece) -> None:
+        alphas.extend([] if piece.alpha is None else [piece.alpha])
+        shown = coloured(piece) if session.settings.show_alpha else Text(piece)
+        console.print(shown, end="", highlight=False, soft_wrap=True)
+
+    console.print("[green bold]model[/green bold] ", end="")
+    _, stopped = session.reply(said, write)
+    console.print("[dim] (stopped)[/dim]" if stopped else "")
+    if session.fused and session.settings.show_alpha and alphas:
+        console.print(legend(alphas))
+
+
+def answer_side_by_side(sessions: list[ChatSession], said: str, console: Console) -> None:
+    """Shows the answers of two models in two columns, the second once the first has ended."""
+    answers = [Text(), Text()]
+
+    def columns() -> Table:
+        table = Table(*(session.name for session in sessions), expand=True, show_lines=False)
+        for column in table.columns:
+            column.overflow, column.ratio = "fold", 1
+        table.add_row(*answers)
+        return table
+
+    with Live(columns(), console=console, refresh_per_second=8, vertical_overflow="visible") as live:
+        for session, answer in zip(sessions, answers, strict=True):
+
+            def write(piece: Piece, answer: Text = answer, shows: bool = session.settings.show_alpha) -> None:
+                answer.append_text(coloured(piece) if shows else Text(piece))
+                live.update(columns())
+
+            _, stopped = session.reply(said, write)
+            if stopped:
+                answer.append(" (stopped)", style="dim")
+                live.update(columns())
+
+
+def from_pipe(sessions: list[ChatSession]) -> None:
+    """Answers each line of standard input by itself; of two models, each answer behind the model's name."""
+    for line in sys.stdin:
+        if not (said := line.strip()):
+            continue
+        for session in sessions:
+            if len(sessions) > 1:
+                print(f"{session.name}: ", end="")
+            session.reply(said, lambda piece: print(piece, end="", flush=True))
+            print(flush=True)
+            session.messages.clear()
+
+
+def chat(session: ChatSession, console: Console, against: ChatSession | None = None) -> None:
+    """Holds the conversation: with a prompt at a terminal, else one answer for each line of standard input.
+
+    Args:
+        session: with the model.
+        console: where it is shown.
+        against: with another model, whose answers stand beside.
+    """
+    sessions = [session, *([against] if against else [])]
     if not sys.stdin.isatty():
-        for line in sys.stdin:
-            if said := line.strip():
-                session.reply(said, lambda piece: print(piece, end="", flush=True))
-                print(flush=True)
-                session.messages.clear()
+        from_pipe(sessions)
         return
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import HTML
 
     kind = "chat" if session.chats else "base model: it continues your text"
-    console.print(f"[bold]{session.model.config.name_or_path}[/bold] [dim]({kind}; /help for commands)[/dim]")
+    names = " [dim]beside[/dim] ".join(f"[bold]{one.name}[/bold]" for one in sessions)
+    console.print(f"{names} [dim]({kind}; /help for commands)[/dim]")
+    if session.fused:
+        console.print("[dim]a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts[/dim]")
     prompt = PromptSession(
         HTML("<ansicyan><b>you</b></ansicyan> ") if session.chats else HTML("<ansicyan><b>text</b></ansicyan> ")
     )
@@ -159,11 +264,12 @@ def chat(session: ChatSession, console: Console) -> None:
             if said.startswith("/"):
                 if not session.command(said, console):
                     break
-                continue
-            console.print("[green bold]model[/green bold] ", end="")
-            _, stopped = session.reply(
-                said, lambda piece: console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
-            )
-            console.print("[dim] (stopped)[/dim]" if stopped else "")
+                if against:  # one set of settings; conversations are forgotten together
+                    against.settings = session.settings.model_copy(update={"show_alpha": False})
+                    against.messages = against.messages if session.messages else []
+            elif against:
+                answer_side_by_side(sessions, said, console)
+            else:
+                answer_at_terminal(session, said, console)
         except LabError as error:
             console.print(f"[red]{error}[/red]")

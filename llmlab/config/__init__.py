@@ -2,6 +2,7 @@
 
 from llmlab.config.base import KindConfig, LabBaseConfig, option_info
 from llmlab.config.dpo import DPOConfig
+from llmlab.config.dual_head import DualHeadConfig
 from llmlab.config.grpo import GRPOConfig
 from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config, save_config, schema
 from llmlab.config.model import ModelConfig
@@ -17,6 +18,7 @@ __all__ = [
     "METHOD_PRESETS",
     "MODEL_PRESETS",
     "DPOConfig",
+    "DualHeadConfig",
     "GRPOConfig",
     "KindConfig",
     "LabBaseConfig",

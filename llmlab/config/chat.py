@@ -16,3 +16,12 @@ class ChatSettings(LabBaseConfig):
     repetition_penalty: float = option(1.0, "Repetition penalty", "Above 1 discourages what was said already.", gt=0)
     seed: int | None = option(None, "Seed", "Makes answers repeatable; left out, each is drawn anew.", ge=0)
     system_prompt: str | None = option(None, "System prompt", "What the model is told before the conversation.")
+    alignment: float = option(
+        1.0,
+        "Alignment",
+        "Of a dual head: 0 is the plain backbone, 1 as learned, more goes further.",
+        typical="0 to 2",
+        ge=0,
+        le=100,
+    )
+    show_alpha: bool = option(False, "Show alpha", "Of a dual head: colours each token by how much of it the reward head said.")

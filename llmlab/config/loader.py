@@ -9,6 +9,7 @@ from typing import Any
 
 from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, validate
 from llmlab.config.dpo import DPOConfig
+from llmlab.config.dual_head import DualHeadConfig
 from llmlab.config.grpo import GRPOConfig
 from llmlab.config.model import ModelConfig
 from llmlab.config.ppo import PPOConfig
@@ -19,7 +20,17 @@ from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 
 KINDS: dict[str, type[KindConfig]] = {
-    cls.KIND: cls for cls in (ModelConfig, PretrainConfig, SFTConfig, RewardConfig, DPOConfig, GRPOConfig, PPOConfig)
+    cls.KIND: cls
+    for cls in (
+        ModelConfig,
+        PretrainConfig,
+        SFTConfig,
+        RewardConfig,
+        DPOConfig,
+        GRPOConfig,
+        PPOConfig,
+        DualHeadConfig,
+    )
 }
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
 MAX_DEPTH = 12  # lists and objects inside one another

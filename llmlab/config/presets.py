@@ -66,6 +66,11 @@ METHOD_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "1b": dict(learning_rate=1e-6, max_steps=4000, batch_size=128, mini_batch_size=16),
         "7b": dict(**_CARD, learning_rate=1e-5, max_steps=4000, batch_size=64, mini_batch_size=8),
     },
+    "dual_head": {
+        "100m": dict(learning_rate=3e-4, batch_size=16, gradient_accumulation_steps=4, epochs=3),
+        "1b": dict(learning_rate=1e-4, batch_size=8, gradient_accumulation_steps=8, epochs=2),
+        "7b": dict(learning_rate=5e-5, batch_size=1, gradient_accumulation_steps=64, epochs=1, load_in="4bit"),
+    },
 }
 
 

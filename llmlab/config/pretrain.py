@@ -16,6 +16,7 @@ class PretrainConfig(TrainingConfig):
     KIND: ClassVar[str] = "pretrain"
     TITLE: ClassVar[str] = "Base training"
     METHOD: ClassVar[str] = "base"
+    STARTS_FROM: ClassVar[str] = "model"
     kind: Literal["pretrain"] = "pretrain"
 
     model: ModelConfig | str = option("model_configs/model.json", "Model", "A model config: a file, or the config itself.")

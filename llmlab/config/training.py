@@ -18,6 +18,7 @@ class TrainingConfig(KindConfig):
     """What pretrain, sft and dpo have in common. `METHOD` names the method in the name of a run."""
 
     METHOD: ClassVar[str] = ""
+    STARTS_FROM: ClassVar[str] = "policy_checkpoint"  # the option that names the model to begin with
 
     name: str | None = option(
         None,
@@ -314,6 +315,11 @@ class AdapterOptions(KindConfig):
         applies_when=WITH_ADAPTER,
         advanced=True,
     )
+
+    @property
+    def frozen_base(self) -> bool:
+        """Whether the loaded weights stay as they are."""
+        return self.adapter != "none"
 
     @property
     def quantised(self) -> str:

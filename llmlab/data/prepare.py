@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmlab.config import DPOConfig, PretrainConfig, RewardConfig, SFTConfig, SourceConfig
+from llmlab.config import DPOConfig, DualHeadConfig, PretrainConfig, RewardConfig, SFTConfig, SourceConfig
 from llmlab.config.sources import shares, short_names
 from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.canonical import Tally, open_source
@@ -156,6 +156,43 @@ def dpo_data(config: DPOConfig | RewardConfig, tokenizer: PreTrainedTokenizerBas
     return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
 
 
+def dual_head_data(config: DualHeadConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
+    """Returns rows of `prompt_ids`, `chosen_ids`, `chosen_labels` and `rejected_ids`, the last empty for answers alone.
+
+    Raises:
+        LabError: when a source has no rows that the objective learns from.
+    """
+    needed = ("preference",) if config.objective == "preference" else ("preference", *CONVERSATIONS)
+    alone = config.objective == "sft"
+    key = {
+        "method": "dual head", "tokenizer": tokenizer_hash(tokenizer), "max_length": config.max_length,
+        "max_prompt_length": config.max_prompt_length, "overlong": config.overlong, "alone": alone,
+    }  # fmt: skip
+    columns = ("prompt_ids", "chosen_ids", "chosen_labels", "rejected_ids")
+    parts, held, notes = _load(config, needed, partial(answer_tokens, tokenizer, config, alone), key, columns)
+    portions = None
+    if config.objective == "mixed":
+        paired = [bool(len(part.train)) and bool(part.train[0]["rejected_ids"]) for part, _ in parts]
+        if not any(paired):
+            raise LabError(
+                '`objective` "mixed": no source holds pairs', where="datasets", remedy='add one, or set `objective` to "sft"'
+            )
+        if not all(paired):  # conversations are the answers alone, in the share that was asked for
+            weights = [source.weight for source in config.datasets]
+            sums = {kind: sum(w for w, of in zip(weights, paired, strict=True) if of is kind) or 1.0 for kind in (True, False)}
+            share = {True: 1 - config.sft_ratio, False: config.sft_ratio}
+            portions = [share[of] * w / sums[of] for w, of in zip(weights, paired, strict=True)]
+    train = _mixed(config, [part for part, _ in parts], portions)
+    _require(train, "no usable rows", notes)
+    if config.objective == "mixed" and portions is None:
+        lone = is_held_out(np.arange(len(train)), config.sft_ratio)
+        train = train.map(
+            lambda row, index: {**row, "rejected_ids": []} if lone[index] else row, with_indices=True, keep_in_memory=True
+        )
+    facts = {"train_rows": len(train), **_counts(parts), "eval_rows": sum(len(rows) for rows, _ in held.values())}
+    return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
+
+
 def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     """Returns `prompt` (messages) and `answer` (the right one, "" where there is none) to generate from.
 
@@ -171,7 +208,7 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
 
     def read(source: SourceConfig) -> list[tuple[int, dict[str, Any]]]:
         _refuse_stream(source)
-        opened = open_source(source, _prompt_shapes(source))
+        opened = open_source(source, prompt_shapes(source))
         tally = Tally()
         rows = []
         for number, row in opened.canonical(tally):
@@ -206,7 +243,7 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     )  # fmt: skip
 
 
-def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
+def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig | DualHeadConfig, row: Row) -> dict[str, Any]:
     """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, and whether it was `cut`.
 
     Raises:
@@ -238,7 +275,9 @@ def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row
     return {**{name: ids[: config.max_length] for name, ids in made.items()}, "cut": cut}
 
 
-def pair_tokens(tokenizer: PreTrainedTokenizerBase, config: DPOConfig | RewardConfig, row: Row) -> dict[str, Any]:
+def pair_tokens(
+    tokenizer: PreTrainedTokenizerBase, config: DPOConfig | RewardConfig | DualHeadConfig, row: Row
+) -> dict[str, Any]:
     """Returns `prompt_ids`, `chosen_ids` and `rejected_ids` of a canonical pair, and whether it was `cut`.
 
     Raises:
@@ -252,6 +291,29 @@ def pair_tokens(tokenizer: PreTrainedTokenizerBase, config: DPOConfig | RewardCo
     if made["chosen_ids"] == made["rejected_ids"]:
         raise RowFault(f"equal answers within `max_length` {config.max_length}" if cut else "equal answers in tokens")
     return {**made, "cut": cut}
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, config: DualHeadConfig, alone: bool, row: Row) -> dict[str, Any]:
+    """Returns a canonical pair or conversation as the dual head reads it: a conversation has all its turns in `chosen_ids`.
+
+    Args:
+        tokenizer: with a chat template.
+        config: of the run.
+        alone: whether a pair's rejected answer is left out.
+        row: canonical.
+
+    Raises:
+        RowFault: when it cannot be used.
+    """
+    if "chosen" in row:
+        made = pair_tokens(tokenizer, config, row)
+        made["chosen_labels"] = list(made["chosen_ids"])
+        return {**made, "rejected_ids": []} if alone else made
+    made = conversation_tokens(tokenizer, config, row)
+    return {
+        "prompt_ids": [], "chosen_ids": made["input_ids"], "chosen_labels": made["labels"], "rejected_ids": [],
+        "cut": made["cut"],
+    }  # fmt: skip
 
 
 def document_texts(source: SourceConfig) -> Iterator[str]:
@@ -363,7 +425,7 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
     return Prepared(train, held, facts)
 
 
-def _prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
+def prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
     """Returns the shapes to take prompts from: the bare right answers where the catalogue knows them, not whole solutions."""
     known = entry_like(source.like) if source.like else entry(source.name, source.subset)
     by_hand = source.format != "auto" or source.columns or source.prompt
@@ -377,11 +439,12 @@ def _refuse_stream(source: SourceConfig) -> None:
         raise LabError("cannot be streamed for this method", where=source.name, remedy="set `streaming` to false")
 
 
-def _mixed(config: Any, parts: list[Tokens]) -> Dataset:
+def _mixed(config: Any, parts: list[Tokens], portions: list[float] | None = None) -> Dataset:
+    """One pass over the sources, each with its share: that of its weight, or `portions`."""
     from datasets import concatenate_datasets
 
     sizes = [len(part.train) for part in parts]
-    sources, rows = mixture(sizes, shares(config.datasets), config.seed, config.mixture_stop)
+    sources, rows = mixture(sizes, portions or shares(config.datasets), config.seed, config.mixture_stop)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     together = concatenate_datasets([part.train for part in parts])
     return together.select((starts[sources] + rows).astype(np.int64))

@@ -16,7 +16,8 @@ from llmlab.data.render import tokenize_apart, tokenize_conversation
 from llmlab.data.shapes import Row, to_messages
 from llmlab.errors import LabError
 from llmlab.evaluate.classification import Classified, classify
-from llmlab.evaluate.pairs import preference_accuracy
+from llmlab.evaluate.pairs import dual_head_figures, preference_accuracy
+from llmlab.model import LabDualHeadForCausalLM
 
 MEASURES = ("text", "messages", "prompt_completion", "preference")
 
@@ -84,7 +85,10 @@ def measure(
         )  # fmt: skip
     elif "chosen" in rows[0]:
         pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
-        found.figures = {"preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)}
+        if isinstance(model, LabDualHeadForCausalLM):
+            found.figures = dual_head_figures(model, tokenizer, pairs, batch_size=batch_size)
+        else:
+            found.figures = {"preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)}
     else:
         found.figures = _losses(model, tokenizer, rows, batch_size, max_length)
     return found

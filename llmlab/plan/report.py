@@ -8,11 +8,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config import KINDS, DualHeadConfig, LabBaseConfig, ModelConfig, PretrainConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
+from llmlab.plan.checkpoint import checkpoint_shape
+from llmlab.plan.dual_head import dual_head_rows
 from llmlab.plan.memory import training_memory
 from llmlab.plan.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
+from llmlab.plan.units import size
 
 
 def plan_table(config: LabBaseConfig) -> Table:
@@ -39,7 +42,7 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         if not isinstance(shape, ModelConfig):
             raise LabError(f"is a {shape.kind!r} config, not a model", where=str(config.model))
         rows += model_rows(shape)
-        precision = "fp32" if config.precision == "auto" and not _has_nvidia() else config.precision.replace("auto", "bf16")
+        precision = _precision(config)
         memory = training_memory(
             shape, batch_size=config.batch_size, optimizer=config.optimizer, precision=precision,
             gradient_checkpointing=config.gradient_checkpointing,
@@ -59,6 +62,8 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         target = Path(config.output_dir or ".")
         existing = next(p for p in (target, *target.absolute().parents) if p.exists())
         rows.append(("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free"))
+    if isinstance(config, DualHeadConfig) and (shape := checkpoint_shape(config.backbone)):
+        rows += dual_head_rows(config, shape, _precision(config))
     if isinstance(config, TrainingConfig):
         rows += training_rows(config)
     return rows
@@ -80,14 +85,14 @@ def training_rows(config: TrainingConfig) -> list[tuple[str, str]]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch = config.micro_batch_size * config.accumulation_steps * world
     total = sum(source.weight for source in config.datasets)
-    rows = [("policy", config.policy_checkpoint)] if hasattr(config, "policy_checkpoint") else []
+    rows = [(config.STARTS_FROM.split("_")[0], str(getattr(config, config.STARTS_FROM)))] if config.kind != "pretrain" else []
     return [
         *rows,
         (
             "effective batch",
             f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {batch} (batch x accumulation x devices)",
         ),
-        ("steps", f"{config.max_steps:,}, {config.warmup_steps:,} of them warm-up, then {config.scheduler}"),
+        ("steps", f"{_steps(config)}, {config.warmup_steps:,} of them warm-up, then {config.scheduler}"),
         (
             "optimizer",
             f"{config.optimizer}, learning rate {config.learning_rate:g}, weight decay {config.weight_decay:g}",
@@ -96,13 +101,13 @@ def training_rows(config: TrainingConfig) -> list[tuple[str, str]]:
     ]
 
 
-def size(count: float) -> str:
-    """Returns bytes as a person reads them: `3.2 MB`."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+def _steps(config: TrainingConfig) -> str:
+    epochs = getattr(config, "epochs", None)
+    return f"those of {epochs:g} epochs, at most {config.max_steps:,}" if epochs else f"{config.max_steps:,}"
+
+
+def _precision(config: TrainingConfig) -> str:
+    return "fp32" if config.precision == "auto" and not _has_nvidia() else config.precision.replace("auto", "bf16")
 
 
 def _has_nvidia() -> bool:

@@ -46,10 +46,21 @@ def weights_fingerprint(name: str) -> str:
             stat = file.stat()
             known = _file_hash(file, stat.st_size, stat.st_mtime_ns)
         digest.update(f"{file.name}:{known}".encode())
-    adapter = where / "adapter_config.json"
-    if adapter.is_file():
-        digest.update(weights_fingerprint(json.loads(adapter.read_text())["base_model_name_or_path"]).encode())
+    if base := base_of(where):
+        digest.update(weights_fingerprint(base).encode())
     return digest.hexdigest()[:32]
+
+
+def base_of(folder: Path) -> str:
+    """Returns the name of the model that an adapter or a dual-head model's heads were trained on; "" for whole models."""
+    for file, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "backbone")):
+        try:
+            found = json.loads((folder / file).read_text()).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(found, str) and found:
+            return found
+    return ""
 
 
 def note_base(adapter: Path, base: str) -> None:
@@ -61,8 +72,8 @@ def note_base(adapter: Path, base: str) -> None:
     (adapter / BASE).write_text(json.dumps({"name": base, "weights": known}) + "\n")
 
 
-def check_base(adapter: Path, base: str) -> None:
-    """Compares a base with the one that an adapter was trained on.
+def check_base(adapter: Path, base: str, *, made: str = "an adapter") -> None:
+    """Compares a base with the one that an adapter, or the heads of a dual-head model, were trained on.
 
     Raises:
         LabError: when its weights are others.
@@ -72,9 +83,12 @@ def check_base(adapter: Path, base: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):  # made elsewhere, or by an older version
         return
     if weights_fingerprint(base) != wanted:
+        holds, named = ("is an adapter", "`base_model_name_or_path` in adapter_config.json")
+        if made == "heads":
+            holds, named = "holds heads", "`backbone` in config.json"
         raise LabError(
-            f"is an adapter of another base: {base} does not hold the weights it was trained on", where=str(adapter),
-            remedy=f"put that model back, or set `base_model_name_or_path` in adapter_config.json and remove {BASE}",
+            f"{holds} of another base: {base} does not hold the weights it was trained on", where=str(adapter),
+            remedy=f"put that model back, or set {named} and remove {BASE}",
         )  # fmt: skip
 
 

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 
 from llmlab.data.stream import PackedStream
 from llmlab.runs.disk import patiently
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.identity import note_base
+from llmlab.runs.identity import base_of, note_base
 from llmlab.runs.seal import seal
 from llmlab.train.resume import Stopped
 
@@ -148,8 +147,8 @@ def _save_model(trainer: Trainer, target: Path, **facts: object) -> None:
     for leftover in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run
         (aside / leftover).unlink(missing_ok=True)
     shutil.rmtree(aside / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter, which is not what was trained
-    if isinstance(trainer.model, PeftModel):
-        note_base(aside, trainer.model.peft_config["default"].base_model_name_or_path)
+    if base := base_of(aside):
+        note_base(aside, base)
     seal(aside, **facts)
     old = target.with_name(f".{target.name}-old")
     shutil.rmtree(old, ignore_errors=True)

@@ -35,6 +35,12 @@ SHOWN = {
     "value_loss": "value loss",
     "explained_variance": "explained variance",
     "clip_ratio/region_mean": "tokens clipped",
+    "lm_loss": "loss of the answers",
+    "preference_loss": "preference loss",
+    "reward_accuracy": "reward head right",
+    "reward_margin": "its margin",
+    "alpha": "mean alpha",
+    "gate_entropy": "entropy of alpha",
     "rewards/accuracies": "preference accuracy",
     "rewards/margins": "reward margin",
 }

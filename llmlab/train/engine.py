@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import pickle
 import platform
@@ -107,7 +108,8 @@ class RunResult:
         """Returns the result line for a person."""
         if self.stopped_by:
             return f"{self.folder} stopped; `llmlab run {self.folder}` goes on from here"
-        shown = ("eval_loss", "eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_reward", "train_loss")
+        shown = ("eval_loss", "eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_reward",
+                 "eval_reward_accuracy", "eval_perplexity", "eval_alpha", "train_loss")  # fmt: skip
         figures = [f"{name.removeprefix('eval_')} {self.metrics[name]:.4g}" for name in shown if name in self.metrics]
         return f"{self.model}  {'  '.join(figures)}"
 
@@ -149,6 +151,7 @@ def _run(
 ) -> RunResult:  # fmt: skip
     torch.manual_seed(config.seed)
     job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
+    config = within_epochs(config, job)
     free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
     path, checkpoint, changed = agreed(lambda: place(config, job, resume, console))
     parameters = sum(p.numel() for p in job.model.parameters())
@@ -192,6 +195,15 @@ def _run(
         if processes() == 1 and not config.compile:
             stop.watch(job.model)
         return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
+
+
+def within_epochs(config: TrainingConfig, job: Job) -> TrainingConfig:
+    """Returns the config with the steps that its epochs take where it counts in epochs, at most its `max_steps`."""
+    epochs = getattr(config, "epochs", None)
+    if not epochs:
+        return config
+    steps = min(config.max_steps, max(1, math.ceil(len(job.data.train) * epochs / rows_per_step(config))))
+    return apply_changes(config, {"max_steps": steps, "warmup_steps": min(config.warmup_steps, steps // 10)})
 
 
 class OutOfMemory(Exception):

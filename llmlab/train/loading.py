@@ -12,16 +12,17 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-import llmlab.model  # noqa: F401 (registers the lab's architecture with the Auto classes)
 from llmlab.config import LabBaseConfig
 from llmlab.data.cache import cached
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
+from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base, weights_fingerprint
 from llmlab.runs.seal import PICKLES
 from llmlab.trust import TRUSTED
 
+DUAL_HEAD = LabDualHeadConfig.model_type
 GROUPS = {
     "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn", "query_key_value", "q", "k", "v", "o"),
     "ffn": ("gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2", "wi", "wi_0", "wi_1", "wo"),
@@ -139,8 +140,12 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             check_base(path, base_name)
             base, _ = load_model(base_name, **kwargs)
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
+        elif (about := AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])).model_type == DUAL_HEAD:
+            check_base(path, about.backbone, made="heads")
+            backbone = plain(load_model(about.backbone, **kwargs)[0])
+            model = LabDualHeadForCausalLM.from_pretrained(where, config=about, backbone=backbone)
         else:
-            two_parts = AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"]).is_encoder_decoder
+            two_parts = about.is_encoder_decoder
             model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **safe, **kwargs)
     except ImportError as error:
         raise LabError(str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing") from None
@@ -152,6 +157,21 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
         place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"
         raise LabError(f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder") from None
     return model, tokenizer
+
+
+def is_backbone_of(name: str, model: PreTrainedModel) -> bool:
+    """Returns whether a name stands for the backbone of a dual-head model."""
+    if not isinstance(model, LabDualHeadForCausalLM):
+        return False
+    one, other = Path(find_model(name)), Path(model.config.backbone)
+    return str(one) == str(other) or (one.exists() and other.exists() and one.resolve() == other.resolve())
+
+
+def plain(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the model inside an adapter's wrapper, the adapter at work in its layers."""
+    from peft import PeftModel
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def safely(name: str) -> dict[str, bool]:
@@ -248,7 +268,7 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
 def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
     """Returns how a policy, and the reference it is held to, are loaded: kernels, number format, quantisation."""
     kwargs: dict[str, Any] = {"attn_implementation": attention_kernel(config), "dtype": torch.float32}
-    if config.adapter != "none" and config.quantised != "none":
+    if config.frozen_base and config.quantised != "none":
         from transformers import BitsAndBytesConfig
 
         kwargs["quantization_config"] = BitsAndBytesConfig(
@@ -260,7 +280,7 @@ def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
         )
         local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
         kwargs["device_map"] = {"": local}
-    elif config.adapter != "none" and precision == "bf16":
+    elif config.frozen_base and precision == "bf16":
         kwargs["dtype"] = torch.bfloat16  # frozen weights need no fp32 copy
     return kwargs
 
@@ -290,4 +310,9 @@ def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedMod
     if config.kind != "sft":
         refuse_encoder_decoders(config)
     model, tokenizer = load_model(config.policy_checkpoint, **loading_kwargs(config, device, precision))
+    if isinstance(model, LabDualHeadForCausalLM):
+        raise LabError(
+            f"is a dual-head model, whose backbone stays frozen: `{config.kind}` trains whole models",
+            where=config.policy_checkpoint, remedy=f"train its backbone, {model.config.backbone}",
+        )  # fmt: skip
     return add_adapter(model, config, task="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"), tokenizer

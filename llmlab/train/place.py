@@ -24,6 +24,7 @@ LOCK, HOLDER = ".lock", ".holder.json"
 # of another model: weights and optimizer of a checkpoint would not fit, or would be of something else
 OF_THE_MODEL = {
     "kind", "model", "policy_checkpoint", "init_from", "adapter", "lora_r", "lora_alpha", "lora_targets", "load_in", "critic",
+    "backbone", "gating_num_heads", "gating_size", "gating_layer_norm", "rm_bias",
 }  # fmt: skip
 SILENT = {
     "name", "output_dir", "schema_version", "save_every", "save_total_limit", "save_best_only", "log_every", "eval_every",
@@ -36,6 +37,7 @@ WHAT_IT_MEANS = {
     "warmup_steps": "the rate follows it from this step on",
     "optimizer": "its state starts anew; weights, data position and step are kept",
     "datasets": "rows are counted on by number, so which ones come is not what it was",
+    "epochs": "the schedule is that of the new length",
     "seed": "rows come in another order, so some come twice and some not at all",
 }
 

@@ -52,6 +52,21 @@ def reward_function(source: RewardSource, device: str) -> Callable[..., list[flo
     return checked
 
 
+def weighted(sources: list[RewardSource], device: str) -> Callable[[list[Any], list[str], list[str]], list[float]]:
+    """Returns the weighted sum of rewards as a function of prompts, answers and right answers.
+
+    Raises:
+        LabError: as `reward_function`.
+    """
+    functions = [(source.weight, reward_function(source, device)) for source in sources]
+
+    def total(prompts: list[Any], answers: list[str], right: list[str]) -> list[float]:
+        columns = [[weight * value for value in function(prompts, answers, answer=right)] for weight, function in functions]
+        return [sum(values) for values in zip(*columns, strict=True)]
+
+    return total
+
+
 def agree(sources: list[RewardSource]) -> None:
     """Asks for consent to every function of the person's own: its name has to be typed.
 

@@ -82,12 +82,14 @@ def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTr
 
 def name_parts(config: Any) -> list[str]:
     """Returns model and data for the name of a run on a policy checkpoint."""
-    path = (
-        Path(config.policy_checkpoint).resolve() if Path(config.policy_checkpoint).exists() else Path(config.policy_checkpoint)
-    )
+    return [model_name(config.policy_checkpoint), mixture_name(config.datasets)]
+
+
+def model_name(checkpoint: str) -> str:
+    """Returns a short name of a checkpoint's model."""
+    path = Path(checkpoint).resolve() if Path(checkpoint).exists() else Path(checkpoint)
     run = path.parent.name if path.name in ("best", "final") else path.stem
-    model = run.split("_")[0]  # the names of runs begin with the model
-    return [model, mixture_name(config.datasets)]
+    return run.split("_")[0]  # the names of runs begin with the model
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ STAGES: dict[str, Stage] = {
             when="there is no model yet, or none that knows your kind of text",
         ),
         Stage(
-            "sft", "llmlab.train.sft", "a base model", ("dpo", "reward", "grpo", "ppo"), "training",
+            "sft", "llmlab.train.sft", "a base model", ("dpo", "reward", "grpo", "ppo", "dual_head"), "training",
             ("messages", "prompt_completion"),
             data="good answers: conversations, prompt + completion",
             memory="4 copies; with LoRA 1, with QLoRA about 1/4",
@@ -87,6 +87,14 @@ STAGES: dict[str, Stage] = {
             memory="as SFT, 1 copy more with a KL weight and no adapter; the critic shares the backbone; the reward model",
             speed="1/10 to 1/50: answers are generated",
             when="rewards are noisy or come late in long answers; most settings, most care",
+        ),
+        Stage(
+            "dual_head", "llmlab.train.dual_head", "a fine-tuned model", (), "alignment",
+            ("preference", "messages", "prompt_completion"),
+            data="pairs: a better and a worse answer to each prompt; also answers alone",
+            memory="1 copy, frozen (4 bit: 1/4), and two heads with their optimizer",
+            speed="about 1 for large models: no gradient through the backbone",
+            when="alignment is to be turned up and down while the model talks, or the backbone must stay as it is",
         ),
     )
 }  # fmt: skip

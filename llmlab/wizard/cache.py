@@ -13,7 +13,7 @@ from rich.table import Table
 from llmlab.config import DPOConfig
 from llmlab.data.reference_cache import ReferenceCache, caches
 from llmlab.errors import LabError
-from llmlab.plan.report import size
+from llmlab.plan.units import size
 from llmlab.runs.folder import find_model
 
 BYTES_PER_PAIR = 40

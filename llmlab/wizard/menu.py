@@ -37,8 +37,9 @@ def main_menu() -> None:
         ("5", "Preference training (DPO)", lambda console: train("dpo", console)),
         ("6", "Reward training in groups (GRPO)", lambda console: train("grpo", console)),
         ("7", "Reward training with a critic (PPO)", lambda console: train("ppo", console)),
-        ("8", "Test a model (chat)", test_model),
-        ("9", "Saved configs and runs", saved),
+        ("8", "Dual head (alignment at generation time)", lambda console: train("dual_head", console)),
+        ("9", "Test a model (chat)", test_model),
+        ("s", "Saved configs and runs", saved),
         ("d", "Look at data", look_at_data),
         ("m", "Which method? A comparison", compare_methods),
         ("0", "Quit", None),
@@ -101,7 +102,7 @@ def train(kind: str, console: Console) -> None:
         size = asked.ask(kbi_msg="") if sizes else "the defaults"
         if size in (None, BACK):
             return
-        start = cls(policy_checkpoint=picked, **sizes.get(size, {}))
+        start = cls(**{cls.STARTS_FROM: picked}, **sizes.get(size, {}))
     else:
         files = [str(path) for path in _configs() if isinstance(_loadable(path), ModelConfig)]
         if not files:

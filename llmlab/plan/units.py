@@ -1,0 +1,12 @@
+"""Amounts as a person reads them."""
+
+from __future__ import annotations
+
+
+def size(count: float) -> str:
+    """Returns bytes as a person reads them: `3.2 MB`."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
