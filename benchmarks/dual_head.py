@@ -29,7 +29,7 @@ from rich.console import Console
 
 from llmlab.config import DualHeadConfig, preset
 from llmlab.data.dual_head import DualHeadCollator
-from llmlab.data.tasks import careless_answer, distinct_questions, questions
+from llmlab.data.tasks import distinct_questions, questions
 from llmlab.evaluate.answers import answer
 from llmlab.evaluate.pairs import dual_head_figures
 from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
@@ -110,14 +110,14 @@ def training(steps: int = 8) -> None:
     work = Path(tempfile.mkdtemp())
     rows = list(itertools.islice(questions(3, held_out=False), 2000))
     said = "The answer is {}.".format
-    pairs = [{"prompt": q, "chosen": said(a), "rejected": said(careless_answer(t, q, a))} for t, q, a in rows]
-    _write(work / "pairs.jsonl", [pair for pair in pairs if pair["chosen"] != pair["rejected"]])
+    # a whole sentence before a bare number, which a model finds likelier at first, being shorter
+    _write(work / "pairs.jsonl", [{"prompt": q, "chosen": said(a), "rejected": a} for _, q, a in rows])
     shared: dict[str, Any] = dict(
         datasets=[str(work / "pairs.jsonl")], max_length=96, max_prompt_length=64, max_steps=steps, warmup_steps=0,
         scheduler="none", eval_fraction=0.0, log_every=1, save_every=100_000, report_to=[],
     )  # fmt: skip
     name = str(_packaged())
-    dual = dict(backbone=name, batch_size=4, gradient_accumulation_steps=8, learning_rate=5e-4)
+    dual = dict(backbone=name, batch_size=4, gradient_accumulation_steps=8, learning_rate=2e-4)
     jobs: dict[str, dict[str, Any]] = {
         "dpo": dict(kind="dpo", policy_checkpoint=name, batch_size=32, mini_batch_size=4, reference="live", learning_rate=1e-6),
         "dual": dict(kind="dual_head", **dual),

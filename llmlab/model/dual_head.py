@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.configuration_utils import PreTrainedConfig
@@ -347,9 +348,9 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         ).last_hidden_state  # (R, T, D)
         # what stands behind a chosen answer in its row comes later, so that the causal gate cannot see it
         alpha = self.gate(hidden[: len(paired)], None).flatten()[chosen_at]
-        flat = hidden.flatten(0, 1)
-        fused, chosen = self.log_probs(flat[chosen_at], labels, alpha)
-        rejected = self.log_probs(flat[rejected_at], rejected_ids)[1]
+        before = hidden.flatten(0, 1)[torch.cat([chosen_at, rejected_at])]
+        fused, said = self.log_probs(before, torch.cat([labels, rejected_ids]), alpha)
+        chosen, rejected = said.split([len(labels), len(rejected_ids)])
         sums = torch.zeros(len(paired), device=alpha.device)
         margin = sums.index_add(0, chosen_row, chosen).index_add(0, rejected_row, rejected, alpha=-1)
         return AnswerScores(fused=fused, alpha=alpha, margin=margin[paired])
@@ -372,43 +373,40 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
             plain = torch.lerp(self.backbone.get_output_embeddings()(hidden).to(plain.dtype), plain, alignment)
         return torch.lerp(plain, reward, (alignment * alpha).to(plain.dtype).unsqueeze(-1))
 
-    def log_probs(self, hidden: Tensor, targets: Tensor, alpha: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+    def log_probs(self, hidden: Tensor, targets: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         """Returns log-probabilities of tokens without holding their logits: a slice at a time, made anew in the backward pass.
 
         Args:
             hidden: (N, D).
             targets: token ids, (N,).
-            alpha: (N,); None where the fused distribution is not asked for.
+            alpha: of the first M of them, for which the fused distribution is asked for, (M,).
 
         Returns:
-            log pi(target) of the fused logits, (N,) or None, and log pi_r(target) of the reward head's, (N,), both fp32.
+            log pi(target) of the fused logits, (M,), and log pi_r(target) of the reward head's, (N,), both fp32.
         """
         dropped = self.rm_dropout(hidden)  # once for all slices: a repeated slice must drop the same
         size = max(64, SLICE_ELEMENTS // self.config.vocab_size)
-        parts = []
+        fused, said = [hidden.new_zeros(0, dtype=torch.float32)], [hidden.new_zeros(0, dtype=torch.float32)]
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
-            inputs = (hidden[part], dropped[part], targets[part], None if alpha is None else alpha[part])
+            inputs = (hidden[part], dropped[part], targets[part], alpha[part])
             if torch.is_grad_enabled():
-                parts.append(
-                    torch.utils.checkpoint.checkpoint(self._slice, *inputs, use_reentrant=False, preserve_rng_state=False)
-                )
+                made = checkpoint(self._slice, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                parts.append(self._slice(*inputs))
-        if not parts:
-            empty = hidden.new_zeros(0, dtype=torch.float32)
-            return (None if alpha is None else empty), empty
-        reward = torch.cat([reward for _, reward in parts])
-        return (None if alpha is None else torch.cat([fused for fused, _ in parts])), reward
+                made = self._slice(*inputs)
+            fused.append(made[0])
+            said.append(made[1])
+        return torch.cat(fused), torch.cat(said)
 
-    def _slice(self, hidden: Tensor, dropped: Tensor, targets: Tensor, alpha: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def _slice(self, hidden: Tensor, dropped: Tensor, targets: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
         reward = self.rm_head(dropped.to(self.rm_head.weight.dtype)).float()
         said = -F.cross_entropy(reward, targets, reduction="none")
-        if alpha is None:
-            return None, said
-        plain = self.lm_head(hidden.to(self.lm_head.weight.dtype)).float()
-        fused = torch.lerp(plain, reward, alpha.unsqueeze(-1))
-        return -F.cross_entropy(fused, targets, reduction="none"), said
+        count = len(alpha)
+        if not count:
+            return said[:0], said
+        plain = self.lm_head(hidden[:count].to(self.lm_head.weight.dtype)).float()
+        fused = torch.lerp(plain, reward[:count], alpha.unsqueeze(-1))
+        return -F.cross_entropy(fused, targets[:count], reduction="none"), said
 
 
 def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:

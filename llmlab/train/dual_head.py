@@ -98,18 +98,26 @@ class DualHeadTrainer(LabTrainerMixin, Trainer):
             kept[f"{name}/count"].append(count)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the parts of the loss since the last log, each a mean over tokens or pairs."""
-        mode = "train" if self.model.training else "eval"
-        kept, figures = self._metrics[mode], {}
-        for name in [name for name in kept if not name.endswith("/count")]:
-            count = sum(kept[f"{name}/count"])
-            if count:
-                figures[name] = sum(kept[name]) / count
+        """Adds the parts of the loss since the last log."""
+        super().log({**logs, **self._parts("train")} if "loss" in logs else logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds the parts of the loss to the held-out figures."""
+        self._metrics["eval"].clear()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in self._parts("eval").items()})
+        return output
+
+    def _parts(self, mode: str) -> dict[str, float]:
+        """Returns the figures noted since the last time, each a mean over tokens or pairs."""
+        kept = self._metrics[mode]
+        counts = {name: sum(kept[f"{name}/count"]) for name in list(kept) if not name.endswith("/count")}
+        figures = {name: sum(kept[name]) / count for name, count in counts.items() if count}
         if "lm_loss" in figures:
             figures["perplexity"] = math.exp(min(50.0, figures["lm_loss"]))
-        prefix = next((key.removesuffix("loss") for key in logs if key.startswith("eval_") and key.endswith("_loss")), "")
-        super().log({**logs, **{f"{prefix}{name}": value for name, value in figures.items()}}, start_time)
         kept.clear()
+        return figures
 
 
 def prepare(config: DualHeadConfig, device: str, precision: str) -> Job:

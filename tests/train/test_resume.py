@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmlab.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
+from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import verify
 from llmlab.train import callbacks
@@ -43,6 +43,7 @@ STAGES = {
     "dpo-live": (DPOConfig, dict(batch_size=8, mini_batch_size=4, reference="live", **PAIR)),
     "grpo": (GRPOConfig, dict(**ROLLOUT, group_size=4, beta=0.05, iterations=3)),
     "ppo": (PPOConfig, dict(**ROLLOUT, ppo_epochs=3, kl_coef=0.05)),
+    "dual-head": (DualHeadConfig, dict(batch_size=4, gradient_accumulation_steps=2, epochs=9, **PAIR)),
     "ppo-lora": (PPOConfig, dict(**ROLLOUT, ppo_epochs=2, kl_coef=0.05, adapter="lora")),
 }
 
@@ -53,13 +54,13 @@ def config(stage, policy, folder):
         SFTConfig: [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(90)],
         RewardConfig: [{"prompt": f"Who is {i}?", "chosen": "Ahab", "rejected": "Stubb"} for i in range(90)],
     }
-    rows[DPOConfig] = rows[RewardConfig]
+    rows[DPOConfig] = rows[DualHeadConfig] = rows[RewardConfig]
     rows = rows.get(cls, [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(90)])
     data = folder.parent / f"{cls.KIND}.jsonl"
     if not data.exists():
         write(data, rows)
     cache = {"cache_dir": str(folder.parent / "cache")} if stage == "dpo" else {}
-    return cls(**{**SHARED, "policy_checkpoint": policy, "datasets": [str(data)], "output_dir": str(folder), **values, **cache})
+    return cls(**{**SHARED, cls.STARTS_FROM: policy, "datasets": [str(data)], "output_dir": str(folder), **values, **cache})
 
 
 def ending(folder):
