@@ -6,70 +6,212 @@ import json
 import re
 import types
 import typing
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import questionary
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
 from rich.table import Table
 
-from llmlab.config import LabBaseConfig, SourceConfig
+from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig, SourceConfig
 from llmlab.config.base import KindConfig, validate
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
+from llmlab.plan.live import live_figures
 from llmlab.plan.report import plan_table
+from llmlab.wizard import drafts
+from llmlab.wizard.ask import HINT, Back, Cancelled, Explain, ask
 
 FIXED = ("kind", "schema_version")
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "of a length of at least"}
 
 
-class Cancelled(Exception):
-    """The person left the form."""
+ADVANCED = "\0advanced"  # the question whether to look at the advanced options
+KEEP, CHANGE, DRAFT, LEAVE = "keep it", "change an option", "keep it as a draft", "throw it away"
 
 
 def fill_in(config: KindConfig, console: Console | None = None) -> KindConfig | None:
     """Asks for every option that applies, shows the whole, and returns the config; None when the person leaves.
 
-    The values of `config` are offered as they are; Enter keeps one.
+    The values of `config` are offered as they are; Enter keeps one. Escape goes back, "?" explains, Ctrl+C leaves and offers
+    to keep what was answered as a draft, which the next form of this kind offers.
     """
     console = console or Console()
     cls, values = type(config), {name: getattr(config, name) for name in type(config).model_fields}
-    console.print(f"\n[bold]{cls.TITLE}[/bold] [dim]Enter keeps a value, Ctrl+C leaves[/dim]\n")
-    try:
-        _walk(cls, values, console, advanced=False)
-        if _has_advanced(cls, values) and _ask(questionary.confirm("Look at the advanced options too?", default=False)):
-            _walk(cls, values, console, advanced=True)
+    start = dict(values)
+    console.print(f"\n[bold]{cls.TITLE}[/bold] [dim]Enter keeps a value · {HINT}[/dim]\n")
+    form = Form(cls, values, start, console)
+    while True:
+        try:
+            if (draft := drafts.kept(cls)) and form.position is None and form.offers_draft:
+                form.offers_draft = False
+                if ask(questionary.confirm("A form of this kind was left. Go on with its answers?", default=True), back=False):
+                    values.update(draft)
+            form.walk()
+            made = form.finish()
+        except Cancelled:
+            made = form.leave()
+            if made is Form.ON:
+                continue
+        if made is not None:
+            drafts.forget(cls)
+        return made
+
+
+class Form:
+    """A walk through the options of a config class.
+
+    Args:
+        cls: of the config.
+        values: by option; changed as answers come.
+        start: the values that it began with, for the review.
+        console: where it is shown.
+
+    Attributes:
+        position: the option that is asked for; None before the first.
+        offers_draft: whether a draft is still to be offered.
+    """
+
+    ON = object()  # the person stays
+
+    def __init__(self, cls: type[KindConfig], values: dict[str, Any], start: dict[str, Any], console: Console):
+        self.cls, self.values, self.start, self.console = cls, values, start, console
+        self.position: str | None = None
+        self.offers_draft = True
+        self._advanced = False
+
+    def steps(self) -> list[str]:
+        """Returns what is asked for with the answers so far, in order."""
+        options = self.cls.options()
+        asked = {
+            advanced: [name for name, info in options.items()
+                       if name not in FIXED and info.advanced is advanced and _applies(info, self.values)]
+            for advanced in (False, True)
+        }  # fmt: skip
+        more = [ADVANCED, *(asked[True] if self._advanced else [])] if asked[True] else []
+        return [*asked[False], *more]
+
+    def walk(self) -> None:
+        """Asks from the position on to the end; a step back goes to the question before.
+
+        Raises:
+            Cancelled: when the person leaves.
+        """
+        steps = self.steps()
+        self.position = self.position if self.position in steps else steps[0]
+        while self.position is not None:
+            steps = self.steps()
+            index = steps.index(self.position)
+            try:
+                self.ask(self.position, back=index > 0)
+            except Back:
+                self.position = steps[index - 1]
+                continue
+            steps = self.steps()  # an answer can add questions, and take some away
+            index = steps.index(self.position) + 1
+            self.position = steps[index] if index < len(steps) else None
+
+    def ask(self, name: str, *, back: bool) -> None:
+        """Asks for one option.
+
+        Raises:
+            Cancelled: when the person leaves.
+            Back: when they want the question before.
+        """
+        if name == ADVANCED:
+            question = questionary.confirm("Look at the advanced options too?", default=self._advanced)
+            self._advanced = ask(question, below=lambda _: self.below("", None), back=back)
+            return
+        offered = _offered(self.cls, name, self.values)
+        self.values[name] = ask_field(self.cls, name, offered, self.console, back=back, below=partial(self.below, name))
+
+    def below(self, name: str, standing: Any) -> str:
+        """Returns the lines below a question: what the answers so far amount to, the one that stands there included."""
+        values = dict(self.values)
+        if name:
+            try:
+                values[name] = _parse(self.cls, name, standing) if isinstance(standing, str) else standing
+            except LabError:
+                return HINT
+        try:
+            return "\n".join([*live_figures(_build(self.cls, values)), HINT])
+        except LabError as error:
+            return f"{str(error).splitlines()[0]}\n{HINT}"
+
+    def finish(self) -> KindConfig | None:
+        """Shows the whole, lets single options be changed, and returns the config; None when it is thrown away.
+
+        Raises:
+            Cancelled: when the person leaves.
+        """
         while True:
             try:
-                made = _build(cls, values)
+                made = _build(self.cls, self.values)
             except LabError as error:
-                console.print(f"[red]{error}[/red]")
-                named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in cls.model_fields]
-                for name in dict.fromkeys(named) or cls.model_fields:
-                    values[name] = ask_field(cls, name, values[name], console)
+                self.console.print(f"[red]{error}[/red]")
+                named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in self.cls.model_fields]
+                for name in dict.fromkeys(named) or self.cls.model_fields:
+                    self._change(name)
                 continue
-            console.print(review(made))
-            console.print(plan_table(made))
-            choice = _ask(questionary.select("What now?", ["keep it", "change an option", "throw it away"]))
-            if choice == "keep it":
+            self.console.print(review(made, self.start))
+            self.console.print(plan_table(made))
+            try:
+                choice = ask(questionary.select("What now?", [KEEP, CHANGE, DRAFT, LEAVE]))
+                if choice == CHANGE:
+                    names = [name for name in self.cls.model_fields if name not in FIXED and not made.inapplicable(name)]
+                    question = "Which one? (type to search)"
+                    self._change(ask(questionary.select(question, names, use_search_filter=True, use_jk_keys=False)))
+                    continue
+            except Back:
+                steps = self.steps()
+                self.position = steps[-1]
+                self.walk()
+                continue
+            if choice == KEEP:
                 return made
-            if choice == "throw it away":
-                return None
-            names = [name for name in cls.model_fields if name not in FIXED and not made.inapplicable(name)]
-            name = _ask(questionary.select("Which one?", names))
-            values[name] = ask_field(cls, name, values[name], console)
-    except Cancelled:
+            if choice == DRAFT:
+                self.console.print(f"kept as {drafts.keep(self.cls, self.values)}: the next form of this kind offers it")
+            else:
+                drafts.forget(self.cls)
+            return None
+
+    def leave(self) -> Any:
+        """Asks what is to become of the answers; returns None to leave, `ON` to stay."""
+        if all(self.values[name] == self.start[name] for name in self.values):
+            return None
+        try:
+            choice = ask(questionary.select("Leave the form?", [DRAFT, "go on", LEAVE]), back=False)
+        except Cancelled:  # twice: nothing is lost all the same
+            choice = DRAFT
+        if choice == "go on":
+            return Form.ON
+        if choice == DRAFT:
+            self.console.print(f"kept as {drafts.keep(self.cls, self.values)}: the next form of this kind offers it")
+        else:
+            drafts.forget(self.cls)
         return None
 
+    def _change(self, name: str) -> None:
+        with suppress(Back):
+            self.values[name] = ask_field(self.cls, name, self.values[name], self.console, below=partial(self.below, name))
 
-def review(config: KindConfig) -> Table:
-    """Returns all values of a config, those that differ from the defaults marked."""
+
+def review(config: KindConfig, start: dict[str, Any] | None = None) -> Table:
+    """Returns all values of a config; those that are not the defaults, or not what the form began with, are marked."""
     table = Table("option", "value", "", title="review", title_justify="left")
     for name, field in type(config).model_fields.items():
         if name in FIXED or config.inapplicable(name):
             continue
-        value = getattr(config, name)
-        changed = value != field.get_default(call_default_factory=True)
-        table.add_row(name, show(value), "[yellow]changed[/yellow]" if changed else "")
+        value, default = getattr(config, name), field.get_default(call_default_factory=True)
+        mark = "" if value == default else f"[yellow]changed[/yellow] [dim]default {escape(show(default))}[/dim]"
+        if start and start[name] not in (value, default):
+            mark = f"[yellow]changed[/yellow] [dim]was {escape(show(start[name]))}[/dim]"
+        table.add_row(name, escape(show(value)), mark)
     return table
 
 
@@ -84,23 +226,45 @@ def show(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def ask_field(cls: type[LabBaseConfig], name: str, value: Any, console: Console) -> Any:
+def ask_field(
+    cls: type[LabBaseConfig], name: str, value: Any, console: Console, *, back: bool = True,
+    below: Callable[[Any], str] | None = None,
+) -> Any:  # fmt: skip
     """Asks for one option until the answer is valid by itself, and returns it.
 
     Raises:
         Cancelled: when the person leaves.
+        Back: when they want the question before.
     """
+    info = option_info(cls.model_fields[name])
+    console.print(f"[cyan]{info.title}[/cyan] [dim]{escape(_about(info))}[/dim]")
+    typed: str | None = None
+    while True:
+        try:
+            if (lined := _lined(_members(cls.model_fields[name].annotation))) is not None:
+                return _ask_lines(lined, name, value, back=back, below=below)
+            answer = ask(_question(cls, name, value, typed), below=below, back=back, explains=True)
+            return _parse(cls, name, answer) if isinstance(answer, _Text) else answer
+        except Explain as wish:
+            console.print(explanation(cls, name))
+            typed = wish.typed
+
+
+class _Text(str):
+    """An answer that was typed, and is still to be read."""
+
+
+def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None) -> questionary.Question:
     field, info = cls.model_fields[name], option_info(cls.model_fields[name])
-    console.print(f"[cyan]{info.title}[/cyan] [dim]{_about(info)}[/dim]")
     kinds = _members(field.annotation)
     choices = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal), ())
     if kinds == [bool]:
-        return _ask(questionary.confirm(name, default=value))
+        return questionary.confirm(name, default=value)
     if choices and len(kinds) == 1:
-        shown = [questionary.Choice(f"{choice}  {info.choices.get(choice, '')}", choice) for choice in choices]
-        return _ask(questionary.select(name, shown, default=value))
-    if (lined := _lined(kinds)) is not None:
-        return _ask_lines(lined, name, value)
+        default = field.get_default(call_default_factory=True)
+        marks = {choice: " (default)" if choice == default else "" for choice in choices}
+        shown = [questionary.Choice(f"{c}{marks[c]}  {info.choices.get(c, '')}", c) for c in choices]
+        return questionary.select(name, shown, default=value)
 
     def fault(text: str) -> bool | str:
         try:
@@ -110,14 +274,38 @@ def ask_field(cls: type[LabBaseConfig], name: str, value: Any, console: Console)
         return True
 
     default = "" if value is None else value if isinstance(value, str) else json.dumps(value, default=_jsonable)
-    return _parse(cls, name, _ask(questionary.text(name, default=default, validate=fault)))
+    asked = questionary.text(name, default=default if typed is None else typed, validate=fault)
+    take = asked.ask
+    asked.ask = lambda **kwargs: None if (text := take(**kwargs)) is None else _Text(text)
+    return asked
 
 
-def _walk(cls: type[LabBaseConfig], values: dict[str, Any], console: Console, *, advanced: bool) -> None:
-    for name, info in cls.options().items():
-        if name in FIXED or info.advanced != advanced or not _applies(info, values):
-            continue
-        values[name] = ask_field(cls, name, _offered(cls, name, values), console)
+def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
+    """Returns all that is known of an option: what it does, when to choose what, its rule, its default and the presets'."""
+    field, info = cls.model_fields[name], option_info(cls.model_fields[name])
+    lines = [escape(info.description)]
+    lines += [f"  [bold]{choice}[/bold]  {escape(advice)}" for choice, advice in info.choices.items()]
+    rules = [f"{words} {getattr(rule, bound):g}" for rule in field.metadata for bound, words in BOUNDS.items()
+             if isinstance(getattr(rule, bound, None), (int, float))]  # fmt: skip
+    if rules:
+        lines.append(f"Must be {' and '.join(rules)}{f' {info.unit}' if info.unit else ''}.")
+    if type(None) in typing.get_args(field.annotation):
+        lines.append("May be left empty.")
+    if info.typical:
+        lines.append(f"Typical: {escape(info.typical)}.")
+    default = escape(show(field.get_default(call_default_factory=True))) if not field.is_required() else "none"
+    lines.append(f"Default: {default}.")
+    kind = getattr(cls, "KIND", "")
+    found = {size: values[name] for size, values in METHOD_PRESETS.get(kind, {}).items() if name in values}
+    if found:
+        lines.append("Presets, after published recipes of that size: " + ", ".join(f"{s} {v}" for s, v in found.items()) + ".")
+    if kind == "model":
+        found = {size: values[name] for size, values in MODEL_PRESETS.items() if name in values}
+        lines += ["Published shapes: " + ", ".join(f"{s} {v}" for s, v in found.items()) + "."] if found else []
+    if info.applies_when:
+        conditions = (f"{other} is {' or '.join(map(str, values))}" for other, values in info.applies_when.items())
+        lines.append(f"Asked for when {' and '.join(conditions)}.")
+    return Panel("\n".join(lines), title=f"{info.title} ({name})", title_align="left", border_style="cyan")
 
 
 def _offered(cls: type[LabBaseConfig], name: str, values: dict[str, Any]) -> Any:
@@ -134,10 +322,6 @@ def _offered(cls: type[LabBaseConfig], name: str, values: dict[str, Any]) -> Any
 
 def _applies(info: OptionInfo, values: dict[str, Any]) -> bool:
     return all(values.get(other) in allowed for other, allowed in info.applies_when.items())
-
-
-def _has_advanced(cls: type[LabBaseConfig], values: dict[str, Any]) -> bool:
-    return any(info.advanced and _applies(info, values) for info in cls.options().values())
 
 
 def _build(cls: type[KindConfig], values: dict[str, Any]) -> KindConfig:
@@ -190,28 +374,40 @@ def _lined(kinds: list[Any]) -> type[LabBaseConfig] | None:
     return inner[0] if inner and isinstance(inner[0], type) and hasattr(inner[0], "line") else None
 
 
-def _ask_lines(cls: type[LabBaseConfig], name: str, value: list[Any]) -> list[Any]:
+def _ask_lines(
+    cls: type[LabBaseConfig], name: str, value: list[Any], *, back: bool, below: Callable[[Any], str] | None
+) -> list[Any]:
+    """Asks line by line; an emptied line is taken out, an empty one at the end ends the list."""
+
     def fault(text: str) -> bool | str:
         try:
-            for line in filter(None, (part.strip() for part in text.split(";"))):
-                validate(cls, line)
+            if text.strip():
+                validate(cls, text.strip())
         except LabError as error:
             return str(error).splitlines()[0]
         return True
 
+    def under(standing: Any) -> str:
+        return f"{parts}; an empty line ends the list\n{below(None) if below else HINT}"
+
     known = {item.line(): item for item in value}
+    lines, index = list(known), 0
     parts = "name | subset | weight" if cls is SourceConfig else "name | weight | setting"
-    text = _ask(questionary.text(f"{name}  ({parts}; ...)", default="; ".join(known), validate=fault))
-    lines = [part.strip() for part in text.split(";") if part.strip()]
-    return [known.get(line) or validate(cls, line) for line in lines]
+    while True:
+        default = lines[index] if index < len(lines) else ""
+        question = questionary.text(f"{name} {index + 1}", default=default, validate=fault)
+        try:
+            text = ask(question, below=under, back=back or index > 0, explains=True).strip()
+        except Back:
+            if index == 0:
+                raise
+            index -= 1
+            continue
+        if not text and index >= len(lines):
+            return [known.get(line) or validate(cls, line) for line in lines]
+        lines[index : index + 1] = [text] if text else []
+        index += bool(text)
 
 
 def _jsonable(value: Any) -> Any:
     return value.to_json_dict() if isinstance(value, LabBaseConfig) else str(value)
-
-
-def _ask(question: questionary.Question) -> Any:
-    answer = question.ask(kbi_msg="")
-    if answer is None:
-        raise Cancelled
-    return answer

@@ -5,6 +5,7 @@ Forms and configs are imported by the entry that needs them, so that the menu is
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -29,42 +30,60 @@ BACK = "back"
 def main_menu() -> None:
     """Shows the menu until the person leaves."""
     console = Console()
-    entries: list[tuple[str, str, Callable[[Console], None] | None]] = [
-        ("1", "Configure a model", configure_model),
-        ("2", "Base training", lambda console: train("pretrain", console)),
-        ("3", "Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
-        ("4", "Reward model", lambda console: train("reward", console)),
-        ("5", "Preference training (DPO)", lambda console: train("dpo", console)),
-        ("6", "Reward training in groups (GRPO)", lambda console: train("grpo", console)),
-        ("7", "Reward training with a critic (PPO)", lambda console: train("ppo", console)),
-        ("8", "Dual head (alignment at generation time)", lambda console: train("dual_head", console)),
-        ("9", "Test a model (chat)", test_model),
-        ("s", "Saved configs and runs", saved),
-        ("d", "Look at data", look_at_data),
-        ("m", "Which method? A comparison", compare_methods),
-        ("0", "Quit", None),
-    ]
     while True:
+        models, shapes = bool(_checkpoints()), any(_kind(path) == "model" for path in _configs())
+        no_model = "" if models else "no checkpoint yet: 2 makes one"
+        no_shape = "" if shapes else "no model config yet: 1 makes one"
+        nothing = "" if models or _configs() else "nothing is saved yet"
+        entries: list[tuple[str, str, Callable[[Console], None] | None, str] | str] = [
+            "model",
+            ("1", "Configure a model", configure_model, ""),
+            "training",
+            ("2", "Base training", lambda console: train("pretrain", console), no_shape),
+            ("3", "Supervised fine-tuning (SFT)", lambda console: train("sft", console), no_model),
+            "alignment",
+            ("4", "Reward model", lambda console: train("reward", console), no_model),
+            ("5", "Preference training (DPO)", lambda console: train("dpo", console), no_model),
+            ("6", "Reward training in groups (GRPO)", lambda console: train("grpo", console), no_model),
+            ("7", "Reward training with a critic (PPO)", lambda console: train("ppo", console), no_model),
+            ("8", "Dual head (alignment while it talks)", lambda console: train("dual_head", console), no_model),
+            "tools",
+            ("9", "Test a model (chat)", test_model, no_model),
+            ("s", "Saved configs and runs", saved, nothing),
+            ("d", "Look at data", look_at_data, ""),
+            ("m", "Which method? A comparison", compare_methods, ""),
+            ("0", "Quit", None, ""),
+        ]
         console.print(f"\n[bold]llmlab[/bold]  [dim]{status()}[/dim]")
-        choices = [questionary.Choice(title, value=index, shortcut_key=key) for index, (key, title, _) in enumerate(entries)]
+        choices = [
+            questionary.Separator(f"── {entry}")
+            if isinstance(entry, str)
+            else questionary.Choice(entry[1], value=index, shortcut_key=entry[0], disabled=entry[3] or None)
+            for index, entry in enumerate(entries)
+        ]
         picked = questionary.select(
             "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number or letter, then Enter)"
         )
         index = picked.ask(kbi_msg="")
-        action = entries[index][2] if index is not None else None
-        if action is None:
+        entry = entries[index] if index is not None else None
+        if entry is None or isinstance(entry, str) or entry[2] is None:
             return
         try:
-            action(console)
+            entry[2](console)
         except LabError as error:
             console.print(f"[red]{error}[/red]")
 
 
 def status() -> str:
-    """Returns one line: disk and the last run."""
+    """Returns one line: device, memory, disk and the last run."""
+    import psutil
+
     last = next(iter(all_runs()), None)
+    device = "NVIDIA" if Path("/proc/driver/nvidia/version").exists() else f"{os.cpu_count()} cores"
+    memory = f"{psutil.virtual_memory().available / 1e9:.0f} GB memory"
     free = f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free"
-    return f"{free} · last run: {last.path} ({last.record.get('status')})" if last else f"{free} · no runs yet"
+    run = f"last run: {last.path} ({last.record.get('status')})" if last else "no runs yet"
+    return f"{device} · {memory} · {free} · {run}"
 
 
 def configure_model(console: Console) -> None:
@@ -80,38 +99,32 @@ def configure_model(console: Console) -> None:
             _save(config, name, console)
 
 
-def train(kind: str, console: Console) -> None:
-    """Asks for a training config, saves it, and runs it if the person wants."""
-    from llmlab.config import METHOD_PRESETS, ModelConfig, load_config
+def train(kind: str, console: Console, checkpoint: str = "") -> None:
+    """Asks for a training config, saves it, and runs it if the person wants; then offers what naturally comes next.
+
+    Args:
+        kind: of the config.
+        console: where it is shown.
+        checkpoint: to start from; "" asks.
+    """
+    from llmlab.config import METHOD_PRESETS, load_config
     from llmlab.config.loader import kind_class
     from llmlab.train.stages import STAGES
     from llmlab.wizard.forms import fill_in
 
     cls = kind_class(kind)
-    start = cls()
-    models = _checkpoints()
-    if STAGES[kind].needs and not models:
-        console.print(f"[yellow]there is no checkpoint yet: {STAGES[kind].needs} comes first (2 makes one)[/yellow]")
-        return
     if STAGES[kind].needs:
-        picked = questionary.select("Which checkpoint?", [*models, BACK]).ask(kbi_msg="")
-        if picked in (None, BACK):
+        picked = checkpoint or _pick(f"Which checkpoint? ({STAGES[kind].needs})", _checkpoints())
+        if not picked:
             return
         sizes = METHOD_PRESETS.get(kind, {})
-        asked = questionary.select("Settings for a model of about which size?", ["the defaults", *sizes, BACK])
-        size = asked.ask(kbi_msg="") if sizes else "the defaults"
-        if size in (None, BACK):
+        size = _pick("Settings for a model of about which size?", ["the defaults", *sizes]) if sizes else "the defaults"
+        if not size:
             return
         start = cls(**{cls.STARTS_FROM: picked}, **sizes.get(size, {}))
     else:
-        files = [str(path) for path in _configs() if isinstance(_loadable(path), ModelConfig)]
-        if not files:
-            console.print("[yellow]there is no model config yet: 1 makes one[/yellow]")
-            return
-        picked = questionary.select("Which model?", [*files, BACK]).ask(kbi_msg="")
-        if picked in (None, BACK):
-            return
-        if not offer_tokenizer(load_config(picked), console):
+        picked = _pick("Which model?", [str(path) for path in _configs() if _kind(path) == "model"])
+        if not picked or not offer_tokenizer(load_config(picked), console):
             return
         start = cls(model=picked)
     config = fill_in(start, console)
@@ -119,7 +132,28 @@ def train(kind: str, console: Console) -> None:
         return
     path = _save(config, kind, console)
     if path and questionary.confirm("Run it now?", default=True).ask(kbi_msg=""):
-        _run(path)
+        run_and_go_on(path, console)
+
+
+def run_and_go_on(path: Path, console: Console) -> None:
+    """Runs a config; when it made a model, offers the natural next steps with it filled in."""
+    from llmlab.config import load_config
+    from llmlab.train.stages import STAGES
+
+    before = {run.path: run.record.get("status") for run in all_runs(RUNS)}
+    _llmlab("run", str(path))
+    kind = load_config(path).kind
+    ended = [run for run in all_runs(RUNS) if run.record.get("status") == "done" and before.get(run.path) != "done"]
+    if not ended or not ended[0].result():
+        return
+    made = str(ended[0].path)
+    steps = {f"{STAGES[next_kind].title} with it": next_kind for next_kind in STAGES[kind].then}
+    talk = {"Talk to it": "chat"} if kind != "reward" else {}
+    picked = _pick(f"{made} is made. What now?", [*talk, *steps], back="back to the menu")
+    if picked in talk:
+        _llmlab("chat", made)
+    elif picked in steps:
+        train(steps[picked], console, checkpoint=made)
 
 
 def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
@@ -138,12 +172,7 @@ def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
 
 def test_model(console: Console) -> None:
     """Opens a chat with a checkpoint."""
-    models = _checkpoints()
-    if not models:
-        console.print("[yellow]there is no checkpoint yet: 2 makes one, or `llmlab chat` takes any model by name[/yellow]")
-        return
-    picked = questionary.select("Which one?", [*models, BACK]).ask(kbi_msg="")
-    if picked not in (None, BACK):
+    if picked := _pick("Which one?", _checkpoints()):
         _llmlab("chat", picked)
 
 
@@ -174,30 +203,57 @@ def compare_methods(console: Console) -> None:
 
 
 def saved(console: Console) -> None:
-    """Lists runs and configs; a config can be looked at, edited, run, checked or deleted."""
-    from llmlab.config import load_config, save_config
-    from llmlab.plan.report import plan_table
+    """Lists runs and configs; a config can be looked at, edited, copied, compared, run, checked or deleted."""
+    from llmlab.config import load_config
     from llmlab.runs.report import runs_table
     from llmlab.train.stages import STAGES
+    from llmlab.wizard.configs import compared, configs_table
     from llmlab.wizard.forms import fill_in, review
 
     console.print(runs_table())
-    files = [str(path) for path in _configs()]
-    picked = questionary.select("Which config?", [*files, BACK]).ask(kbi_msg="") if files else None
-    if picked in (None, BACK):
+    files = _configs()
+    if not files:
         return
-    config = load_config(picked)
-    console.print(review(config))
-    actions = ["check", "edit", *(["run"] if config.kind in STAGES else []), "delete", BACK]
-    action = questionary.select("What with it?", actions).ask(kbi_msg="")
+    console.print(configs_table(files))
+    picked = _pick("Which config?", [str(path) for path in files])
+    if not picked:
+        return
+    config = _loadable(Path(picked))
+    if config is None:
+        console.print(f"[yellow]{_fault(Path(picked))}[/yellow]")
+    else:
+        console.print(review(config))
+    others = [str(path) for path in files if str(path) != picked and _kind(path) == (config and config.kind)]
+    runs = ["check", "run"] if config and config.kind in STAGES else ["check"]
+    actions = [*runs, "edit", "duplicate", *(["compare with another"] if others else [])] if config else []
+    action = _pick("What with it?", [*actions, "delete"])
     if action == "check":
-        console.print(plan_table(config))
+        _llmlab("check", picked)
     elif action == "edit" and (changed := fill_in(config, console)):
-        console.print(f"saved as {save_config(changed, picked)}")
+        _save(changed, Path(picked).stem, console)
+    elif action == "duplicate":
+        _save(config, _unused_name(Path(picked)).stem, console)
+    elif action == "compare with another" and (other := _pick("With which one?", others)):
+        console.print(compared(config, load_config(other), picked, other))
     elif action == "run":
-        _run(Path(picked))
+        run_and_go_on(Path(picked), console)
     elif action == "delete" and questionary.confirm(f"Delete {picked}?", default=False).ask(kbi_msg=""):
         Path(picked).unlink()
+
+
+def _pick(question: str, choices: list[str], *, back: str = BACK) -> str:
+    """Returns the choice, "" for none."""
+    if not choices:
+        return ""
+    picked = questionary.select(question, [*choices, back]).ask(kbi_msg="")
+    return "" if picked in (None, back) else picked
+
+
+def _unused_name(path: Path) -> Path:
+    number = 2
+    while path.with_stem(f"{path.stem}-{number}").exists():
+        number += 1
+    return path.with_stem(f"{path.stem}-{number}")
 
 
 def _save(config: KindConfig, name: str, console: Console) -> Path | None:
@@ -217,6 +273,16 @@ def _configs() -> list[Path]:
     return sorted(CONFIGS.glob("*.json"))
 
 
+def _kind(path: Path) -> str:
+    """Returns the kind that a config file says it is, without validating it: the menu has to be there at once."""
+    import json
+
+    try:
+        return str(json.loads(path.read_text()).get("kind"))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def _loadable(path: Path) -> KindConfig | None:
     from llmlab.config import load_config
 
@@ -226,12 +292,18 @@ def _loadable(path: Path) -> KindConfig | None:
         return None
 
 
+def _fault(path: Path) -> str:
+    from llmlab.config import load_config
+
+    try:
+        load_config(path)
+    except LabError as error:
+        return str(error)
+    return ""
+
+
 def _checkpoints() -> list[str]:
     return [str(run.path) for run in all_runs(RUNS) if run.result()]
-
-
-def _run(path: Path) -> None:
-    _llmlab("run", str(path))
 
 
 def _llmlab(*arguments: str) -> None:

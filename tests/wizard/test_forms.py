@@ -47,7 +47,7 @@ def test_fields_that_do_not_apply_are_not_asked():
 
 def test_the_warm_up_offered_follows_the_steps():
     names = [name for name, info in SFTConfig.options().items() if name not in ("kind", "schema_version") and not info.advanced]
-    keys = ENTER * names.index("max_steps") + CLEAR + "30" + ENTER * 60
+    keys = ENTER * (1 + names.index("max_steps")) + CLEAR + "30" + ENTER * 60
     made, _ = answer(SFTConfig(), keys)
     assert (made.max_steps, made.warmup_steps) == (30, 3)
 

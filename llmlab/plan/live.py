@@ -1,0 +1,81 @@
+"""What the answers of a form amount to, in two short lines, while they are given. No torch."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import psutil
+
+from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.plan.memory import training_memory
+from llmlab.plan.parameters import count_parameters, kv_cache_bytes_per_token
+from llmlab.plan.units import size
+
+WIDTH = 12  # of the bar
+
+
+def live_figures(config: LabBaseConfig) -> list[str]:
+    """Returns lines of figures of a config; none where nothing is known without loading."""
+    if isinstance(config, ModelConfig):
+        count = count_parameters(config)
+        memory = training_memory(config, batch_size=1, optimizer="adamw", precision="fp32", gradient_checkpointing=False)
+        cache = size(1000 * kv_cache_bytes_per_token(config))
+        return [
+            f"{short(count.total)} parameters, {short(count.non_embedding)} without embeddings; "
+            f"bf16 {size(count.total * 2)}; KV {cache}/1,000 tokens",
+            f"training {size(memory.total)} (adamw, fp32, 1 row) {bar(memory.total)}",
+        ]
+    if not isinstance(config, TrainingConfig):
+        return []
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = config.micro_batch_size * config.accumulation_steps * world
+    lines = [f"{rows:,} rows an update, {rows * config.max_steps:,} in all"]
+    if isinstance(config, PretrainConfig) and (shape := _shape(config)):
+        memory = training_memory(
+            shape, batch_size=config.batch_size, optimizer=config.optimizer,
+            precision="bf16" if config.precision in ("bf16", "fp16") else "fp32",
+            gradient_checkpointing=config.gradient_checkpointing,
+        )  # fmt: skip
+        lines = [f"{lines[0]}: {rows * config.max_steps * shape.max_seq_len:,} tokens"]
+        lines.append(f"memory about {size(memory.total)} {bar(memory.total)}")
+    return lines
+
+
+def bar(needed: float) -> str:
+    """Returns a bar of what is needed of the memory that is free here, and whether it fits."""
+    free = free_memory()
+    share = needed / free
+    filled = min(WIDTH, round(share * WIDTH))
+    verdict = "fits" if share < 0.8 else "tight" if share < 1 else "does not fit"
+    return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {verdict} ({size(free)} free)"
+
+
+@functools.lru_cache(maxsize=1)
+def free_memory() -> int:
+    """Returns the bytes that a run could take here: of the NVIDIA device where there is one, else of the machine."""
+    return psutil.virtual_memory().available
+
+
+def short(count: float) -> str:
+    """Returns a count as a person says it: 1.3M."""
+    for unit in ("", "k", "M"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g}B"
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: str) -> LabBaseConfig | None:
+    try:
+        return load_config(path)
+    except LabError:
+        return None
+
+
+def _shape(config: PretrainConfig) -> ModelConfig | None:
+    found = config.model if isinstance(config.model, ModelConfig) else _read(str(config.model))
+    return found if isinstance(found, ModelConfig) else None

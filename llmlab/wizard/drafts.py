@@ -1,0 +1,50 @@
+"""Forms that were left: their answers are kept, and offered the next time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmlab.config import KINDS
+from llmlab.config.base import KindConfig, LabBaseConfig
+from llmlab.config.loader import apply_changes
+from llmlab.errors import LabError
+from llmlab.files import write_text_atomically
+from llmlab.trust import redact
+
+DRAFTS = Path("model_configs/drafts")
+
+
+def keep(cls: type[KindConfig], values: dict[str, Any]) -> Path:
+    """Writes the answers of a form, which need not be valid together, and returns the file."""
+    path = DRAFTS / f"{cls.KIND}.json"
+    write_text_atomically(path, redact(json.dumps(values, indent=2, default=_plain)) + "\n")
+    return path
+
+
+def kept(cls: type[KindConfig]) -> dict[str, Any]:
+    """Returns the answers that are valid by themselves of the form that was left; empty when there are none."""
+    try:
+        found = json.loads((DRAFTS / f"{cls.KIND}.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    fields = {name: value for name, value in found.items() if name in cls.model_fields} if isinstance(found, dict) else {}
+    start, good = KINDS[cls.KIND](), {}
+    for name, value in fields.items():
+        if name in ("kind", "schema_version"):
+            continue
+        try:
+            good[name] = getattr(apply_changes(start, {name: value}), name)
+        except LabError:  # only right together with another answer: it is taken as it was typed
+            good[name] = value if not isinstance(value, (dict, list)) else getattr(start, name)
+    return good
+
+
+def forget(cls: type[KindConfig]) -> None:
+    """Removes what was kept."""
+    (DRAFTS / f"{cls.KIND}.json").unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_json_dict() if isinstance(value, LabBaseConfig) else str(value)
