@@ -47,7 +47,13 @@ SHOWN = {
 
 
 class Dashboard(TrainerCallback):
-    """Loss curve, rate, tokens per second, memory and time left; a line per logged step without a terminal."""
+    """Loss curve, rate, tokens per second, memory and time left; a line per logged step without a terminal.
+
+    Attributes:
+        flops_per_token: of training, for the share of the device's peak; 0 where it is not known.
+        peak: FLOPs a second that the device reached in a matrix product; 0 where it was not measured.
+        hint: the keys that do something.
+    """
 
     def __init__(self, title: str, console: Console):
         self.title = title
@@ -57,6 +63,11 @@ class Dashboard(TrainerCallback):
         self.held_out: list[tuple[int, float]] = []
         self.latest: dict[str, float] = {}
         self.speed = 0.0
+        self.flops_per_token = 0.0
+        self.peak = 0.0
+        self.hint = ""
+        self.said = ""
+        self._state: Any = None
         self._mark = (0.0, 0, 0)
         self._began = time.perf_counter(), 0  # training may be over already, and only its last validation be missing
 
@@ -92,6 +103,12 @@ class Dashboard(TrainerCallback):
         elif "loss" in figures or "eval_loss" in figures:
             self.console.print(self._line(state, figures), soft_wrap=True, highlight=False)
 
+    def say(self, text: str) -> None:
+        """Shows a line below the figures, until the next one."""
+        self.said = text
+        if self.live and self._state is not None:
+            self._draw(self._state)
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the panel."""
         self.close()
@@ -113,7 +130,11 @@ class Dashboard(TrainerCallback):
         return (time.perf_counter() - began) / done * (state.max_steps - state.global_step) if done else float("nan")
 
     def _draw(self, state: Any) -> None:
+        self._state = state
         self.live.update(self._panel(state))
+
+    def _share(self) -> float:
+        return self.speed * self.flops_per_token / self.peak if self.peak else 0.0
 
     def _panel(self, state: Any) -> RenderableType:
         width = min(self.console.width, 110)
@@ -123,6 +144,7 @@ class Dashboard(TrainerCallback):
         cells = [(SHOWN[key], f"{value:.4g}") for key, value in self.latest.items()]
         cells += [
             ("tokens/s", f"{self.speed:,.0f}"),
+            *([("of the device's peak", f"{share:.0%}")] if (share := self._share()) else []),
             ("memory", memory_in_use()),
             ("time left", duration(self._left(state))),
         ]
@@ -137,8 +159,14 @@ class Dashboard(TrainerCallback):
         )
         parts: list[RenderableType] = [bar, grid]
         if len(self.losses) > 1:
-            height = max(6, min(14, self.console.height - len(cells) // 2 - 8))
-            parts.append(Text(loss_curve(self.losses, self.held_out, width - 6, height)))
+            height = max(5, min(14, self.console.height - half - 6 - bool(self.hint or self.said)))
+            drawing = loss_curve(self.losses, self.held_out, width - 6, height)
+            plain = not (self.console.encoding or "").lower().startswith("utf")  # the curve is drawn with braille
+            parts.append(Text(drawing.encode("ascii", "replace").decode() if plain else drawing))
+        if self.said or self.hint:
+            parts.append(
+                Text(self.said or self.hint, style="yellow" if self.said else "dim", no_wrap=True, overflow="ellipsis")
+            )
         return Panel(Group(*parts), title=self.title, width=width, border_style="cyan")
 
 

@@ -17,7 +17,7 @@ import pickle
 import platform
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,17 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder, point_best
 from llmlab.train.callbacks import DataPosition, KeepBest, Record, StopOnSignal, save_model
 from llmlab.train.dashboard import Dashboard, screen
-from llmlab.train.environment import agreed, free_memory, is_main, join_processes, keep_freed_memory, processes, quiet_libraries
+from llmlab.train.environment import (
+    agreed,
+    free_memory,
+    is_main,
+    join_processes,
+    keep_freed_memory,
+    peak_flops,
+    processes,
+    quiet_libraries,
+)
+from llmlab.train.keys import KEYS, Keys
 from llmlab.train.loading import choose_device, choose_precision
 from llmlab.train.optimizers import build_optimizer
 from llmlab.train.place import held, place
@@ -172,7 +182,12 @@ def _run(
         callbacks: list[TrainerCallback] = [record, trouble, stop]
         if job.data.eval:
             callbacks.append(best)
-        callbacks.append(dashboard)
+        keys = Keys(stop, dashboard, validates=bool(job.data.eval)) if is_main() and processes() == 1 and Keys.there() else None
+        callbacks += [keys, dashboard] if keys else [dashboard]
+        if keys:
+            dashboard.hint = KEYS
+        if console.is_terminal and config.kind in READING:
+            dashboard.flops_per_token, dashboard.peak = flops_per_token(job.model), peak_flops(device, precision)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
         trainer = job.trainer(
             model=job.model,
@@ -194,7 +209,8 @@ def _run(
         trainer.say, trainer.stopped = say, stop.heard
         if processes() == 1 and not config.compile:
             stop.watch(job.model)
-        return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
+        with keys or nullcontext():
+            return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
 
 
 def within_epochs(config: TrainingConfig, job: Job) -> TrainingConfig:
@@ -204,6 +220,18 @@ def within_epochs(config: TrainingConfig, job: Job) -> TrainingConfig:
         return config
     steps = min(config.max_steps, max(1, math.ceil(len(job.data.train) * epochs / rows_per_step(config))))
     return apply_changes(config, {"max_steps": steps, "warmup_steps": min(config.warmup_steps, steps // 10)})
+
+
+READING = ("pretrain", "sft")  # whose tokens all go forward and backward once
+
+
+def flops_per_token(model: PreTrainedModel) -> float:
+    """Returns the FLOPs of training on a token: 6 for each weight of a matrix that learns, 4 for each that does not."""
+    lookups = {id(p) for p in model.get_input_embeddings().parameters()}
+    head = model.get_output_embeddings()
+    if head is not None:  # tied, it is a matrix product as well
+        lookups -= {id(p) for p in head.parameters()}
+    return sum((6 if p.requires_grad else 4) * p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in lookups)
 
 
 class OutOfMemory(Exception):

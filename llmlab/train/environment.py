@@ -100,3 +100,23 @@ def free_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except (OSError, AttributeError):
             return
+
+
+def peak_flops(device: str, precision: str) -> float:
+    """Returns the FLOPs a second that the device reaches in a matrix product: the best of a few, in a fraction of a second."""
+    import time
+
+    import torch
+
+    size, dtype = (4096, torch.bfloat16) if device == "cuda" else (768, torch.float32)
+    if precision == "fp32":
+        dtype = torch.float32
+    one = torch.ones(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(6):
+        began = time.perf_counter()
+        one @ one
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best

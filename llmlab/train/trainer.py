@@ -55,6 +55,9 @@ class LabTrainerMixin:
     def save_extras(self, folder: Path) -> None:
         """Writes it into a checkpoint; the first process alone does."""
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes none: the library's says nothing of this run."""
+
     # One update
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
