@@ -84,22 +84,22 @@ def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, rewar
 def check(
     config: Annotated[Path, typer.Argument(help="A config file.")],
     set_: SetOption = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Run three steps in a folder that is removed again.")] = False,
 ) -> None:
     """Validate a config, show what it will cost and look at its data; starts nothing."""
-    from llmlab.plan.report import plan_table
+    from rich.console import Console
 
     loaded = _load(config, set_)
-    _print(plan_table(loaded))
-    if loaded.kind != "model":
-        from llmlab.train.stages import STAGES
-        from llmlab.wizard.data import sources_table
+    if measure and loaded.kind == "model":
+        raise LabError("is a model, of which no step can be measured", where=str(config), remedy="name a training config")
+    from llmlab.wizard import preflight
 
-        _quiet_datasets()
-        _print(sources_table(loaded, STAGES[loaded.kind].shapes))
-    if loaded.kind == "dpo":
-        from llmlab.wizard.cache import reference_plan
-
-        _print(reference_plan(loaded))
+    _quiet_datasets()
+    console = Console()
+    preflight.show(loaded, console)
+    if measure:
+        for line in preflight.measure(loaded).lines(loaded):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

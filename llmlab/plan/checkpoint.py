@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import struct
@@ -75,6 +76,15 @@ def checkpoint_shape(name: str) -> CheckpointShape | None:
         return None
     if not where.exists():
         where = _downloaded(name) or where
+    try:
+        stamp = where.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _shape(where, stamp)
+
+
+@functools.lru_cache(maxsize=16)  # a form asks with every key
+def _shape(where: Path, stamp: int) -> CheckpointShape | None:
     try:
         if where.suffix == ".gguf":
             return _of_gguf(where)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from llmlab.config import DualHeadConfig, ModelConfig
 from llmlab.errors import LabError
 from llmlab.plan.checkpoint import CheckpointShape
-from llmlab.plan.memory import LOGITS_ALIVE, STATE_VALUES
+from llmlab.plan.memory import LOGITS_ALIVE, QUANTISED, STATE_VALUES
 from llmlab.plan.parameters import count_parameters, kv_cache_bytes_per_token
 from llmlab.plan.units import size
-
-QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the blocks' scales included
 
 
 @dataclass(frozen=True)

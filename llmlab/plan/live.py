@@ -10,7 +10,7 @@ import psutil
 from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.plan.memory import training_memory
+from llmlab.plan.memory import predicted, training_memory
 from llmlab.plan.parameters import count_parameters, kv_cache_bytes_per_token
 from llmlab.plan.units import size
 
@@ -34,12 +34,8 @@ def live_figures(config: LabBaseConfig) -> list[str]:
     rows = config.micro_batch_size * config.accumulation_steps * world
     lines = [f"{rows:,} rows an update, {rows * config.max_steps:,} in all"]
     if isinstance(config, PretrainConfig) and (shape := _shape(config)):
-        memory = training_memory(
-            shape, batch_size=config.batch_size, optimizer=config.optimizer,
-            precision="bf16" if config.precision in ("bf16", "fp16") else "fp32",
-            gradient_checkpointing=config.gradient_checkpointing,
-        )  # fmt: skip
         lines = [f"{lines[0]}: {rows * config.max_steps * shape.max_seq_len:,} tokens"]
+    if memory := predicted(config):
         lines.append(f"memory about {size(memory.total)} {bar(memory.total)}")
     return lines
 

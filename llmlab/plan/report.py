@@ -11,9 +11,11 @@ from rich.table import Table
 from llmlab.config import KINDS, DualHeadConfig, LabBaseConfig, ModelConfig, PretrainConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
+from llmlab.plan.advice import verdict, warnings, ways_to_fit
 from llmlab.plan.checkpoint import checkpoint_shape
 from llmlab.plan.dual_head import dual_head_rows
-from llmlab.plan.memory import training_memory
+from llmlab.plan.live import free_memory
+from llmlab.plan.memory import has_nvidia, predicted
 from llmlab.plan.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
 from llmlab.plan.units import size
 
@@ -42,30 +44,22 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         if not isinstance(shape, ModelConfig):
             raise LabError(f"is a {shape.kind!r} config, not a model", where=str(config.model))
         rows += model_rows(shape)
-        precision = _precision(config)
-        memory = training_memory(
-            shape, batch_size=config.batch_size, optimizer=config.optimizer, precision=precision,
-            gradient_checkpointing=config.gradient_checkpointing,
-        )  # fmt: skip
         tokens = config.max_steps * config.batch_size * config.gradient_accumulation_steps * shape.max_seq_len
-        import psutil
-
-        free = psutil.virtual_memory().available
-        verdict = "fits" if memory.total < 0.8 * free else "tight" if memory.total < free else "does not fit"
-        where = "" if _has_nvidia() else f" ({verdict}: {size(free)} free here)"
-        rows += [
-            ("training memory", f"about {size(memory.total)} in {precision}{where}"),
-            ("tokens", f"{tokens:,} in all, {tokens * flops_per_token(shape):.3g} FLOPs"),
-        ]
+        rows.append(("tokens", f"{tokens:,} in all, {tokens * flops_per_token(shape):.3g} FLOPs"))
         parameters = count_parameters(shape).total
         needed = 4 * parameters * (3 * (config.save_total_limit + 1) + 2)
         target = Path(config.output_dir or ".")
         existing = next(p for p in (target, *target.absolute().parents) if p.exists())
         rows.append(("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free"))
+    if isinstance(config, TrainingConfig) and (memory := predicted(config)):
+        parts = ", ".join(f"{name} {size(value)}" for name, value in memory.parts().items() if value >= 1e6)
+        rows.append(("memory", f"about {size(memory.total)}, {verdict(config)} ({size(free_memory())} free): {parts}"))
     if isinstance(config, DualHeadConfig) and (shape := checkpoint_shape(config.backbone)):
         rows += dual_head_rows(config, shape, _precision(config))
     if isinstance(config, TrainingConfig):
         rows += training_rows(config)
+        rows += [("mind", warning) for warning in warnings(config)]
+        rows += [("would fit with", words) for words, _ in ways_to_fit(config)]
     return rows
 
 
@@ -107,8 +101,4 @@ def _steps(config: TrainingConfig) -> str:
 
 
 def _precision(config: TrainingConfig) -> str:
-    return "fp32" if config.precision == "auto" and not _has_nvidia() else config.precision.replace("auto", "bf16")
-
-
-def _has_nvidia() -> bool:
-    return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
+    return "fp32" if config.precision == "auto" and not has_nvidia() else config.precision.replace("auto", "bf16")

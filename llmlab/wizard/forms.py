@@ -22,6 +22,7 @@ from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig, SourceCo
 from llmlab.config.base import KindConfig, validate
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
+from llmlab.plan.advice import ways_to_fit
 from llmlab.plan.live import live_figures
 from llmlab.plan.report import plan_table
 from llmlab.wizard import drafts
@@ -160,8 +161,12 @@ class Form:
                 continue
             self.console.print(review(made, self.start))
             self.console.print(plan_table(made))
+            ways = {f"make it fit: {words}": changes for words, changes in ways_to_fit(made)}
             try:
-                choice = ask(questionary.select("What now?", [KEEP, CHANGE, DRAFT, LEAVE]))
+                choice = ask(questionary.select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))
+                if choice in ways:
+                    self.values.update(ways[choice])
+                    continue
                 if choice == CHANGE:
                     names = [name for name in self.cls.model_fields if name not in FIXED and not made.inapplicable(name)]
                     question = "Which one? (type to search)"

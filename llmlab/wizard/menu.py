@@ -131,7 +131,16 @@ def train(kind: str, console: Console, checkpoint: str = "") -> None:
     if config is None:
         return
     path = _save(config, kind, console)
-    if path and questionary.confirm("Run it now?", default=True).ask(kbi_msg=""):
+    if not path:
+        return
+    from llmlab.wizard.preflight import a_row
+
+    for line in a_row(config, STAGES[kind].shapes):
+        console.print(line)
+    measure = "measure three steps first"
+    while (choice := _pick("Run it now?", ["run it", measure])) == measure:
+        _llmlab("check", str(path), "--measure")
+    if choice:
         run_and_go_on(path, console)
 
 

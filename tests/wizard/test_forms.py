@@ -6,10 +6,18 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from llmlab.config import KINDS, SFTConfig, preset
-from llmlab.wizard.forms import fill_in
+from llmlab.config import KINDS, SFTConfig, SourceConfig, preset
+from llmlab.config.rewards import RewardSource
+from llmlab.errors import LabError
+from llmlab.wizard import drafts
+from llmlab.wizard.forms import ADVANCED, FIXED, Form, _parse, ask_field, explanation, fill_in
 
-ENTER, CLEAR, DOWN = "\r", "\x15", "\x1b[B"
+ENTER, CLEAR, DOWN, BACK, CTRL_C = "\r", "\x15", "\x1b[B", "\x1b[Z", "\x03"
+
+
+@pytest.fixture(autouse=True)
+def own_drafts(tmp_path, monkeypatch):
+    monkeypatch.setattr(drafts, "DRAFTS", tmp_path / "drafts")
 
 
 def answer(config, keys):
@@ -53,5 +61,73 @@ def test_the_warm_up_offered_follows_the_steps():
 
 
 def test_ctrl_c_leaves():
-    made, _ = answer(preset("tiny"), ENTER + "\x03")
-    assert made is None
+    made, _ = answer(preset("tiny"), ENTER + CTRL_C)
+    assert made is None and not drafts.kept(type(preset("tiny")))
+
+
+def test_back_keeps_the_answers():
+    keys = ENTER * 2 + CLEAR + "192" + ENTER + BACK + BACK + CLEAR + "4096" + ENTER * 60
+    made, _ = answer(preset("tiny"), keys)
+    assert (made.vocab_size, made.d_model) == (4096, 192)
+    made, _ = answer(preset("tiny"), BACK * 3 + ENTER * 60)  # there is nothing before the first question
+    assert made == preset("tiny")
+
+
+def test_what_was_answered_is_kept_as_a_draft():
+    typed = ENTER * 2 + CLEAR + "192" + ENTER
+    made, shown = answer(preset("tiny"), typed + CTRL_C + ENTER)
+    assert made is None and "kept as" in shown
+    made, _ = answer(preset("tiny"), ENTER + ENTER * 60)  # the draft is offered, Enter takes it
+    assert made.d_model == 192 and not drafts.kept(type(made))
+    made, _ = answer(preset("tiny"), typed + CTRL_C + CTRL_C)  # even in a hurry nothing is lost
+    assert made is None and drafts.kept(type(preset("tiny")))["d_model"] == 192
+    made, _ = answer(preset("tiny"), "n" + ENTER * 60)
+    assert made == preset("tiny")
+
+
+def test_lists_are_asked_line_by_line(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    keys = ENTER + CLEAR + str(data) + ENTER + "b.jsonl | | 2" + ENTER + BACK + CLEAR + "c.jsonl" + ENTER + ENTER * 60
+    made, _ = answer(SFTConfig(), keys)
+    assert [source.line() for source in made.datasets] == [str(data), "c.jsonl"]
+
+
+OPTIONS = [(cls, name) for cls in (*KINDS.values(), SourceConfig, RewardSource) for name in cls.options() if name not in FIXED]
+
+
+@pytest.mark.parametrize("cls, name", OPTIONS, ids=lambda value: getattr(value, "KIND", None) or str(value))
+def test_every_option_is_explained_and_refuses_what_it_cannot_take(cls, name):
+    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(explanation(cls, name))
+    shown = " ".join(console.export_text().replace("│", " ").split())
+    info = cls.options()[name]
+    assert info.title in shown and info.description.split(",")[0].split(";")[0] in shown and "Default: " in shown
+    assert all(advice.split()[0] in shown for advice in info.choices.values())
+    annotation = str(cls.model_fields[name].annotation)
+    if "int" in annotation or "float" in annotation:
+        with pytest.raises(LabError, match=name):
+            _parse(cls, name, "a whale")
+
+
+@pytest.mark.parametrize("cls", KINDS.values(), ids=lambda cls: cls.KIND)
+def test_every_option_is_reached_by_some_answers(cls):
+    """Each option is a step of the walk as soon as what it depends on is answered that way."""
+    for name, info in cls.options().items():
+        if name in FIXED:
+            continue
+        values = {other: field.get_default(call_default_factory=True) for other, field in cls.model_fields.items()}
+        for other, allowed in info.applies_when.items():
+            values[other] = allowed[0]
+            for further, more in cls.options()[other].applies_when.items():
+                values[further] = more[0]
+        form = Form(cls, values, values, Console())
+        form._advanced = True
+        assert name in form.steps() and ADVANCED in form.steps()
+
+
+def test_a_question_mark_explains_and_asks_again():
+    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        keyboard.send_text("?" + CLEAR + "0.002" + ENTER)
+        assert ask_field(SFTConfig, "learning_rate", 1e-5, console) == 0.002
+    assert "Presets, after published recipes" in console.export_text()

@@ -1,0 +1,151 @@
+"""The truth before a run: the plan, the data as the model will see it, and a few measured steps. Starts nothing for good."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from llmlab.config import PretrainConfig, load_config, save_config
+from llmlab.config.base import KindConfig
+from llmlab.config.loader import apply_changes
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.plan.memory import predicted
+from llmlab.plan.report import plan_table
+from llmlab.plan.units import size
+from llmlab.runs.folder import find_model
+from llmlab.wizard.data import SHOWN, sources_table
+
+STEPS = 3  # that are measured; the first one, which warms up, does not count
+
+
+def show(config: KindConfig, console: Console) -> None:
+    """Prints the plan, the sources, and a row of them as the model will see it.
+
+    Raises:
+        LabError: when a source cannot be used.
+    """
+    console.print(plan_table(config))
+    if not isinstance(config, TrainingConfig):
+        return
+    from llmlab.train.stages import STAGES
+
+    console.print(sources_table(config, STAGES[config.kind].shapes))
+    for line in a_row(config, STAGES[config.kind].shapes):
+        console.print(line)
+    if config.kind == "dpo":
+        from llmlab.wizard.cache import reference_plan
+
+        console.print(reference_plan(config))
+
+
+def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Text]:
+    """Returns the first usable row, rendered, what is learned in green; nothing where tokenizer or data are not here."""
+    from itertools import islice
+
+    from transformers.utils import logging
+
+    from llmlab.data.canonical import Tally, open_source
+    from llmlab.data.inspect import sample_pieces
+    from llmlab.data.sources import local_files
+    from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+
+    logging.set_verbosity_error()
+    source = config.datasets[0]
+    name = _tokenizer(config)
+    if not name or not local_files(source.name, source.split):
+        return []
+    try:
+        tokenizer = load_tokenizer(name)
+        ends = ensure_chat_template(tokenizer)
+        rows = [row for _, row in islice(open_source(source, shapes).canonical(Tally()), 1)]
+        pieces = sample_pieces(rows[0], tokenizer) if rows else []
+    except (LabError, OSError):
+        return []
+    text = Text()
+    for piece, learned in pieces:
+        piece = piece if len(piece) <= SHOWN else f"{piece[: SHOWN // 2]} [...] {piece[-SHOWN // 2 :]}"
+        text.append(piece, style="green" if learned else "dim")
+    if not pieces:
+        return []
+    lines = [Text("a row as the model sees it; what is learned is green", style="bold"), text]
+    if "text" not in rows[0] and not isinstance(config, PretrainConfig):
+        said = "".join(piece for piece, learned in pieces if learned)
+        marks = [tokenizer.decode([end]) for end in (ends if isinstance(ends, list) else [ends])]
+        if said and not any(mark and mark in said for mark in marks):
+            warning = "the chat template ends an answer without a token that stops the model: it would never end"
+            lines.append(Text(f"mind: {warning}", style="yellow"))
+    return lines
+
+
+@dataclass
+class Measured:
+    """What a few steps took.
+
+    Attributes:
+        seconds: of one update.
+        peak: resident bytes at most.
+    """
+
+    seconds: float
+    peak: int
+
+    def lines(self, config: TrainingConfig) -> list[str]:
+        """Returns the figures for a whole run, beside what was predicted."""
+        whole = self.seconds * config.max_steps
+        hours, minutes = divmod(int(whole / 60), 60)
+        time = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(whole) % 60:02d} s"
+        memory = predicted(config)
+        beside = f" (predicted {size(memory.total)})" if memory else ""
+        return [
+            f"measured: {self.seconds:.2f} s an update, {time} for {config.max_steps:,} steps, validation and saving aside",
+            f"measured: peak memory {size(self.peak)}{beside}",
+        ]
+
+
+def measure(config: TrainingConfig) -> Measured:
+    """Returns what a few real steps take, in a process and a folder of their own that are gone afterwards.
+
+    Raises:
+        LabError: when they fail, with the reason.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        few = {"max_steps": STEPS, "warmup_steps": 0, "log_every": 1, "save_every": 10**9, "eval_fraction": 0.0,
+               "eval_datasets": [], "report_to": [], "save_best_only": False, "output_dir": f"{folder}/run"}  # fmt: skip
+        path = save_config(apply_changes(config, few), Path(folder) / "few.json")
+        log = Path(folder) / "log"
+        with open(log, "w") as output:
+            child = subprocess.Popen([sys.executable, "-m", "llmlab", "run", str(path)], stdout=output, stderr=output,
+                                     stdin=subprocess.DEVNULL)  # fmt: skip
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            last = (log.read_text(errors="replace").strip().splitlines() or ["it ended without a word"])[-1]
+            raise LabError(f"the measured steps failed: {last.removeprefix('error: ')}", exit_code=1)
+        lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+    moments = [line["seconds"] for line in lines if "seconds" in line and "loss" in line]
+    whole = next((line["train_runtime"] for line in lines if "train_runtime" in line), 0.0)
+    seconds = (moments[-1] - moments[0]) / (len(moments) - 1) if len(moments) > 1 else whole / STEPS
+    return Measured(seconds, usage.ru_maxrss * 1024)
+
+
+def _tokenizer(config: Any) -> str:
+    """Returns the folder or file of the tokenizer that a run will read with; "" where it is not on this machine."""
+    try:
+        if isinstance(config, PretrainConfig):
+            shape = config.model if not isinstance(config.model, str) else load_config(config.model)
+            name = shape.tokenizer_name
+            return name if name == "byte" or Path(name).exists() else ""
+        where = find_model(str(getattr(config, config.STARTS_FROM)), tokenizer=True)
+    except LabError:
+        return ""
+    return where if Path(where).exists() else ""
