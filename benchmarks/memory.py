@@ -29,7 +29,7 @@ TALK = "Tell me about the whale, at some length, and then of the ship and of tho
 def jobs(work: Path) -> dict[str, dict[str, Any]]:
     """Returns the configs: sizes, lengths, batches, optimizers, checkpointing and adapters all differ."""
     smol = str(_packaged())
-    _write(work / "talk.jsonl", [{"prompt": f"{q} {TALK}", "completion": f"{a}. {TALK}"} for _, q, a in
+    _write(work / "talk.jsonl", [{"prompt": q, "completion": f"{a}. {TALK} {TALK}"} for _, q, a in
                                  itertools.islice(questions(3, held_out=False), 300)])  # fmt: skip
     _write(work / "pairs.jsonl", [{"prompt": f"{q} {TALK}", "chosen": f"It is {a}. {TALK}", "rejected": f"No. {TALK}"}
                                   for _, q, a in itertools.islice(questions(4, held_out=False), 300)])  # fmt: skip

@@ -24,8 +24,8 @@ def live_figures(config: LabBaseConfig) -> list[str]:
         memory = training_memory(config, batch_size=1, optimizer="adamw", precision="fp32", gradient_checkpointing=False)
         cache = size(1000 * kv_cache_bytes_per_token(config))
         return [
-            f"{short(count.total)} parameters, {short(count.non_embedding)} without embeddings; "
-            f"bf16 {size(count.total * 2)}; KV {cache}/1,000 tokens",
+            f"{short(count.total)} parameters, {short(count.non_embedding)} beside embeddings; "
+            f"bf16 {size(count.total * 2)}; KV {cache} per 1,000",
             f"training {size(memory.total)} (adamw, fp32, 1 row) {bar(memory.total)}",
         ]
     if not isinstance(config, TrainingConfig):

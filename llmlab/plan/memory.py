@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ STATE_VALUES = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sophia": 3.0, "mu
 LOGITS_ALIVE = 1 << 23  # the loss works through the logits in slices of this many values
 QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the blocks' scales included
 RUNTIME = 560e6  # Python, torch and the libraries on the CPU
+FRAGMENTS = 0.2  # of everything else: freed memory that the C library keeps on the CPU, which makes steps faster
+RECOMPUTED = 4  # layers' worth alive with checkpointing: a layer made anew, its gradients, and what both pass through
 GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}
 
 
@@ -32,6 +34,7 @@ class TrainingMemory:
         activations: kept for the backward pass.
         logits: over the vocabulary, with their gradients.
         runtime: Python and the libraries, where they share the device's memory.
+        fragments: freed and kept by the C library.
     """
 
     weights: float
@@ -40,6 +43,7 @@ class TrainingMemory:
     activations: float
     logits: float
     runtime: float = 0
+    fragments: float = 0
 
     @property
     def total(self) -> float:
@@ -63,14 +67,14 @@ def training_memory(
     """Returns the estimated bytes of a step that trains all weights of the lab's own model, kept in fp32, on `batch_size` rows.
 
     Activations are those that the backward pass needs: per token and layer about 8 widths, 4 key/value widths and
-    3 feed-forward widths (2 without a gate); with checkpointing one width per layer and one layer in full.
+    3 feed-forward widths (2 without a gate); with checkpointing one width per layer, and a few layers' worth in full.
     """
     parameters = count_parameters(config).total
     tokens = batch_size * (length or config.max_seq_len)
     value = 4 if precision == "fp32" else 2
     kv_width = config.kv_heads * config.head_dim
     layer = 8 * config.d_model + 4 * kv_width + (3 if config.gated else 2) * config.d_ff
-    per_token = config.d_model * config.n_layers + layer if gradient_checkpointing else layer * config.n_layers
+    per_token = config.d_model * config.n_layers + RECOMPUTED * layer if gradient_checkpointing else layer * config.n_layers
     head = config.vocab_size * config.d_model * 4  # the head's gradient is made beside the others
     return TrainingMemory(
         weights=parameters * 4 + (parameters * 2 if value == 2 else 0),
@@ -94,14 +98,18 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
             shape, batch_size=config.batch_size, optimizer=config.optimizer, precision=precision,
             gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
-        return TrainingMemory(**{**asdict(made), "runtime": runtime})
+        return _with_runtime(made, runtime)
     if not isinstance(config, (SFTConfig, DPOConfig, RewardConfig)):
         return None
     found = checkpoint_shape(config.policy_checkpoint)
-    return _of_checkpoint(config, found, precision, runtime) if found else None
+    return _with_runtime(_of_checkpoint(config, found, precision), runtime) if found else None
 
 
-def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, runtime: float) -> TrainingMemory:
+def _with_runtime(made: TrainingMemory, runtime: float) -> TrainingMemory:
+    return replace(made, runtime=runtime, fragments=FRAGMENTS * made.total if runtime else 0.0)
+
+
+def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str) -> TrainingMemory:
     """A model of the library's, or the lab's own, trained whole or through an adapter."""
     wide = 4 if precision == "fp32" else 2
     adapted = config.adapter != "none"
@@ -119,15 +127,19 @@ def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, runtime:
     kv_width = shape.kv_heads * shape.head_dim
     # of the library's modules: inputs and outputs of both norms, queries, attention, keys and values, the feed-forward's parts
     layer = 9 * shape.width + 4 * kv_width + (4 if shape.gated else 3) * shape.feed_forward
-    per_token = shape.width * shape.layers + layer if config.gradient_checkpointing else layer * shape.layers
-    scored = tokens * 4 * shape.vocabulary * (3 if shape.kind != "llmlab" else 1)
+    if adapted and config.lora_dropout:  # every adapted matrix keeps its own dropped-out input, and which values were dropped
+        layer += int(1.25 * (6 * shape.width + shape.feed_forward))
+    per_token = shape.width * shape.layers + RECOMPUTED * layer if config.gradient_checkpointing else layer * shape.layers
+    # logits, their gradients, and for whole logits of SFT the library's figures (entropy, accuracy), which with all weights in
+    # training are outweighed by the update
+    copies = 1 if shape.kind == "llmlab" else 10 if adapted and isinstance(config, SFTConfig) else 3
+    scored = tokens * 4 * shape.vocabulary * copies
     return TrainingMemory(
         weights=weights,
         gradients=4 * trained,
         optimizer=4 * trained * STATE_VALUES[config.optimizer],
         activations=tokens * per_token * wide,
         logits=scored,
-        runtime=runtime,
     )
 
 
