@@ -1,5 +1,6 @@
 """The program as a person runs it: a process, its exit code, its one line."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from llmlab.cli import main
 from llmlab.config import save_config
 
 
@@ -70,7 +72,26 @@ def place(tmp_path, base_config):
         (["tokenizer", "llmlab:moby-dick", "-o", "."], "is taken"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_line_and_exit_2(place, arguments, expected):
+def test_bad_input_is_one_line_and_exit_2(place, arguments, expected, monkeypatch, capfd):
+    """In this process, which has torch loaded already; the next test tries processes of their own."""
+    before = sorted(str(p) for p in place.rglob("*"))
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["llmlab", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    output, errors = capfd.readouterr()
+    refused(subprocess.CompletedProcess(arguments, ended.value.code, output, errors), expected)
+    assert sorted(str(p) for p in place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["new", "model", "--yes", "--set", "d_modle=3"], "unknown option `d_modle`: did you mean `d_model`?"),
+    (["run", "half.json"], "is not valid JSON"),
+    (["run", "base.json", "--set", 'datasets=["empty.txt"]'], "is empty"),
+])  # fmt: skip
+def test_bad_input_of_a_process(place, arguments, expected):
     before = sorted(str(p) for p in place.rglob("*"))
     refused(llmlab(*arguments, cwd=place), expected)
     assert sorted(str(p) for p in place.rglob("*")) == before

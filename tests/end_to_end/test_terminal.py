@@ -6,8 +6,9 @@ import re
 import signal
 
 import pytest
+from rich.console import Console
 
-from llmlab.config import load_config
+from llmlab.config import apply_changes, load_config
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import verify
 from tests.end_to_end.terminal import CTRL_C, CTRL_D, DOWN, ENTER, ESCAPE, Terminal
@@ -37,7 +38,7 @@ def desk(tmp_path):
 SHORT = {"max_steps": "6", "warmup_steps": "0", "batch_size": "4", "gradient_accumulation_steps": "1", "mini_batch_size": "4"}
 
 
-def test_from_nothing_to_a_chat(desk):
+def test_from_nothing_to_a_chat(desk, monkeypatch):
     folder, open_terminal = desk
     term = open_terminal()
     shown = term.see("0\\) Quit")
@@ -152,6 +153,16 @@ def test_from_nothing_to_a_chat(desk):
     term.see("0\\) Quit")
     term.send("0", ENTER)
     assert RunFolder(folder / "checkpoints" / "third").record["status"] == "done"
+
+    # the saved config without the menu: the same losses
+    monkeypatch.chdir(folder)
+    config = load_config(folder / "model_configs" / "sft.json")
+    again = run(apply_changes(config, {"output_dir": "again"}), console=Console(quiet=True))
+    losses = [
+        [(line["step"], line[key]) for line in place.metrics() for key in ("loss", "eval_loss") if key in line]
+        for place in (RunFolder(folder / "checkpoints" / "second"), RunFolder(again.folder))
+    ]
+    assert losses[0] == losses[1] and losses[0]
 
 
 def test_a_signal_in_the_menu_ends_it_quietly(desk):
