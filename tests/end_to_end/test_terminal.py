@@ -11,6 +11,7 @@ from rich.console import Console
 from llmlab.config import apply_changes, load_config
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import verify
+from llmlab.train import engine
 from tests.end_to_end.terminal import CTRL_C, CTRL_D, DOWN, ENTER, ESCAPE, Terminal
 
 
@@ -157,7 +158,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     # the saved config without the menu: the same losses
     monkeypatch.chdir(folder)
     config = load_config(folder / "model_configs" / "sft.json")
-    again = run(apply_changes(config, {"output_dir": "again"}), console=Console(quiet=True))
+    again = engine.run(apply_changes(config, {"output_dir": "again"}), console=Console(quiet=True))
     losses = [
         [(line["step"], line[key]) for line in place.metrics() for key in ("loss", "eval_loss") if key in line]
         for place in (RunFolder(folder / "checkpoints" / "second"), RunFolder(again.folder))
