@@ -30,7 +30,7 @@ import torch
 from kills import finished, forked, make_policy
 from safetensors.torch import load_file
 
-from llmlab.config import DPOConfig, GRPOConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import verify
 from llmlab.train import engine
@@ -56,6 +56,7 @@ STAGES: dict[str, tuple[type, str, dict[str, Any]]] = {
     "reward": (RewardConfig, "pairs", dict(batch_size=4, gradient_accumulation_steps=2, **PAIR)),
     "dpo": (DPOConfig, "pairs", dict(batch_size=8, mini_batch_size=4, **PAIR)),
     "dpo-live": (DPOConfig, "pairs", dict(batch_size=8, mini_batch_size=4, reference="live", **PAIR)),
+    "dual-head": (DualHeadConfig, "pairs", dict(batch_size=4, gradient_accumulation_steps=2, epochs=9, **PAIR)),
     "grpo": (GRPOConfig, "prompts", dict(**ROLLOUT, group_size=4, beta=0.05, iterations=3)),
     "ppo": (PPOConfig, "prompts", dict(**ROLLOUT, ppo_epochs=3, kl_coef=0.05)),
 }
@@ -83,7 +84,7 @@ def job(work: Path, stage: str, name: str):
     source: Any = str(work / f"{data}.jsonl")
     if data == "stream":
         source = {"name": str(work / "text.jsonl"), "streaming": True}
-    policy = {} if cls is PretrainConfig else {"policy_checkpoint": str(work / "policy")}
+    policy = {} if cls is PretrainConfig else {cls.STARTS_FROM: str(work / "policy")}
     cache = {"cache_dir": str(work / name / "cache")} if stage == "dpo" else {}
     config = cls(**{**SHARED, **policy, **cache, **values, "datasets": [source], "output_dir": str(work / name / "run")})
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import typing
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
@@ -85,6 +85,20 @@ def validate(cls: type[LabBaseConfig], data: dict[str, Any], where: str = "") ->
     except ValidationError as error:
         lines = list(dict.fromkeys(_explain(cls, fault) for fault in _likeliest(error.errors())))
         raise LabError("\n".join(lines), where=where) from None
+
+
+def validate_option(cls: type[LabBaseConfig], name: str, value: Any) -> Any:
+    """Returns the value of one option by itself, as JSON data of its type.
+
+    Raises:
+        LabError: with what is wrong, in words.
+    """
+    field = cls.model_fields[name]
+    try:
+        return TypeAdapter(Annotated[field.annotation, *field.metadata, option_info(field)]).validate_python(value, strict=True)
+    except ValidationError as error:
+        fault = _likeliest(error.errors())[0]
+        raise LabError(_explain(cls, {**fault, "loc": (name, *fault["loc"])})) from None
 
 
 def _likeliest(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:

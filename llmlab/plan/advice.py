@@ -9,7 +9,7 @@ from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.plan.checkpoint import checkpoint_shape
-from llmlab.plan.live import free_memory
+from llmlab.plan.live import available_memory
 from llmlab.plan.memory import predicted
 from llmlab.plan.units import size
 
@@ -51,10 +51,8 @@ def warnings(config: LabBaseConfig) -> list[str]:
         if (source.name, source.subset, source.split) in trained:
             found.append(f"{source.line()} is trained on and validated on: its held-out figures would say nothing")
     memory = predicted(config)
-    if memory is not None and memory.total > free_memory():
-        found.append(f"about {size(memory.total)} are needed and {size(free_memory())} are free: it will not fit")
-    if config.max_steps < config.eval_every and not config.save_best_only:
-        found.append(f"`eval_every` {config.eval_every:,} is beyond the last step: it is validated at the end alone")
+    if memory is not None and memory.total > available_memory():
+        found.append(f"about {size(memory.total)} are needed and {size(available_memory())} are free: it will not fit")
     return found
 
 
@@ -62,7 +60,7 @@ def ways_to_fit(config: LabBaseConfig) -> list[tuple[str, dict[str, Any]]]:
     """Returns (in words, changed options) of what would make a run fit that does not; none where it does, or nothing would."""
     if not isinstance(config, TrainingConfig):
         return []
-    memory, free = predicted(config), free_memory()
+    memory, free = predicted(config), available_memory()
     if memory is None or memory.total < FILL * free:
         return []
     ways = []
@@ -115,5 +113,5 @@ def verdict(config: LabBaseConfig) -> str:
     memory = None if isinstance(config, ModelConfig) or not isinstance(config, TrainingConfig) else predicted(config)
     if memory is None:
         return ""
-    share = memory.total / free_memory()
+    share = memory.total / available_memory()
     return "fits" if share < 0.8 else "tight" if share < 1 else "does not fit"

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
+import time
 
 import psutil
 
 from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.plan.memory import predicted, training_memory
+from llmlab.plan.memory import has_nvidia, predicted, training_memory
 from llmlab.plan.parameters import count_parameters, kv_cache_bytes_per_token
 from llmlab.plan.units import size
 
 WIDTH = 12  # of the bar
+FRESH = 30  # seconds for which a device's free memory is not asked for again
 
 
 def live_figures(config: LabBaseConfig) -> list[str]:
@@ -42,17 +45,27 @@ def live_figures(config: LabBaseConfig) -> list[str]:
 
 def bar(needed: float) -> str:
     """Returns a bar of what is needed of the memory that is free here, and whether it fits."""
-    free = free_memory()
+    free = available_memory()
     share = needed / free
     filled = min(WIDTH, round(share * WIDTH))
     verdict = "fits" if share < 0.8 else "tight" if share < 1 else "does not fit"
     return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {verdict} ({size(free)} free)"
 
 
-@functools.lru_cache(maxsize=1)
-def free_memory() -> int:
+def available_memory() -> int:
     """Returns the bytes that a run could take here: of the NVIDIA device where there is one, else of the machine."""
-    return psutil.virtual_memory().available
+    free = _nvidia_free(int(time.monotonic() / FRESH)) if has_nvidia() else 0
+    return free or psutil.virtual_memory().available
+
+
+@functools.lru_cache(maxsize=1)
+def _nvidia_free(moment: int) -> int:
+    """Returns the free bytes of the first device as its own tool says them, 0 where it does not; asked once a moment."""
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.split()[0]) << 20
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError):
+        return 0
 
 
 def short(count: float) -> str:

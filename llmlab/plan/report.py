@@ -14,7 +14,7 @@ from llmlab.errors import LabError
 from llmlab.plan.advice import verdict, warnings, ways_to_fit
 from llmlab.plan.checkpoint import checkpoint_shape
 from llmlab.plan.dual_head import dual_head_rows
-from llmlab.plan.live import free_memory
+from llmlab.plan.live import available_memory
 from llmlab.plan.memory import has_nvidia, predicted
 from llmlab.plan.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
 from llmlab.plan.units import size
@@ -53,7 +53,7 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         rows.append(("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free"))
     if isinstance(config, TrainingConfig) and (memory := predicted(config)):
         parts = ", ".join(f"{name} {size(value)}" for name, value in memory.parts().items() if value >= 1e6)
-        rows.append(("memory", f"about {size(memory.total)}, {verdict(config)} ({size(free_memory())} free): {parts}"))
+        rows.append(("memory", f"about {size(memory.total)}, {verdict(config)} ({size(available_memory())} free): {parts}"))
     if isinstance(config, DualHeadConfig) and (shape := checkpoint_shape(config.backbone)):
         rows += dual_head_rows(config, shape, _precision(config))
     if isinstance(config, TrainingConfig):

@@ -14,7 +14,8 @@ from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HS
 from questionary.prompts.common import InquirerControl
 
 QUICK = 0.05  # seconds until a lone Escape is one, and not the beginning of an arrow key
-HINT = "Esc back · ? explains · Ctrl+C leaves"
+EXPLAINS = "? explains · "
+HINT = f"Esc back · {EXPLAINS}Ctrl+C leaves"
 
 
 class Cancelled(Exception):

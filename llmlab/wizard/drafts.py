@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from llmlab.config import KINDS
-from llmlab.config.base import KindConfig, LabBaseConfig
-from llmlab.config.loader import apply_changes
+from llmlab.config.base import KindConfig, LabBaseConfig, validate_option
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 from llmlab.trust import redact
@@ -29,15 +28,11 @@ def kept(cls: type[KindConfig]) -> dict[str, Any]:
         found = json.loads((DRAFTS / f"{cls.KIND}.json").read_text())
     except (OSError, ValueError):
         return {}
-    fields = {name: value for name, value in found.items() if name in cls.model_fields} if isinstance(found, dict) else {}
-    start, good = KINDS[cls.KIND](), {}
-    for name, value in fields.items():
-        if name in ("kind", "schema_version"):
-            continue
-        try:
-            good[name] = getattr(apply_changes(start, {name: value}), name)
-        except LabError:  # only right together with another answer: it is taken as it was typed
-            good[name] = value if not isinstance(value, (dict, list)) else getattr(start, name)
+    good = {}
+    for name, value in found.items() if isinstance(found, dict) else ():
+        if name in cls.model_fields and name not in ("kind", "schema_version"):
+            with suppress(LabError):  # written by another version, or by hand: the form asks for it anew
+                good[name] = validate_option(cls, name, value)
     return good
 
 

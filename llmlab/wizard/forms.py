@@ -12,21 +12,20 @@ from functools import partial
 from typing import Any, Literal
 
 import questionary
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig, SourceConfig
-from llmlab.config.base import KindConfig, validate
+from llmlab.config.base import KindConfig, validate, validate_option
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
 from llmlab.plan.advice import ways_to_fit
 from llmlab.plan.live import live_figures
 from llmlab.plan.report import plan_table
 from llmlab.wizard import drafts
-from llmlab.wizard.ask import HINT, Back, Cancelled, Explain, ask
+from llmlab.wizard.ask import EXPLAINS, HINT, Back, Cancelled, Explain, ask
 
 FIXED = ("kind", "schema_version")
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "of a length of at least"}
@@ -126,7 +125,7 @@ class Form:
         """
         if name == ADVANCED:
             question = questionary.confirm("Look at the advanced options too?", default=self._advanced)
-            self._advanced = ask(question, below=lambda _: self.below("", None), back=back)
+            self._advanced = ask(question, below=lambda _: HINT.replace(EXPLAINS, ""), back=back)
             return
         offered = _offered(self.cls, name, self.values)
         self.values[name] = ask_field(self.cls, name, offered, self.console, back=back, below=partial(self.below, name))
@@ -134,11 +133,11 @@ class Form:
     def below(self, name: str, standing: Any) -> str:
         """Returns the lines below a question: what the answers so far amount to, the one that stands there included."""
         values = dict(self.values)
-        if name:
-            try:
+        try:
+            if name and standing is not None:
                 values[name] = _parse(self.cls, name, standing) if isinstance(standing, str) else standing
-            except LabError:
-                return HINT
+        except LabError:
+            return HINT
         try:
             return "\n".join([*live_figures(_build(self.cls, values)), HINT])
         except LabError as error:
@@ -160,7 +159,10 @@ class Form:
                     self._change(name)
                 continue
             self.console.print(review(made, self.start))
-            self.console.print(plan_table(made))
+            try:
+                self.console.print(plan_table(made))
+            except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
+                self.console.print(f"[yellow]{escape(str(error))}[/yellow]")
             ways = {f"make it fit: {words}": changes for words, changes in ways_to_fit(made)}
             try:
                 choice = ask(questionary.select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))
@@ -247,7 +249,7 @@ def ask_field(
     while True:
         try:
             if (lined := _lined(_members(cls.model_fields[name].annotation))) is not None:
-                return _ask_lines(lined, name, value, back=back, below=below)
+                return _ask_lines(lined, name, value, partial(console.print, explanation(cls, name)), back=back, below=below)
             answer = ask(_question(cls, name, value, typed), below=below, back=back, explains=True)
             return _parse(cls, name, answer) if isinstance(answer, _Text) else answer
         except Explain as wish:
@@ -364,13 +366,7 @@ def _parse(cls: type[LabBaseConfig], name: str, text: str) -> Any:
         value: Any = json.loads(text) if str not in _members(field.annotation) or text[:1] in '{["' else text
     except json.JSONDecodeError:
         value = text
-    adapter = TypeAdapter(typing.Annotated[field.annotation, *field.metadata, option_info(field)])
-    try:
-        return adapter.validate_python(value, strict=True)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        text = str(fault["ctx"]["error"]) if "error" in fault.get("ctx", {}) else fault["msg"]
-        raise LabError(f"`{name}` {value!r}: {text[0].lower()}{text[1:]}") from None
+    return validate_option(cls, name, value)
 
 
 def _lined(kinds: list[Any]) -> type[LabBaseConfig] | None:
@@ -380,8 +376,9 @@ def _lined(kinds: list[Any]) -> type[LabBaseConfig] | None:
 
 
 def _ask_lines(
-    cls: type[LabBaseConfig], name: str, value: list[Any], *, back: bool, below: Callable[[Any], str] | None
-) -> list[Any]:
+    cls: type[LabBaseConfig], name: str, value: list[Any], explain: Callable[[], None], *, back: bool,
+    below: Callable[[Any], str] | None,
+) -> list[Any]:  # fmt: skip
     """Asks line by line; an emptied line is taken out, an empty one at the end ends the list."""
 
     def fault(text: str) -> bool | str:
@@ -407,6 +404,9 @@ def _ask_lines(
             if index == 0:
                 raise
             index -= 1
+            continue
+        except Explain:
+            explain()
             continue
         if not text and index >= len(lines):
             return [known.get(line) or validate(cls, line) for line in lines]

@@ -132,9 +132,10 @@ def measure(config: TrainingConfig) -> Measured:
             last = (log.read_text(errors="replace").strip().splitlines() or ["it ended without a word"])[-1]
             raise LabError(f"the measured steps failed: {last.removeprefix('error: ')}", exit_code=1)
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    moments = [line["seconds"] for line in lines if "seconds" in line and "loss" in line]
-    whole = next((line["train_runtime"] for line in lines if "train_runtime" in line), 0.0)
-    seconds = (moments[-1] - moments[0]) / (len(moments) - 1) if len(moments) > 1 else whole / STEPS
+    clock = [line["train_runtime"] for line in lines if "train_runtime" in line and "loss" in line]  # since the start
+    if len(clock) < 2:
+        raise LabError("the measured steps left no times", exit_code=1)
+    seconds = (clock[-1] - clock[0]) / (len(clock) - 1)
     return Measured(seconds, usage.ru_maxrss * 1024)
 
 

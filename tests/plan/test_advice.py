@@ -49,7 +49,7 @@ def test_what_does_not_fit_can_be_made_to(monkeypatch):
     needed = predicted(config).total
     assert not ways_to_fit(config) and verdict(config) == "fits"
     for module in ("advice", "live"):
-        monkeypatch.setattr(f"llmlab.plan.{module}.free_memory", lambda: needed / 2)
+        monkeypatch.setattr(f"llmlab.plan.{module}.available_memory", lambda: needed / 2)
     assert advice.verdict(config) == "does not fit" and any("it will not fit" in line for line in warnings(config))
     ways = ways_to_fit(config)
     assert ways

@@ -1,5 +1,7 @@
 """Forms, driven by keys as a person would."""
 
+import io
+
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
@@ -21,7 +23,7 @@ def own_drafts(tmp_path, monkeypatch):
 
 
 def answer(config, keys):
-    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=100, file=io.StringIO())
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text(keys)
         made = fill_in(config, console)
@@ -85,6 +87,25 @@ def test_what_was_answered_is_kept_as_a_draft():
     assert made == preset("tiny")
 
 
+def test_a_damaged_draft_harms_nothing():
+    folder = drafts.DRAFTS
+    folder.mkdir()
+    for text in ("{", "[1]", '{"d_model": "x", "attention_type": 3, "no_such": 1, "n_layers": 3}'):
+        (folder / "model.json").write_text(text)
+        found = drafts.kept(type(preset("tiny")))
+        assert found == ({"n_layers": 3} if "n_layers" in text else {})
+
+
+def test_a_question_mark_in_a_list_loses_no_line():
+    made, shown = answer(SFTConfig(), ENTER + CLEAR + "b.jsonl" + ENTER + "?" + "c.jsonl" + ENTER * 60)
+    assert [source.line() for source in made.datasets] == ["b.jsonl", "c.jsonl"] and "Default" in shown
+
+
+def test_a_plan_that_cannot_be_made_loses_no_answer(tmp_path):
+    made, shown = answer(KINDS["pretrain"](model=str(tmp_path / "gone.json")), ENTER * 60)
+    assert made is not None and "there is no such config" in " ".join(shown.split())
+
+
 def test_lists_are_asked_line_by_line(tmp_path):
     data = tmp_path / "rows.jsonl"
     keys = ENTER + CLEAR + str(data) + ENTER + "b.jsonl | | 2" + ENTER + BACK + CLEAR + "c.jsonl" + ENTER + ENTER * 60
@@ -97,7 +118,7 @@ OPTIONS = [(cls, name) for cls in (*KINDS.values(), SourceConfig, RewardSource) 
 
 @pytest.mark.parametrize("cls, name", OPTIONS, ids=lambda value: getattr(value, "KIND", None) or str(value))
 def test_every_option_is_explained_and_refuses_what_it_cannot_take(cls, name):
-    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=100, file=io.StringIO())
     console.print(explanation(cls, name))
     shown = " ".join(console.export_text().replace("│", " ").split())
     info = cls.options()[name]
@@ -126,7 +147,7 @@ def test_every_option_is_reached_by_some_answers(cls):
 
 
 def test_a_question_mark_explains_and_asks_again():
-    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=100, file=io.StringIO())
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text("?" + CLEAR + "0.002" + ENTER)
         assert ask_field(SFTConfig, "learning_rate", 1e-5, console) == 0.002
