@@ -80,7 +80,7 @@ def packing(steps: int, batch: int) -> None:
     from llmlab.model import LabConfig, LabForCausalLM
     from llmlab.train.environment import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory(sparing=False)
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(np.log(60), 0.8, 4000)), 4, LENGTH).astype(int)
     documents = [rng.integers(4, 8192, size) for size in lengths]

@@ -443,6 +443,8 @@ def _load(path: Path, set_: list[str] | None) -> Any:
         config = parse_config(record["config"], where=str(path))
     else:
         config = load_config(path)
+    if config.migrated:
+        typer.echo(f"{path}: {config.migrated}", err=True)
     return apply_changes(config, parse_changes(set_)) if set_ else config
 
 

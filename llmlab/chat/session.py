@@ -272,4 +272,4 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
             else:
                 answer_at_terminal(session, said, console)
         except LabError as error:
-            console.print(f"[red]{error}[/red]")
+            console.print(str(error), style="red", markup=False)

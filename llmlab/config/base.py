@@ -6,7 +6,7 @@ import difflib
 import typing
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
@@ -72,6 +72,12 @@ class KindConfig(LabBaseConfig):
     TITLE: ClassVar[str] = ""
     kind: str
     schema_version: Literal[1] = SCHEMA_VERSION
+    _migrated: str = PrivateAttr("")
+
+    @property
+    def migrated(self) -> str:
+        """What was changed because the file is of an older schema; "" where it is of this one."""
+        return self._migrated
 
 
 def validate(cls: type[LabBaseConfig], data: dict[str, Any], where: str = "") -> LabBaseConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ KINDS: dict[str, type[KindConfig]] = {
 }
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
 MAX_DEPTH = 12  # lists and objects inside one another
-MIGRATIONS: dict[int, Any] = {}  # version -> function from the JSON data of that version to that of the next
+# version -> from the JSON data of that version to that of the next, and what was changed, in words
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]] = {}
 
 
 def kind_class(kind: Any) -> type[KindConfig]:
@@ -63,20 +65,27 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
     if "kind" not in data:
         raise LabError("`kind` is missing", where=where, remedy=f"add one of {', '.join(KINDS)}")
     version = data.get("schema_version", SCHEMA_VERSION)
-    if not isinstance(version, int) or version > SCHEMA_VERSION or version < 1:
+    if not isinstance(version, int) or (version != SCHEMA_VERSION and version not in MIGRATIONS):
         raise LabError(
             f"`schema_version` {version!r} is not known here (this is {SCHEMA_VERSION})",
             where=where,
-            remedy="update llmlab",
+            remedy="update llmlab" if isinstance(version, int) and version > SCHEMA_VERSION else f"write {SCHEMA_VERSION}",
         )
+    changed: list[str] = []
     for old in range(version, SCHEMA_VERSION):
-        data = MIGRATIONS[old](data)
+        data, notes = MIGRATIONS[old](dict(data))
+        changed += notes
     if not isinstance(data["kind"], str):
         raise LabError(f"`kind` is {str(data['kind'])[:60]!r}, not a text", where=where, remedy=f"one of {', '.join(KINDS)}")
     try:
-        return validate(kind_class(data["kind"]), {**data, "schema_version": SCHEMA_VERSION})
+        made = validate(kind_class(data["kind"]), {**data, "schema_version": SCHEMA_VERSION})
     except LabError as error:
         raise error.at(where) if where else error from None
+    if version < SCHEMA_VERSION:
+        made._migrated = (
+            f"schema {version} was read as schema {SCHEMA_VERSION}: {'; '.join(changed) or 'nothing had to change'}"
+        )
+    return made
 
 
 def _too_deep(data: Any) -> bool:

@@ -159,6 +159,14 @@ class TrainingConfig(KindConfig):
     )
     eval_every: int = option(500, "Validate every", "Steps between two validations.", unit="steps", ge=1)
     eval_steps: int = option(100, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
+    sample_tokens: int = option(
+        48,
+        "Sample",
+        "Tokens of the answer to a held-out prompt that is taken with every validation (`samples.jsonl`); 0 takes none.",
+        unit="tokens",
+        advanced=True,
+        ge=0,
+    )
     log_every: int = option(10, "Log every", "Steps between two logged figures.", unit="steps", advanced=True, ge=1)
     save_every: int = option(
         500, "Save every", "Steps between two checkpoints for resuming.", unit="steps", advanced=True, ge=1
@@ -289,7 +297,13 @@ class AdapterOptions(KindConfig):
         ge=1,
     )
     lora_dropout: float = option(
-        0.05, "LoRA dropout", "Dropout before the added matrices.", applies_when=WITH_ADAPTER, advanced=True, ge=0, lt=1
+        0.05,
+        "LoRA dropout",
+        "Dropout before the added matrices; DPO and reward models train without any.",
+        applies_when=WITH_ADAPTER,
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     lora_targets: Literal["all-linear", "attention", "ffn"] | list[str] = option(
         "all-linear",

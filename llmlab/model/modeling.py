@@ -127,6 +127,8 @@ class LabModel(LabPreTrainedModel):
         hidden_states = encoded.hidden_states
         if self.config.dropout:
             hidden_states = F.dropout(hidden_states, self.config.dropout, self.training)
+        if encoded.position_bias is None and self.config._attn_implementation == "sdpa":
+            attention_mask = additive(attention_mask, hidden_states)
         if encoded.position_bias is not None:
             if self.config._attn_implementation.startswith("flash"):
                 raise ValueError("flash attention cannot add alibi's bias: use sdpa, flex_attention or eager")
@@ -154,6 +156,18 @@ class LabModel(LabPreTrainedModel):
             keys, key_offset = cache.get_mask_sizes(queries, 0)
         device = inputs_embeds.device
         return (torch.arange(queries, device=device)[:, None] + offset) - (torch.arange(keys, device=device) + key_offset)
+
+
+def additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """Returns a boolean mask (B, 1, T, S) as what is added to the scores: 0 where a key is seen, minus infinity elsewhere.
+
+    The kernel would do the same in every layer, and keep a copy of each for the backward pass.
+    """
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    device = like.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 class LabForCausalLM(LabPreTrainedModel, GenerationMixin):

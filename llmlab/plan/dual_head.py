@@ -1,55 +1,16 @@
-"""What a dual head adds to its backbone: parameters, FLOPs of a generated token, bytes of training. No torch."""
+"""What a dual head adds to its backbone: parameters, FLOPs and bytes of a generated token, bytes of training. No torch."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from llmlab.config import DualHeadConfig, ModelConfig
 from llmlab.errors import LabError
 from llmlab.plan.checkpoint import CheckpointShape
-from llmlab.plan.memory import LOGITS_ALIVE, QUANTISED, STATE_VALUES
-from llmlab.plan.parameters import count_parameters, kv_cache_bytes_per_token
-from llmlab.plan.units import size
+from llmlab.plan.parameters import count_dual_head, count_parameters, kv_cache_bytes_per_token
 
 
-@dataclass(frozen=True)
-class DualHeadCount:
-    """Parameters that are trained.
-
-    Attributes:
-        head: of each of the two heads, biases left out.
-        biases: of both heads.
-        gate: attention, norm and last layers.
-    """
-
-    head: int
-    biases: int
-    gate: int
-
-    @property
-    def trained(self) -> int:
-        """All of them."""
-        return 2 * self.head + self.biases + self.gate
-
-
-def count_dual_head(
-    width: int, vocabulary: int, *, gating_size: int | None = None, layer_norm: bool = True, rm_bias: bool = False,
-    backbone_bias: bool = False,
-) -> DualHeadCount:  # fmt: skip
-    """Returns the trained parameters over a backbone of a width and a vocabulary.
-
-    The gate has four projections of width x width (biases on queries, keys and values), a layer to `gating_size` (a quarter
-    of the width where left out) and one to a single number.
-    """
-    size = gating_size or max(1, width // 4)
-    attention = 4 * width * width + 3 * width
-    last = width * size + size + size + 1
-    biases = vocabulary * ((rm_bias or backbone_bias) + backbone_bias)
-    return DualHeadCount(width * vocabulary, biases, attention + last + (2 * width if layer_norm else 0))
-
-
-def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape, precision: str) -> list[tuple[str, str]]:
+def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape) -> list[tuple[str, str]]:
     """Returns (what, how much) of a dual head on a backbone."""
     made = count_dual_head(
         shape.width,
@@ -64,20 +25,9 @@ def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape, precision: st
             remedy=f"use {math.gcd(shape.width, 8)}",
         )
     whole = shape.parameters + made.trained
-    wide = 4 if precision == "fp32" else 2
-    frozen = shape.in_matrices * QUANTISED[config.load_in] if config.load_in != "none" else shape.in_matrices * wide
-    frozen += (shape.parameters - shape.in_matrices) * wide
-    optimizer = 4 * made.trained * STATE_VALUES[config.optimizer]
-    alive = 6 * 4 * LOGITS_ALIVE + 4 * made.head  # slices of logits and their gradients; a head's gradient beside the sum
-    total = frozen + 8 * made.trained + optimizer + alive
     return [
         ("heads", f"{made.head:,} parameters each, over {shape.vocabulary:,} tokens; the gate {made.gate:,}"),
         ("trained", f"{made.trained:,} of {whole:,} parameters ({made.trained / whole:.1%})"),
-        (
-            "training memory",
-            f"about {size(total)}: backbone {size(frozen)}, heads and gate with gradients {size(8 * made.trained)}, "
-            f"optimizer {size(optimizer)}, slices of logits {size(alive)}; hidden states beside it",
-        ),
     ]
 
 

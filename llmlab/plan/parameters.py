@@ -68,3 +68,39 @@ def flops_per_token(config: ModelConfig, length: int | None = None) -> float:
 def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:
     """Returns the bytes that the KV cache grows by with each token (bf16 unless said otherwise)."""
     return 2 * config.n_layers * config.kv_heads * config.head_dim * bytes_per_value
+
+
+@dataclass(frozen=True)
+class DualHeadCount:
+    """Parameters that are trained.
+
+    Attributes:
+        head: of each of the two heads, biases left out.
+        biases: of both heads.
+        gate: attention, norm and last layers.
+    """
+
+    head: int
+    biases: int
+    gate: int
+
+    @property
+    def trained(self) -> int:
+        """All of them."""
+        return 2 * self.head + self.biases + self.gate
+
+
+def count_dual_head(
+    width: int, vocabulary: int, *, gating_size: int | None = None, layer_norm: bool = True, rm_bias: bool = False,
+    backbone_bias: bool = False,
+) -> DualHeadCount:  # fmt: skip
+    """Returns the trained parameters over a backbone of a width and a vocabulary.
+
+    The gate has four projections of width x width (biases on queries, keys and values), a layer to `gating_size` (a quarter
+    of the width where left out) and one to a single number.
+    """
+    size = gating_size or max(1, width // 4)
+    attention = 4 * width * width + 3 * width
+    last = width * size + size + size + 1
+    biases = vocabulary * ((rm_bias or backbone_bias) + backbone_bias)
+    return DualHeadCount(width * vocabulary, biases, attention + last + (2 * width if layer_norm else 0))

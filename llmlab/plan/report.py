@@ -15,7 +15,7 @@ from llmlab.plan.advice import verdict, warnings, ways_to_fit
 from llmlab.plan.checkpoint import checkpoint_shape
 from llmlab.plan.dual_head import dual_head_rows
 from llmlab.plan.live import available_memory
-from llmlab.plan.memory import has_nvidia, predicted
+from llmlab.plan.memory import predicted
 from llmlab.plan.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
 from llmlab.plan.units import size
 
@@ -55,7 +55,7 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         parts = ", ".join(f"{name} {size(value)}" for name, value in memory.parts().items() if value >= 1e6)
         rows.append(("memory", f"about {size(memory.total)}, {verdict(config)} ({size(available_memory())} free): {parts}"))
     if isinstance(config, DualHeadConfig) and (shape := checkpoint_shape(config.backbone)):
-        rows += dual_head_rows(config, shape, _precision(config))
+        rows += dual_head_rows(config, shape)
     if isinstance(config, TrainingConfig):
         rows += training_rows(config)
         rows += [("mind", warning) for warning in warnings(config)]
@@ -98,7 +98,3 @@ def training_rows(config: TrainingConfig) -> list[tuple[str, str]]:
 def _steps(config: TrainingConfig) -> str:
     epochs = getattr(config, "epochs", None)
     return f"those of {epochs:g} epochs, at most {config.max_steps:,}" if epochs else f"{config.max_steps:,}"
-
-
-def _precision(config: TrainingConfig) -> str:
-    return "fp32" if config.precision == "auto" and not has_nvidia() else config.precision.replace("auto", "bf16")

@@ -19,6 +19,7 @@ from llmlab.trust import redact
 RUNS = Path("checkpoints")
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 FREE_BYTES = 64 << 20  # a run folder needs at least this much room to be begun
 
 
@@ -65,19 +66,40 @@ class RunFolder:
 
     def log(self, figures: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`, whole or not at all."""
-        path = self.path / METRICS
+        self._append(METRICS, figures)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Returns every logged line; a last line cut off by a kill is left out."""
+        return self._lines(METRICS)
+
+    def log_sample(self, sample: dict[str, Any]) -> None:
+        """Appends one line to `samples.jsonl`, whole or not at all."""
+        self._append(SAMPLES, sample)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Returns step, prompt and answer of every sample that was taken while it learned."""
+        return self._lines(SAMPLES)
+
+    def forget_after(self, step: int) -> None:
+        """Drops metrics and samples of later steps, which a resumed run writes again; all of them for a step below 0."""
+        for name in (METRICS, SAMPLES):
+            if (self.path / name).exists():
+                kept = [line for line in self._lines(name) if line["step"] <= step]
+                write_text_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        path = self.path / name
         before = path.stat().st_size if path.exists() else 0
         try:
             with open(path, "a", encoding="utf-8") as file:
-                file.write(redact(json.dumps(figures)) + "\n")
+                file.write(redact(json.dumps(line)) + "\n")
         except OSError:
             os.truncate(path, before)
             raise
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Returns every logged line; a last line cut off by a kill is left out."""
+    def _lines(self, name: str) -> list[dict[str, Any]]:
         try:
-            lines = (self.path / METRICS).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = (self.path / name).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
         found = []
@@ -87,12 +109,6 @@ class RunFolder:
             except (ValueError, RecursionError):
                 continue
         return [line for line in found if isinstance(line, dict) and isinstance(line.get("step"), int)]
-
-    def forget_after(self, step: int) -> None:
-        """Drops metrics of later steps, which a resumed run writes again; all of them for a step below 0."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        if (self.path / METRICS).exists():
-            write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
     def checkpoints(self) -> list[Path]:
         """Returns the `checkpoint-N` folders, newest first."""

@@ -67,6 +67,7 @@ class Dashboard(TrainerCallback):
         self.peak = 0.0
         self.hint = ""
         self.said = ""
+        self.taken: tuple[int, str, str] | None = None
         self._state: Any = None
         self._mark = (0.0, 0, 0)
         self._began = time.perf_counter(), 0  # training may be over already, and only its last validation be missing
@@ -108,6 +109,14 @@ class Dashboard(TrainerCallback):
         self.said = text
         if self.live and self._state is not None:
             self._draw(self._state)
+
+    def sample(self, step: int, prompt: str, answer: str) -> None:
+        """Shows what the model says now."""
+        self.taken = step, prompt, answer
+        if self.live and self._state is not None:
+            self._draw(self._state)
+        elif not self.live:
+            self.console.print(Text("sample  ").append(sampled(prompt, answer, 4 * 80)), soft_wrap=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes the panel."""
@@ -158,8 +167,14 @@ class Dashboard(TrainerCallback):
             ProgressBar(total=max(1, state.max_steps), completed=state.global_step, width=width - 36),
         )
         parts: list[RenderableType] = [bar, grid]
+        room = self.console.height - half - 6 - bool(self.hint or self.said)
+        if self.taken:
+            lines = 3 if room > 12 else 2
+            room -= lines
+            step, prompt, answer = self.taken
+            parts.append(Text(f"sample at step {step:,}  ").append(sampled(prompt, answer, lines * (width - 6) - 24)))
         if len(self.losses) > 1:
-            height = max(5, min(14, self.console.height - half - 6 - bool(self.hint or self.said)))
+            height = max(5, min(14, room))
             drawing = loss_curve(self.losses, self.held_out, width - 6, height)
             plain = not (self.console.encoding or "").lower().startswith("utf")  # the curve is drawn with braille
             parts.append(Text(drawing.encode("ascii", "replace").decode() if plain else drawing))
@@ -180,6 +195,16 @@ def loss_curve(losses: list[tuple[int, float]], held_out: list[tuple[int, float]
         plotext.scatter([s for s, _ in held_out], [v for _, v in held_out], label="held-out loss", marker="x")
     plotext.xlabel("step")
     return plotext.uncolorize(plotext.build())
+
+
+def sampled(prompt: str, answer: str, length: int) -> Text:
+    """Returns the end of a prompt and the beginning of its answer, of about `length` characters together."""
+    prompt, answer = (" ".join(text.split()) for text in (prompt, answer))
+    kept = max(length // 3, length - len(answer))
+    prompt = prompt if len(prompt) <= kept else f"...{prompt[3 - kept :]}"
+    left = max(8, length - len(prompt))
+    answer = answer if len(answer) <= left else f"{answer[: left - 3]}..."
+    return Text(prompt, style="dim").append(f" {answer}", style="bold not dim")
 
 
 def duration(seconds: float) -> str:

@@ -53,6 +53,7 @@ from llmlab.train.loading import choose_device, choose_precision
 from llmlab.train.optimizers import build_optimizer
 from llmlab.train.place import held, place
 from llmlab.train.resume import Stopped, go_back
+from llmlab.train.samples import Samples, opening
 from llmlab.train.stages import STAGES
 from llmlab.train.trouble import Trouble
 
@@ -139,7 +140,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     began = time.perf_counter()
     console = (console or screen()) if is_main() else Console(quiet=True)
     quiet_libraries()
-    keep_freed_memory()
+    keep_freed_memory(sparing=config.gradient_checkpointing)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     for name in config.report_to:
@@ -182,6 +183,7 @@ def _run(
         callbacks: list[TrainerCallback] = [record, trouble, stop]
         if job.data.eval:
             callbacks.append(best)
+        callbacks += samples(config, job, folder, dashboard)
         keys = Keys(stop, dashboard, validates=bool(job.data.eval)) if is_main() and processes() == 1 and Keys.there() else None
         callbacks += [keys, dashboard] if keys else [dashboard]
         if keys:
@@ -211,6 +213,14 @@ def _run(
             stop.watch(job.model)
         with keys or nullcontext():
             return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
+
+
+def samples(config: TrainingConfig, job: Job, folder: RunFolder, dashboard: Dashboard) -> list[TrainerCallback]:
+    """Returns what takes samples; nothing where the model says nothing, or no process has all of it."""
+    if not config.sample_tokens or processes() > 1 or not job.model.can_generate():
+        return []
+    prompt = opening(job.data, job.tokenizer)
+    return [Samples(folder, job.model, job.tokenizer, prompt, config.sample_tokens, dashboard.sample)] if prompt else []
 
 
 def within_epochs(config: TrainingConfig, job: Job) -> TrainingConfig:

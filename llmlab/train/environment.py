@@ -29,17 +29,19 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, sparing: bool) -> None:
     """Lets the C library keep freed memory instead of giving every large tensor back to the system.
 
-    On the CPU each step would otherwise fault in its activations page by page; `benchmarks/speed.py` prints the effect.
+    On the CPU each step would otherwise fault in its activations page by page; `benchmarks/speed.py` prints the effect. What
+    is kept is not all used again: an aligned block does not fit where one of its own size was, so the heap grows by what
+    every layer frees. Where memory comes before speed (`sparing`), large blocks are given back.
     """
     if sys.platform != "linux":
         return
     try:
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 20 if sparing else 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 27 if sparing else (1 << 31) - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         return  # another C library: slower, not wrong
 

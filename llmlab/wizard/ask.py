@@ -8,7 +8,7 @@ from typing import Any
 
 import questionary
 from prompt_toolkit.application import Application
-from prompt_toolkit.filters import Condition, is_done
+from prompt_toolkit.filters import Condition, is_done, to_filter
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Layout, Window
 from questionary.prompts.common import InquirerControl
@@ -78,6 +78,8 @@ def ask(
     if below is not None:
         text = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", below(_standing(app)))])
         old = app.layout
+        for window in old.find_all_windows():  # the lines stand below the question, not at the bottom of the screen
+            window.dont_extend_height = to_filter(True)
         under = ConditionalContainer(Window(text, dont_extend_height=True, wrap_lines=True), filter=~is_done)
         app.layout = Layout(HSplit([old.container, under]), focused_element=old.current_window)
     answer = question.ask(kbi_msg="")

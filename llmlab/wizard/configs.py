@@ -25,7 +25,9 @@ def configs_table(files: list[Path]) -> Table:
             table.add_row(str(path), "?", "", changed, f"[red]{escape(str(error).splitlines()[0][:60])}[/red]")
             continue
         start = getattr(config, getattr(type(config), "STARTS_FROM", ""), "")
-        table.add_row(str(path), config.kind, start if isinstance(start, str) else "inline", changed, "valid")
+        table.add_row(
+            str(path), config.kind, start if isinstance(start, str) else "inline", changed, config.migrated or "valid"
+        )
     return table
 
 

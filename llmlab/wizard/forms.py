@@ -153,7 +153,7 @@ class Form:
             try:
                 made = _build(self.cls, self.values)
             except LabError as error:
-                self.console.print(f"[red]{error}[/red]")
+                self.console.print(str(error), style="red", markup=False)
                 named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in self.cls.model_fields]
                 for name in dict.fromkeys(named) or self.cls.model_fields:
                     self._change(name)
@@ -162,7 +162,7 @@ class Form:
             try:
                 self.console.print(plan_table(made))
             except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
-                self.console.print(f"[yellow]{escape(str(error))}[/yellow]")
+                self.console.print(str(error), style="yellow", markup=False)
             ways = {f"make it fit: {words}": changes for words, changes in ways_to_fit(made)}
             try:
                 choice = ask(questionary.select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import questionary
 from rich.console import Console
+from rich.markup import escape
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, all_runs
@@ -54,7 +55,7 @@ def main_menu() -> None:
             ("m", "Which method? A comparison", compare_methods, ""),
             ("0", "Quit", None, ""),
         ]
-        console.print(f"\n[bold]llmlab[/bold]  [dim]{status()}[/dim]")
+        console.print(f"\n[bold]llmlab[/bold]  [dim]{escape(status())}[/dim]")
         choices = [
             questionary.Separator(f"── {entry}")
             if isinstance(entry, str)
@@ -71,7 +72,7 @@ def main_menu() -> None:
         try:
             entry[2](console)
         except LabError as error:
-            console.print(f"[red]{error}[/red]")
+            console.print(str(error), style="red", markup=False)
 
 
 def status() -> str:
@@ -170,7 +171,7 @@ def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
     name = shape.tokenizer_name
     if Path(name).exists() or not name.startswith((".", "/", "checkpoints/")):
         return True
-    console.print(f"[yellow]this model reads with a tokenizer in {name}, which does not exist yet[/yellow]")
+    console.print(f"this model reads with a tokenizer in {name}, which does not exist yet", style="yellow", markup=False)
     question = f"Train one of {shape.vocab_size:,} tokens on (a file, a folder, a hub id, llmlab:moby-dick)"
     source = questionary.text(question, default="llmlab:moby-dick").ask(kbi_msg="")
     if not source:
@@ -229,9 +230,11 @@ def saved(console: Console) -> None:
         return
     config = _loadable(Path(picked))
     if config is None:
-        console.print(f"[yellow]{_fault(Path(picked))}[/yellow]")
+        console.print(_fault(Path(picked)), style="yellow", markup=False)
     else:
         console.print(review(config))
+        if config.migrated:
+            console.print(f"{config.migrated}; editing it saves it so", style="yellow", markup=False)
     others = [str(path) for path in files if str(path) != picked and _kind(path) == (config and config.kind)]
     runs = ["check", "run"] if config and config.kind in STAGES else ["check"]
     actions = [*runs, "edit", "duplicate", *(["compare with another"] if others else [])] if config else []
@@ -274,7 +277,7 @@ def _save(config: KindConfig, name: str, console: Console) -> Path | None:
     if Path(target).exists() and not questionary.confirm(f"{target} exists. Replace it?", default=True).ask(kbi_msg=""):
         return None
     path = save_config(config, target)
-    console.print(f"saved as {path}")
+    console.print(f"saved as {path}", markup=False)
     return path
 
 

@@ -1,13 +1,28 @@
 """Configs: one clear message for every mistake, aliases, files, presets."""
 
+import io
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from llmlab.config import KINDS, MODEL_PRESETS, SFTConfig, apply_changes, load_config, parse_config, preset, save_config, schema
+from llmlab import cli
+from llmlab.config import (
+    KINDS,
+    MODEL_PRESETS,
+    SFTConfig,
+    apply_changes,
+    load_config,
+    loader,
+    parse_config,
+    preset,
+    save_config,
+    schema,
+)
 from llmlab.errors import LabError
+from llmlab.wizard.configs import configs_table
 
 
 def message(data):
@@ -145,3 +160,22 @@ def test_defaults_that_follow_from_others_still_follow():
     assert apply_changes(SFTConfig(), {"max_steps": 60}).warmup_steps == 6
     with pytest.raises(LabError, match="`warmup_steps` 100 is above `max_steps` 60"):
         apply_changes(SFTConfig(warmup_steps=100), {"max_steps": 60})
+
+
+def test_an_older_schema_is_migrated_and_told(tmp_path, monkeypatch, capsys):
+    def from_zero(data):
+        data["learning_rate"] = data.pop("rate")
+        return data, ["`rate` is `learning_rate` now"]
+
+    monkeypatch.setitem(loader.MIGRATIONS, 0, from_zero)
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({"kind": "sft", "schema_version": 0, "rate": 0.25}))
+    config = load_config(path)
+    assert config.learning_rate == 0.25 and config.migrated == "schema 0 was read as schema 1: `rate` is `learning_rate` now"
+    assert cli._load(path, None).learning_rate == 0.25 and config.migrated in capsys.readouterr().err
+    table = Console(record=True, width=200, file=io.StringIO())
+    table.print(configs_table([path]))
+    assert "schema 0 was read as schema 1" in table.export_text()
+    assert 'schema_version": 0' in path.read_text()  # the file is the person's: it changes when they save it
+    again = load_config(save_config(config, path))
+    assert again.to_json_dict() == config.to_json_dict() and not again.migrated

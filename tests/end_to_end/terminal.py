@@ -32,6 +32,7 @@ class Terminal:
             sys.executable, ["-m", "llmlab", *arguments], cwd=str(folder), dimensions=(rows, columns), encoding="utf-8",
             env={**environment, "TERM": "xterm-256color"}, timeout=PATIENCE,
         )  # fmt: skip
+        self.child.delaybeforesend = None  # pexpect would wait 50 ms with every key
         self.screen = pyte.Screen(columns, rows)
         self.screen.write_process_input = self.child.send  # where the cursor is, when a program asks
         self.stream = pyte.Stream(self.screen)

@@ -32,7 +32,7 @@ def policy(base_run, tmp_path_factory):
 
 # steps that are no multiples of one another: logs, validations, checkpoints and rollouts fall apart
 SHARED = dict(max_steps=11, learning_rate=1e-3, warmup_steps=2, log_every=3, eval_every=4, save_every=5, eval_fraction=0.15, report_to=[],
-              save_best_only=False, eval_steps=2)  # fmt: skip
+              save_best_only=False, eval_steps=2, sample_tokens=2)  # fmt: skip
 ROLLOUT = dict(reward_model="exact_match", batch_size=8, mini_batch_size=4, max_new_tokens=6, max_prompt_length=48)
 PAIR = dict(max_length=64, max_prompt_length=48)
 STAGES = {
@@ -74,7 +74,7 @@ def ending(folder):
         for line in RunFolder(folder).metrics()
         if "train_loss" not in line
     ]
-    return load_file(weights), lines
+    return load_file(weights), lines, RunFolder(folder).samples()
 
 
 def stop_after(monkeypatch, forwards):
@@ -105,6 +105,6 @@ def test_stopped_again_and_again_it_ends_alike(stage, policy, tmp_path, monkeypa
         assert folder.record["status"] == "stopped"
         assert not folder.checkpoints() or verify(folder.checkpoints()[0]) == ""
     assert stops >= 2 and not (tmp_path / "stopped" / ".saving").exists()
-    (weights, lines), (wanted, wanted_lines) = ending(tmp_path / "stopped"), ending(whole.folder)
-    assert lines == wanted_lines
+    (weights, lines, samples), (wanted, wanted_lines, wanted_samples) = ending(tmp_path / "stopped"), ending(whole.folder)
+    assert lines == wanted_lines and samples == wanted_samples and (samples or stage == "reward")
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)

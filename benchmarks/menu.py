@@ -1,0 +1,139 @@
+"""How soon the menu is there, and how soon each question of a form answers a key, in a real terminal.
+
+    python benchmarks/menu.py
+
+The menu: from the start of the process to its last entry on the screen, beside a bare `python -c pass` and `python -c "import
+torch"` in the same run. A question: from the Enter that answers it to the next one on the screen; of a text, also from a
+typed character to the live figures below it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import pexpect
+import pyte
+
+REPEATS = 7
+
+
+class Desk:
+    """A program at a terminal, read as fast as it writes."""
+
+    def __init__(self, *arguments: str, folder: str):
+        self.screen = pyte.Screen(120, 40)
+        self.began = time.perf_counter()
+        self.child = pexpect.spawn(sys.executable, ["-m", "llmlab", *arguments], cwd=folder, dimensions=(40, 120),
+                                   encoding="utf-8", env={**os.environ, "TERM": "xterm-256color"})  # fmt: skip
+        self.child.delaybeforesend = None
+        self.screen.write_process_input = self.child.send
+        self.stream = pyte.Stream(self.screen)
+
+    def until(self, wanted, seconds: float = 20.0) -> float:
+        """Reads until the screen is as wanted; returns the moment of the last change before."""
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            try:
+                self.stream.feed(self.child.read_nonblocking(65536, timeout=0.002))
+            except pexpect.TIMEOUT:
+                continue
+            except pexpect.EOF:
+                break
+            if wanted(self.text()):
+                return time.perf_counter()
+        raise TimeoutError(self.text())
+
+    def settle(self, seconds: float = 0.15) -> None:
+        """Reads until nothing comes any more."""
+        while True:
+            try:
+                self.stream.feed(self.child.read_nonblocking(65536, timeout=seconds))
+            except (pexpect.TIMEOUT, pexpect.EOF):
+                return
+
+    def text(self) -> str:
+        return "\n".join(self.screen.display)
+
+
+def last_question(text: str) -> str:
+    return ([line for line in text.splitlines() if line.startswith("? ")] or [""])[-1]
+
+
+def moved_on(asked: str, text: str) -> bool:
+    """Whether another question than the one that was asked stands there whole, with the lines below it."""
+    now = last_question(text)
+    return ("leaves" in text or "What now" in text) and now.split()[1:3] != asked.split()[1:3] and bool(now)
+
+
+def menu(folder: str) -> float:
+    desk = Desk(folder=folder)
+    taken = desk.until(lambda text: "0) Quit" in text) - desk.began
+    desk.child.close(force=True)
+    return taken
+
+
+def bare(code: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - began
+
+
+def form(kind: str, folder: str) -> dict[str, list[float]]:
+    """Returns seconds until the next question, and until the figures below a question follow what is typed."""
+    desk = Desk("new", kind, "-o", f"{folder}/made.json", folder=folder)
+    desk.until(lambda text: "? " in text)
+    desk.settle()
+    taken: dict[str, list[float]] = {"next": [], "typed": []}
+    for _ in range(60):
+        before = desk.text()
+        if "What now" in before:
+            break
+        asked = last_question(before)
+        if re.fullmatch(r"\? \w+ \d+ *", asked):
+            desk.child.send("1")
+            began = time.perf_counter()
+            taken["typed"].append(desk.until(lambda text, before=before: text != before) - began)
+            desk.settle()
+            desk.child.send("\x7f")
+            desk.settle()
+            before = desk.text()
+        desk.child.send("\r")
+        began = time.perf_counter()
+        taken["next"].append(desk.until(partial(moved_on, asked)) - began)
+        desk.settle()
+    desk.child.close(force=True)
+    return taken
+
+
+def main() -> None:
+    folder = tempfile.mkdtemp()
+    configs = Path(folder) / "model_configs"
+    configs.mkdir()
+    for number in range(20):  # as many as a person has after a while
+        (configs / f"m{number}.json").write_text(json.dumps({"kind": "model"}))
+    for name, call in (
+        ("python", lambda: bare("pass")),
+        ("the menu", lambda: menu(folder)),
+        ("torch", lambda: bare("import torch")),
+    ):
+        call()
+        times = [call() for _ in range(REPEATS)]
+        print(f"{name:10} {statistics.median(times):.3f} s (of {REPEATS}: {min(times):.3f} to {max(times):.3f})", flush=True)
+    for kind in ("model", "pretrain", "sft", "dpo", "ppo", "dual_head"):
+        for what, times in form(kind, folder).items():
+            if times:
+                print(f"{kind:10} {what:6} median {statistics.median(times) * 1e3:4.0f} ms, longest {max(times) * 1e3:4.0f} ms "
+                      f"of {len(times)}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
