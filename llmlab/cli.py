@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from llmlab.errors import LabError
+from llmlab.readable import make_readable
 from llmlab.trust import redact
 
 app = typer.Typer(
@@ -499,6 +500,7 @@ def _print(shown: Any) -> None:
 
 def main() -> None:
     """Runs the command line; a person's error is one message and its exit code, never a traceback."""
+    make_readable()
     os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries read it when they are imported; the dashboard shows progress
     try:
         app()

@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from llmlab.readable import ERRORS
+
 SHOWN = {
     "loss": "loss",
     "eval_loss": "held-out loss",
@@ -177,7 +179,7 @@ class Dashboard(TrainerCallback):
             height = max(5, min(14, room))
             drawing = loss_curve(self.losses, self.held_out, width - 6, height)
             plain = not (self.console.encoding or "").lower().startswith("utf")  # the curve is drawn with braille
-            parts.append(Text(drawing.encode("ascii", "replace").decode() if plain else drawing))
+            parts.append(Text(drawing.encode("ascii", ERRORS).decode() if plain else drawing))
         if self.said or self.hint:
             parts.append(
                 Text(self.said or self.hint, style="yellow" if self.said else "dim", no_wrap=True, overflow="ellipsis")

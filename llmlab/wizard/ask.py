@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from prompt_toolkit.filters import Condition, is_done, to_filter
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Layout, Window
 from questionary.prompts.common import InquirerControl
+
+from llmlab.readable import said
 
 QUICK = 0.05  # seconds until a lone Escape is one, and not the beginning of an arrow key
 EXPLAINS = "? explains · "
@@ -76,7 +78,7 @@ def ask(
     app.key_bindings = merge_key_bindings([app.key_bindings, keys]) if app.key_bindings else keys
     app.ttimeoutlen = QUICK
     if below is not None:
-        text = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", below(_standing(app)))])
+        text = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", said(below(_standing(app))))])
         old = app.layout
         for window in old.find_all_windows():  # the lines stand below the question, not at the bottom of the screen
             window.dont_extend_height = to_filter(True)
@@ -86,6 +88,21 @@ def ask(
     if answer is None:
         raise Cancelled
     return answer
+
+
+def select(question: str, choices: Sequence[Any], **kwargs: Any) -> questionary.Question:
+    """Returns questionary's question, in the letters that this terminal has.
+
+    Args:
+        question: its words.
+        choices: texts, or questionary's own choices and separators.
+        **kwargs: of questionary.
+    """
+    made = [questionary.Choice(said(choice), choice) if isinstance(choice, str) else choice for choice in choices]
+    for choice in made:
+        if isinstance(choice.title, str):
+            choice.title = said(choice.title)
+    return questionary.select(said(question), made, pointer=said("»"), **kwargs)
 
 
 def _typed(app: Application) -> str | None:

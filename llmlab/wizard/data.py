@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -45,7 +45,7 @@ def inspection(found: Inspection, tokenizer: str) -> RenderableType:
         return facts
     measured = len(found.lengths["row"])
     parts: list[RenderableType] = [facts, Text()]
-    parts += [Text("one row; what is learned is green", style="bold"), sample(found), Text()]
+    parts += [Learned("one row", found.sample), Text()]
     table = Table("tokens", *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES), title_justify="left",
                   title=f"lengths of {measured:,} rows")  # fmt: skip
     for part, values in found.percentiles.items():
@@ -61,14 +61,27 @@ def inspection(found: Inspection, tokenizer: str) -> RenderableType:
     return Group(*parts)
 
 
-def sample(found: Inspection) -> Text:
-    """Returns the rendered row, loss-bearing tokens in green; the middle of long pieces left out."""
-    text = Text()
-    for piece, learned in found.sample:
-        if len(piece) > SHOWN:
-            piece = f"{piece[: SHOWN // 2]} [...] {piece[-SHOWN // 2 :]}"
-        text.append(piece, style="green" if learned else "dim")
-    return text
+class Learned:
+    """A rendered row: what is learned is green, or between « and » where there are no colours; long pieces lose their middle.
+
+    Args:
+        title: what it is.
+        pieces: of its text, and whether they are learned.
+    """
+
+    def __init__(self, title: str, pieces: list[tuple[str, bool]]):
+        self.title, self.pieces = title, pieces
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        colours = bool(console.color_system) and not console.no_color
+        yield Text(f"{self.title}; what is learned {'is green' if colours else 'stands between « and »'}", style="bold")
+        text = Text()
+        for piece, learned in self.pieces:
+            if len(piece) > SHOWN:
+                piece = f"{piece[: SHOWN // 2]} [...] {piece[-SHOWN // 2 :]}"
+            marked = f"«{piece}»" if learned and not colours else piece
+            text.append(marked, style="green" if learned else "dim")
+        yield text
 
 
 def histogram(lengths: np.ndarray) -> Table:

@@ -25,7 +25,7 @@ from llmlab.plan.advice import ways_to_fit
 from llmlab.plan.live import live_figures
 from llmlab.plan.report import plan_table
 from llmlab.wizard import drafts
-from llmlab.wizard.ask import EXPLAINS, HINT, Back, Cancelled, Explain, ask
+from llmlab.wizard.ask import EXPLAINS, HINT, Back, Cancelled, Explain, ask, select
 
 FIXED = ("kind", "schema_version")
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "of a length of at least"}
@@ -165,14 +165,14 @@ class Form:
                 self.console.print(str(error), style="yellow", markup=False)
             ways = {f"make it fit: {words}": changes for words, changes in ways_to_fit(made)}
             try:
-                choice = ask(questionary.select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))
+                choice = ask(select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))
                 if choice in ways:
                     self.values.update(ways[choice])
                     continue
                 if choice == CHANGE:
                     names = [name for name in self.cls.model_fields if name not in FIXED and not made.inapplicable(name)]
                     question = "Which one? (type to search)"
-                    self._change(ask(questionary.select(question, names, use_search_filter=True, use_jk_keys=False)))
+                    self._change(ask(select(question, names, use_search_filter=True, use_jk_keys=False)))
                     continue
             except Back:
                 steps = self.steps()
@@ -192,7 +192,7 @@ class Form:
         if all(self.values[name] == self.start[name] for name in self.values):
             return None
         try:
-            choice = ask(questionary.select("Leave the form?", [DRAFT, "go on", LEAVE]), back=False)
+            choice = ask(select("Leave the form?", [DRAFT, "go on", LEAVE]), back=False)
         except Cancelled:  # twice: nothing is lost all the same
             choice = DRAFT
         if choice == "go on":
@@ -271,7 +271,7 @@ def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None
         default = field.get_default(call_default_factory=True)
         marks = {choice: " (default)" if choice == default else "" for choice in choices}
         shown = [questionary.Choice(f"{c}{marks[c]}  {info.choices.get(c, '')}", c) for c in choices]
-        return questionary.select(name, shown, default=value)
+        return select(name, shown, default=value)
 
     def fault(text: str) -> bool | str:
         try:

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, all_runs
+from llmlab.wizard.ask import select
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig, ModelConfig
@@ -62,7 +63,7 @@ def main_menu() -> None:
             else questionary.Choice(entry[1], value=index, shortcut_key=entry[0], disabled=entry[3] or None)
             for index, entry in enumerate(entries)
         ]
-        picked = questionary.select(
+        picked = select(
             "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number or letter, then Enter)"
         )
         index = picked.ask(kbi_msg="")
@@ -93,7 +94,7 @@ def configure_model(console: Console) -> None:
     from llmlab.wizard.forms import fill_in
 
     shown = [questionary.Choice(f"{name}", name) for name in MODEL_PRESETS]
-    name = questionary.select("Start from which shape?", shown).ask(kbi_msg="")
+    name = select("Start from which shape?", shown).ask(kbi_msg="")
     if name:
         config = fill_in(preset(name), console)
         if config:
@@ -198,7 +199,7 @@ def look_at_data(console: Console) -> None:
     models = _checkpoints()
     arguments: list[str] = []
     if models:
-        picked = questionary.select("Whose tokens are counted?", [*models, "bytes"]).ask(kbi_msg="")
+        picked = select("Whose tokens are counted?", [*models, "bytes"]).ask(kbi_msg="")
         if picked is None:
             return
         arguments = ["--tokenizer", "byte" if picked == "bytes" else picked]
@@ -257,7 +258,7 @@ def _pick(question: str, choices: list[str], *, back: str = BACK) -> str:
     """Returns the choice, "" for none."""
     if not choices:
         return ""
-    picked = questionary.select(question, [*choices, back]).ask(kbi_msg="")
+    picked = select(question, [*choices, back]).ask(kbi_msg="")
     return "" if picked in (None, back) else picked
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from llmlab.config import PretrainConfig, load_config, save_config
@@ -23,7 +23,7 @@ from llmlab.plan.memory import predicted
 from llmlab.plan.report import plan_table
 from llmlab.plan.units import size
 from llmlab.runs.folder import find_model
-from llmlab.wizard.data import SHOWN, sources_table
+from llmlab.wizard.data import Learned, sources_table
 
 STEPS = 3  # that are measured; the first one, which warms up, does not count
 
@@ -48,8 +48,8 @@ def show(config: KindConfig, console: Console) -> None:
         console.print(reference_plan(config))
 
 
-def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Text]:
-    """Returns the first usable row, rendered, what is learned in green; nothing where tokenizer or data are not here."""
+def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableType]:
+    """Returns the first usable row, rendered, and what is wrong with it; nothing where tokenizer or data are not here."""
     from itertools import islice
 
     from transformers.utils import logging
@@ -71,13 +71,9 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Text]:
         pieces = sample_pieces(rows[0], tokenizer) if rows else []
     except (LabError, OSError):
         return []
-    text = Text()
-    for piece, learned in pieces:
-        piece = piece if len(piece) <= SHOWN else f"{piece[: SHOWN // 2]} [...] {piece[-SHOWN // 2 :]}"
-        text.append(piece, style="green" if learned else "dim")
     if not pieces:
         return []
-    lines = [Text("a row as the model sees it; what is learned is green", style="bold"), text]
+    lines: list[RenderableType] = [Learned("a row as the model sees it", pieces)]
     if "text" not in rows[0] and not isinstance(config, PretrainConfig):
         said = "".join(piece for piece, learned in pieces if learned)
         marks = [tokenizer.decode([end]) for end in (ends if isinstance(ends, list) else [ends])]
