@@ -51,6 +51,7 @@ def jobs(work: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
     dpo = dict(kind="dpo", datasets=[str(work / "pairs.jsonl")], policy_checkpoint=smol, learning_rate=1e-5, max_length=256,
                max_prompt_length=128, cache_dir=str(work / "cache"), **shared)  # fmt: skip
     dpo.pop("gradient_accumulation_steps")
+    live = {name: value for name, value in dpo.items() if name != "cache_dir"}
 
     def shape(**values: Any) -> dict[str, Any]:
         return dict(kind="model", tokenizer_name="byte", **values)
@@ -86,7 +87,7 @@ def jobs(work: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
                          lora_targets="attention"),
         "lora-384-check": dict(**sft, max_length=384, batch_size=3, adapter="lora", gradient_checkpointing=True),
         "dpo-full-192": {**dpo, "max_length": 192, "max_prompt_length": 96, "batch_size": 8, "mini_batch_size": 4},
-        "dpo-live-check": dict(**dpo, batch_size=4, mini_batch_size=2, reference="live", gradient_checkpointing=True),
+        "dpo-live-check": dict(**live, batch_size=4, mini_batch_size=2, reference="live", gradient_checkpointing=True),
         "dpo-lora-384": {**dpo, "max_length": 384, "adapter": "lora", "lora_r": 64, "batch_size": 4, "mini_batch_size": 2},
     }  # fmt: skip
     return {**fitted, **held_out}, set(held_out)

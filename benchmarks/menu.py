@@ -2,9 +2,9 @@
 
     python benchmarks/menu.py
 
-The menu: from the start of the process to its last entry on the screen, beside a bare `python -c pass` and `python -c "import
-torch"` in the same run. A question: from the Enter that answers it to the next one on the screen; of a text, also from a
-typed character to the live figures below it.
+The menu: from the start of the process to its last entry on the screen, beside a Python that only prints and one that imports
+torch first, in the same kind of terminal. A question: from the Enter that answers it to the next one on the screen; of a
+text, also from a typed character to the live figures below it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,10 +28,10 @@ REPEATS = 7
 class Desk:
     """A program at a terminal, read as fast as it writes."""
 
-    def __init__(self, *arguments: str, folder: str):
+    def __init__(self, *arguments: str, folder: str, program: tuple[str, ...] = ("-m", "llmlab")):
         self.screen = pyte.Screen(120, 40)
         self.began = time.perf_counter()
-        self.child = pexpect.spawn(sys.executable, ["-m", "llmlab", *arguments], cwd=folder, dimensions=(40, 120),
+        self.child = pexpect.spawn(sys.executable, [*program, *arguments], cwd=folder, dimensions=(40, 120),
                                    encoding="utf-8", env={**os.environ, "TERM": "xterm-256color"})  # fmt: skip
         self.child.delaybeforesend = None
         self.screen.write_process_input = self.child.send
@@ -81,10 +80,12 @@ def menu(folder: str) -> float:
     return taken
 
 
-def bare(code: str) -> float:
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    return time.perf_counter() - began
+def bare(code: str, folder: str) -> float:
+    """Seconds until a Python that does nothing else has printed a word, in the same kind of terminal."""
+    desk = Desk(folder=folder, program=("-c", f"{code}; print('here')"))
+    taken = desk.until(lambda text: "here" in text) - desk.began
+    desk.child.close(force=True)
+    return taken
 
 
 def form(kind: str, folder: str) -> dict[str, list[float]]:
@@ -121,9 +122,9 @@ def main() -> None:
     for number in range(20):  # as many as a person has after a while
         (configs / f"m{number}.json").write_text(json.dumps({"kind": "model"}))
     for name, call in (
-        ("python", lambda: bare("pass")),
+        ("python", lambda: bare("pass", folder)),
         ("the menu", lambda: menu(folder)),
-        ("torch", lambda: bare("import torch")),
+        ("torch", lambda: bare("import torch", folder)),
     ):
         call()
         times = [call() for _ in range(REPEATS)]

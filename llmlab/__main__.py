@@ -1,5 +1,38 @@
-"""`python -m llmlab` is the same program as `llmlab`."""
+"""The program: `llmlab`, `python -m llmlab` and `python llmlab_cli.py` are the same."""
 
-from llmlab.cli import main
+from __future__ import annotations
 
-main()
+import os
+import sys
+
+from llmlab.errors import LabError
+from llmlab.readable import make_readable
+from llmlab.trust import redact
+
+
+def main() -> None:
+    """Runs the command line; a person's error is one message and its exit code, never a traceback."""
+    make_readable()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries read it when they are imported; the dashboard shows progress
+    try:
+        if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty():  # the menu does not wait for all the commands
+            from llmlab.wizard.menu import main_menu
+
+            main_menu()
+        else:
+            from llmlab.cli import app
+
+            app()
+    except LabError as error:
+        for line in redact(str(error)).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from llmlab.errors import LabError
-from llmlab.readable import make_readable
-from llmlab.trust import redact
 
 app = typer.Typer(
     name="llmlab",
@@ -35,12 +32,8 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE
 def menu(context: typer.Context) -> None:
     """From an empty machine to an aligned chat model. Without a command: the menu."""
     if context.invoked_subcommand is None:
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            typer.echo(context.get_help())
-            raise typer.Exit(2)
-        from llmlab.wizard.menu import main_menu
-
-        main_menu()
+        typer.echo(context.get_help())  # at a terminal the program opens the menu without coming here
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -65,7 +58,7 @@ def new(
             raise LabError("there is no terminal to ask in", remedy="add --yes and --set KEY=VALUE")
         from llmlab.wizard.forms import fill_in
 
-        config = fill_in(config)
+        config = fill_in(config, origin=preset or "")
         if config is None:
             raise typer.Exit(130)
     name = preset if preset and kind == "model" else f"{kind}-{preset}" if preset else kind
@@ -496,24 +489,3 @@ def _print(shown: Any) -> None:
     from rich.console import Console
 
     Console().print(shown)
-
-
-def main() -> None:
-    """Runs the command line; a person's error is one message and its exit code, never a traceback."""
-    make_readable()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries read it when they are imported; the dashboard shows progress
-    try:
-        app()
-    except LabError as error:
-        for line in redact(str(error)).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,7 @@ from typing import Any
 ERRORS = "llmlab-readable"
 BRAILLE = ("\u2800", "\u28ff")  # which curves are drawn with; the first one is empty
 PAIRS = "·- –- —- »> «< ●* ○o █# ▌# ░. ━= ╸= ╺- ─- │| “\" ”\" ‘' ’' ┌+ ┐+ └+ ┘+ ├+ ┤+ ┬+ ┴+ ┼+ ╭+ ╮+ ╰+ ╯+"
-PLAIN = {**{sign: plain for sign, plain in PAIRS.split()}, "…": "...", "→": "->", "←": "<-", BRAILLE[0]: " "}
+PLAIN = {**dict(PAIRS.split()), "…": "...", "→": "->", "←": "<-", BRAILLE[0]: " "}
 
 
 def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:

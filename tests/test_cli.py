@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llmlab.cli import main
+from llmlab.__main__ import main
 from llmlab.config import save_config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
@@ -20,6 +20,7 @@ OWN = re.compile(r"^[\w.]+:\w+$")  # module:function
 class RewardSource(LabBaseConfig):
     """One reward. Wherever a text is accepted, it is the line `name | weight | setting`."""
 
+    LINE: ClassVar[tuple[str, ...]] = ("name", "weight", "setting")
     name: str = option(
         ...,
         "Name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -21,6 +21,7 @@ PARTS = (
 class SourceConfig(LabBaseConfig):
     """One dataset. In the wizard, and wherever a text is accepted, it is the line `name | subset | weight`."""
 
+    LINE: ClassVar[tuple[str, ...]] = ("name", "subset", "weight")
     name: str = option(
         ...,
         "Name",

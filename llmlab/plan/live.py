@@ -28,7 +28,7 @@ def live_figures(config: LabBaseConfig) -> list[str]:
         cache = size(1000 * kv_cache_bytes_per_token(config))
         return [
             f"{short(count.total)} parameters, {short(count.non_embedding)} beside embeddings; "
-            f"bf16 {size(count.total * 2)}; KV {cache} per 1,000",
+            f"bf16 {size(count.total * 2)}; KV {cache} a 1,000 tokens",
             f"training {size(memory.total)} (adamw, fp32, 1 row) {bar(memory.total)}",
         ]
     if not isinstance(config, TrainingConfig):

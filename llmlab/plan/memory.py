@@ -27,7 +27,7 @@ QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the b
 RUNTIME = 560e6  # Python, torch and the libraries on the CPU
 # of the activations: what the C library on the CPU has freed and cannot use again, which grows with what a layer makes and
 # does not keep; fitted to nine of the jobs of `benchmarks/memory.py`, the others tell whether it holds
-FRAGMENTS = {"own": 0.55, "library": 0.7, "adapted": 0.9}
+FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9}
 RECOMPUTED = 1.5  # layers' worth alive with checkpointing: a layer made anew, and part of its gradients
 NO_DROPOUT = (DPOConfig, RewardConfig)  # which the library trains without any
 GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}

@@ -70,6 +70,7 @@ class Dashboard(TrainerCallback):
         self.hint = ""
         self.said = ""
         self.taken: tuple[int, str, str] | None = None
+        self.validated = (0, 0)  # batches of the validation that is going on, and all of its
         self._state: Any = None
         self._mark = (0.0, 0, 0)
         self._began = time.perf_counter(), 0  # training may be over already, and only its last validation be missing
@@ -105,6 +106,17 @@ class Dashboard(TrainerCallback):
             self._draw(state)
         elif "loss" in figures or "eval_loss" in figures:
             self.console.print(self._line(state, figures), soft_wrap=True, highlight=False)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
+        """Shows how far a validation is."""
+        whole = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else 0
+        self.validated = self.validated[0] + 1, whole
+        if self.live:
+            self._draw(state)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends that."""
+        self.validated = (0, 0)
 
     def say(self, text: str) -> None:
         """Shows a line below the figures, until the next one."""
@@ -168,8 +180,11 @@ class Dashboard(TrainerCallback):
             f"step {state.global_step:,} of {state.max_steps:,}",
             ProgressBar(total=max(1, state.max_steps), completed=state.global_step, width=width - 36),
         )
+        done, whole = self.validated
+        if done:
+            bar.add_row("validating", ProgressBar(total=whole or None, completed=done, width=width - 36))
         parts: list[RenderableType] = [bar, grid]
-        room = self.console.height - half - 6 - bool(self.hint or self.said)
+        room = self.console.height - half - 6 - bool(self.hint or self.said) - bool(done)
         if self.taken:
             lines = 3 if room > 12 else 2
             room -= lines

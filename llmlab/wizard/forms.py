@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig, SourceConfig
+from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig
 from llmlab.config.base import KindConfig, validate, validate_option
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
@@ -28,24 +28,25 @@ from llmlab.wizard import drafts
 from llmlab.wizard.ask import EXPLAINS, HINT, Back, Cancelled, Explain, ask, select
 
 FIXED = ("kind", "schema_version")
-BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "of a length of at least"}
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 ADVANCED = "\0advanced"  # the question whether to look at the advanced options
 KEEP, CHANGE, DRAFT, LEAVE = "keep it", "change an option", "keep it as a draft", "throw it away"
 
 
-def fill_in(config: KindConfig, console: Console | None = None) -> KindConfig | None:
+def fill_in(config: KindConfig, console: Console | None = None, *, origin: str = "") -> KindConfig | None:
     """Asks for every option that applies, shows the whole, and returns the config; None when the person leaves.
 
     The values of `config` are offered as they are; Enter keeps one. Escape goes back, "?" explains, Ctrl+C leaves and offers
-    to keep what was answered as a draft, which the next form of this kind offers.
+    to keep what was answered as a draft, which the next form of this kind offers. `origin` says where the values come from, a
+    preset or a file; the review shows what differs from it.
     """
     console = console or Console()
     cls, values = type(config), {name: getattr(config, name) for name in type(config).model_fields}
     start = dict(values)
     console.print(f"\n[bold]{cls.TITLE}[/bold] [dim]Enter keeps a value · {HINT}[/dim]\n")
-    form = Form(cls, values, start, console)
+    form = Form(cls, values, start, console, origin)
     while True:
         try:
             if (draft := drafts.kept(cls)) and form.position is None and form.offers_draft:
@@ -71,6 +72,7 @@ class Form:
         values: by option; changed as answers come.
         start: the values that it began with, for the review.
         console: where it is shown.
+        origin: of these values, "" where they are the defaults.
 
     Attributes:
         position: the option that is asked for; None before the first.
@@ -79,11 +81,14 @@ class Form:
 
     ON = object()  # the person stays
 
-    def __init__(self, cls: type[KindConfig], values: dict[str, Any], start: dict[str, Any], console: Console):
-        self.cls, self.values, self.start, self.console = cls, values, start, console
+    def __init__(
+        self, cls: type[KindConfig], values: dict[str, Any], start: dict[str, Any], console: Console, origin: str = ""
+    ):  # fmt: skip
+        self.cls, self.values, self.start, self.console, self.origin = cls, values, start, console, origin
         self.position: str | None = None
         self.offers_draft = True
         self._advanced = False
+        self._answered: set[str] = set()
 
     def steps(self) -> list[str]:
         """Returns what is asked for with the answers so far, in order."""
@@ -129,6 +134,20 @@ class Form:
             return
         offered = _offered(self.cls, name, self.values)
         self.values[name] = ask_field(self.cls, name, offered, self.console, back=back, below=partial(self.below, name))
+        self._answered.add(name)
+
+    def made(self, values: dict[str, Any], *further: str) -> KindConfig:
+        """Returns the config of answers; defaults that nobody has looked at follow the other options (warm-up the steps).
+
+        Raises:
+            LabError: when they do not go together.
+        """
+        options, kept = self.cls.options(), {}
+        for name, value in values.items():
+            untouched = name not in self._answered and name not in further and value == _default(self.cls, name)
+            if name in FIXED or (_applies(options[name], values) and not untouched):
+                kept[name] = value
+        return validate(self.cls, kept)
 
     def below(self, name: str, standing: Any) -> str:
         """Returns the lines below a question: what the answers so far amount to, the one that stands there included."""
@@ -139,7 +158,7 @@ class Form:
         except LabError:
             return HINT
         try:
-            return "\n".join([*live_figures(_build(self.cls, values)), HINT])
+            return "\n".join([*live_figures(self.made(values, name)), HINT])
         except LabError as error:
             return f"{str(error).splitlines()[0]}\n{HINT}"
 
@@ -151,14 +170,14 @@ class Form:
         """
         while True:
             try:
-                made = _build(self.cls, self.values)
+                made = self.made(self.values)
             except LabError as error:
                 self.console.print(str(error), style="red", markup=False)
                 named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in self.cls.model_fields]
                 for name in dict.fromkeys(named) or self.cls.model_fields:
                     self._change(name)
                 continue
-            self.console.print(review(made, self.start))
+            self.console.print(review(made, self.start, self.origin))
             try:
                 self.console.print(plan_table(made))
             except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
@@ -206,19 +225,21 @@ class Form:
     def _change(self, name: str) -> None:
         with suppress(Back):
             self.values[name] = ask_field(self.cls, name, self.values[name], self.console, below=partial(self.below, name))
+            self._answered.add(name)
 
 
-def review(config: KindConfig, start: dict[str, Any] | None = None) -> Table:
-    """Returns all values of a config; those that are not the defaults, or not what the form began with, are marked."""
+def review(config: KindConfig, start: dict[str, Any] | None = None, origin: str = "") -> Table:
+    """Returns all values of a config: marked what was changed since `start`, and noted what is not the default."""
     table = Table("option", "value", "", title="review", title_justify="left")
     for name, field in type(config).model_fields.items():
         if name in FIXED or config.inapplicable(name):
             continue
         value, default = getattr(config, name), field.get_default(call_default_factory=True)
-        mark = "" if value == default else f"[yellow]changed[/yellow] [dim]default {escape(show(default))}[/dim]"
-        if start and start[name] not in (value, default):
-            mark = f"[yellow]changed[/yellow] [dim]was {escape(show(start[name]))}[/dim]"
-        table.add_row(name, escape(show(value)), mark)
+        note = "" if value == default else f"[dim]default {escape(show(default))}[/dim]"
+        if start is not None and value != start[name]:
+            before = f"{origin} has {show(start[name])}" if origin else f"was {show(start[name])}"
+            note = f"[yellow]changed[/yellow] [dim]{escape(before)}[/dim]"
+        table.add_row(name, escape(show(value)), note)
     return table
 
 
@@ -292,12 +313,18 @@ def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
     field, info = cls.model_fields[name], option_info(cls.model_fields[name])
     lines = [escape(info.description)]
     lines += [f"  [bold]{choice}[/bold]  {escape(advice)}" for choice, advice in info.choices.items()]
+    if (lined := _lined(_members(field.annotation))) is not None:
+        of_line = lined.options()
+        lines += [f"Each is a line [bold]{' | '.join(lined.LINE)}[/bold]; what is left out has its default."]
+        lines += [f"  [bold]{part}[/bold]  {escape(of_line[part].description)}" for part in lined.LINE]
     rules = [f"{words} {getattr(rule, bound):g}" for rule in field.metadata for bound, words in BOUNDS.items()
              if isinstance(getattr(rule, bound, None), (int, float))]  # fmt: skip
     if rules:
         lines.append(f"Must be {' and '.join(rules)}{f' {info.unit}' if info.unit else ''}.")
     if type(None) in typing.get_args(field.annotation):
         lines.append("May be left empty.")
+    if any(getattr(rule, "min_length", None) for rule in field.metadata):
+        lines.append("Must not be empty.")
     if info.typical:
         lines.append(f"Typical: {escape(info.typical)}.")
     default = escape(show(field.get_default(call_default_factory=True))) if not field.is_required() else "none"
@@ -315,12 +342,15 @@ def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
     return Panel("\n".join(lines), title=f"{info.title} ({name})", title_align="left", border_style="cyan")
 
 
+def _default(cls: type[LabBaseConfig], name: str) -> Any:
+    return cls.model_fields[name].get_default(call_default_factory=True)
+
+
 def _offered(cls: type[LabBaseConfig], name: str, values: dict[str, Any]) -> Any:
     """Returns the value to offer: what a config of the answers so far would take by itself (warm-up follows the steps)."""
-    defaults = {other: field.get_default(call_default_factory=True) for other, field in cls.model_fields.items()}
-    if values[name] != defaults[name]:
+    if values[name] != _default(cls, name):
         return values[name]
-    given = {other: value for other, value in values.items() if other in FIXED or value != defaults[other]}
+    given = {other: value for other, value in values.items() if other in FIXED or value != _default(cls, other)}
     try:
         return getattr(validate(cls, given), name)
     except LabError:
@@ -329,12 +359,6 @@ def _offered(cls: type[LabBaseConfig], name: str, values: dict[str, Any]) -> Any
 
 def _applies(info: OptionInfo, values: dict[str, Any]) -> bool:
     return all(values.get(other) in allowed for other, allowed in info.applies_when.items())
-
-
-def _build(cls: type[KindConfig], values: dict[str, Any]) -> KindConfig:
-    options = cls.options()
-    kept = {name: value for name, value in values.items() if name in FIXED or _applies(options[name], values)}
-    return validate(cls, kept)
 
 
 def _about(info: OptionInfo) -> str:
@@ -394,7 +418,7 @@ def _ask_lines(
 
     known = {item.line(): item for item in value}
     lines, index = list(known), 0
-    parts = "name | subset | weight" if cls is SourceConfig else "name | weight | setting"
+    parts = " | ".join(cls.LINE)
     while True:
         default = lines[index] if index < len(lines) else ""
         question = questionary.text(f"{name} {index + 1}", default=default, validate=fault)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import questionary
 from rich.console import Console
@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, all_runs
-from llmlab.wizard.ask import select
+from llmlab.wizard.ask import Back, Cancelled, ask, select
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig, ModelConfig
@@ -66,7 +66,7 @@ def main_menu() -> None:
         picked = select(
             "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number or letter, then Enter)"
         )
-        index = picked.ask(kbi_msg="")
+        index = _answer(picked, back=False)
         entry = entries[index] if index is not None else None
         if entry is None or isinstance(entry, str) or entry[2] is None:
             return
@@ -91,12 +91,17 @@ def status() -> str:
 def configure_model(console: Console) -> None:
     """Asks for an architecture, from a preset on, and saves it."""
     from llmlab.config import MODEL_PRESETS, preset
+    from llmlab.plan.live import short
+    from llmlab.plan.parameters import count_parameters
     from llmlab.wizard.forms import fill_in
 
-    shown = [questionary.Choice(f"{name}", name) for name in MODEL_PRESETS]
-    name = select("Start from which shape?", shown).ask(kbi_msg="")
+    shown = [
+        questionary.Choice(f"{name:14} {short(count_parameters(preset(name)).total):>5} parameters", name)
+        for name in MODEL_PRESETS
+    ]
+    name = _answer(select("Start from which shape?", shown))
     if name:
-        config = fill_in(preset(name), console)
+        config = fill_in(preset(name), console, origin=name)
         if config:
             _save(config, name, console)
 
@@ -135,9 +140,9 @@ def train(kind: str, console: Console, checkpoint: str = "") -> None:
     path = _save(config, kind, console)
     if not path:
         return
-    from llmlab.wizard.preflight import a_row
+    from llmlab.wizard.preflight import of_the_data
 
-    for line in a_row(config, STAGES[kind].shapes):
+    for line in of_the_data(config, STAGES[kind].shapes):
         console.print(line)
     measure = "measure three steps first"
     while (choice := _pick("Run it now?", ["run it", measure])) == measure:
@@ -174,7 +179,7 @@ def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
         return True
     console.print(f"this model reads with a tokenizer in {name}, which does not exist yet", style="yellow", markup=False)
     question = f"Train one of {shape.vocab_size:,} tokens on (a file, a folder, a hub id, llmlab:moby-dick)"
-    source = questionary.text(question, default="llmlab:moby-dick").ask(kbi_msg="")
+    source = _answer(questionary.text(question, default="llmlab:moby-dick"))
     if not source:
         return False
     _llmlab("tokenizer", source, "--vocab-size", str(shape.vocab_size), "-o", name)
@@ -190,7 +195,7 @@ def test_model(console: Console) -> None:
 def look_at_data(console: Console) -> None:
     """Shows what a dataset holds, or the datasets that are known."""
     question = "Which dataset? (a hub id, a file, a folder, llmlab:spam-mails; `name | subset`; nothing lists the known ones)"
-    name = questionary.text(question).ask(kbi_msg="")
+    name = _answer(questionary.text(question))
     if name is None:
         return
     if not name.strip():
@@ -199,7 +204,7 @@ def look_at_data(console: Console) -> None:
     models = _checkpoints()
     arguments: list[str] = []
     if models:
-        picked = select("Whose tokens are counted?", [*models, "bytes"]).ask(kbi_msg="")
+        picked = _answer(select("Whose tokens are counted?", [*models, "bytes"]))
         if picked is None:
             return
         arguments = ["--tokenizer", "byte" if picked == "bytes" else picked]
@@ -242,7 +247,7 @@ def saved(console: Console) -> None:
     action = _pick("What with it?", [*actions, "delete"])
     if action == "check":
         _llmlab("check", picked)
-    elif action == "edit" and (changed := fill_in(config, console)):
+    elif action == "edit" and (changed := fill_in(config, console, origin=Path(picked).name)):
         _save(changed, Path(picked).stem, console)
     elif action == "duplicate":
         _save(config, _unused_name(Path(picked)).stem, console)
@@ -250,15 +255,23 @@ def saved(console: Console) -> None:
         console.print(compared(config, load_config(other), picked, other))
     elif action == "run":
         run_and_go_on(Path(picked), console)
-    elif action == "delete" and questionary.confirm(f"Delete {picked}?", default=False).ask(kbi_msg=""):
+    elif action == "delete" and _answer(questionary.confirm(f"Delete {picked}?", default=False)):
         Path(picked).unlink()
+
+
+def _answer(question: questionary.Question, *, back: bool = True) -> Any:
+    """Returns the answer; None where the person went back or left."""
+    try:
+        return ask(question, back=back)
+    except (Back, Cancelled):
+        return None
 
 
 def _pick(question: str, choices: list[str], *, back: str = BACK) -> str:
     """Returns the choice, "" for none."""
     if not choices:
         return ""
-    picked = select(question, [*choices, back]).ask(kbi_msg="")
+    picked = _answer(select(question, [*choices, back]))
     return "" if picked in (None, back) else picked
 
 
@@ -270,16 +283,26 @@ def _unused_name(path: Path) -> Path:
 
 
 def _save(config: KindConfig, name: str, console: Console) -> Path | None:
+    """Saves a config where the person says; None where they do not, and then it is kept as a draft."""
     from llmlab.config import save_config
+    from llmlab.wizard import drafts
 
-    target = questionary.text("Save as", default=str(CONFIGS / f"{name}.json")).ask(kbi_msg="")
-    if not target:
-        return None
-    if Path(target).exists() and not questionary.confirm(f"{target} exists. Replace it?", default=True).ask(kbi_msg=""):
-        return None
-    path = save_config(config, target)
-    console.print(f"saved as {path}", markup=False)
-    return path
+    target = CONFIGS / f"{name}.json"
+    while text := _answer(questionary.text("Save as", default=str(target))):
+        target = Path(text)
+        if target.exists() and not _answer(questionary.confirm(f"{target} exists. Replace it?", default=True)):
+            target = _unused_name(target)
+            continue
+        try:
+            path = save_config(config, target)
+        except LabError as error:
+            console.print(str(error), style="red", markup=False)
+            continue
+        console.print(f"saved as {path}", markup=False)
+        return path
+    kept = drafts.keep(type(config), {option: getattr(config, option) for option in type(config).model_fields})
+    console.print(f"kept as {kept}: the next form of this kind offers it", markup=False)
+    return None
 
 
 def _configs() -> list[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from llmlab.config import PretrainConfig, load_config, save_config
+from llmlab.config import PretrainConfig, SourceConfig, load_config, save_config
 from llmlab.config.base import KindConfig
 from llmlab.config.loader import apply_changes
+from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.plan.memory import predicted
@@ -25,6 +28,7 @@ from llmlab.plan.units import size
 from llmlab.runs.folder import find_model
 from llmlab.wizard.data import Learned, sources_table
 
+COMPARED = 100_000  # rows of a source in which the same ones are looked for
 STEPS = 3  # that are measured; the first one, which warms up, does not count
 
 
@@ -40,12 +44,45 @@ def show(config: KindConfig, console: Console) -> None:
     from llmlab.train.stages import STAGES
 
     console.print(sources_table(config, STAGES[config.kind].shapes))
-    for line in a_row(config, STAGES[config.kind].shapes):
+    for line in of_the_data(config, STAGES[config.kind].shapes):
         console.print(line)
     if config.kind == "dpo":
         from llmlab.wizard.cache import reference_plan
 
         console.print(reference_plan(config))
+
+
+def of_the_data(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableType]:
+    """Returns what a person would want to know of the rows themselves: one as the model sees it, and what is wrong."""
+    return [*a_row(config, shapes), *(Text(f"mind: {line}", style="yellow") for line in overlaps(config, shapes))]
+
+
+def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[str]:
+    """Returns a line for each validation source of which rows are trained on as well; of sources on this machine alone."""
+    from itertools import islice
+
+    from llmlab.data.canonical import Tally, open_source
+    from llmlab.data.sources import local_files
+
+    def rows(source: SourceConfig, limit: int) -> Iterator[bytes]:
+        if not local_files(source.name, source.split):
+            return
+        try:
+            for _, row in islice(open_source(source, shapes).canonical(Tally()), limit):
+                yield hashlib.blake2b(json.dumps(row, sort_keys=True, default=str).encode(), digest_size=16).digest()
+        except (LabError, OSError):  # told by the table of the sources
+            return
+
+    if not config.eval_datasets:
+        return []
+    trained = {row for source in config.datasets for row in rows(source, COMPARED)}
+    found = []
+    for source in config.eval_datasets:
+        held = list(rows(source, COMPARED))
+        if both := sum(row in trained for row in held):
+            share = f"{both:,} of the {'first ' if len(held) == COMPARED else ''}{len(held):,} validation rows"
+            found.append(f"{share} of {source.line()} are trained on as well: held-out figures would flatter")
+    return found
 
 
 def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableType]:
@@ -74,6 +111,10 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableTyp
     if not pieces:
         return []
     lines: list[RenderableType] = [Learned("a row as the model sees it", pieces)]
+    if isinstance(config, RolloutConfig):  # which learns from its own answers
+        prompt, answer = ("".join(piece for piece, learned in pieces if learned is wanted) for wanted in (False, True))
+        lines = [Text("a prompt as the model sees it", style="bold"), Text(prompt.rstrip())]
+        return [*lines, Text(f"the right answer, for rewards that compare: {answer}", style="dim")] if answer else lines
     if "text" not in rows[0] and not isinstance(config, PretrainConfig):
         said = "".join(piece for piece, learned in pieces if learned)
         marks = [tokenizer.decode([end]) for end in (ends if isinstance(ends, list) else [ends])]

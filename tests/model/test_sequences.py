@@ -91,3 +91,18 @@ def test_static_cache():
     settings = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None, attention_mask=torch.ones_like(ids))
     static = model.generate(ids, cache_implementation="static", disable_compile=True, **settings)
     assert torch.equal(static, model.generate(ids, **settings))
+
+
+def test_the_mask_of_packed_rows_is_kept_once_for_all_layers():
+    model = with_positions("rope", n_layers=3).train()
+    positions = torch.cat([torch.arange(10), torch.arange(14)])[None]
+    kept = {}
+
+    def note(tensor):
+        if tensor.shape[-2:] == (24, 24) and tensor.shape[1] == 1:
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no place is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(torch.randint(0, 97, (1, 24)), position_ids=positions, use_cache=False)
+    assert len(kept) == 1
