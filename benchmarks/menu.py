@@ -88,12 +88,12 @@ def bare(code: str, folder: str) -> float:
     return taken
 
 
-def form(kind: str, folder: str) -> dict[str, list[float]]:
+def form(kind: str, folder: str) -> dict[str, list[tuple[float, str]]]:
     """Returns seconds until the next question, and until the figures below a question follow what is typed."""
     desk = Desk("new", kind, "-o", f"{folder}/made.json", folder=folder)
     desk.until(lambda text: "? " in text)
     desk.settle()
-    taken: dict[str, list[float]] = {"next": [], "typed": []}
+    taken: dict[str, list[tuple[float, str]]] = {"next": [], "typed": []}
     for _ in range(60):
         before = desk.text()
         if "What now" in before:
@@ -102,14 +102,16 @@ def form(kind: str, folder: str) -> dict[str, list[float]]:
         if re.fullmatch(r"\? \w+ \d+ *", asked):
             desk.child.send("1")
             began = time.perf_counter()
-            taken["typed"].append(desk.until(lambda text, before=before: text != before) - began)
+            took = desk.until(lambda text, before=before: text != before) - began
+            taken["typed"].append((took, asked.split()[1]))
             desk.settle()
             desk.child.send("\x7f")
             desk.settle()
             before = desk.text()
         desk.child.send("\r")
         began = time.perf_counter()
-        taken["next"].append(desk.until(partial(moved_on, asked)) - began)
+        took = desk.until(partial(moved_on, asked)) - began
+        taken["next"].append((took, last_question(desk.text()).split()[1]))
         desk.settle()
     desk.child.close(force=True)
     return taken
@@ -132,8 +134,11 @@ def main() -> None:
     for kind in ("model", "pretrain", "sft", "dpo", "ppo", "dual_head"):
         for what, times in form(kind, folder).items():
             if times:
-                print(f"{kind:10} {what:6} median {statistics.median(times) * 1e3:4.0f} ms, longest {max(times) * 1e3:4.0f} ms "
-                      f"of {len(times)}", flush=True)  # fmt: skip
+                median, longest = (
+                    sorted(times)[len(times) // 2][0] * 1e3,
+                    ", ".join(f"{name} {seconds * 1e3:.0f}" for seconds, name in sorted(times, reverse=True)[:3]),
+                )
+                print(f"{kind:10} {what:6} median {median:4.0f} ms of {len(times)}; longest: {longest} ms", flush=True)
 
 
 if __name__ == "__main__":

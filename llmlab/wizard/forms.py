@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import types
@@ -42,6 +43,7 @@ def fill_in(config: KindConfig, console: Console | None = None, *, origin: str =
     to keep what was answered as a draft, which the next form of this kind offers. `origin` says where the values come from, a
     preset or a file; the review shows what differs from it.
     """
+    gc.freeze()  # what is loaded stays: looking through it for garbage would hold a question up
     console = console or Console()
     cls, values = type(config), {name: getattr(config, name) for name in type(config).model_fields}
     start = dict(values)
