@@ -22,11 +22,11 @@ def configs_table(files: list[Path]) -> Table:
         try:
             config = load_config(path)
         except LabError as error:
-            table.add_row(str(path), "?", "", changed, f"[red]{escape(str(error).splitlines()[0][:60])}[/red]")
+            table.add_row(path.name, "?", "", changed, f"[red]{escape(str(error).splitlines()[0][:60])}[/red]")
             continue
         start = getattr(config, getattr(type(config), "STARTS_FROM", ""), "")
         table.add_row(
-            str(path), config.kind, start if isinstance(start, str) else "inline", changed, config.migrated or "valid"
+            path.name, config.kind, start if isinstance(start, str) else "inline", changed, config.migrated or "valid"
         )
     return table
 

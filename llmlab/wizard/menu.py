@@ -24,9 +24,11 @@ from llmlab.wizard.ask import Back, Cancelled, ask, select
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig, ModelConfig
+    from llmlab.runs.folder import RunFolder
 
 CONFIGS = Path("model_configs")
 BACK = "back"
+RECENT = 10  # runs at hand
 
 
 def main_menu() -> None:
@@ -36,7 +38,7 @@ def main_menu() -> None:
         models, shapes = bool(_checkpoints()), any(_kind(path) == "model" for path in _configs())
         no_model = "" if models else "no checkpoint yet: 2 makes one"
         no_shape = "" if shapes else "no model config yet: 1 makes one"
-        nothing = "" if models or _configs() else "nothing is saved yet"
+        nothing = "" if all_runs(RUNS) or _configs() else "nothing is saved yet"
         entries: list[tuple[str, str, Callable[[Console], None] | None, str] | str] = [
             "model",
             ("1", "Configure a model", configure_model, ""),
@@ -148,17 +150,15 @@ def train(kind: str, console: Console, checkpoint: str = "") -> None:
     while (choice := _pick("Run it now?", ["run it", measure])) == measure:
         _llmlab("check", str(path), "--measure")
     if choice:
-        run_and_go_on(path, console)
+        run_and_go_on(path, kind, console)
 
 
-def run_and_go_on(path: Path, console: Console) -> None:
-    """Runs a config; when it made a model, offers the natural next steps with it filled in."""
-    from llmlab.config import load_config
+def run_and_go_on(path: Path, kind: str, console: Console) -> None:
+    """Runs a config of a kind, or goes on with a run; when it made a model, offers the natural next steps with it filled in."""
     from llmlab.train.stages import STAGES
 
     before = {run.path: run.record.get("status") for run in all_runs(RUNS)}
     _llmlab("run", str(path))
-    kind = load_config(path).kind
     ended = [run for run in all_runs(RUNS) if run.record.get("status") == "done" and before.get(run.path) != "done"]
     if not ended or not ended[0].result():
         return
@@ -219,44 +219,70 @@ def compare_methods(console: Console) -> None:
 
 
 def saved(console: Console) -> None:
-    """Lists runs and configs; a config can be looked at, edited, copied, compared, run, checked or deleted."""
-    from llmlab.config import load_config
+    """Lists runs and configs; each can be looked at and gone on with."""
     from llmlab.runs.report import runs_table
-    from llmlab.train.stages import STAGES
-    from llmlab.wizard.configs import compared, configs_table
-    from llmlab.wizard.forms import fill_in, review
+    from llmlab.wizard.configs import configs_table
 
     console.print(runs_table())
     files = _configs()
-    if not files:
-        return
-    console.print(configs_table(files))
-    picked = _pick("Which config?", [str(path) for path in files])
-    if not picked:
-        return
-    config = _loadable(Path(picked))
+    if files:
+        console.print(configs_table(files))
+    recent = {f"{run.path} ({run.record.get('status', '?')})": run for run in all_runs(RUNS)[:RECENT]}
+    picked = _pick("Which one?", [*map(str, files), *recent])
+    if picked in recent:
+        with_run(recent[picked], console)
+    elif picked:
+        with_config(Path(picked), console)
+
+
+def with_run(run: RunFolder, console: Console) -> None:
+    """Goes on with a run that was stopped, talks to what it made, or says what is known of it."""
+    record = run.record
+    kind = record.get("config", {}).get("kind", "")
+    ended, made = record.get("status") == "done", run.result()
+    actions = [*([] if ended else ["go on with it"]), *(["talk to it"] if made and kind != "reward" else []),
+               *(["what is known of it"] if made else []), "are its checkpoints whole"]  # fmt: skip
+    action = _pick("What with it?", actions)
+    if action == "go on with it":
+        run_and_go_on(run.path, kind, console)
+    elif action == "talk to it":
+        _llmlab("chat", str(run.path))
+    elif action == "what is known of it":
+        _llmlab("info", str(run.path))
+    elif action:
+        _llmlab("runs", "verify", str(run.path))
+
+
+def with_config(path: Path, console: Console) -> None:
+    """Looks at a config, checks, runs, edits, copies, compares or deletes it."""
+    from llmlab.config import load_config
+    from llmlab.train.stages import STAGES
+    from llmlab.wizard.configs import compared
+    from llmlab.wizard.forms import fill_in, review
+
+    config = _loadable(path)
     if config is None:
-        console.print(_fault(Path(picked)), style="yellow", markup=False)
+        console.print(_fault(path), style="yellow", markup=False)
     else:
         console.print(review(config))
         if config.migrated:
             console.print(f"{config.migrated}; editing it saves it so", style="yellow", markup=False)
-    others = [str(path) for path in files if str(path) != picked and _kind(path) == (config and config.kind)]
+    others = [str(other) for other in _configs() if other != path and _kind(other) == (config and config.kind)]
     runs = ["check", "run"] if config and config.kind in STAGES else ["check"]
     actions = [*runs, "edit", "duplicate", *(["compare with another"] if others else [])] if config else []
     action = _pick("What with it?", [*actions, "delete"])
     if action == "check":
-        _llmlab("check", picked)
-    elif action == "edit" and (changed := fill_in(config, console, origin=Path(picked).name)):
-        _save(changed, Path(picked).stem, console)
+        _llmlab("check", str(path))
+    elif action == "edit" and (changed := fill_in(config, console, origin=path.name)):
+        _save(changed, path.stem, console)
     elif action == "duplicate":
-        _save(config, _unused_name(Path(picked)).stem, console)
+        _save(config, _unused_name(path).stem, console)
     elif action == "compare with another" and (other := _pick("With which one?", others)):
-        console.print(compared(config, load_config(other), picked, other))
+        console.print(compared(config, load_config(other), path.name, Path(other).name))
     elif action == "run":
-        run_and_go_on(Path(picked), console)
-    elif action == "delete" and _answer(questionary.confirm(f"Delete {picked}?", default=False)):
-        Path(picked).unlink()
+        run_and_go_on(path, config.kind, console)
+    elif action == "delete" and _answer(questionary.confirm(f"Delete {path}?", default=False)):
+        path.unlink()
 
 
 def _answer(question: questionary.Question, *, back: bool = True) -> Any:

@@ -107,7 +107,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     run = RunFolder(folder / "checkpoints" / "first")
     assert run.record["status"] == "stopped" and verify(run.checkpoints()[0]) == ""
     term.send("s", ENTER)
-    term.see("Which config")
+    term.see("Which one")
     term.send(ENTER)
     term.see("What with it")
     term.send(*[DOWN] * 2, ENTER)  # edit
@@ -120,7 +120,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send(ENTER)
     term.see("0\\) Quit")
     term.send("s", ENTER)
-    term.see("Which config")
+    term.see("Which one")
     term.send(ENTER)
     term.see("What with it")
     term.send(DOWN, ENTER)

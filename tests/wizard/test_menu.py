@@ -1,0 +1,86 @@
+"""The menu's screens of what is saved, driven by keys."""
+
+import io
+import json
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from llmlab.config import SFTConfig, load_config, preset, save_config
+from llmlab.wizard import drafts, menu
+
+ENTER, DOWN, CTRL_C, ESCAPE = "\r", "\x1b[B", "\x03", "\x1b[Z"
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder, what is started from the menu, and a way to press keys."""
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr(menu, "_llmlab", lambda *arguments: started.append(arguments))
+
+    def press(act, keys):
+        console = Console(record=True, width=120, file=io.StringIO())
+        with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+            keyboard.send_text(keys)
+            made = act(console)
+        return made, " ".join(console.export_text().split())
+
+    return tmp_path, press, started
+
+
+def test_a_name_that_is_taken_is_not_replaced_without_a_word(desk):
+    folder, press, _ = desk
+    save_config(preset("tiny"), folder / "model_configs" / "tiny.json")
+    keys = ENTER + "n" + ENTER  # offered again as tiny-2
+    made, shown = press(lambda console: menu._save(preset("small"), "tiny", console), keys)
+    assert made.name == "tiny-2.json" and load_config(made) == preset("small") and "saved as" in shown
+    assert load_config(folder / "model_configs" / "tiny.json") == preset("tiny")
+
+
+@pytest.mark.parametrize("key", [CTRL_C, ESCAPE])
+def test_a_config_that_is_not_saved_is_kept_as_a_draft(desk, key):
+    _, press, _ = desk
+    made, shown = press(lambda console: menu._save(SFTConfig(learning_rate=0.25), "sft", console), key)
+    assert made is None and "kept as" in shown and drafts.kept(SFTConfig)["learning_rate"] == 0.25
+
+
+def test_configs_are_copied_compared_and_deleted(desk):
+    folder, press, _ = desk
+    for name, rate in (("a", 0.25), ("b", 0.5)):
+        save_config(SFTConfig(learning_rate=rate), folder / "model_configs" / f"{name}.json")
+    press(menu.saved, ENTER + DOWN * 3 + ENTER * 2)  # the first, duplicate, under the name that is offered
+    assert load_config(folder / "model_configs" / "a-2.json") == SFTConfig(learning_rate=0.25)
+    _, shown = press(lambda console: menu.with_config(menu.CONFIGS / "a.json", console), DOWN * 4 + ENTER + DOWN + ENTER)
+    assert "learning_rate │ 0.25 │ 0.5" in shown
+    press(lambda console: menu.with_config(menu.CONFIGS / "a-2.json", console), DOWN * 5 + ENTER + "y")
+    assert not (folder / "model_configs" / "a-2.json").exists()
+
+
+def test_a_config_that_no_longer_validates_says_why_and_can_be_deleted(desk):
+    folder, press, _ = desk
+    (folder / "model_configs").mkdir()
+    (folder / "model_configs" / "old.json").write_text('{"kind": "sft", "learning_rate": "[fast]"}')
+    _, shown = press(menu.saved, ENTER + ENTER + "n")
+    assert "'[fast]'" in shown and (folder / "model_configs" / "old.json").exists()
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
+    folder, press, started = desk
+    for name, status, kind in (("a", "stopped", "dpo"), ("b", "done", "dpo"), ("c", "done", "reward")):
+        run = folder / "checkpoints" / name
+        (run / "final").mkdir(parents=True)
+        (run / "run.json").write_text(
+            json.dumps({"status": status, "config": {"kind": kind}, "result": "final", "started": name})
+        )
+        if status == "done":
+            (run / "final" / "config.json").write_text("{}")
+    runs = {run.path.name: run for run in menu.all_runs()}
+    for name, keys in (("a", ENTER), ("b", ENTER), ("b", DOWN + ENTER), ("c", DOWN + ENTER), ("c", DOWN * 2 + ENTER)):
+        press(lambda console, name=name: menu.with_run(runs[name], console), keys)
+    assert started == [
+        ("run", "checkpoints/a"), ("chat", "checkpoints/b"), ("info", "checkpoints/b"), ("runs", "verify", "checkpoints/c"),
+    ]  # fmt: skip
