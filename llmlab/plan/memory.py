@@ -16,7 +16,7 @@ from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.plan.checkpoint import CheckpointShape, checkpoint_shape
-from llmlab.plan.parameters import count_dual_head, count_parameters
+from llmlab.plan.parameters import DualHeadCount, count_dual_head, count_parameters
 
 # values an optimizer keeps for each weight, all in fp32; Adafactor's factored moments are a few rows and columns
 STATE_VALUES = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sophia": 3.0, "muon": 1.3}
@@ -241,12 +241,16 @@ def _layer(config: Any, shape: CheckpointShape) -> float:
     return layer
 
 
-def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str) -> TrainingMemory:
-    """Two heads and a gate on a frozen backbone, whose layers keep nothing."""
-    made = count_dual_head(
+def _dual_head(config: DualHeadConfig, shape: CheckpointShape) -> DualHeadCount:
+    return count_dual_head(
         shape.width, shape.vocabulary, gating_size=config.gating_size, layer_norm=config.gating_layer_norm,
         rm_bias=config.rm_bias,
     )  # fmt: skip
+
+
+def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str) -> TrainingMemory:
+    """Two heads and a gate on a frozen backbone, whose layers keep nothing."""
+    made = _dual_head(config, shape)
     wide = 4 if precision == "fp32" else 2
     frozen = shape.in_matrices * (QUANTISED[config.load_in] if config.load_in != "none" else wide)
     frozen += (shape.parameters - shape.in_matrices) * wide
@@ -259,6 +263,27 @@ def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str
                               + 12 * shape.width * 4),  # a layer of the backbone, then the gate
         logits=6 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * made.head,  # slices; a head's gradient beside its sum
     )  # fmt: skip
+
+
+def checkpoint_bytes(config: TrainingConfig) -> float:
+    """Returns what a run writes at most: checkpoints with the optimizer's state, one more while it saves, `best` and `final`.
+
+    0 where its model's shape is not known here.
+    """
+    return 4 * trained_parameters(config) * (3 * (config.save_total_limit + 1) + 2)
+
+
+def trained_parameters(config: TrainingConfig) -> int:
+    """Returns how many weights learn; 0 where the model's shape is not known here."""
+    if isinstance(config, PretrainConfig):
+        shape = config.model if isinstance(config.model, ModelConfig) else _loaded(str(config.model))
+        return count_parameters(shape).total if isinstance(shape, ModelConfig) else 0
+    found = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
+    if found is None:
+        return 0
+    if isinstance(config, DualHeadConfig):
+        return _dual_head(config, found).trained
+    return adapter_parameters(config, found) if config.adapter != "none" else found.parameters
 
 
 def adapter_parameters(config: Any, shape: CheckpointShape) -> int:

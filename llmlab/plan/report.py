@@ -15,7 +15,7 @@ from llmlab.plan.advice import verdict, warnings, ways_to_fit
 from llmlab.plan.checkpoint import checkpoint_shape
 from llmlab.plan.dual_head import dual_head_rows
 from llmlab.plan.live import available_memory
-from llmlab.plan.memory import predicted
+from llmlab.plan.memory import checkpoint_bytes, predicted
 from llmlab.plan.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
 from llmlab.plan.units import size
 
@@ -46,14 +46,13 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         rows += model_rows(shape)
         tokens = config.max_steps * config.batch_size * config.gradient_accumulation_steps * shape.max_seq_len
         rows.append(("tokens", f"{tokens:,} in all, {tokens * flops_per_token(shape):.3g} FLOPs"))
-        parameters = count_parameters(shape).total
-        needed = 4 * parameters * (3 * (config.save_total_limit + 1) + 2)
-        target = Path(config.output_dir or ".")
-        existing = next(p for p in (target, *target.absolute().parents) if p.exists())
-        rows.append(("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free"))
     if isinstance(config, TrainingConfig) and (memory := predicted(config)):
         parts = ", ".join(f"{name} {size(value)}" for name, value in memory.parts().items() if value >= 1e6)
         rows.append(("memory", f"about {size(memory.total)}, {verdict(config)} ({size(available_memory())} free): {parts}"))
+    if isinstance(config, TrainingConfig) and (needed := checkpoint_bytes(config)):
+        target = Path(config.output_dir or ".")
+        existing = next(p for p in (target, *target.absolute().parents) if p.exists())
+        rows.append(("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free"))
     if isinstance(config, DualHeadConfig) and (shape := checkpoint_shape(config.backbone)):
         rows += dual_head_rows(config, shape)
     if isinstance(config, TrainingConfig):
@@ -61,6 +60,15 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         rows += [("mind", warning) for warning in warnings(config)]
         rows += [("would fit with", words) for words, _ in ways_to_fit(config)]
     return rows
+
+
+def before_a_run(config: TrainingConfig) -> list[str]:
+    """Returns what has to be known before a run begins, a line each: does it fit, and what is worth a second thought.
+
+    Raises:
+        LabError: when the model config that it names cannot be read.
+    """
+    return [f"{name}: {value}" for name, value in plan_rows(config) if name in ("memory", "mind", "would fit with")]
 
 
 def model_rows(config: ModelConfig) -> list[tuple[str, str]]:

@@ -87,6 +87,12 @@ class RunFolder:
                 kept = [line for line in self._lines(name) if line["step"] <= step]
                 write_text_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
 
+    def forget_validation(self, step: int) -> None:
+        """Drops the held-out figures of a step, where the validation is done again."""
+        kept = [line for line in self.metrics() if line["step"] != step or not any(key.startswith("eval_") for key in line)]
+        if (self.path / METRICS).exists():
+            write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+
     def _append(self, name: str, line: dict[str, Any]) -> None:
         path = self.path / name
         before = path.stat().st_size if path.exists() else 0

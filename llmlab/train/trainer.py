@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from llmlab.runs.disk import patiently
+from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import seal, sync_folder, verify
 from llmlab.train import resume
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
@@ -109,6 +110,8 @@ class LabTrainerMixin:
         due = resume.read(self, Path(checkpoint))
         self.moment = resume.take(self, eval_due=due)
         if due:
+            if self.is_world_process_zero():  # it may have been done since, and stopped before the next update
+                RunFolder(Path(self.args.output_dir)).forget_validation(self.state.global_step)
             self._evaluate(None, None)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -37,7 +37,8 @@ def main() -> None:
                   'datasets=["checkpoints/quickstart/sft.jsonl"]', "--set", "max_length=128", rows=60)  # fmt: skip
     term.see(r"\? name")
     term.send("screens", ENTER)
-    term.fill({"max_steps": "400", "learning_rate": "0.002", "batch_size": "8", "gradient_accumulation_steps": "1"})
+    term.fill({"max_steps": "400", "learning_rate": "0.002", "batch_size": "8", "gradient_accumulation_steps": "1",
+               "eval_every": "20"})  # fmt: skip
     shots.append(("The review, and the plan of a run", term.text()))
     term.send(ENTER)
     term.see("screens.json")
@@ -48,10 +49,18 @@ def main() -> None:
     shots.append(("`llmlab check`", term.read()))
 
     term = opened("run", "screens.json")
-    term.see(r"step (3\d|[4-9]\d) of")
+    term.see(r"sample at step [2-9]0")
+    term.see(r"step ([4-9]\d|\d\d\d) of")
     shots.append(("A run", term.text()))
     term.send("s")
     term.see("goes on from here")
+    term.close()
+
+    term = opened(rows=30)
+    term.see("0\\) Quit")
+    term.send("s", ENTER)
+    shots.append(("Saved configs and runs", term.see("Which one")))
+    term.send(CTRL_C, CTRL_C)
     term.close()
 
     term = opened("chat", "checkpoints/quickstart/dpo")

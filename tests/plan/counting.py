@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,18 +15,31 @@ from transformers import TrainerCallback
 from llmlab.train import engine
 
 
-class Count(TrainerCallback):
-    """Bytes at the peak of the second update: what stood before it, and what came."""
+def tensors() -> dict[int, int]:
+    """Returns place and bytes of every tensor's storage in this process."""
+    found = {}
+    for thing in gc.get_objects():
+        if type(thing) in (torch.Tensor, torch.nn.Parameter) and thing.device.type == "cpu":
+            with suppress(RuntimeError):  # one that only stands for a tensor, left by a compiled model
+                found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return found
 
-    def __init__(self) -> None:
-        self.peak = 0.0
+
+class Count(TrainerCallback):
+    """Bytes at the peak of the second update: what stood before it, and what came.
+
+    Args:
+        before: tensors that were there before the run, and do not count.
+    """
+
+    def __init__(self, before: dict[int, int]) -> None:
+        self.before, self.peak = before, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step != 1:
             return
         gc.collect()
-        held = [thing.untyped_storage() for thing in gc.get_objects() if torch.is_tensor(thing) and thing.device.type == "cpu"]
-        self.standing = sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+        self.standing = sum(size for place, size in tensors().items() if place not in self.before)
         self.watch = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self.watch.__enter__()
 
@@ -39,10 +53,11 @@ class Count(TrainerCallback):
 
 
 def allocated(config: Any) -> float:
-    """Returns those bytes of a run, which has to have two steps or more; nothing else may be in memory beside it."""
-    counts: list[Count] = []
+    """Returns those bytes of a run, which has to have two steps or more."""
+    gc.collect()
+    there, counts = tensors(), []
     before = engine.samples
-    engine.samples = lambda *_: counts.append(Count()) or counts
+    engine.samples = lambda *_: counts.append(Count(there)) or counts
     try:
         engine.run(config, console=Console(quiet=True))
     finally:

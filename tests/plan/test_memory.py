@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 import trl.trainer.utils
+from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmlab.config import DPOConfig, GRPOConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from llmlab.data.tokenizer import load_tokenizer
-from llmlab.plan.memory import predicted
+from llmlab.plan.memory import checkpoint_bytes, predicted
+from llmlab.plan.report import before_a_run
+from llmlab.train.engine import run
 from tests.plan.counting import allocated
 
 SHORT = dict(max_steps=2, warmup_steps=0, eval_fraction=0.0, report_to=[], save_every=10**6, learning_rate=1e-4, device="cpu")
@@ -82,6 +85,7 @@ JOBS = {
                                      reward_model="exact_match", beta=0.1)),
     "ppo": (PPOConfig, "ask", dict(max_prompt_length=132, max_new_tokens=56, batch_size=8, mini_batch_size=4,
                                    reward_model="exact_match")),
+    "dual-head": (DualHeadConfig, "pairs", dict(**LONG, max_prompt_length=64, batch_size=2, gradient_accumulation_steps=2)),
 }  # fmt: skip
 
 
@@ -89,10 +93,29 @@ JOBS = {
 def test_training_of_a_checkpoint(job, llama, data, tmp_path, monkeypatch):
     cls, rows, values = JOBS[job]
     cache = {"cache_dir": str(tmp_path / "cache")} if cls is DPOConfig and values.get("reference") != "live" else {}
-    config = cls(policy_checkpoint=llama, datasets=[str(data / f"{rows}.jsonl")], output_dir=str(tmp_path / "run"),
+    config = cls(**{cls.STARTS_FROM: llama}, datasets=[str(data / f"{rows}.jsonl")], output_dir=str(tmp_path / "run"),
                  **{**SHORT, "gradient_accumulation_steps": 1, **values, **cache} if "mini_batch_size" not in values
                  else {**SHORT, **values, **cache})  # fmt: skip
     # a slice of logits is set aside for 32,768 words, most of which are never touched here
     monkeypatch.setattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", VOCABULARY)
     counted = allocated(config)
     assert predicted(config).allocated == pytest.approx(counted, rel=0.15), f"{counted / 1e6:.1f} MB"
+
+
+def test_the_disk_a_run_takes(llama, data, tmp_path):
+    config = SFTConfig(policy_checkpoint=llama, datasets=[str(data / "talk.jsonl")], max_length=64, batch_size=2, max_steps=4,
+                       gradient_accumulation_steps=1, save_every=1, eval_every=2, save_total_limit=2, save_best_only=False,
+                       report_to=[], output_dir=str(tmp_path / "run"))  # fmt: skip
+    run(config, console=Console(quiet=True))
+    written = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
+    one_more = written + max(
+        sum(file.stat().st_size for file in folder.rglob("*")) for folder in (tmp_path / "run").glob("checkpoint-*")
+    )
+    assert written < checkpoint_bytes(config) == pytest.approx(one_more, rel=0.1)
+
+
+def test_what_is_said_before_a_run(llama):
+    lines = before_a_run(SFTConfig(policy_checkpoint=llama, learning_rate=0.9))
+    assert lines[0].startswith("memory: about ") and any(
+        line.startswith("mind: `learning_rate` 0.9 is above") for line in lines
+    )
