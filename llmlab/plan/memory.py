@@ -255,14 +255,15 @@ def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str
     frozen = shape.in_matrices * (QUANTISED[config.load_in] if config.load_in != "none" else wide)
     frozen += (shape.parameters - shape.in_matrices) * wide
     tokens = 2 * config.micro_batch_size * config.max_length
+    logits = 10 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * made.head  # slices; a head's gradient beside its sum
+    passing = wide * tokens * (6 * shape.width + (4 if shape.gated else 2) * shape.feed_forward)  # of a layer, gone at the loss
     return TrainingMemory(
         weights=frozen + 4 * made.trained,
         gradients=4 * made.trained,
         optimizer=4 * made.trained * STATE_VALUES[config.optimizer],
-        activations=tokens * (2 * _own_layer(shape.width, shape.kv_heads * shape.head_dim, shape.feed_forward, True) * wide
-                              + 12 * shape.width * 4),  # a layer of the backbone, then the gate
-        logits=6 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * made.head,  # slices; a head's gradient beside its sum
-    )  # fmt: skip
+        activations=4 * tokens * 7 * shape.width + max(0.0, passing - logits),  # of the gate
+        logits=logits,
+    )
 
 
 def checkpoint_bytes(config: TrainingConfig) -> float:
