@@ -124,14 +124,9 @@ def run(
 
         _print(plan_table(loaded))
         return
-    from llmlab.plan.report import before_a_run
-    from llmlab.train.environment import is_main
-
-    if is_main():
-        for line in before_a_run(loaded):  # at once, and not after the libraries are there
-            typer.echo(line, err=True)
     from llmlab.train.engine import exit_code
     from llmlab.train.engine import run as train
+    from llmlab.train.environment import is_main
 
     if trust:
         from llmlab.trust import TRUSTED

@@ -221,7 +221,7 @@ def sampled(prompt: str, answer: str, length: int) -> Text:
     prompt = prompt if len(prompt) <= kept else f"...{prompt[3 - kept :]}"
     left = max(8, length - len(prompt))
     answer = answer if len(answer) <= left else f"{answer[: left - 3]}..."
-    return Text(prompt, style="dim").append(f" {answer}", style="bold not dim")
+    return Text(prompt, style="dim").append(" → ").append(answer, style="bold not dim")
 
 
 def duration(seconds: float) -> str:

@@ -35,6 +35,7 @@ from llmlab.config.training import TrainingConfig
 from llmlab.data.prepare import Prepared
 from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
+from llmlab.plan.report import before_a_run
 from llmlab.runs.folder import RunFolder, point_best
 from llmlab.train.callbacks import DataPosition, KeepBest, Record, StopOnSignal, save_model
 from llmlab.train.dashboard import Dashboard, screen
@@ -149,7 +150,8 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     join_processes(device)
     while True:
         try:
-            return _run(config, resume, console, device, precision, began)
+            plan = before_a_run(config)  # of the memory that is free before anything is loaded
+            return _run(config, resume, console, device, precision, began, plan)
         except OutOfMemory as error:
             config, resume = smaller(config, error.folder), "auto"
             more = f"going on with {effective_batch(config)} (batch x accumulation x devices)"
@@ -158,7 +160,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
 
 
 def _run(
-    config: TrainingConfig, resume: str, console: Console, device: str, precision: str, began: float
+    config: TrainingConfig, resume: str, console: Console, device: str, precision: str, began: float, plan: list[str]
 ) -> RunResult:  # fmt: skip
     torch.manual_seed(config.seed)
     job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
@@ -173,6 +175,10 @@ def _run(
             RunFolder.create(path, facts, needed_bytes=_bytes_written(config, job, parameters))
             folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
         _say_plan(config, job, device, precision, console)
+        for line in plan:
+            console.print(
+                line, style="" if line.startswith("memory") else "yellow", highlight=False, markup=False, soft_wrap=True
+            )
         say = partial(console.print, style="yellow", highlight=False, soft_wrap=True)
         stop, best = StopOnSignal(), KeepBest(folder, job.best_by)
         dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)

@@ -77,8 +77,8 @@ def test_the_prompt_is_what_precedes_the_first_answer(row, expected):
 
 def test_a_long_sample_is_cut_where_it_matters_least():
     text = sampled("the beginning " * 50, "the answer\nof two lines " * 50, 120).plain
-    assert len(text) <= 122 and text.startswith("...") and "the answer of two lines" in text and text.endswith("...")
-    assert sampled("short", "words", 120).plain == "short words"
+    assert len(text) <= 124 and text.startswith("...") and "the answer of two lines" in text and text.endswith("...")
+    assert sampled("short", "words", 120).plain == "short → words"
 
 
 @pytest.mark.parametrize("cls", [PretrainConfig, SFTConfig, DPOConfig])
