@@ -21,6 +21,12 @@ def own_cache(tmp_path_factory):
     os.environ["LLMLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fixed_seed_of_a_module():
+    """What a module makes once does not depend on the tests that ran before it in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
