@@ -126,7 +126,7 @@ def run(
         return
     from llmlab.train.engine import exit_code
     from llmlab.train.engine import run as train
-    from llmlab.train.environment import is_main
+    from llmlab.train.environment import is_main, leave_processes
 
     if trust:
         from llmlab.trust import TRUSTED
@@ -135,6 +135,7 @@ def run(
     result = train(loaded, resume=resume)
     if is_main():
         typer.echo(result.to_json() if as_json else result.summary())
+    leave_processes()
     raise typer.Exit(exit_code(result))
 
 

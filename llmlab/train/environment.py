@@ -64,6 +64,14 @@ def join_processes(device: str) -> None:
         PartialState(cpu=device == "cpu")
 
 
+def leave_processes() -> None:
+    """Ends the connection between the processes of a job: its threads must not be running when the process ends."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def agreed(decide: Callable[[], T]) -> T:
     """Returns what the main process decides, in every process of the job.
 
