@@ -176,9 +176,8 @@ def _run(
             folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
         _say_plan(config, job, device, precision, console)
         for line in plan:
-            console.print(
-                line, style="" if line.startswith("memory") else "yellow", highlight=False, markup=False, soft_wrap=True
-            )
+            style = "" if line.startswith("memory") else "yellow"
+            console.print(line, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
         say = partial(console.print, style="yellow", highlight=False, soft_wrap=True)
         stop, best = StopOnSignal(), KeepBest(folder, job.best_by)
         dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)
