@@ -125,7 +125,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     try:
         if path.suffix == ".gguf":
             if "quantization_config" in kwargs:  # the library quantises folders only
-                model = AutoModelForCausalLM.from_pretrained(unpacked(path), **safe, **kwargs)
+                model = equal_4bit_products(AutoModelForCausalLM.from_pretrained(unpacked(path), **safe, **kwargs))
                 model.name_or_path = model.config.name_or_path = where
                 return model, tokenizer
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
@@ -147,6 +147,8 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
         else:
             two_parts = about.is_encoder_decoder
             model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **safe, **kwargs)
+            if "quantization_config" in kwargs:
+                model = equal_4bit_products(model)
     except ImportError as error:
         raise LabError(str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing") from None
     except LabError:
@@ -157,6 +159,21 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
         place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"
         raise LabError(f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder") from None
     return model, tokenizer
+
+
+def equal_4bit_products(model: PreTrainedModel) -> PreTrainedModel:
+    """Returns the model, its 4-bit layers computing the same product in training and in evaluation.
+
+    On processors with AVX512-BF16 bitsandbytes repacks the weights at the first product in evaluation mode and multiplies in
+    bf16 from then on: held-out losses and a reference's log-probabilities differ from those in training, and the repacked
+    weights pass no gradient back when training goes on.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def is_backbone_of(name: str, model: PreTrainedModel) -> bool:
