@@ -208,11 +208,11 @@ def _own_mistakes(policy: str, rows: list[Question], console: Console, at_least:
 def _answers(policy: str, test: list[Question], console: Console, *, keep: bool = False) -> Any:
     from llmlab.data.tokenizer import ensure_chat_template
     from llmlab.evaluate.answers import answer
-    from llmlab.train.loading import load_model
+    from llmlab.train.loading import load_model, stop_at_turn_ends
 
     model, tokenizer = load_model(policy)
-    ends = ensure_chat_template(tokenizer)
-    model.generation_config.eos_token_id = ends
+    ensure_chat_template(tokenizer)
+    stop_at_turn_ends(model, tokenizer)
     answers = answer(model, tokenizer, test, batch_size=128)
     console.print(f"{Path(policy).parent.name or policy}: {answers.accuracy:.1%} of {len(test)} held-out questions right")
     return (answers, model, tokenizer) if keep else answers

@@ -18,6 +18,7 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 from llmlab.config.chat import ChatSettings
+from llmlab.data.render import decode_answer
 from llmlab.errors import LabError
 from llmlab.model import LabDualHeadForCausalLM
 
@@ -43,8 +44,11 @@ class Piece(str):
 class _Pieces(BaseStreamer):
     """Hands tokens over as pieces of text; a token that ends within a character waits for the next."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool, alpha: Callable[[], float | None]):
-        self.tokenizer, self.alpha = tokenizer, alpha
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool, alpha: Callable[[], float | None],
+        ends: list[int] | int | None,
+    ):  # fmt: skip
+        self.tokenizer, self.alpha, self.ends = tokenizer, alpha, ends
         self.said: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self._ids: list[int] = []
         self._shown = ""
@@ -59,13 +63,13 @@ class _Pieces(BaseStreamer):
         self._ids += value.flatten().tolist()
         alpha = self.alpha()
         self._waiting += [] if alpha is None else [alpha]
-        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        text = decode_answer(self.tokenizer, self._ids, self.ends)
         if not text.endswith("\ufffd"):
             self._hand_over(text)
 
     def end(self) -> None:
         """Hands over what still waits."""
-        self._hand_over(self.tokenizer.decode(self._ids, skip_special_tokens=True) if self._ids else "")
+        self._hand_over(decode_answer(self.tokenizer, self._ids, self.ends) if self._ids else "")
         self.said.put(None)
 
     def _hand_over(self, text: str) -> None:
@@ -114,7 +118,7 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
         return model.last_alpha[0].item() if dual and model.last_alpha is not None else None
 
     more = {"alignment": settings.alignment} if dual else {}
-    pieces = _Pieces(tokenizer, not apart, alpha)
+    pieces = _Pieces(tokenizer, not apart, alpha, config.eos_token_id)
     stop = _Stop()
     failure: list[BaseException] = []
 

@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
@@ -20,6 +21,7 @@ IGNORED = -100
 SECONDS = 5.0  # for one conversation
 LENGTH, TIMES_LONGER = 100_000, 20  # characters that a template may add, and how often it may repeat what it was given
 OTHER_TEMPLATE = 'set `chat_template` to "chatml", or take another copy of the model'
+PROBE = "Wqvxz"  # an answer that no template says by itself
 Messages = list[dict[str, str]]
 
 
@@ -68,8 +70,60 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the id of the token that the chat template puts after an assistant's answer, or None where it puts none.
+
+    The last turn decides. A template that closes only earlier turns (GLM) ends an answer with what opens the next turn.
+    """
+    return _turn_end(tokenizer, str(tokenizer.chat_template)) if tokenizer.chat_template else None
+
+
+@lru_cache(maxsize=16)
+def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+    added = tokenizer.added_tokens_decoder
+    asked, said = {"role": "user", "content": "Question"}, {"role": "assistant", "content": PROBE}
+    for messages in ([asked, said], [asked, said, asked]):
+        try:
+            _, found, after = render(tokenizer, messages).rpartition(PROBE)
+        except LabError:  # told where a conversation is rendered
+            return None
+        for token in tokenizer(after, add_special_tokens=False)["input_ids"] if found else []:
+            if token in added:
+                return token
+            if tokenizer.decode([token]).strip():
+                break
+    return None
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids of the tokens that end an answer: the chat template's own, then the tokenizer's end of text."""
+    ends = [turn_end(tokenizer), tokenizer.eos_token_id]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: int | list[int] | None) -> str:
+    """Returns the text of an answer without the tokens that end it, whether or not the tokenizer calls them special."""
+    closing = {ends} if isinstance(ends, int) else set(ends or ())
+    return tokenizer.decode([token for token in ids if token not in closing], skip_special_tokens=True)
+
+
+def _closed_at(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> tuple[int, bool]:
+    """Returns where the answer in `text[start:]` ends, the token that ends it included, and whether there is such a token."""
+    end = turn_end(tokenizer)
+    mark = tokenizer.decode([end]).strip() if end is not None else ""
+    place = text.rfind(mark, start) if mark else -1
+    return (place + len(mark), True) if place >= 0 else (len(text.rstrip("\n")), False)
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns what ends an answer that the template leaves open: the model has to learn to stop."""
+    return turn_ends(tokenizer)[:1]
+
+
 def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
     """Returns the rendered conversation and the character spans of what the assistant says, its end token included.
+
+    What a template puts behind the whole conversation (Phi-3's end of text) is part of no turn.
 
     Raises:
         LabError: when the template renders a conversation differently once it goes on, so that no span is certain.
@@ -80,31 +134,56 @@ def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> t
         if message["role"] != "assistant":
             continue
         before, until = render(tokenizer, messages[:index], generate=True), render(tokenizer, messages[: index + 1])
-        if not until.startswith(before) or not text.startswith(until):
+        end, _ = _closed_at(tokenizer, until, len(before))
+        if not until.startswith(before) or text[:end] != until[:end]:
             raise LabError(
                 "this chat template rewrites earlier turns, so the assistant's tokens cannot be told apart",
                 remedy='set `chat_template` to "chatml" or `loss_on` to "all"',
             )
-        spans.append((len(before), len(until.rstrip("\n"))))
+        spans.append((len(before), end))
     return text, spans
 
 
 def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages, loss_on: str) -> dict[str, list[int]]:
-    """Returns `input_ids` and `labels` of a conversation; labels are -100 on what is not learned."""
+    """Returns `input_ids` and `labels` of a conversation; labels are -100 on what is not learned.
+
+    Where the template closes the last answer with no token, one follows it: the model has to learn to stop.
+    """
     if loss_on == "all":
         text, spans = render(tokenizer, messages), None
     else:
         text, spans = assistant_spans(tokenizer, messages)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=spans is not None)
+    leaves_open, end = False, len(text)
+    if messages[-1]["role"] == "assistant":
+        last = spans[-1][0] if spans else len(render(tokenizer, messages[:-1], generate=True))
+        end, closed = _closed_at(tokenizer, text, last)
+        leaves_open = not closed
+    encoded = tokenizer(text[:end] if leaves_open else text, add_special_tokens=False, return_offsets_mapping=spans is not None)
     ids = encoded["input_ids"]
+    closing = _end_token(tokenizer) if leaves_open and ids[-1] not in tokenizer.all_special_ids else []
     if spans is None:
-        return {"input_ids": ids, "labels": list(ids)}
+        return {"input_ids": [*ids, *closing], "labels": [*ids, *closing]}
     labels = [IGNORED] * len(ids)
     starts = [start for start, _ in encoded["offset_mapping"]]
     for begin, end in spans:
         for position in range(bisect_left(starts, begin), bisect_left(starts, end)):
             labels[position] = ids[position]
-    return {"input_ids": ids, "labels": labels}
+    return {"input_ids": [*ids, *closing], "labels": [*labels, *closing]}
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages) -> tuple[str, list[int]]:
+    """Returns the prompt as text and the tokens of the answer that follows it, the end of the turn included.
+
+    Raises:
+        LabError: when the template renders the prompt differently once it is answered.
+    """
+    before, whole = render(tokenizer, prompt, generate=True), render(tokenizer, [*prompt, *answer])
+    if not whole.startswith(before):
+        raise LabError("this chat template rewrites the prompt once it is answered", remedy='set `chat_template` to "chatml"')
+    end, closed = _closed_at(tokenizer, whole, len(before))
+    ids = tokenizer(whole[len(before) : end], add_special_tokens=False)["input_ids"]
+    leaves_open = not closed and not (ids and ids[-1] in tokenizer.all_special_ids)
+    return before, [*ids, *(_end_token(tokenizer) if leaves_open else [])]
 
 
 def tokenize_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str, list[int]]:
@@ -128,18 +207,13 @@ def tokenize_pair(
 
     The answers carry the template's end of a turn. A prompt that is too long loses its beginning, an answer its end.
     """
-    before = render(tokenizer, prompt, generate=True)
-    whole_prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
-    prompt_ids = whole_prompt[-max_prompt_length:]
-    pair: dict[str, Any] = {"prompt_ids": prompt_ids, "cut": len(whole_prompt) > max_prompt_length}
+    pair: dict[str, Any] = {"cut": False}
     for name, answer in (("chosen_ids", chosen), ("rejected_ids", rejected)):
-        whole = render(tokenizer, [*prompt, {"role": "assistant", "content": answer}])
-        if not whole.startswith(before):
-            raise LabError(
-                "this chat template rewrites the prompt once it is answered", remedy='set `chat_template` to "chatml"'
-            )
-        said = whole[len(before) :].rstrip("\n")
-        ids = tokenizer(said, add_special_tokens=False)["input_ids"]
-        pair[name] = ids[: max_length - len(prompt_ids)]
+        before, ids = answer_tokens(tokenizer, prompt, [{"role": "assistant", "content": answer}])
+        if "prompt_ids" not in pair:
+            whole_prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
+            pair["prompt_ids"] = whole_prompt[-max_prompt_length:]
+            pair["cut"] = len(whole_prompt) > max_prompt_length
+        pair[name] = ids[: max_length - len(pair["prompt_ids"])]
         pair["cut"] |= len(ids) > len(pair[name])
     return pair

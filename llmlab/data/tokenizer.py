@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmlab.data.render import turn_ends
 from llmlab.errors import LabError
 from llmlab.trust import TRUSTED
 
@@ -153,7 +154,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 
 def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto", *, reads_apart: bool = False) -> list[int]:
-    """Gives the tokenizer ChatML where it has no template (or `choice` is "chatml"); returns the ids that end a turn.
+    """Gives the tokenizer ChatML where it has no template (or `choice` is "chatml"); returns the ids that end an answer.
 
     Where the vocabulary lacks `<|im_end|>`, the end-of-text token ends a turn, so no embedding has to be added. An
     encoder-decoder (`reads_apart`) reads the plain text of a single message, lines of `role: text` of several.
@@ -164,8 +165,7 @@ def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto
     known = TURN_END in tokenizer.get_vocab()
     if choice == "chatml" or not tokenizer.chat_template:
         tokenizer.chat_template = chat_template(TURN_END if known else tokenizer.eos_token)
-    ends = [tokenizer.convert_tokens_to_ids(TURN_END)] if known and TURN_END in str(tokenizer.chat_template) else []
-    return list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
+    return turn_ends(tokenizer)
 
 
 def _first_line(error: Exception) -> str:

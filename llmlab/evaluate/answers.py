@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llmlab.data.render import render
+from llmlab.data.render import decode_answer, render
 
 
 @dataclass
@@ -74,8 +74,8 @@ def answer(
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         out = model.generate(**inputs, generation_config=settings)
         out = out[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
-        for index, text in zip(part, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-            given[index] = text.strip()
+        for index, ids in zip(part, out.tolist(), strict=True):
+            given[index] = decode_answer(tokenizer, ids, ends).strip()
     tokenizer.padding_side = side
     model.train(was_training)
     return Answers([(*row, text) for row, text in zip(questions, given, strict=True)])

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llmlab.data.render import render, tokenize_apart
+from llmlab.data.render import answer_tokens, render, tokenize_apart
 from llmlab.data.shapes import Row
+from llmlab.errors import LabError
 from llmlab.evaluate.answers import answer
 
 OTHER = "(other)"
@@ -167,8 +168,7 @@ def _word_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
     """Returns the tokens that the assistant says for a word: with the template's end of turn, or as the next word of a text."""
     if not tokenizer.chat_template:
         return tokenizer(" " + word, add_special_tokens=False)["input_ids"]
-    turn = [{"role": "user", "content": "?"}]
-    before = render(tokenizer, turn, generate=True)
-    whole = render(tokenizer, [*turn, {"role": "assistant", "content": word}])
-    said = whole[len(before) :] if whole.startswith(before) else word
-    return tokenizer(said.rstrip("\n"), add_special_tokens=False)["input_ids"]
+    try:
+        return answer_tokens(tokenizer, [{"role": "user", "content": "?"}], [{"role": "assistant", "content": word}])[1]
+    except LabError:  # a template that rewrites the prompt once it is answered
+        return tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -26,7 +26,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.train.dashboard import screen
 from llmlab.train.engine import Job
-from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders
+from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.train.padding_free import make_padding_free
 from llmlab.train.reference import speaks, with_reference
 from llmlab.train.sft import name_parts, packing_leaks
@@ -104,7 +104,7 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
     """
     refuse_encoder_decoders(config)
     tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
-    ends = ensure_chat_template(tokenizer)
+    ensure_chat_template(tokenizer)
     data = dpo_data(config, tokenizer)
     sequential = config.reference == "sequential"
     if sequential:
@@ -113,7 +113,7 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
         data.train, data.eval = made.pop(TRAIN), made
         data.notes.append(note)
     model, _ = load_policy(config, device, precision)
-    model.generation_config.eos_token_id = ends
+    stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if config.padding_free and packing_leaks(model.to(device) if device != "cpu" and config.quantised == "none" else model):
         raise LabError(

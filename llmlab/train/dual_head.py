@@ -29,7 +29,7 @@ from llmlab.errors import LabError
 from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.runs.folder import find_model
 from llmlab.train.engine import Job
-from llmlab.train.loading import load_model, loading_kwargs, plain
+from llmlab.train.loading import load_model, loading_kwargs, plain, stop_at_turn_ends
 from llmlab.train.sft import model_name
 from llmlab.train.trainer import LabTrainerMixin
 
@@ -131,9 +131,10 @@ def prepare(config: DualHeadConfig, device: str, precision: str) -> Job:
     if isinstance(model, LabDualHeadForCausalLM) or model.config.is_encoder_decoder:
         kind = "an encoder-decoder" if model.config.is_encoder_decoder else "a dual-head model itself"
         raise LabError(f"is {kind}, no backbone", where=config.backbone, remedy="take a decoder (GPT, Llama, Qwen ...)")
-    ends = ensure_chat_template(tokenizer, config.chat_template)
+    ensure_chat_template(tokenizer, config.chat_template)
+    stop_at_turn_ends(model, tokenizer)
     data = dual_head_data(config, tokenizer)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = ends, tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     model = model.to(device) if config.quantised == "none" else model
     refuse_other_logits(model, config.backbone)
     where = find_model(config.backbone)

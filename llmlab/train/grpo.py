@@ -23,7 +23,7 @@ from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.train.engine import Job
-from llmlab.train.loading import load_policy
+from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
 from llmlab.train.sft import name_parts
 from llmlab.train.trainer import LabTrainerMixin
@@ -77,8 +77,8 @@ def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
     rewards = [reward_function(source, device) for source in config.reward_model]
     model, tokenizer = load_policy(config, device, precision)
     tokenizer.padding_side = "left"
-    ends = ensure_chat_template(tokenizer)
-    model.generation_config.eos_token_id = ends
+    ensure_chat_template(tokenizer)
+    ends = stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = prompts_data(config, tokenizer)
     reference = copy.deepcopy(model) if config.beta and not isinstance(model, PeftModel) else None

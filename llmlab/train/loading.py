@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from llmlab.config import LabBaseConfig
 from llmlab.data.cache import cached
+from llmlab.data.render import turn_ends
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
@@ -127,6 +128,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             if "quantization_config" in kwargs:  # the library quantises folders only
                 model = equal_4bit_products(AutoModelForCausalLM.from_pretrained(unpacked(path), **safe, **kwargs))
                 model.name_or_path = model.config.name_or_path = where
+                stop_at_turn_ends(model, tokenizer)
                 return model, tokenizer
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
             model.name_or_path = model.config.name_or_path = where
@@ -158,6 +160,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"
         raise LabError(f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder") from None
+    stop_at_turn_ends(model, tokenizer)
     return model, tokenizer
 
 
@@ -174,6 +177,16 @@ def equal_4bit_products(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def stop_at_turn_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Lets a model's answers end where its chat template ends a turn, beside its own ends; returns all of them."""
+    own = model.generation_config.eos_token_id
+    own = [own] if isinstance(own, int) else list(own or ())
+    ends = list(dict.fromkeys([*(turn_ends(tokenizer) if tokenizer.chat_template else []), *own]))
+    if ends:
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    return ends
 
 
 def is_backbone_of(name: str, model: PreTrainedModel) -> bool:

@@ -26,7 +26,7 @@ from llmlab.runs.folder import find_model
 from llmlab.train.advantages import ValueHead, clipped_value_loss, discounted, explained_variance, gae, token_rewards, whiten
 from llmlab.train.engine import Job
 from llmlab.train.grpo import GRPOTrainer
-from llmlab.train.loading import load_policy
+from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
 from llmlab.train.sft import name_parts
 
@@ -175,8 +175,8 @@ def prepare(config: PPOConfig, device: str, precision: str) -> Job:
     rewards = [reward_function(source, device) for source in config.reward_model]
     model, tokenizer = load_policy(config, device, precision)
     tokenizer.padding_side = "left"
-    ends = ensure_chat_template(tokenizer)
-    model.generation_config.eos_token_id = ends
+    ensure_chat_template(tokenizer)
+    ends = stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = prompts_data(config, tokenizer)
     reference = copy.deepcopy(model) if config.kl_coef and not isinstance(model, PeftModel) else None

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from llmlab.data.prepare import Prepared
-from llmlab.data.render import render
+from llmlab.data.render import decode_answer, render
 from llmlab.runs.folder import RunFolder
 from llmlab.train.resume import Stopped
 
@@ -90,4 +90,4 @@ class Samples(TrainerCallback):
         finally:
             model.train(was)
         new = out[0, 1 if model.config.is_encoder_decoder else ids.shape[1] :]
-        return self.tokenizer.decode(new, skip_special_tokens=True)
+        return decode_answer(self.tokenizer, new.tolist(), greedy.eos_token_id)

@@ -19,7 +19,7 @@ from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.train.engine import Job
-from llmlab.train.loading import load_policy
+from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.trainer import LabTrainerMixin
 
 
@@ -40,7 +40,8 @@ def prepare(config: SFTConfig, device: str, precision: str) -> Job:
     model, tokenizer = load_policy(config, device, precision)
     if model.config.is_encoder_decoder:
         return _encoder_decoder(config, model, tokenizer)
-    model.generation_config.eos_token_id = ensure_chat_template(tokenizer, config.chat_template)
+    ensure_chat_template(tokenizer, config.chat_template)
+    stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = sft_data(config, tokenizer)
     if config.packing and packing_leaks(model):
@@ -68,7 +69,8 @@ def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTr
         raise LabError(f'`loss_on` "all": {kind}, which reads the prompt and learns the answer', remedy='set it to "assistant"')
     if any(source.streaming for source in config.datasets):
         raise LabError(f"`streaming`: {kind}, for which rows are stored", where="datasets", remedy="set it to false")
-    model.generation_config.eos_token_id = ensure_chat_template(tokenizer, config.chat_template, reads_apart=True)
+    ensure_chat_template(tokenizer, config.chat_template, reads_apart=True)
+    stop_at_turn_ends(model, tokenizer)
     return Job(
         model=model,
         tokenizer=tokenizer,

@@ -33,6 +33,7 @@ def dressed(request, tokenizer_folder):
     if template:
         tokenizer.chat_template = template
         tokenizer.bos_token = tokenizer.bos_token or "<|endoftext|>"
+        tokenizer.add_special_tokens({"additional_special_tokens": [end]})
     return tokenizer, end
 
 
