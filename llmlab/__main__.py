@@ -6,7 +6,7 @@ import os
 import sys
 
 from llmlab.errors import LabError
-from llmlab.readable import make_readable
+from llmlab.readable import make_readable, visible
 from llmlab.trust import redact
 
 
@@ -20,12 +20,12 @@ def main() -> None:
 
             main_menu()
         else:
-            from llmlab.cli import app
+            from llmlab.cli import command_line
 
-            app()
+            sys.exit(command_line())
     except LabError as error:
         for line in redact(str(error)).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {visible(line)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from llmlab.errors import LabError
+from llmlab.readable import listed, visible
 
 app = typer.Typer(
     name="llmlab",
@@ -63,7 +64,7 @@ def new(
             raise typer.Exit(130)
     name = preset if preset and kind == "model" else f"{kind}-{preset}" if preset else kind
     path = save_config(config, output or Path("model_configs") / f"{name}.json")
-    typer.echo(path)
+    typer.echo(visible(str(path)))
 
 
 @app.command()
@@ -81,7 +82,7 @@ def check(
     measure: Annotated[bool, typer.Option("--measure", help="Run three steps in a folder that is removed again.")] = False,
 ) -> None:
     """Validate a config, show what it will cost and look at its data; starts nothing."""
-    from rich.console import Console
+    from llmlab.screen import LabConsole
 
     loaded = _load(config, set_)
     if measure and loaded.kind == "model":
@@ -89,7 +90,7 @@ def check(
     from llmlab.wizard import preflight
 
     _quiet_datasets()
-    console = Console()
+    console = LabConsole()
     preflight.show(loaded, console)
     if measure:
         for line in preflight.measure(loaded).lines(loaded):
@@ -134,7 +135,7 @@ def run(
         TRUSTED.update(trust)
     result = train(loaded, resume=resume)
     if is_main():
-        typer.echo(result.to_json() if as_json else result.summary())
+        typer.echo(result.to_json() if as_json else visible(result.summary()))
     leave_processes()
     raise typer.Exit(exit_code(result))
 
@@ -146,16 +147,15 @@ def chat(
     set_: SetOption = None,
 ) -> None:
     """Talk to a model; with piped input, one answer per line."""
-    from rich.console import Console
-
     from llmlab.runs.folder import find_model
+    from llmlab.screen import LabConsole
 
     if against:
         find_model(against)
     session = _session(checkpoint, set_)
     from llmlab.chat.session import chat as talk
 
-    talk(session, Console(), _beside(session, against) if against else None)
+    talk(session, LabConsole(), _beside(session, against) if against else None)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def generate(
 ) -> None:
     """One completion on stdout."""
     session = _session(checkpoint, set_)
-    session.reply(prompt, lambda piece: print(piece, end="", flush=True))
+    session.reply(prompt, lambda piece: print(visible(piece), end="", flush=True))
     print()
 
 
@@ -184,7 +184,7 @@ def merge(
 
     quiet_libraries()
     for line in merge_adapter(checkpoint, output):
-        typer.echo(line)
+        typer.echo(visible(line))
 
 
 @app.command()
@@ -284,11 +284,10 @@ def catalog(
     word: Annotated[str, typer.Argument(help="A dataset, or a word: finance, sft, classification ...")] = "",
 ) -> None:
     """Show the datasets that are known, or all that is known of one."""
-    from rich.console import Console
-
+    from llmlab.screen import LabConsole
     from llmlab.wizard.data import show_catalogue
 
-    show_catalogue(Console(), word)
+    show_catalogue(LabConsole(), word)
 
 
 @cache.command("list")
@@ -310,7 +309,7 @@ def verify_caches(
         from llmlab.wizard.cache import verified
 
         lines, whole = verified(cache_dir)
-        typer.echo("\n".join(lines))
+        typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
     loaded = _load(config, None)
     if loaded.kind != "dpo" or loaded.reference != "sequential":
@@ -338,8 +337,8 @@ def clear_caches(
     if not yes:
         if not sys.stdin.isatty():
             raise LabError("there is no terminal to ask in", remedy="add --yes")
-        typer.confirm(f"Delete {', '.join(cache.folder.name for cache in chosen)}?", abort=True)
-    typer.echo("\n".join(clear(chosen)))
+        typer.confirm(visible(f"Delete {listed(cache.folder.name for cache in chosen)}?"), abort=True)
+    typer.echo(visible("\n".join(clear(chosen))))
 
 
 @app.command()
@@ -357,7 +356,7 @@ def tokenizer(
     parsed = [validate(SourceConfig, source) for source in sources]
     made = train_tokenizer((text for source in parsed for text in document_texts(source)), vocab_size)
     save_tokenizer(made, output)
-    typer.echo(f"{output}: {len(made):,} tokens")
+    typer.echo(visible(f"{output}: {len(made):,} tokens"))
 
 
 @app.command()
@@ -370,7 +369,7 @@ def quickstart(
 ) -> None:
     """The whole pipeline on what ships: train, fine-tune, align, compare."""
     from llmlab.quickstart import quickstart as whole_pipeline
-    from llmlab.train.dashboard import screen
+    from llmlab.screen import screen
 
     whole_pipeline(output, minutes=minutes, model=model, console=screen())
 
@@ -395,7 +394,7 @@ def runs(
         _print(runs_table())
     elif action == "verify" and name:
         lines, whole = verify_run(name)
-        typer.echo("\n".join(lines))
+        typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
     else:
         raise LabError(f"unknown action {action!r}", remedy="llmlab runs, or llmlab runs verify RUN")
@@ -407,6 +406,28 @@ def doctor() -> None:
     from llmlab.runs.doctor import doctor_table
 
     _print(doctor_table())
+
+
+def command_line(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        arguments: of the program; left out, its own.
+
+    Raises:
+        LabError: when the command is not known, cannot be read so, or cannot do what is asked.
+    """
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except typer.TyperException as error:
+        place = error.ctx.command_path if getattr(error, "ctx", None) else "llmlab"
+        raise LabError(error.format_message().rstrip("."), remedy=f"`{place} -h` says what can be given") from None
+    except OSError as error:  # a name too long, a link in a circle, a folder that cannot be entered: told by the system
+        if not error.filename:
+            raise
+        raise LabError(f"cannot be used ({error.strerror})", where=str(error.filename)) from None
 
 
 def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
@@ -439,7 +460,7 @@ def _load(path: Path, set_: list[str] | None) -> Any:
     else:
         config = load_config(path)
     if config.migrated:
-        typer.echo(f"{path}: {config.migrated}", err=True)
+        typer.echo(visible(f"{path}: {config.migrated}"), err=True)
     return apply_changes(config, parse_changes(set_)) if set_ else config
 
 
@@ -487,6 +508,6 @@ def _beside(session: Any, name: str) -> Any:
 
 
 def _print(shown: Any) -> None:
-    from rich.console import Console
+    from llmlab.screen import LabConsole
 
-    Console().print(shown)
+    LabConsole().print(shown)

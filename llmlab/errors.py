@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from llmlab.readable import bounded
+
 
 class LabError(Exception):
-    """Something the person asked for cannot be done.
+    """Something the person asked for cannot be done. Parts that are too long to be read are shortened.
 
     Attributes:
         what: what is wrong, with the offending value.
@@ -14,9 +16,9 @@ class LabError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", remedy: str = "", exit_code: int = 2):
-        self.what = what
-        self.where = where
-        self.remedy = remedy
+        self.what = bounded(what)
+        self.where = bounded(where)
+        self.remedy = bounded(remedy)
         self.exit_code = exit_code
         super().__init__(str(self))
 

@@ -25,6 +25,7 @@ from llmlab.config import DPOConfig, ModelConfig, PretrainConfig, SFTConfig, Sou
 from llmlab.data.tasks import careless_answer, distinct_questions, questions
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
+from llmlab.screen import LabConsole
 
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
@@ -244,13 +245,13 @@ def _finish(folder: Path, policy: str, report: Report, seconds: float, console: 
     if report.losses:
         console.print("\nbase training: loss over steps", highlight=False)
         width, height = min(console.width, 100), 12
-        console.print(loss_curve(report.losses, report.held_out, width, height), highlight=False, markup=False, soft_wrap=True)
+        console.print(loss_curve(report.losses, report.held_out, width, height), highlight=False, soft_wrap=True)
     if report.samples:
         samples = Table("question", "right", "model says", title="three held-out questions", title_justify="left")
         for row in report.samples:
             samples.add_row(*row)
         console.print(samples)
-    out = Console()
+    out = LabConsole()
     table = Table("stage", "held-out figure", "before", "after", title="quickstart", title_justify="left")
     for stage, figure, before, after in report.rows:
         show = (lambda value: f"{value:.3f}") if figure == "bits per byte" else (lambda value: f"{value:.1%}")

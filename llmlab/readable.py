@@ -1,15 +1,57 @@
-"""Terminals and pipes that know neither UTF-8 nor colour: everything is said there as well, in the letters that they have."""
+"""Text on its way to a person: what a terminal would obey is shown as a symbol, what it lacks in plain letters, and no more
+of it than can be read.
+
+Nothing here knows rich; the console that prints such text is in `llmlab.screen`.
+"""
 
 from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 ERRORS = "llmlab-readable"
 BRAILLE = ("\u2800", "\u28ff")  # which curves are drawn with; the first one is empty
 PAIRS = "·- –- —- »> «< ●* ○o █# ▌# ░. ━= ╸= ╺- ─- │| “\" ”\" ‘' ’' ┌+ ┐+ └+ ┘+ ├+ ┤+ ┬+ ┴+ ┼+ ╭+ ╮+ ╰+ ╯+"
 PLAIN = {**dict(PAIRS.split()), "…": "...", "→": "->", "←": "<-", BRAILLE[0]: " "}
+
+# What a terminal obeys or cannot be encoded, each as one character, so that positions in a text stay as they are: control
+# characters other than newline and tab (C0 as their pictures), marks that turn the direction of writing, lone surrogates.
+SYMBOLS = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}, 0x7F: "\u2421",
+    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], "\ufffd"),
+}  # fmt: skip
+LONGEST, MOST_LINES = 2_000, 30  # characters of a line, and lines, of a message
+LISTED = 20  # names of a list
+
+
+def visible(text: str) -> str:
+    """Returns a text of the same length in which nothing is left that a terminal would obey."""
+    return text if text.isascii() and text.isprintable() else text.translate(SYMBOLS)
+
+
+def shortened(text: str, longest: int = LONGEST) -> str:
+    """Returns a text without its middle where it has more than `longest` characters, saying how many are left out."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    return f"{text[: longest - end]} [... {len(text) - longest:,} characters ...] {text[-end:]}"
+
+
+def bounded(message: str) -> str:
+    """Returns a message of lines that can be read: each shortened, and no more than a screen of them."""
+    if len(message) <= LONGEST:
+        return message
+    lines = message.split("\n")
+    kept = [shortened(line) for line in lines[:MOST_LINES]]
+    return "\n".join([*kept, *([f"and {len(lines) - MOST_LINES:,} lines more"] if len(lines) > MOST_LINES else [])])
+
+
+def listed(names: Iterable[Any], most: int = LISTED) -> str:
+    """Returns names with commas between them, of long lists the first ones and how many more there are."""
+    names = [shortened(str(name), 100) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
@@ -37,6 +79,6 @@ def is_unicode(stream: Any) -> bool:
 
 
 def said(text: str) -> str:
-    """Returns a text in the letters that standard output has."""
+    """Returns a text in the letters that standard output has, with nothing in it that a terminal would obey."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, ERRORS).decode(encoding)
+    return visible(text).encode(encoding, ERRORS).decode(encoding)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "llmlab"
-FLOORS = {"errors": 0, "deferred": 0, "files": 0, "trust": 0, "readable": 0, "config": 0, "plan": 1, "model": 1, "data": 1, "runs": 1, "rewards": 1, "train": 2, "evaluate": 2, "chat": 2,
+FLOORS = {"errors": 0, "deferred": 0, "files": 0, "trust": 0, "readable": 0, "screen": 0, "config": 0, "plan": 1, "model": 1, "data": 1, "runs": 1, "rewards": 1, "train": 2, "evaluate": 2, "chat": 2,
           "wizard": 3, "quickstart": 3, "cli": 3, "__main__": 4}  # fmt: skip
 APART = {"train", "evaluate", "chat"}
 

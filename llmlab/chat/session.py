@@ -20,6 +20,7 @@ from llmlab.data.render import render
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 from llmlab.model import LabDualHeadForCausalLM
+from llmlab.readable import visible
 
 HELP = {
     "/set": "show the settings, or change one: /set temperature 0.2",
@@ -100,12 +101,12 @@ class ChatSession:
                 return False
             case "/reset":
                 self.messages.clear()
-                console.print("[dim]a new conversation[/dim]")
+                console.print("a new conversation", style="dim")
             case "/system":
                 if not self.chats:
                     raise LabError("a base model has no system prompt", remedy="fine-tune it first")
                 self.settings = self._changed("system_prompt", rest or None)
-                console.print("[dim]noted[/dim]")
+                console.print("noted", style="dim")
             case "/set":
                 self._set(rest, console)
             case "/save":
@@ -113,7 +114,7 @@ class ChatSession:
                     raise LabError("/save needs a file name", remedy="/save talk.jsonl")
                 lines = "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in self.messages)
                 write_text_atomically(Path(rest).expanduser(), lines)
-                console.print(f"[dim]{len(self.messages)} messages in {rest}[/dim]")
+                console.print(f"{len(self.messages)} messages in {rest}", style="dim")
             case "/help":
                 table = Table.grid(padding=(0, 2))
                 for command, text in HELP.items():
@@ -129,7 +130,7 @@ class ChatSession:
             for name, info in ChatSettings.options().items():
                 if name in OF_A_DUAL_HEAD and not self.fused:
                     continue
-                table.add_row(name, str(getattr(self.settings, name)), f"[dim]{info.description}[/dim]")
+                table.add_row(name, str(getattr(self.settings, name)), Text(info.description, style="dim"))
             console.print(table)
             return
         name, _, value = rest.replace("=", " ", 1).partition(" ")
@@ -143,7 +144,7 @@ class ChatSession:
         except json.JSONDecodeError:
             parsed = None if value == "none" else value
         self.settings = self._changed(name, parsed)
-        console.print(f"[dim]{name} is now {getattr(self.settings, name)}[/dim]")
+        console.print(f"{name} is now {getattr(self.settings, name)}", style="dim")
 
     def _changed(self, name: str, value: object) -> ChatSettings:
         return validate(ChatSettings, {**self.settings.model_dump(), name: value})
@@ -178,9 +179,9 @@ def answer_at_terminal(session: ChatSession, said: str, console: Console) -> Non
         shown = coloured(piece) if session.settings.show_alpha else Text(piece)
         console.print(shown, end="", highlight=False, soft_wrap=True)
 
-    console.print("[green bold]model[/green bold] ", end="")
+    console.print("model ", style="green bold", end="")
     _, stopped = session.reply(said, write)
-    console.print("[dim] (stopped)[/dim]" if stopped else "")
+    console.print(" (stopped)" if stopped else "", style="dim")
     if session.fused and session.settings.show_alpha and alphas:
         console.print(legend(alphas))
 
@@ -216,8 +217,8 @@ def from_pipe(sessions: list[ChatSession]) -> None:
             continue
         for session in sessions:
             if len(sessions) > 1:
-                print(f"{session.name}: ", end="")
-            session.reply(said, lambda piece: print(piece, end="", flush=True))
+                print(f"{visible(session.name)}: ", end="")
+            session.reply(said, lambda piece: print(visible(piece), end="", flush=True))
             print(flush=True)
             session.messages.clear()
 
@@ -238,10 +239,10 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
     from prompt_toolkit.formatted_text import HTML
 
     kind = "chat" if session.chats else "base model: it continues your text"
-    names = " [dim]beside[/dim] ".join(f"[bold]{one.name}[/bold]" for one in sessions)
-    console.print(f"{names} [dim]({kind}; /help for commands)[/dim]")
+    names = Text(" beside ", style="dim").join(Text(one.name, style="bold not dim") for one in sessions)
+    console.print(names, Text(f"({kind}; /help for commands)", style="dim"))
     if session.fused:
-        console.print("[dim]a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts[/dim]")
+        console.print("a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts", style="dim")
     prompt = PromptSession(
         HTML("<ansicyan><b>you</b></ansicyan> ") if session.chats else HTML("<ansicyan><b>text</b></ansicyan> ")
     )
@@ -255,7 +256,7 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
             if interrupted:
                 break
             interrupted = True
-            console.print("[dim]Ctrl+C once more to leave[/dim]")
+            console.print("Ctrl+C once more to leave", style="dim")
             continue
         interrupted = False
         if not said:
@@ -272,4 +273,4 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
             else:
                 answer_at_terminal(session, said, console)
         except LabError as error:
-            console.print(str(error), style="red", markup=False)
+            console.print(str(error), style="red")

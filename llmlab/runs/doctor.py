@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 from rich.table import Table
+from rich.text import Text
 
 NEEDED = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "bitsandbytes", "pytorch-optimizer")
 OPTIONAL = {
@@ -27,9 +28,9 @@ def doctor_table() -> Table:
     table.add_column(overflow="fold")
     table.add_row("python", platform.python_version())
     for name in NEEDED:
-        table.add_row(name, _version(name) or "[red]missing: reinstall llmlab[/red]")
+        table.add_row(name, _version(name) or Text("missing: reinstall llmlab", style="red"))
     for name, purpose in OPTIONAL.items():
-        table.add_row(name, _version(name) or f"[dim]not installed (for {purpose})[/dim]")
+        table.add_row(name, _version(name) or Text(f"not installed (for {purpose})", style="dim"))
     table.add_row("devices", _devices())
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
     table.add_row("memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free, {os.cpu_count()} cores")

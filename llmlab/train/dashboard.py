@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
@@ -199,7 +198,7 @@ class Dashboard(TrainerCallback):
             parts.append(
                 Text(self.said or self.hint, style="yellow" if self.said else "dim", no_wrap=True, overflow="ellipsis")
             )
-        return Panel(Group(*parts), title=self.title, width=width, border_style="cyan")
+        return Panel(Group(*parts), title=Text(self.title), width=width, border_style="cyan")
 
 
 def loss_curve(losses: list[tuple[int, float]], held_out: list[tuple[int, float]], width: int, height: int) -> str:
@@ -241,8 +240,3 @@ def memory_in_use() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB (GPU)"
     return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
-
-
-def screen() -> Console:
-    """Returns the console for progress: standard error, so that standard output carries results only."""
-    return Console(file=sys.stderr)

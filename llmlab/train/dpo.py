@@ -24,7 +24,7 @@ from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.train.dashboard import screen
+from llmlab.screen import screen
 from llmlab.train.engine import Job
 from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.train.padding_free import make_padding_free

@@ -37,8 +37,9 @@ from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
 from llmlab.plan.report import before_a_run
 from llmlab.runs.folder import RunFolder, point_best
+from llmlab.screen import LabConsole, screen
 from llmlab.train.callbacks import DataPosition, KeepBest, Record, StopOnSignal, save_model
-from llmlab.train.dashboard import Dashboard, screen
+from llmlab.train.dashboard import Dashboard
 from llmlab.train.environment import (
     agreed,
     free_memory,
@@ -139,7 +140,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
         LabError: when what is asked for cannot be done; nothing has been written then.
     """
     began = time.perf_counter()
-    console = (console or screen()) if is_main() else Console(quiet=True)
+    console = (console or screen()) if is_main() else LabConsole(quiet=True)
     quiet_libraries()
     keep_freed_memory(sparing=config.gradient_checkpointing)
     device = choose_device(config.device)
@@ -177,7 +178,7 @@ def _run(
         _say_plan(config, job, device, precision, console)
         for line in plan:
             style = "" if line.startswith("memory") else "yellow"
-            console.print(line, style=style, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+            console.print(line, style=style, highlight=False, soft_wrap=not console.is_terminal)
         say = partial(console.print, style="yellow", highlight=False, soft_wrap=True)
         stop, best = StopOnSignal(), KeepBest(folder, job.best_by)
         dashboard = Dashboard(f"{STAGES[config.kind].title} · {path}", console)

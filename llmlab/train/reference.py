@@ -29,6 +29,7 @@ from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import weights_fingerprint
+from llmlab.screen import LabConsole
 from llmlab.train.environment import free_memory, is_main, processes
 from llmlab.train.loading import choose_device, choose_precision, load_model, loading_kwargs
 from llmlab.train.padding_free import rows_of
@@ -351,4 +352,4 @@ def _meet() -> None:
 
 def speaks(console: Console) -> Console:
     """Returns the console in the main process, a silent one elsewhere."""
-    return console if is_main() else Console(quiet=True)
+    return console if is_main() else LabConsole(quiet=True)

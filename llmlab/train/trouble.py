@@ -50,7 +50,7 @@ class Trouble(TrainerCallback):
         what = "the loss is not finite" if rows else f"the gradients are not finite (norm {float(norm)})"
         self.folder.log({"step": step, "skipped": what, "rows": list(rows)})
         shown = "".join(f"\n  {row[:SHOWN_CHARACTERS]}" for row in rows[:SHOWN_ROWS])
-        self.console.print(f"step {step} skipped: {what}{shown}", style="yellow", highlight=False, markup=False)
+        self.console.print(f"step {step} skipped: {what}{shown}", style="yellow", highlight=False)
         if self.in_a_row <= (max(self.limit, FP16_SKIPS) if fp16 else self.limit):
             return
         raise LabError(

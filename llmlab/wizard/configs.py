@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from llmlab.config import load_config
 from llmlab.config.base import KindConfig
@@ -22,7 +22,7 @@ def configs_table(files: list[Path]) -> Table:
         try:
             config = load_config(path)
         except LabError as error:
-            table.add_row(path.name, "?", "", changed, f"[red]{escape(str(error).splitlines()[0][:60])}[/red]")
+            table.add_row(path.name, "?", "", changed, Text(str(error).splitlines()[0][:60], style="red"))
             continue
         start = getattr(config, getattr(type(config), "STARTS_FROM", ""), "")
         table.add_row(
@@ -40,7 +40,7 @@ def compared(one: KindConfig, other: KindConfig, name: str, other_name: str) -> 
             for config in (one, other)
         ]
         if option not in FIXED and values[0] != values[1]:
-            table.add_row(option, *(escape(value) for value in values))
+            table.add_row(option, *values)
     if not table.row_count:
         table.add_row("nothing", "", "")
     return table

@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from llmlab.config import SourceConfig
+from llmlab.config.base import validate
 from llmlab.config.sources import shares
 from llmlab.data.catalogue import CATALOGUE, Entry, entry, real_id
 from llmlab.data.inspect import PERCENTILES, Inspection
 from llmlab.errors import LabError
+from llmlab.screen import styled
 
 if TYPE_CHECKING:
     from llmlab.config.training import TrainingConfig
@@ -114,9 +116,12 @@ def catalogue(word: str = "") -> Table:
     table.add_column("dataset", overflow="fold", ratio=5)
     table.add_column("what it becomes, rows, and what it is for", overflow="fold", ratio=6)
     for known in shown:
-        subsets = f"\n[dim]{', '.join(known.subsets)}[/dim]" if known.subsets else ""
-        note = f"\n[dim]{known.note}[/dim]" if known.note else ""
-        table.add_row(known.id + subsets, f"{known.becomes} · {known.rows} · [cyan]{', '.join(known.stages)}[/cyan]{note}")
+        name, about = Text(known.id), styled("{} · {} · [cyan]{}[/cyan]", known.becomes, known.rows, ", ".join(known.stages))
+        if known.subsets:
+            name.append("\n" + ", ".join(known.subsets), style="dim")
+        if known.note:
+            about.append("\n" + known.note, style="dim")
+        table.add_row(name, about)
     return table
 
 
@@ -197,6 +202,6 @@ def measured(found: list[Measured]) -> RenderableType:
 
 def show_catalogue(console: Console, word: str = "") -> None:
     """Prints one dataset when the word names it, else the table."""
-    source = SourceConfig.model_validate(word) if word else None
+    source = validate(SourceConfig, word) if word else None
     known = entry(source.name, source.subset) if source else None
     console.print(about(known) if known else catalogue(word))

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import questionary
 from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig
 from llmlab.config.base import KindConfig, validate, validate_option
@@ -25,6 +25,7 @@ from llmlab.errors import LabError
 from llmlab.plan.advice import ways_to_fit
 from llmlab.plan.live import live_figures
 from llmlab.plan.report import plan_table
+from llmlab.screen import LabConsole, styled
 from llmlab.wizard import drafts
 from llmlab.wizard.ask import EXPLAINS, HINT, Back, Cancelled, Explain, ask, select
 
@@ -44,10 +45,10 @@ def fill_in(config: KindConfig, console: Console | None = None, *, origin: str =
     preset or a file; the review shows what differs from it.
     """
     gc.freeze()  # what is loaded stays: looking through it for garbage would hold a question up
-    console = console or Console()
+    console = console or LabConsole()
     cls, values = type(config), {name: getattr(config, name) for name in type(config).model_fields}
     start = dict(values)
-    console.print(f"\n[bold]{cls.TITLE}[/bold] [dim]Enter keeps a value · {HINT}[/dim]\n")
+    console.print(styled("\n[bold]{}[/bold] [dim]Enter keeps a value · {}[/dim]\n", cls.TITLE, HINT))
     form = Form(cls, values, start, console, origin)
     while True:
         try:
@@ -174,7 +175,7 @@ class Form:
             try:
                 made = self.made(self.values)
             except LabError as error:
-                self.console.print(str(error), style="red", markup=False)
+                self.console.print(str(error), style="red")
                 named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in self.cls.model_fields]
                 for name in dict.fromkeys(named) or self.cls.model_fields:
                     self._change(name)
@@ -183,7 +184,7 @@ class Form:
             try:
                 self.console.print(plan_table(made))
             except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
-                self.console.print(str(error), style="yellow", markup=False)
+                self.console.print(str(error), style="yellow")
             ways = {f"make it fit: {words}": changes for words, changes in ways_to_fit(made)}
             try:
                 choice = ask(select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))
@@ -237,11 +238,11 @@ def review(config: KindConfig, start: dict[str, Any] | None = None, origin: str 
         if name in FIXED or config.inapplicable(name):
             continue
         value, default = getattr(config, name), field.get_default(call_default_factory=True)
-        note = "" if value == default else f"[dim]default {escape(show(default))}[/dim]"
+        note = Text("" if value == default else f"default {show(default)}", style="dim")
         if start is not None and value != start[name]:
             before = f"{origin} has {show(start[name])}" if origin else f"was {show(start[name])}"
-            note = f"[yellow]changed[/yellow] [dim]{escape(before)}[/dim]"
-        table.add_row(name, escape(show(value)), note)
+            note = styled("[yellow]changed[/yellow] [dim]{}[/dim]", before)
+        table.add_row(name, show(value), note)
     return table
 
 
@@ -267,7 +268,7 @@ def ask_field(
         Back: when they want the question before.
     """
     info = option_info(cls.model_fields[name])
-    console.print(f"[cyan]{info.title}[/cyan] [dim]{escape(_about(info))}[/dim]")
+    console.print(styled("[cyan]{}[/cyan] [dim]{}[/dim]", info.title, _about(info)))
     typed: str | None = None
     while True:
         try:
@@ -313,12 +314,12 @@ def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None
 def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
     """Returns all that is known of an option: what it does, when to choose what, its rule, its default and the presets'."""
     field, info = cls.model_fields[name], option_info(cls.model_fields[name])
-    lines = [escape(info.description)]
-    lines += [f"  [bold]{choice}[/bold]  {escape(advice)}" for choice, advice in info.choices.items()]
+    lines: list[str | Text] = [info.description]
+    lines += [styled("  [bold]{}[/bold]  {}", choice, advice) for choice, advice in info.choices.items()]
     if (lined := _lined(_members(field.annotation))) is not None:
         of_line = lined.options()
-        lines += [f"Each is a line [bold]{' | '.join(lined.LINE)}[/bold]; what is left out has its default."]
-        lines += [f"  [bold]{part}[/bold]  {escape(of_line[part].description)}" for part in lined.LINE]
+        lines += [styled("Each is a line [bold]{}[/bold]; what is left out has its default.", " | ".join(lined.LINE))]
+        lines += [styled("  [bold]{}[/bold]  {}", part, of_line[part].description) for part in lined.LINE]
     rules = [f"{words} {getattr(rule, bound):g}" for rule in field.metadata for bound, words in BOUNDS.items()
              if isinstance(getattr(rule, bound, None), (int, float))]  # fmt: skip
     if rules:
@@ -328,8 +329,8 @@ def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
     if any(getattr(rule, "min_length", None) for rule in field.metadata):
         lines.append("Must not be empty.")
     if info.typical:
-        lines.append(f"Typical: {escape(info.typical)}.")
-    default = escape(show(field.get_default(call_default_factory=True))) if not field.is_required() else "none"
+        lines.append(f"Typical: {info.typical}.")
+    default = show(field.get_default(call_default_factory=True)) if not field.is_required() else "none"
     lines.append(f"Default: {default}.")
     kind = getattr(cls, "KIND", "")
     found = {size: values[name] for size, values in METHOD_PRESETS.get(kind, {}).items() if name in values}
@@ -341,7 +342,8 @@ def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
     if info.applies_when:
         conditions = (f"{other} is {' or '.join(map(str, values))}" for other, values in info.applies_when.items())
         lines.append(f"Asked for when {' and '.join(conditions)}.")
-    return Panel("\n".join(lines), title=f"{info.title} ({name})", title_align="left", border_style="cyan")
+    text = Text("\n").join(line if isinstance(line, Text) else Text(line) for line in lines)
+    return Panel(text, title=Text(f"{info.title} ({name})"), title_align="left", border_style="cyan")
 
 
 def _default(cls: type[LabBaseConfig], name: str) -> Any:

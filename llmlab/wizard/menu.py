@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import questionary
 from rich.console import Console
-from rich.markup import escape
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, all_runs
+from llmlab.screen import LabConsole, styled
 from llmlab.wizard.ask import Back, Cancelled, ask, select
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ RECENT = 10  # runs at hand
 
 def main_menu() -> None:
     """Shows the menu until the person leaves."""
-    console = Console()
+    console = LabConsole()
     while True:
         models, shapes = bool(_checkpoints()), any(_kind(path) == "model" for path in _configs())
         no_model = "" if models else "no checkpoint yet: 2 makes one"
@@ -58,7 +58,7 @@ def main_menu() -> None:
             ("m", "Which method? A comparison", compare_methods, ""),
             ("0", "Quit", None, ""),
         ]
-        console.print(f"\n[bold]llmlab[/bold]  [dim]{escape(status())}[/dim]")
+        console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status()))
         choices = [
             questionary.Separator(f"── {entry}")
             if isinstance(entry, str)
@@ -75,7 +75,7 @@ def main_menu() -> None:
         try:
             entry[2](console)
         except LabError as error:
-            console.print(str(error), style="red", markup=False)
+            console.print(str(error), style="red")
 
 
 def status() -> str:
@@ -177,7 +177,7 @@ def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
     name = shape.tokenizer_name
     if Path(name).exists() or not name.startswith((".", "/", "checkpoints/")):
         return True
-    console.print(f"this model reads with a tokenizer in {name}, which does not exist yet", style="yellow", markup=False)
+    console.print(f"this model reads with a tokenizer in {name}, which does not exist yet", style="yellow")
     question = f"Train one of {shape.vocab_size:,} tokens on (a file, a folder, a hub id, llmlab:moby-dick)"
     source = _answer(questionary.text(question, default="llmlab:moby-dick"))
     if not source:
@@ -262,11 +262,11 @@ def with_config(path: Path, console: Console) -> None:
 
     config = _loadable(path)
     if config is None:
-        console.print(_fault(path), style="yellow", markup=False)
+        console.print(_fault(path), style="yellow")
     else:
         console.print(review(config))
         if config.migrated:
-            console.print(f"{config.migrated}; editing it saves it so", style="yellow", markup=False)
+            console.print(f"{config.migrated}; editing it saves it so", style="yellow")
     others = [str(other) for other in _configs() if other != path and _kind(other) == (config and config.kind)]
     runs = ["check", "run"] if config and config.kind in STAGES else ["check"]
     actions = [*runs, "edit", "duplicate", *(["compare with another"] if others else [])] if config else []
@@ -322,12 +322,12 @@ def _save(config: KindConfig, name: str, console: Console) -> Path | None:
         try:
             path = save_config(config, target)
         except LabError as error:
-            console.print(str(error), style="red", markup=False)
+            console.print(str(error), style="red")
             continue
-        console.print(f"saved as {path}", markup=False)
+        console.print(f"saved as {path}")
         return path
     kept = drafts.keep(type(config), {option: getattr(config, option) for option in type(config).model_fields})
-    console.print(f"kept as {kept}: the next form of this kind offers it", markup=False)
+    console.print(f"kept as {kept}: the next form of this kind offers it")
     return None
 
 
