@@ -126,6 +126,13 @@ def open_source(source: SourceConfig, needed: tuple[str, ...], *, streaming: boo
         shape=source.format, mapping=source.columns, prompt=source.prompt or "",
         labels=tuple(source.labels or (() if known else names or ())), known=reading_for(known, needed),
     )  # fmt: skip
+    if reading.shape in ("messages", "prompt_completion") and not {"prompt", "prompt_answer"} & set(needed):
+        marks = [name for name in ("label", "labels") if isinstance(sample.get(name), bool)]
+        if marks:
+            raise LabError(
+                f"holds answers marked good or bad (`{marks[0]}` is true or false: KTO rows), and all would be learned as good",
+                where=source.name, remedy=f"keep the rows with a true `{marks[0]}` in a file of their own, without that column",
+            )  # fmt: skip
     return OpenSource(source, rows, reading)
 
 

@@ -13,7 +13,8 @@ from llmlab.config import SourceConfig
 from llmlab.data.canonical import Tally, each_row, open_source
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair
-from llmlab.data.shapes import SHAPES, Row, to_messages
+from llmlab.data.shapes import SHAPES, Row, RowFault, to_messages
+from llmlab.errors import LabError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,7 +123,10 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
     )
     if rows:
         chosen = [rows[index * len(rows) // min(MEASURED, len(rows))] for index in range(min(MEASURED, len(rows)))]
-        found.lengths = lengths_of(chosen, tokenizer)
+        try:
+            found.lengths = lengths_of(chosen, tokenizer)
+        except RowFault as fault:
+            raise LabError(fault.reason, where=source.name, remedy="another `--tokenizer` may have a template for it") from None
         found.percentiles = {
             part: [int(value) for value in np.percentile(values, PERCENTILES, method="higher")]
             for part, values in found.lengths.items()

@@ -19,7 +19,7 @@ from llmlab.data.catalogue import entry, entry_like
 from llmlab.data.mixture import is_held_out, mixture
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.render import IGNORED, render, tokenize_apart, tokenize_conversation, tokenize_pair
-from llmlab.data.shapes import Row, RowFault, to_messages
+from llmlab.data.shapes import PARTS_OF_A_TURN, TOOLS, Row, RowFault, to_messages
 from llmlab.data.sources import fingerprint
 from llmlab.data.tokens import Tokens, tokenised, tokenizer_hash
 from llmlab.errors import LabError
@@ -213,7 +213,12 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         rows = []
         for number, row in opened.canonical(tally):
             turns = row.get("prompt") or row["messages"][:-1]
-            if not turns:
+            held = [part for turn in turns for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
+            if held and source.bad_rows == "stop":
+                raise opened.bad_row(number, f"the prompt holds `{held[0]}`: {config.kind} answers text alone")
+            if held:
+                tally.add(f"the prompt holds `{held[0]}`", number)
+            elif not turns:
                 tally.add("no prompt", number)
             elif len(tokenizer(render(tokenizer, turns, generate=True))["input_ids"]) > config.max_prompt_length:
                 tally.add(f"prompt longer than `max_prompt_length` {config.max_prompt_length}", number)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
+from llmlab.data.shapes import PARTS_OF_A_TURN, TOOLS, Messages, RowFault
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -22,29 +23,54 @@ SECONDS = 5.0  # for one conversation
 LENGTH, TIMES_LONGER = 100_000, 20  # characters that a template may add, and how often it may repeat what it was given
 OTHER_TEMPLATE = 'set `chat_template` to "chatml", or take another copy of the model'
 PROBE = "Wqvxz"  # an answer that no template says by itself
-Messages = list[dict[str, str]]
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: bool = False) -> str:
     """Returns the conversation as text; with `generate`, up to where the assistant's next answer begins.
 
-    A template is a program that came with a model: it runs in the library's sandbox, here with an end to time and length.
+    The tools of the conversation are those of its first turn. A template is a program that came with a model: it runs in the
+    library's sandbox, here with an end to time and length.
 
     Raises:
         LabError: when it fails, takes too long, or says far more than it was given.
     """
+    tools = messages[0].get(TOOLS) if messages else None
+    if tools:
+        messages = [_without(messages[0], TOOLS), *messages[1:]]
     try:
         with at_most(SECONDS):
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
     except TooLong:
         raise LabError(f"this chat template ran for {SECONDS:g} s and was stopped", remedy=OTHER_TEMPLATE) from None
     except (TemplateError, MemoryError, OverflowError, RecursionError, TypeError, ValueError, AttributeError) as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LabError(f"this chat template cannot render the conversation ({text})", remedy=OTHER_TEMPLATE) from None
-    given = sum(len(str(value)) for message in messages for value in message.values())
+    given = sum(len(str(value)) for message in messages for value in message.values()) + len(str(tools or ""))
     if len(text) > LENGTH + TIMES_LONGER * given:
         raise LabError(f"this chat template made {len(text):,} characters of {given:,}", remedy=OTHER_TEMPLATE)
     return text
+
+
+def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
+    """Refuses a conversation with parts that the chat template leaves out: it is rendered with each of them and without.
+
+    Raises:
+        RowFault: naming the part and its turn.
+    """
+    held = [(index, part) for index, turn in enumerate(messages) for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
+    if not held:
+        return
+    whole = render(tokenizer, messages)
+    for index, part in held:
+        value = messages[index][part]
+        bare = [*messages[:index], _without(messages[index], part), *messages[index + 1 :]]
+        if render(tokenizer, bare) == whole and not (part == "name" and value in whole):
+            where = "the conversation" if part == TOOLS else f"turn {index + 1}"
+            raise RowFault(f"the chat template leaves out the `{part}` of {where}", wrong_form=True)
+
+
+def _without(turn: dict[str, Any], part: str) -> dict[str, Any]:
+    return {name: value for name, value in turn.items() if name != part}
 
 
 class TooLong(Exception):
@@ -149,6 +175,7 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
 
     Where the template closes the last answer with no token, one follows it: the model has to learn to stop.
     """
+    check_parts(tokenizer, messages)
     if loss_on == "all":
         text, spans = render(tokenizer, messages), None
     else:
@@ -177,6 +204,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: 
     Raises:
         LabError: when the template renders the prompt differently once it is answered.
     """
+    check_parts(tokenizer, [*prompt, *answer])
     before, whole = render(tokenizer, prompt, generate=True), render(tokenizer, [*prompt, *answer])
     if not whole.startswith(before):
         raise LabError("this chat template rewrites the prompt once it is answered", remedy='set `chat_template` to "chatml"')
@@ -188,6 +216,7 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: 
 
 def tokenize_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str, list[int]]:
     """Returns what an encoder-decoder reads, `input_ids`, and what it learns to write, the last answer, `labels`."""
+    check_parts(tokenizer, messages)
     read = tokenizer(render(tokenizer, messages[:-1], generate=True))["input_ids"]
     said = tokenizer(text_target=messages[-1]["content"])["input_ids"]
     if not said or said[-1] != tokenizer.eos_token_id:

@@ -9,6 +9,7 @@ A `Reading` says how a source becomes such rows; it comes from the config, from 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,10 @@ from typing import Any
 from llmlab.errors import LabError
 
 Row = dict[str, Any]
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+# what a turn may hold beside role and content; whether a chat template renders it is tried (`render.check_parts`)
+PARTS_OF_A_TURN = ("tool_calls", "name", "reasoning_content", "reasoning", "thinking")
+TOOLS = "tools"  # the tools that a conversation may use travel with its first turn
 
 SHAPES = ("text", "messages", "prompt_completion", "preference", "prompt_answer", "prompt")
 # the names under which a part is commonly found, most specific first
@@ -94,6 +98,9 @@ class Reading:
             RowFault: when the row cannot be used.
         """
         made = self.parser(row) if self.parser else _MAKERS[self.shape](self, row)
+        turns = made.get("messages") or made.get("prompt")
+        if turns and row.get(TOOLS):
+            turns[0] = {**turns[0], TOOLS: tools(row[TOOLS])}
         return check(made)
 
     def has(self, part: str, row: Row) -> bool:
@@ -225,7 +232,7 @@ def check(row: Row) -> Row:
         check_turns(row["messages"])
         if row["messages"][-1]["role"] != "assistant":
             raise RowFault("does not end with the assistant")
-        if not row["messages"][-1]["content"].strip():
+        if not row["messages"][-1]["content"].strip() and not row["messages"][-1].get("tool_calls"):
             raise RowFault("empty answer")
         return row
     check_turns(row["prompt"])
@@ -295,8 +302,8 @@ def as_messages(value: Any) -> Messages:
     return [message(turn) for turn in value]
 
 
-def message(turn: Any) -> dict[str, str]:
-    """Returns one turn as `role` and `content`, whatever it calls them.
+def message(turn: Any) -> dict[str, Any]:
+    """Returns one turn as `role` and `content`, whatever it calls them, with its tool calls, name and reasoning.
 
     Raises:
         RowFault: when it has no known role or no text.
@@ -308,11 +315,54 @@ def message(turn: Any) -> dict[str, str]:
     if role not in KNOWN_ROLES:
         raise RowFault(f"unknown role {role!r}", wrong_form=True)
     content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
-    if isinstance(content, list):  # parts of one message, as multimodal rows have them: the text ones
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    if isinstance(content, list):  # parts of one message
+        others = {str(part.get("type")) for part in content if isinstance(part, dict) and not isinstance(part.get("text"), str)}
+        if others:
+            raise RowFault(f"a turn of {role!r} holds a part of type {min(others)!r}: only text can be read", wrong_form=True)
+        content = "".join(part if isinstance(part, str) else part["text"] for part in content)
+    parts = {name: turn[name] for name in PARTS_OF_A_TURN if turn.get(name)}
+    if parts.get("tool_calls"):
+        parts["tool_calls"] = [_tool_call(call) for call in parts["tool_calls"]]
+        content = content or ""
     if not isinstance(content, str):
         raise RowFault(f"a turn of {role!r} has no text", wrong_form=True)
-    return {"role": role, "content": content}
+    return {"role": role, "content": content, **parts}
+
+
+def tools(value: Any) -> list[dict[str, Any]]:
+    """Returns the tools of a row, a list or its JSON text, as the list that chat templates take.
+
+    Raises:
+        RowFault: when it is neither.
+    """
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        raise RowFault("column 'tools' is not a list of objects", wrong_form=True)
+    return without_nulls(found)
+
+
+def without_nulls(value: Any) -> Any:
+    """Returns nested data without the empty fields that a table adds: there all rows have the fields of any row."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _tool_call(call: Any) -> dict[str, Any]:
+    function = (call.get("function") or call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowFault("a tool call has no function with a name", wrong_form=True)
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):  # as an API gives them
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            raise RowFault(f"the arguments of the tool call {function['name']!r} are not JSON", wrong_form=True) from None
+    made = {"type": "function", "function": {"name": function["name"], "arguments": without_nulls(arguments or {})}}
+    return {**({"id": call["id"]} if call.get("id") else {}), **made}
 
 
 def user(text: str) -> Messages:
@@ -351,7 +401,7 @@ def _make_completion(reading: Reading, row: Row) -> Row:
     completion = reading.take("completion", row, (str, list, int, float))
     if isinstance(completion, list):
         turns = as_messages(completion)
-        if len(turns) != 1:
+        if len(turns) != 1 or any(part in turns[0] for part in PARTS_OF_A_TURN):
             return {"messages": [*_prompt(reading, row), *turns]}
         completion = turns[0]["content"]
     return {"prompt": _prompt(reading, row), "completion": _text(completion)}
@@ -392,6 +442,9 @@ def _make_preference(reading: Reading, row: Row) -> Row:
             if turns[:-1] != others[:-1] or len(turns) < 2:
                 raise RowFault("the two answers share no prompt")
             prompt = turns[:-1]
+        held = [part for turn in (turns[-1], others[-1]) for part in PARTS_OF_A_TURN if part in turn]
+        if held:
+            raise RowFault(f"an answer of a pair holds `{held[0]}`: pairs are compared as text alone", wrong_form=True)
         chosen, rejected = turns[-1]["content"], others[-1]["content"]
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 

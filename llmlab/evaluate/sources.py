@@ -13,7 +13,7 @@ from llmlab.config import SourceConfig
 from llmlab.data.canonical import Tally, open_source
 from llmlab.data.packing import PackedCollator
 from llmlab.data.render import tokenize_apart, tokenize_conversation
-from llmlab.data.shapes import Row, to_messages
+from llmlab.data.shapes import Row, RowFault, to_messages
 from llmlab.errors import LabError
 from llmlab.evaluate.classification import Classified, classify
 from llmlab.evaluate.pairs import dual_head_figures, preference_accuracy
@@ -90,7 +90,10 @@ def measure(
         else:
             found.figures = {"preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)}
     else:
-        found.figures = _losses(model, tokenizer, rows, batch_size, max_length)
+        try:
+            found.figures = _losses(model, tokenizer, rows, batch_size, max_length)
+        except RowFault as fault:
+            raise LabError(fault.reason, where=source.name) from None
     return found
 
 

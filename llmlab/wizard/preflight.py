@@ -93,6 +93,7 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableTyp
 
     from llmlab.data.canonical import Tally, open_source
     from llmlab.data.inspect import sample_pieces
+    from llmlab.data.shapes import RowFault
     from llmlab.data.sources import local_files
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 
@@ -106,7 +107,7 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableTyp
         ends = ensure_chat_template(tokenizer)
         rows = [row for _, row in islice(open_source(source, shapes).canonical(Tally()), 1)]
         pieces = sample_pieces(rows[0], tokenizer) if rows else []
-    except (LabError, OSError):
+    except (LabError, RowFault, OSError):
         return []
     if not pieces:
         return []
