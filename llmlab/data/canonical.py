@@ -11,7 +11,7 @@ from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, entry_like, reading_for
 from llmlab.data.parsers import TREE_COLUMNS, conversations_of_tree
 from llmlab.data.shapes import Reading, Row, RowFault, choose
-from llmlab.data.sources import load_rows, row_place
+from llmlab.data.sources import PIECE, load_rows, row_place
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ class OpenSource:
                 yield number, made
 
 
-def open_source(source: SourceConfig, needed: tuple[str, ...], *, streaming: bool | None = None) -> OpenSource:
+def open_source(
+    source: SourceConfig, needed: tuple[str, ...], *, streaming: bool | None = None, piece: int = PIECE
+) -> OpenSource:
     """Returns the source with its rows read as one of the needed shapes.
 
     Raises:
@@ -113,7 +115,7 @@ def open_source(source: SourceConfig, needed: tuple[str, ...], *, streaming: boo
         known = entry_like(source.like)
         if known is None:
             raise LabError(f"`like` {source.like!r} is not in the catalogue", where=source.name, remedy="`llmlab data catalog`")
-    rows = load_rows(source, streaming=streaming)
+    rows = load_rows(source, streaming=streaming, piece=piece)
     if (known and known.id == "OpenAssistant/oasst1") or set(rows.column_names or ()) >= TREE_COLUMNS:
         rows = _untangled(source, rows)
         known = None

@@ -20,7 +20,7 @@ from llmlab.data.mixture import is_held_out, mixture
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.render import IGNORED, render, tokenize_apart, tokenize_conversation, tokenize_pair
 from llmlab.data.shapes import PARTS_OF_A_TURN, TOOLS, Row, RowFault, to_messages
-from llmlab.data.sources import fingerprint
+from llmlab.data.sources import PIECE, fingerprint
 from llmlab.data.tokens import Tokens, tokenised, tokenizer_hash
 from llmlab.errors import LabError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from llmlab.data.stream import PackedStream, Reader
 
+CHARACTERS = 8  # of a token, generously
 CONVERSATIONS = ("messages", "prompt_completion")
 
 
@@ -68,8 +69,8 @@ def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, le
     def stream(sources: list[SourceConfig], fraction: float, *, held_out: bool = False, endless: bool = False) -> PackedStream:
         alone = len(sources) == 1
         return PackedStream(
-            partial(_readers, sources, ("text",), fraction, held_out), [1.0] if alone else shares(sources), encode, length,
-            packing=config.packing, seed=config.seed, stop=config.mixture_stop, endless=endless,
+            partial(_readers, sources, ("text",), fraction, held_out, length), [1.0] if alone else shares(sources), encode,
+            length, packing=config.packing, seed=config.seed, stop=config.mixture_stop, endless=endless,
         )  # fmt: skip
 
     base = {"method": "pretrain", "tokenizer": tokenizer_hash(tokenizer), "length": length, "packing": config.packing}
@@ -334,11 +335,15 @@ def document_texts(source: SourceConfig) -> Iterator[str]:
         yield "\n".join([*(turn["content"] for turn in turns), *said])
 
 
-def _readers(sources: list[SourceConfig], needed: tuple[str, ...], fraction: float, held_out: bool) -> list[Reader]:
+def _readers(
+    sources: list[SourceConfig], needed: tuple[str, ...], fraction: float, held_out: bool, length: int = 0
+) -> list[Reader]:
     from llmlab.data.stream import Reader
 
+    piece = max(PIECE, CHARACTERS * length)  # a document stays whole up to the length of a row
+
     def opened(source: SourceConfig) -> Any:
-        return open_source(source, needed, streaming=True if source.max_rows is None else source.streaming)
+        return open_source(source, needed, streaming=True if source.max_rows is None else source.streaming, piece=piece)
 
     return [Reader(opened(source), fraction, held_out=held_out) for source in sources]
 

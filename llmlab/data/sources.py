@@ -23,23 +23,25 @@ SHIPPED = {
 TEXT_FILES = (".txt", ".md")
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst")
-PIECE = 20_000  # characters: a long text becomes documents of about this length, cut between paragraphs
+PIECE = 20_000  # characters: a long text file becomes rows of at least this length, cut between paragraphs
+GOES_ON = "_goes_on"  # the column that says whether the next row of a text file is the same document
 HASHED_WHOLE = 4 << 30  # bytes: larger files are told apart by size and time
 
 
-def load_rows(source: SourceConfig, *, streaming: bool | None = None) -> Dataset | IterableDataset:
+def load_rows(source: SourceConfig, *, streaming: bool | None = None, piece: int = PIECE) -> Dataset | IterableDataset:
     """Returns the rows of a source with its own columns.
 
     Args:
         source: what to read.
         streaming: read as a stream whatever the source says.
+        piece: characters of a text file after which a new row begins with the next paragraph.
 
     Raises:
         LabError: when the source does not exist, cannot be read, holds nothing, or is on a hub that cannot be reached.
     """
     stream = source.streaming if streaming is None else streaming
     files = local_files(source.name, source.split)
-    rows = _from_files(files, source, stream) if files else _from_hub(source, stream)
+    rows = _from_files(files, source, stream, piece) if files else _from_hub(source, stream)
     if not stream and len(rows) == 0:
         raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it")
     if source.max_rows and stream:
@@ -116,7 +118,7 @@ def _kind(path: Path) -> str:
     return "text" if suffix in TEXT_FILES else TABLES.get(suffix, "")
 
 
-def _from_files(files: list[Path], source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
+def _from_files(files: list[Path], source: SourceConfig, stream: bool, piece: int) -> Dataset | IterableDataset:
     from datasets import Dataset, IterableDataset, load_dataset
 
     kinds = {_kind(file) for file in files}
@@ -133,9 +135,9 @@ def _from_files(files: list[Path], source: SourceConfig, stream: bool) -> Datase
     try:
         if kind == "text":
             if stream:
-                return IterableDataset.from_generator(_documents, gen_kwargs={"files": names})
+                return IterableDataset.from_generator(_documents, gen_kwargs={"files": names, "piece": piece})
             changed = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]  # part of the library's own key
-            return Dataset.from_generator(_documents, gen_kwargs={"files": names, "changed": changed})
+            return Dataset.from_generator(_documents, gen_kwargs={"files": names, "piece": piece, "changed": changed})
         return load_dataset(kind, data_files=names, split="train", streaming=stream)
     except Exception as error:  # of the library, its readers and the decompressors, each with kinds of its own
         raise damaged(source, error) from None
@@ -173,23 +175,28 @@ def open_text(file: Path) -> TextIO:
     return fsspec.open(str(file), "rt", encoding="utf-8", compression="infer").open()
 
 
-def _documents(files: list[str], changed: Any = None) -> Iterator[dict[str, str]]:
-    """Yields the documents of text files: a file, or pieces of a long one cut between paragraphs."""
+def _documents(files: list[str], piece: int, changed: Any = None) -> Iterator[dict[str, Any]]:
+    """Yields text files as rows: a file, or pieces of a long one cut between paragraphs, all but the last going on."""
     for name in files:
         lines: list[str] = []
-        size = 0
+        size, before = 0, ""
         try:
             with open_text(Path(name)) as file:
                 for line in file:
                     lines.append(line)
                     size += len(line)
-                    if size >= PIECE and not line.strip():
-                        yield {"text": "".join(lines).strip()}
-                        lines, size = [], 0
+                    if size >= piece and not line.strip():
+                        text, lines, size = "".join(lines).strip(), [], 0
+                        if before and text:
+                            yield {"text": before, GOES_ON: True}
+                        before = text or before
         except (UnicodeDecodeError, EOFError, OSError) as error:
             raise explain([Path(name)], "text", error) from None
-        if text := "".join(lines).strip():
-            yield {"text": text}
+        text = "".join(lines).strip()
+        if before:
+            yield {"text": before, GOES_ON: bool(text)}
+        if text:
+            yield {"text": text, GOES_ON: False}
 
 
 def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:

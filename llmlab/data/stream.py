@@ -18,7 +18,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 from llmlab.data.canonical import OpenSource, Tally
 from llmlab.data.mixture import is_held_out, sources_at
 from llmlab.data.packing import documents_table, pack, table_rows
-from llmlab.data.sources import PIECE, damaged
+from llmlab.data.sources import GOES_ON, damaged
+from llmlab.data.text import encode_texts
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ HEAD = 5000  # rows of a stream that are looked through for held-out ones
 BATCH = 100  # rows read at once; a resumed stream reads at most so many again
 SNAPSHOTS = 64  # states kept of a stream, the newest ones
 Window = list[Any]
+
+
+class Unfinished(str):
+    """A piece of a text file whose document goes on in the next row: no end of text follows it."""
 
 
 class Reader:
@@ -113,7 +118,9 @@ class Reader:
         made = self.opened.read(number, row, self.tally)
         if made is None:
             return []
-        return cut_text(made["text"]) if "text" in made else [made]
+        if "text" not in made:
+            return [made]
+        return [Unfinished(made["text"]) if row.get(GOES_ON) is True else made["text"]]
 
 
 class PackedStream(IterableDataset):
@@ -227,31 +234,15 @@ class PackedStream(IterableDataset):
                 size += len(document) if isinstance(document, str) else _characters(document)
 
 
-def cut_text(text: str, size: int = PIECE) -> list[str]:
-    """Returns a text in pieces of about `size` characters, cut after empty lines; joined they are the text again."""
-    pieces, start = [], 0
-    while len(text) - start > size:
-        end = text.find("\n\n", start + size)
-        if end < 0:
-            break
-        pieces.append(text[start : end + 2])
-        start = end + 2
-    return [*pieces, text[start:]] if start < len(text) else pieces
-
-
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Window], pa.Table]:
-    """Returns the function that turns texts into a table of tokens, each text closed by the end-of-text token."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    """Returns the function that turns texts into a table of tokens, each document closed by the end-of-text token."""
     end = tokenizer.eos_token_id
 
     def encode(texts: Window) -> pa.Table:
-        if backend is None:
-            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        else:  # the same tokens without the lists that nobody reads
-            backend.no_truncation()
-            backend.no_padding()
-            ids = (encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False))
-        return documents_table({"input_ids": [np.array([*each, end], np.int32) for each in ids]})
+        ids = encode_texts(tokenizer, texts)
+        closed = [each if isinstance(text, Unfinished) else np.append(each, np.int32(end))
+                  for each, text in zip(ids, texts, strict=True)]  # fmt: skip
+        return documents_table({"input_ids": closed})
 
     return encode
 

@@ -16,7 +16,6 @@ from llmlab.data.prepare import dpo_data, pretrain_data, sft_data
 from llmlab.data.render import assistant_spans, tokenize_conversation
 from llmlab.data.shapes import Reading, RowFault, parse_conversation
 from llmlab.data.sources import load_rows
-from llmlab.data.stream import cut_text
 from llmlab.data.tasks import TASKS, distinct_questions, is_held_out, questions
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer, train_tokenizer
 from llmlab.errors import LabError
@@ -142,11 +141,6 @@ def test_collator_separates_padding_and_first_tokens():
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 2]]
     assert batch["labels"].tolist() == [[-100, 6, -100, 8, 9], [-100, 4, -100, -100, -100]]
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [4, 4, 0, 0, 0]]
-
-
-@given(st.text(alphabet="ab\n", max_size=200), st.integers(1, 40))
-def test_cut_texts_join_again(text, size):
-    assert "".join(cut_text(text, size)) == text
 
 
 def test_base_data_is_cached_whole_and_held_out_apart(tokenizer, monkeypatch, tmp_path):
