@@ -194,18 +194,24 @@ def evaluate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How the sources are read: split, max_rows ...")
     ] = None,
-    by: Annotated[str, typer.Option(help="score or generate: how a label is chosen.")] = "score",
+    by: Annotated[str, typer.Option(help="score or generate: how a label or an answer is found.")] = "score",
     reward: Annotated[
         list[str] | None, typer.Option(metavar="REWARD", help="Answer the prompts, too, and score the answers by this.")
     ] = None,
     against: Annotated[str | None, typer.Option(help="With --reward: another model, for how often each wins.")] = None,
     trust: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Agree to run a reward `module:function`.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens read at once, at most the model's context.")] = 1024,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens from one window of a text to the next; left out, half a window.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
     """Measure a model: labels of a classification, loss of texts, preferences of pairs."""
     if by not in ("score", "generate"):
         raise LabError(f"`--by` {by!r} is not score or generate")
+    if reward and by != "score":
+        raise LabError("with `--reward` answers are always generated", remedy="leave out `--by`")
     sources = [_source(line, set_) for line in task]
     if against and not reward:
         raise LabError("`--against` compares answers by a reward", remedy="add --reward NAME (`llmlab new grpo` lists them)")
@@ -243,7 +249,8 @@ def evaluate(
             speakers.append(Speaker(against, other.to(device), its_reader))
         found = [judged(speakers, source, weighted(rewards, device), batch_size=batch_size) for source in sources]
     else:
-        found = [measure(model, reader, source, by=by, batch_size=batch_size) for source in sources]
+        how = {"by": by, "batch_size": batch_size, "max_length": max_length, "stride": stride}
+        found = [measure(model, reader, source, **how) for source in sources]
     if as_json:
         typer.echo(json.dumps([figures.to_json() for figures in found]))
     else:

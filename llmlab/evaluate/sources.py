@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,13 +14,16 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from llmlab.config import SourceConfig
 from llmlab.data.canonical import Tally, open_source
 from llmlab.data.packing import PackedCollator
-from llmlab.data.render import tokenize_apart, tokenize_conversation
+from llmlab.data.render import IGNORED, tokenize_apart, tokenize_conversation
 from llmlab.data.shapes import Row, RowFault, to_messages
+from llmlab.data.text import encode_texts
 from llmlab.errors import LabError
+from llmlab.evaluate.answers import answer
 from llmlab.evaluate.classification import Classified, classify
 from llmlab.evaluate.pairs import dual_head_figures, preference_accuracy
 from llmlab.model import LabDualHeadForCausalLM
 
+WHOLE = 8_000_000  # characters of a text file that are measured as one document
 MEASURES = ("text", "messages", "prompt_completion", "preference")
 
 
@@ -32,6 +37,8 @@ class Measured:
         figures: name -> value.
         classified: labels, of a classification.
         notes: what was left out.
+        reading: of texts and conversations, how they were read: `window` and `stride` in tokens, `tokens` there are, and the
+            `share_read` of them.
     """
 
     name: str
@@ -39,36 +46,41 @@ class Measured:
     figures: dict[str, float]
     classified: Classified | None = None
     notes: list[str] = field(default_factory=list)
+    reading: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as JSON data."""
         table = {}
         if self.classified:
             table = {"labels": self.classified.labels, "confusion": self.classified.confusion.tolist()}
-        return {"source": self.name, "rows": self.rows, **self.figures, **table}
+        return {"source": self.name, "rows": self.rows, **self.figures, **self.reading, **table}
 
 
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: SourceConfig, *,
-    by: str = "score", batch_size: int = 16, max_length: int = 1024,
+    by: str = "score", batch_size: int = 16, max_length: int = 1024, stride: int | None = None,
 ) -> Measured:  # fmt: skip
     """Returns the figures of a model on a source.
 
-    Classification: accuracy, macro F1 and the majority's accuracy. Text: loss and bits per byte. Conversations: loss of
-    the assistant's tokens. Pairs: preference accuracy.
+    Classification: accuracy, macro F1 and the majority's accuracy. Text: loss and bits per byte, over all of it. Conversations:
+    loss of the assistant's tokens, or with `by` "generate" how often the answer is the right one to the letter. Pairs:
+    preference accuracy.
 
     Args:
         model: to measure.
         tokenizer: its own.
         source: whose rows are all measured (`max_rows` limits them).
-        by: "score" or "generate", for classifications.
+        by: "score" or "generate", for classifications and conversations.
         batch_size: rows at a time.
-        max_length: longer rows are cut.
+        max_length: tokens that are read at once, at most as many as the model's context. Longer conversations are cut; longer
+            texts are read in windows of this length.
+        stride: tokens from one window of a text to the next; left out, half a window. Every token but a text's first is
+            predicted once, from at least `max_length - stride` tokens before it, or from all there are.
 
     Raises:
-        LabError: when the source cannot be read or no row is left.
+        LabError: when the source cannot be read, no row is left, or `by` "generate" has no right answers to compare with.
     """
-    opened = open_source(source, MEASURES)
+    opened = open_source(source, MEASURES, piece=WHOLE)
     tally = Tally()
     rows = [row for _, row in islice(opened.canonical(tally), source.max_rows)]
     if not rows:
@@ -78,6 +90,13 @@ def measure(
         found.classified = classify(model, tokenizer, rows, by=by, batch_size=batch_size)
         result = found.classified
         found.figures = {"accuracy": result.accuracy, "macro_f1": result.macro_f1, "majority": result.majority}
+    elif by == "generate":
+        if "text" in rows[0] or "chosen" in rows[0]:
+            raise LabError(
+                f"`by` \"generate\": {'plain text' if 'text' in rows[0] else 'pairs'} have no right answer to compare with",
+                where=source.name, remedy="leave it out, or take prompts with answers or labels",
+            )  # fmt: skip
+        found.figures = {"exact_match": _exact_match(model, tokenizer, rows, batch_size)}
     elif model.config.is_encoder_decoder and ("chosen" in rows[0] or "text" in rows[0]):
         raise LabError(
             f"holds {'pairs' if 'chosen' in rows[0] else 'plain text'}, which are measured on decoders; this model is an "
@@ -91,29 +110,65 @@ def measure(
             found.figures = {"preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)}
     else:
         try:
-            found.figures = _losses(model, tokenizer, rows, batch_size, max_length)
+            found.figures, found.reading = _losses(model, tokenizer, rows, batch_size, max_length, stride)
         except RowFault as fault:
             raise LabError(fault.reason, where=source.name) from None
     return found
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """Returns how many tokens a model reads at once by its own config, or None where it names no end."""
+    about = model.config.get_text_config()
+    found = getattr(about, "max_position_embeddings", None) or getattr(about, "max_seq_len", None)
+    return found if isinstance(found, int) and found > 1 else None
+
+
+def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[dict[str, list[int]]]:
+    """Yields `input_ids` and `labels` of windows over a text; labels are -100 on what an earlier window has predicted."""
+    start = done = 0
+    while True:
+        end = min(start + window, len(ids))
+        yield {"input_ids": list(ids[start:end]), "labels": [IGNORED] * (done - start) + list(ids[done:end])}
+        if end == len(ids):
+            return
+        start, done = start + stride, end
+
+
+def _exact_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_size: int) -> float:
+    talks = [to_messages(row) for row in rows]
+    longest = max(len(tokenizer(talk[-1]["content"], add_special_tokens=False)["input_ids"]) for talk in talks)
+    asked = [("", talk[:-1], talk[-1]["content"].strip()) for talk in talks]
+    return answer(model, tokenizer, asked, batch_size=batch_size, max_new_tokens=longest + 2).accuracy
+
+
 @torch.no_grad()
 def _losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_size: int, max_length: int
-) -> dict[str, float]:
-    """Returns the loss per learned token, and bits per byte of plain text."""
-    apart = model.config.is_encoder_decoder
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    batch_size: int,
+    max_length: int,
+    stride: int | None,
+) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
+    """Returns the loss per learned token and the bits per byte of plain text, and how the rows were read."""
+    apart, texts = model.config.is_encoder_decoder, "text" in rows[0]
     collate = DataCollatorForSeq2Seq(tokenizer, model) if apart else PackedCollator(tokenizer.pad_token_id or 0)
-    made = []
-    for row in rows:
-        if apart:
-            made.append({name: ids[:max_length] for name, ids in tokenize_apart(tokenizer, to_messages(row)).items()})
-        elif "text" in row:
-            ids = [*tokenizer(row["text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-            made.append({"input_ids": ids[:max_length], "labels": ids[:max_length]})
-        else:
-            tokens = tokenize_conversation(tokenizer, to_messages(row), "assistant")
-            made.append({name: values[:max_length] for name, values in tokens.items()})
+    window = min(max_length, context_length(model) or max_length)
+    if texts and (window < 2 or not 0 < (stride or max(1, window // 2)) < window):
+        raise LabError(f"`stride` {stride} is not between 1 and {window - 1}", remedy="it is shorter than a window")
+    stride = stride or max(1, window // 2)
+    made, tokens = [], 0
+    if texts:
+        for ids in encode_texts(tokenizer, [row["text"] for row in rows]):
+            tokens += len(ids) + 1
+            made += sliding_windows([*ids.tolist(), tokenizer.eos_token_id], window, stride)
+    else:
+        for row in rows:
+            turns = to_messages(row)
+            whole = tokenize_apart(tokenizer, turns) if apart else tokenize_conversation(tokenizer, turns, "assistant")
+            tokens += len(whole["labels"])
+            made.append({name: values[:window] for name, values in whole.items()})
+    read = tokens if texts else sum(len(row["labels"]) for row in made)
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -121,14 +176,18 @@ def _losses(
     for start in range(0, len(made), batch_size):
         batch = {name: value.to(model.device) for name, value in collate(made[start : start + batch_size]).items()}
         labels = batch.pop("labels")
-        logits = model(**batch, use_cache=False).logits.float()
-        if not apart:  # a decoder's logits are those of the next token
-            labels, logits = labels[:, 1:], logits[:, :-1]
+        if apart:
+            logits = model(**batch, labels=labels, use_cache=False).logits.float()
+        else:  # a decoder's logits are those of the next token
+            logits = model(**batch, use_cache=False).logits[:, :-1].float()
+            labels = labels[:, 1:]
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100)
         total, count = total + losses.item(), count + int((labels != -100).sum())
     model.train(was_training)
     figures = {"loss": total / max(1, count)}
-    if "text" in rows[0]:
-        size = sum(len(tokenizer.decode(row["input_ids"], skip_special_tokens=True).encode()) for row in made)
-        figures["bits_per_byte"] = total / 0.6931471805599453 / max(1, size)
-    return figures
+    reading = {"window": window, "stride": stride, "tokens": tokens, "share_read": read / max(1, tokens)}
+    if texts:
+        figures["bits_per_byte"] = total / math.log(2) / max(1, sum(len(row["text"].encode()) for row in rows))
+    else:
+        del reading["stride"]
+    return figures, reading

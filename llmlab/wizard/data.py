@@ -196,6 +196,10 @@ def measured(found: list[Measured]) -> RenderableType:
             for label, row in zip(labels, figures.classified.confusion, strict=False):
                 confusion.add_row(label, *(f"{count:,}" for count in row))
             parts.append(confusion)
+        if how := figures.reading:
+            step = f" every {how['stride']:,}" if "stride" in how else ""
+            share = f"{how['share_read']:.1%} of {how['tokens']:,} tokens read"
+            parts.append(Text(f"{figures.name}: windows of {how['window']:,} tokens{step}, {share}", style="dim"))
         parts += [Text(note, style="yellow") for note in figures.notes]
     return Group(*parts)
 

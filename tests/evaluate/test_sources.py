@@ -12,8 +12,10 @@ from llmlab.config import SFTConfig, SourceConfig
 from llmlab.data.packing import PackedCollator
 from llmlab.data.prepare import sft_data
 from llmlab.data.shapes import choice, user
+from llmlab.data.sources import load_rows
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
+from llmlab.evaluate.answers import answer
 from llmlab.evaluate.classification import Classified, _prompt_ids, _word_ids, classify, score_words
 from llmlab.evaluate.pairs import answer_log_probs
 from llmlab.evaluate.sources import measure
@@ -79,6 +81,55 @@ def test_text_and_pairs_are_measured_too(model, tmp_path):
     )
     pairs = measure(made, tokenizer, SourceConfig(name=str(tmp_path / "p.jsonl")))
     assert pairs.figures == {"preference_accuracy": 1.0}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+@torch.no_grad()
+def test_text_is_read_whole_in_windows_with_context(model, tmp_path, batch_size):
+    """Against a plain computation: one forward pass per window, without batches, packing or padding."""
+    made, tokenizer = model
+    text = "\n\n".join(row["text"][:3000] for row in load_rows(SourceConfig(name="llmlab:moby-dick", max_rows=9)))
+    (tmp_path / "whale.txt").write_text(text)
+    ids = [*tokenizer(text.strip(), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    assert made.config.max_seq_len == 64 and len(text) > 20_000
+    for limit, stride in ((1024, None), (48, 11)):
+        window = min(limit, 64)
+        step = stride or window // 2
+        nats, predicted = 0.0, 1
+        for start in range(0, len(ids), step):
+            part = torch.tensor([ids[start : start + window]])
+            losses = torch.nn.functional.cross_entropy(made(part).logits[0, :-1], part[0, 1:], reduction="none")
+            nats += losses[max(0, predicted - start - 1) :].double().sum().item()
+            predicted = start + part.shape[1]
+            if predicted == len(ids):
+                break
+        found = measure(
+            made,
+            tokenizer,
+            SourceConfig(name=str(tmp_path / "whale.txt")),
+            batch_size=batch_size,
+            max_length=limit,
+            stride=stride,
+        )
+        assert found.figures["loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
+        assert found.figures["bits_per_byte"] == pytest.approx(nats / np.log(2) / len(text.strip().encode()), rel=1e-5)
+        assert found.reading == {"window": window, "stride": step, "tokens": len(ids), "share_read": 1.0}
+    with pytest.raises(LabError, match="`stride` 64 is not between 1 and 63"):
+        measure(made, tokenizer, SourceConfig(name=str(tmp_path / "whale.txt")), stride=64)
+
+
+def test_answers_are_generated_where_that_is_asked_for(model, tmp_path):
+    made, tokenizer = model
+    rows = [{"prompt": "Who?", "completion": "Ahab"}, {"prompt": "Where is the ship?", "completion": "At sea"}]
+    said = answer(made, tokenizer, [("", row["prompt"], "") for row in rows], max_new_tokens=12).rows
+    rows[0]["completion"] = said[0][3] or "nothing"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = measure(made, tokenizer, SourceConfig(name=str(tmp_path / "a.jsonl")), by="generate").figures
+    longest = max(len(tokenizer(row["completion"])["input_ids"]) for row in rows) + 2
+    said = answer(made, tokenizer, [("", row["prompt"], row["completion"]) for row in rows], max_new_tokens=longest)
+    assert found == {"exact_match": said.accuracy}
+    with pytest.raises(LabError, match="plain text have no right answer"):
+        measure(made, tokenizer, SourceConfig(name="llmlab:moby-dick", max_rows=2), by="generate")
 
 
 @torch.no_grad()
