@@ -86,14 +86,14 @@ def padding_share(lengths: np.ndarray, length: int) -> float:
 
 
 class PackedCollator:
-    """Makes a batch of packed rows: `input_ids`, `labels` and `position_ids`, each (B, T).
+    """Makes a batch of packed rows: `input_ids`, `labels`, `position_ids`, each (B, T); with `bounds` also `document_bounds`.
 
     Rows come with `seq_lengths` of their documents, or as one document each. Shorter rows are filled with padding that
     is a document of its own. The first token of a document is never a label: it would be predicted from another document.
     """
 
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
+    def __init__(self, pad_token_id: int, *, bounds: bool = False):
+        self.pad_token_id, self.bounds = pad_token_id, bounds
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns the batch of `rows`."""
@@ -112,11 +112,36 @@ class PackedCollator:
             positions[index, :size] = np.concatenate([np.arange(length) for length in lengths])
             positions[index, size:] = np.arange(longest - size)
         labels[positions == 0] = IGNORED
+        position_ids = torch.from_numpy(positions)
         return {
             "input_ids": torch.from_numpy(ids),
             "labels": torch.from_numpy(labels),
-            "position_ids": torch.from_numpy(positions),
+            "position_ids": position_ids,
+            **(document_bounds(position_ids) if self.bounds else {}),
         }
+
+
+def takes_bounds(model: Any) -> bool:
+    """Returns whether a model's attention kernel has to be told where documents begin: flash attention, which has no mask.
+
+    From positions alone transformers recognises packed rows in batches of one row only.
+    """
+    return str(model.config._attn_implementation).startswith("flash")
+
+
+def document_bounds(position_ids: Any) -> dict[str, Any]:
+    """Returns where the documents of packed rows (B, T) begin and end, as flash attention takes it.
+
+    `cu_seq_lens_q` and `cu_seq_lens_k` (documents + 1,) int32 are places in the rows laid end to end; `max_length_q` and
+    `max_length_k` are the tokens of the longest document.
+    """
+    import torch
+
+    flat = position_ids.flatten()
+    starts = (flat == 0).nonzero().flatten().to(torch.int32)
+    places = torch.cat([starts, starts.new_tensor([flat.numel()])])
+    longest = int(places.diff().max())
+    return {"cu_seq_lens_q": places, "cu_seq_lens_k": places, "max_length_q": longest, "max_length_k": longest}
 
 
 def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.Array:

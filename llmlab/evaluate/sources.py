@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 
 from llmlab.config import SourceConfig
 from llmlab.data.canonical import Tally, open_source
-from llmlab.data.packing import PackedCollator
+from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.render import IGNORED, tokenize_apart, tokenize_conversation
 from llmlab.data.shapes import Row, RowFault, to_messages
 from llmlab.data.text import encode_texts
@@ -152,7 +152,8 @@ def _losses(
 ) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
     """Returns the loss per learned token and the bits per byte of plain text, and how the rows were read."""
     apart, texts = model.config.is_encoder_decoder, "text" in rows[0]
-    collate = DataCollatorForSeq2Seq(tokenizer, model) if apart else PackedCollator(tokenizer.pad_token_id or 0)
+    packed = PackedCollator(tokenizer.pad_token_id or 0, bounds=takes_bounds(model))
+    collate = DataCollatorForSeq2Seq(tokenizer, model) if apart else packed
     window = min(max_length, context_length(model) or max_length)
     if texts and (window < 2 or not 0 < (stride or max(1, window // 2)) < window):
         raise LabError(f"`stride` {stride} is not between 1 and {window - 1}", remedy="it is shorter than a window")
@@ -174,7 +175,10 @@ def _losses(
     total, count = 0.0, 0
     made.sort(key=lambda row: len(row["input_ids"]))
     for start in range(0, len(made), batch_size):
-        batch = {name: value.to(model.device) for name, value in collate(made[start : start + batch_size]).items()}
+        batch = {
+            name: value.to(model.device) if torch.is_tensor(value) else value
+            for name, value in collate(made[start : start + batch_size]).items()
+        }
         labels = batch.pop("labels")
         if apart:
             logits = model(**batch, labels=labels, use_cache=False).logits.float()

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmlab.data.packing import document_bounds, takes_bounds
+
 FIGURES = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 
 
@@ -41,12 +43,12 @@ def make_padding_free(model: Any) -> None:
         mask = kwargs.get("attention_mask")
         if not fused_lm_head or mask is None or args or kwargs.get("labels") is None:
             return padded_forward(*args, **({"fused_lm_head": True} if fused_lm_head else {}), **kwargs)
-        return _packed_forward(padded_forward, mask, **kwargs)
+        return _packed_forward(padded_forward, mask, takes_bounds(model), **kwargs)
 
     model.forward = forward
 
 
-def _packed_forward(padded_forward: Any, mask: Tensor, **kwargs: Any) -> Any:
+def _packed_forward(padded_forward: Any, mask: Tensor, bounds: bool, **kwargs: Any) -> Any:
     ids, labels = kwargs.pop("input_ids"), kwargs.pop("labels")
     kwargs.pop("attention_mask")
     batch, width = ids.shape
@@ -70,6 +72,8 @@ def _packed_forward(padded_forward: Any, mask: Tensor, **kwargs: Any) -> Any:
     gap = positions < 0  # what no sequence fills at the end of a row is a document of its own
     positions = torch.where(gap, gap.cumsum(dim=1) - 1, positions)
     labels = labels.masked_fill(torch.arange(width, device=device)[None] == 0, -100)  # a first token follows from nothing here
+    if bounds:
+        kwargs |= document_bounds(positions)
     out = padded_forward(
         input_ids=packed(ids, 0), labels=packed(labels, -100), position_ids=positions, fused_lm_head=True, **kwargs
     )

@@ -10,13 +10,14 @@ from transformers import Trainer, TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
 from llmlab.config.sources import mixture_name
-from llmlab.data.packing import PackedCollator
+from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.prepare import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer, token_ids
 from llmlab.errors import LabError
 from llmlab.model import LabConfig, LabForCausalLM
 from llmlab.train.engine import Job
 from llmlab.train.loading import attention_kernel, load_model
+from llmlab.train.sft import packing_leaks
 from llmlab.train.trainer import LabTrainerMixin
 
 
@@ -53,13 +54,17 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
             )
     else:
         model = LabForCausalLM._from_config(lab_config, attn_implementation=kernel)
+    if takes_bounds(model) and packing_leaks(model.to(device)):
+        raise LabError(
+            f'`attention_backend` "{config.attention_backend}" lets packed documents see each other', remedy='use "sdpa"'
+        )
     source = Path(config.model).stem if isinstance(config.model, str) else f"{shape.d_model}x{shape.n_layers}"
     return Job(
         model=model,
         tokenizer=tokenizer,
         data=data,
         arguments=TrainingArguments,
-        trainer=partial(BaseTrainer, data_collator=PackedCollator(tokenizer.pad_token_id)),
+        trainer=partial(BaseTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))),
         parent=config.init_from,
         name_parts=[source, mixture_name(config.datasets)],
     )

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel
 
 from llmlab.config import DPOConfig
+from llmlab.data.packing import document_bounds, takes_bounds
 from llmlab.data.prepare import dpo_data
 from llmlab.data.reference_cache import SUMS, TOKENS, Item, ReferenceCache, item_key, nearest_difference
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
@@ -259,6 +260,7 @@ def reference_values(
         for row, end in enumerate(ends):
             positions[row, end:] = torch.arange(width - end)
         inputs = {"position_ids": positions.to(device)}
+        inputs |= document_bounds(inputs["position_ids"]) if takes_bounds(model) else {}
     else:
         inputs = {"attention_mask": filled.to(device)}
     kind = torch.bfloat16 if precision == "bf16" else torch.float16

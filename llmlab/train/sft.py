@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SFTConfig
 from llmlab.config.sources import mixture_name
-from llmlab.data.packing import PackedCollator
+from llmlab.data.packing import PackedCollator, document_bounds, takes_bounds
 from llmlab.data.prepare import sft_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
@@ -54,7 +54,7 @@ def prepare(config: SFTConfig, device: str, precision: str) -> Job:
         tokenizer=tokenizer,
         data=data,
         arguments=partial(trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}),
-        trainer=partial(SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id)),
+        trainer=partial(SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))),
         parent=find_model(config.policy_checkpoint),
         name_parts=name_parts(config),
     )
@@ -96,15 +96,16 @@ def model_name(checkpoint: str) -> str:
 
 @torch.no_grad()
 def packing_leaks(model: PreTrainedModel) -> bool:
-    """Returns whether a document's logits change with the document packed before it: tried on the model itself."""
+    """Returns whether a document's logits change with the document packed before it: tried on the model itself, in two rows."""
     was_training = model.training
     model.eval()
     size = min(model.config.get_text_config().vocab_size, 50)
     document = torch.arange(1, 9, device=model.device) % size
     logits = []
     for shift in (0, 5):
-        ids = torch.cat([(document + shift) % size, document])[None]
-        positions = torch.arange(8, device=model.device).repeat(2)[None]
-        logits.append(model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 8:].float())
+        ids = torch.cat([(document + shift) % size, document]).repeat(2, 1)  # (2, 16)
+        positions = torch.arange(8, device=model.device).repeat(2).repeat(2, 1)
+        bounds = document_bounds(positions) if takes_bounds(model) else {}
+        logits.append(model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[:, 8:].float())
     model.train(was_training)
     return not torch.allclose(logits[0], logits[1], atol=1e-3, rtol=1e-3)
