@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-FORMAT = 5  # raised whenever prepared rows change their meaning
+FORMAT = 6  # raised whenever prepared rows change their meaning
 FACTS = "facts.json"
 
 

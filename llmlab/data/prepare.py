@@ -212,7 +212,13 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         opened = open_source(source, prompt_shapes(source))
         tally = Tally()
         rows = []
+        seen: set[str] = set()
         for number, row in opened.canonical(tally):
+            if source.duplicates == "drop":
+                if repr(row) in seen:
+                    tally.add("the same as an earlier row", number)
+                    continue
+                seen.add(repr(row))
             turns = row.get("prompt") or row["messages"][:-1]
             held = [part for turn in turns for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
             if held and source.bad_rows == "stop":

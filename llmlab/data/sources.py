@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -41,6 +42,10 @@ def load_rows(source: SourceConfig, *, streaming: bool | None = None, piece: int
     """
     stream = source.streaming if streaming is None else streaming
     files = local_files(source.name, source.split)
+    if files and source.subset and not source.name.startswith("llmlab:"):
+        raise LabError(
+            f"`subset` {source.subset!r}: files have no subsets", where=source.name, remedy="name the files themselves"
+        )
     rows = _from_files(files, source, stream, piece) if files else _from_hub(source, stream)
     if not stream and len(rows) == 0:
         raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it")
@@ -68,7 +73,7 @@ def local_files(name: str, split: str = "train") -> list[Path]:
         files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) and not file.name.startswith("."))
         if not files:
             raise LabError("no readable files in this folder", where=name, remedy=f"readable are {_readable()}")
-        return files
+        return _of_split(files, path, split)
     if path.exists():
         if not _kind(path):
             raise LabError(
@@ -76,10 +81,28 @@ def local_files(name: str, split: str = "train") -> list[Path]:
                 where=name,
                 remedy=f"readable are {_readable()}",
             )
-        return [path]
+        return _of_split([path], path, split)
     if (path.suffix and _kind(path)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise LabError("there is no such file or folder", where=name)
     return []
+
+
+def _of_split(files: list[Path], path: Path, split: str) -> list[Path]:
+    """Returns the files of a split: all of them are "train", another split are those in a folder or with a name of its own.
+
+    Raises:
+        LabError: when there are none.
+    """
+    if split == "train":
+        return files
+    inside = [(file, (*file.relative_to(path).parts[:-1], re.split(r"[.-]", file.name)[0])) for file in files if file != path]
+    found = [file for file, parts in inside if split in parts]
+    if not found:
+        raise LabError(
+            f"`split` {split!r}: no such split in these files", where=str(path),
+            remedy=f"leave it out, or name the files themselves; of a folder, files `{split}.*` or `{split}-*` are that split",
+        )  # fmt: skip
+    return found
 
 
 def fingerprint(source: SourceConfig) -> str:

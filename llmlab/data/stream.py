@@ -6,6 +6,7 @@ place in every source at the start of the window and the number of rows given si
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -33,6 +34,19 @@ SNAPSHOTS = 64  # states kept of a stream, the newest ones
 Window = list[Any]
 
 
+def _repeated(opened: OpenSource) -> frozenset[int]:
+    """Returns the numbers of the rows that repeat an earlier one: known before reading, so that a resumed run leaves them
+    out as well."""
+    seen: set[bytes] = set()
+    again = []
+    for number, row in opened.canonical(Tally()):
+        content = hashlib.sha256(repr(row).encode()).digest()[:16]
+        if content in seen:
+            again.append(number)
+        seen.add(content)
+    return frozenset(again)
+
+
 class Unfinished(str):
     """A piece of a text file whose document goes on in the next row: no end of text follows it."""
 
@@ -47,6 +61,7 @@ class Reader:
         self.head_only = opened.config.streaming and held_out  # nobody reads a whole stream for validation
         self.tally = Tally()
         self.passes = 0
+        self._again = _repeated(opened) if opened.config.duplicates == "drop" else frozenset()
         self._begin()
 
     def _begin(self) -> None:
@@ -115,6 +130,9 @@ class Reader:
             held = is_held_out(np.array([number]), self.fraction)[0]
             if bool(held) != self.held_out:
                 return []
+        if number in self._again:
+            self.tally.add("the same as an earlier row", number)
+            return []
         made = self.opened.read(number, row, self.tally)
         if made is None:
             return []
