@@ -123,6 +123,29 @@ def fingerprint(source: SourceConfig) -> str:
     return digest.hexdigest()
 
 
+def contents_hash(source: SourceConfig) -> str:
+    """Returns a hash of the files behind a source, whatever they are called and whenever they were written; "" for the hub.
+
+    Of a file above `HASHED_WHOLE` bytes its size, its beginning and its end are hashed.
+
+    Raises:
+        LabError: when they do not exist.
+        OSError: when they cannot be read.
+    """
+    files = local_files(source.name, source.split)
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        with open(file, "rb") as content:
+            if size <= HASHED_WHOLE:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+                continue
+            digest.update(f"{size}".encode() + content.read(1 << 20))
+            content.seek(-(1 << 20), 2)
+            digest.update(content.read())
+    return digest.hexdigest() if files else ""
+
+
 def row_place(source: SourceConfig, number: int) -> str:
     """Returns where row `number` (counted from 0) of a source is: file and row, counted from 1."""
     files = [] if source.name in SHIPPED else local_files(source.name, source.split)

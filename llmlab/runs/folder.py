@@ -13,14 +13,22 @@ from typing import Any
 
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
-from llmlab.runs.seal import verify
+from llmlab.runs.seal import MANIFEST, verify
 from llmlab.trust import redact
 
 RUNS = Path("checkpoints")
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+RUN_CONFIG = "run_config.json"  # in a checkpoint: the options that its steps were trained with, and what they read
 FREE_BYTES = 64 << 20  # a run folder needs at least this much room to be begun
+LOCK, HOLDER = ".lock", ".holder.json"
+MODELS = ("best", "final")
+# what a kill leaves behind: files and folders that were being written, and models that were being replaced
+LEFTOVERS = re.compile(
+    r"\.(run\.json|metrics\.jsonl|samples\.jsonl)\..+|\.(best|final)-(\d+|old)|\.saving|\.old-checkpoint-\d+"
+)
+SET_ASIDE = "set-aside-"
 
 
 @dataclass
@@ -52,17 +60,72 @@ class RunFolder:
                 remedy="free space, choose another `output_dir`, or lower `save_total_limit`",
             )
         folder = cls(path)
-        folder.update(**record, status="running", started=datetime.now(UTC).isoformat(timespec="seconds"))
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        before = {name: value for name, value in folder.record.items() if name not in ("error", "back_to", "result")}
+        folder._write({**before, **record, "status": "running", "started": started})
         return folder
 
     @property
     def record(self) -> dict[str, Any]:
         """The content of `run.json`; empty when there is none."""
-        return _read_json(self.path / RECORD)
+        return read_json(self.path / RECORD)
 
     def update(self, **changes: Any) -> None:
         """Changes entries of `run.json`."""
-        write_text_atomically(self.path / RECORD, redact(json.dumps({**self.record, **changes}, indent=2, default=str)) + "\n")
+        self._write({**self.record, **changes})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        write_text_atomically(self.path / RECORD, redact(json.dumps(record, indent=2, default=str)) + "\n")
+
+    def is_blank(self) -> bool:
+        """Returns whether nothing is in it, or only what a run left that was killed before its record was written."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        return all(file.name in (LOCK, HOLDER) or LEFTOVERS.fullmatch(file.name) for file in self.path.iterdir())
+
+    def clean_up(self) -> None:
+        """Removes what kills left behind; a model whose replacement was broken off is put in its place again."""
+        for name in MODELS:
+            if not (self.path / name).exists():
+                whole = [path for path in sorted(self.path.glob(f".{name}-*")) if verify(path) == ""]
+                if whole:  # the new one, which has a number, before the old one
+                    whole[0].rename(self.path / name)
+        for path in self.path.iterdir():
+            if LEFTOVERS.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def had_checkpoints(self) -> bool:
+        """Returns whether a checkpoint was ever written here, by the folders, the record and the logged steps."""
+        record = self.record
+        if self.checkpoints() or record.get("sealed"):
+            return True
+        config = record.get("config")
+        every = config.get("save_every") if isinstance(config, dict) else None
+        return isinstance(every, int) and any(line["step"] >= every for line in self.metrics())
+
+    def set_aside_after(self, step: int) -> list[str]:
+        """Moves checkpoints and models of later steps to a folder of their own, with a copy of metrics and samples.
+
+        Until it is done the record says so (`back_to`): a run that is killed meanwhile goes on from no later step.
+
+        Returns:
+            The names of what was moved, and last the folder that it is in; nothing when there was none.
+        """
+        later = [path for path in self.checkpoints() if int(path.name.split("-")[1]) > step]
+        later += [path for name in MODELS if (path := self.path / name).is_dir() and _step_of(path) > step]
+        if not later:
+            return []
+        number = 1
+        while (target := self.path / f"{SET_ASIDE}{number}").exists():
+            number += 1
+        self.update(back_to=step)
+        target.mkdir()
+        for name in (METRICS, SAMPLES):
+            if (self.path / name).exists():
+                shutil.copy2(self.path / name, target / name)
+        for path in later:
+            path.rename(target / path.name)
+        return [*(path.name for path in later), str(target)]
 
     def log(self, figures: dict[str, Any]) -> None:
         """Appends one line to `metrics.jsonl`, whole or not at all."""
@@ -121,10 +184,12 @@ class RunFolder:
         found = [p for p in self.path.glob("checkpoint-*") if p.is_dir() and p.name.split("-")[1].isdigit()]
         return sorted(found, key=lambda p: -int(p.name.split("-")[1]))
 
-    def newest_sealed(self) -> tuple[Path | None, list[str]]:
-        """Returns the newest checkpoint that verifies, and why newer ones were passed over."""
+    def newest_sealed(self, up_to: int | None = None) -> tuple[Path | None, list[str]]:
+        """Returns the newest checkpoint, of a step up to the given one, that verifies, and why newer ones were passed over."""
         passed = []
         for checkpoint in self.checkpoints():
+            if up_to is not None and int(checkpoint.name.split("-")[1]) > up_to:
+                continue
             fault = verify(checkpoint)
             if not fault:
                 return checkpoint, passed
@@ -144,16 +209,6 @@ def run_name(parts: list[str]) -> str:
     """Returns a folder name from parts and the time, as `tiny_moby-dick_base_1121-0532`."""
     clean = [re.sub(r"[^\w.+-]+", "-", part).strip("-").lower() for part in parts if part]
     return "_".join([*clean, datetime.now().strftime("%m%d-%H%M")])
-
-
-def unused(path: Path) -> Path:
-    """Returns the path, or the path with `-2`, `-3` ... where it is taken."""
-    if not path.exists() or not any(path.iterdir()):
-        return path
-    number = 2
-    while path.with_name(f"{path.name}-{number}").exists():
-        number += 1
-    return path.with_name(f"{path.name}-{number}")
 
 
 def all_runs(root: Path = RUNS) -> list[RunFolder]:
@@ -214,12 +269,19 @@ def _known_models() -> str:
     return f"there are {', '.join(found[:5])}" if found else "train one first: `llmlab quickstart`"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty where there is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def _step_of(model: Path) -> int:
+    """Returns the step that a model's manifest names, -1 where none is named."""
+    step = read_json(model / MANIFEST).get("step")
+    return step if isinstance(step, int) else -1
 
 
 def _remove_if_empty(path: Path) -> None:

@@ -15,8 +15,20 @@ WEIGHTS = ("*.safetensors", "*.gguf", "*.bin", "adapter_config.json", "config.js
 BASE = "base.json"  # beside an adapter: the name and the weights of the model that it was trained on
 
 
-def weights_fingerprint(name: str) -> str:
+def known_weights(name: str) -> str:
+    """Returns the hash of a checkpoint's weights where all of them are on this machine, else ""."""
+    try:
+        return weights_fingerprint(name, download=False)
+    except (LabError, OSError):
+        return ""
+
+
+def weights_fingerprint(name: str, *, download: bool = True) -> str:
     """Returns a hash of a checkpoint's weights, those of an adapter's base included.
+
+    Args:
+        name: as a person gives it.
+        download: whether a hub id that is not on this machine is fetched.
 
     Raises:
         LabError: when there is no such checkpoint.
@@ -29,7 +41,7 @@ def weights_fingerprint(name: str) -> str:
             where = Path(snapshot_download(name, local_files_only=True))
         except Exception:  # not downloaded yet
             try:
-                where = Path(snapshot_download(name))
+                where = Path(snapshot_download(name, local_files_only=not download))
             except Exception as error:  # the library raises many kinds for one situation
                 text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                 raise LabError(
@@ -47,7 +59,7 @@ def weights_fingerprint(name: str) -> str:
             known = _file_hash(file, stat.st_size, stat.st_mtime_ns)
         digest.update(f"{file.name}:{known}".encode())
     if base := base_of(where):
-        digest.update(weights_fingerprint(base).encode())
+        digest.update(weights_fingerprint(base, download=download).encode())
     return digest.hexdigest()[:32]
 
 

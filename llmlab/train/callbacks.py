@@ -15,9 +15,9 @@ from transformers import Trainer, TrainerCallback
 
 from llmlab.data.stream import PackedStream
 from llmlab.runs.disk import patiently
-from llmlab.runs.folder import RunFolder
+from llmlab.runs.folder import RunFolder, read_json
 from llmlab.runs.identity import base_of, note_base
-from llmlab.runs.seal import seal
+from llmlab.runs.seal import MANIFEST, seal
 from llmlab.train.resume import Stopped
 
 
@@ -111,10 +111,10 @@ class KeepBest(TrainerCallback):
         self.trainer: Trainer | None = None
         self.best = float("-inf")
 
-    def remember(self, lines: list[dict[str, Any]]) -> None:
-        """Takes the best figure of the lines logged so far."""
-        found = [self.sign * line[self.figure] for line in lines if self.figure in line and line["step"] > 0]
-        self.best = max(found, default=self.best)
+    def remember(self) -> None:
+        """Takes the figure of the weights that are in `best/`."""
+        value = read_json(self.folder.path / "best" / MANIFEST).get(self.figure)
+        self.best = self.sign * value if isinstance(value, (int, float)) else float("-inf")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Saves when the held-out figure is the best so far; the untrained model is never the best."""

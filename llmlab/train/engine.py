@@ -17,7 +17,7 @@ import pickle
 import platform
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ from llmlab.train.environment import (
 from llmlab.train.keys import KEYS, Keys
 from llmlab.train.loading import choose_device, choose_precision
 from llmlab.train.optimizers import build_optimizer
-from llmlab.train.place import held, place
+from llmlab.train.place import Start, as_run, begin
 from llmlab.train.resume import Stopped, go_back
 from llmlab.train.samples import Samples, opening
 from llmlab.train.stages import STAGES
@@ -137,7 +137,8 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
         console: where progress is shown; left out, standard error.
 
     Raises:
-        LabError: when what is asked for cannot be done; nothing has been written then.
+        LabError: when what is asked for cannot be done; nothing has been written then. Whatever the folder and its
+            checkpoints forbid is refused before anything is loaded or computed.
     """
     began = time.perf_counter()
     console = (console or screen()) if is_main() else LabConsole(quiet=True)
@@ -163,18 +164,22 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
 def _run(
     config: TrainingConfig, resume: str, console: Console, device: str, precision: str, began: float, plan: list[str]
 ) -> RunResult:  # fmt: skip
-    torch.manual_seed(config.seed)
-    job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
-    config = within_epochs(config, job)
-    free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
-    path, checkpoint, changed = agreed(lambda: place(config, job, resume, console))
-    parameters = sum(p.numel() for p in job.model.parameters())
-    with held(path):
+    with ExitStack() as stack:
+        start = agreed(lambda: stack.enter_context(begin(config, resume, console)))  # the main process holds the folder
+        path, checkpoint = start.path, start.checkpoint
+        asked = {**as_run(config), "output_dir": str(path)}  # so that running the folder resumes this very run
+        torch.manual_seed(config.seed)
+        job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
+        config = within_epochs(config, job)
+        free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
+        parameters = sum(p.numel() for p in job.model.parameters())
         folder = RunFolder(path)
         if is_main():
-            facts = _facts(config, job, path, device, precision, parameters)
-            RunFolder.create(path, facts, needed_bytes=_bytes_written(config, job, parameters))
-            folder.forget_after(int(checkpoint.name.split("-")[1]) if checkpoint else -1)
+            _settle(folder, start, console)
+            facts = _facts(config, job, device, precision, parameters)
+            needed = _bytes_written(config, job, parameters)
+            RunFolder.create(path, {"config": asked, **start.reads, **facts}, needed_bytes=needed)
+            folder.forget_after(start.step)
         _say_plan(config, job, device, precision, console)
         for line in plan:
             style = "" if line.startswith("memory") else "yellow"
@@ -213,12 +218,28 @@ def _run(
         for noisy in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(noisy)
         best.trainer, trainer.trouble, trainer.position = trainer, trouble, position
-        trainer.keep, trainer.changed = config.save_total_limit, changed
+        trainer.keep, trainer.changed = config.save_total_limit, start.changed
+        trainer.run_config = {"config": asked, **start.reads}
         trainer.say, trainer.stopped = say, stop.heard
         if processes() == 1 and not config.compile:
             stop.watch(job.model)
         with keys or nullcontext():
             return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
+
+
+def _settle(folder: RunFolder, start: Start, console: Console) -> None:
+    """Clears a run's folder of what kills left, and sets aside what belongs to a branch that this start leaves."""
+    if not folder.path.is_dir():
+        return
+    folder.clean_up()
+    if start.leaves is None:
+        return
+    if moved := folder.set_aside_after(start.leaves):
+        *names, place = moved
+        console.print(
+            f"{', '.join(names)}: of the branch behind step {start.leaves} that is left, set aside in {place}",
+            style="yellow", highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def samples(config: TrainingConfig, job: Job, folder: RunFolder, dashboard: Dashboard) -> list[TrainerCallback]:
@@ -286,8 +307,7 @@ def _train(
     trainer: Trainer, job: Job, config: TrainingConfig, folder: RunFolder, checkpoint: Path | None,
     stop: StopOnSignal, best: KeepBest, dashboard: Dashboard, began: float,
 ) -> RunResult:  # fmt: skip
-    if checkpoint:
-        best.remember(folder.metrics())
+    best.remember()
     try:
         with stop:
             if checkpoint and int(checkpoint.name.split("-")[1]) >= config.max_steps:
@@ -444,13 +464,10 @@ def _say_plan(config: TrainingConfig, job: Job, device: str, precision: str, con
         console.print("mixture: " + ", ".join(f"{name} {share:.1%}" for name, share in parts))
 
 
-def _facts(config: TrainingConfig, job: Job, path: Path, device: str, precision: str, parameters: int) -> dict[str, Any]:
+def _facts(config: TrainingConfig, job: Job, device: str, precision: str, parameters: int) -> dict[str, Any]:
     packages = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "pytorch-optimizer")
     return {
-        "config": {
-            **config.to_json_dict(),
-            "output_dir": str(path),
-        },  # so that running the folder resumes this very run
+        "planned_steps": config.max_steps,
         "llmlab": __version__,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in packages},

@@ -121,6 +121,7 @@ def read(trainer: Any, folder: Path) -> bool:
             index, key = name.split(".", 1)
             rollouts[int(index)][key] = value.to(trainer.args.device)
     _put(trainer, state["counters"], state["loss"], state["figures"], rollouts)
+    trainer._initial_global_step = 0  # the mean loss of the run is over all steps: its sum is
     return state["eval_due"]
 
 

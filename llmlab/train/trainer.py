@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llmlab.errors import LabError
 from llmlab.runs.disk import patiently
-from llmlab.runs.folder import RunFolder
-from llmlab.runs.seal import seal, sync_folder, verify
+from llmlab.runs.folder import RUN_CONFIG, RunFolder
+from llmlab.runs.seal import seal, sync_folder
 from llmlab.train import resume
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.train.trouble import Trouble, suspects
 
 LEFT_OUT = ("training_args.bin", "README.md")  # a pickle that nothing reads, and a card that says nothing of this run
+
+HYPERPARAMETERS = ("weight_decay", "betas", "eps", "momentum", "nesterov")  # of an optimizer, as the config has them
 
 
 class LabTrainerMixin:
@@ -30,6 +35,7 @@ class LabTrainerMixin:
         position: writes the place in a stream; None where rows are stored.
         keep: checkpoints that are kept.
         changed: options that are others than those of the checkpoint that is resumed.
+        run_config: options of the run and what it reads, kept in every checkpoint.
         moment: the run after its last update, to which it goes back when it is stopped in the middle of the next.
         say: shows a line to the person.
         stopped: whether an end was asked for.
@@ -39,11 +45,13 @@ class LabTrainerMixin:
     position: Any = None
     keep: int = 3
     changed: frozenset[str] = frozenset()
+    run_config: dict[str, Any] = {}
     moment: resume.Moment | None = None
     say: Callable[[str], None] = staticmethod(lambda text: None)
     stopped: Callable[[], bool] = staticmethod(lambda: False)
     _suspects: tuple[str, ...] = ()
     _aside: Path | None = None
+    _resumed: Path | None = None
 
     # What a method keeps beside weights and optimizer
 
@@ -107,6 +115,7 @@ class LabTrainerMixin:
         super()._load_rng_state(checkpoint)
         if checkpoint is None:
             return
+        self._resumed = Path(self.args.output_dir) / Path(checkpoint).name
         due = resume.read(self, Path(checkpoint))
         self.moment = resume.take(self, eval_due=due)
         if due:
@@ -119,11 +128,14 @@ class LabTrainerMixin:
         if checkpoint is None:
             return
         fresh_base = list(self.lr_scheduler.base_lrs)
+        fresh = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
         if "optimizer" in self.changed:
             state = torch.load(Path(checkpoint) / "scheduler.pt", map_location="cpu", weights_only=True)
             self.lr_scheduler.load_state_dict(state)
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
+            for group, values in zip(self.optimizer.param_groups, fresh, strict=True):  # the checkpoint's came with its state
+                group.update(values)
         if self.changed & {"optimizer", "learning_rate", "value_learning_rate", "scheduler", "warmup_steps", "max_steps"}:
             self.lr_scheduler.base_lrs = fresh_base
             step, factors = self.lr_scheduler.last_epoch, self.lr_scheduler.lr_lambdas
@@ -140,7 +152,7 @@ class LabTrainerMixin:
         """Writes a checkpoint aside, seals it, renames it, and only then removes old ones; waits for room on the disk."""
         run = Path(self.args.output_dir)
         target = run / f"checkpoint-{self.state.global_step}"
-        if verify(target) == "":  # stopped again before the first update after a resume
+        if target == self._resumed:  # stopped again before the first update after a resume
             return
         self._aside = run / ".saving"
         try:
@@ -164,6 +176,7 @@ class LabTrainerMixin:
             self.save_extras(aside)
             if self.position:
                 self.position.write(aside, self.state.global_step)
+            (aside / RUN_CONFIG).write_text(json.dumps(self.run_config))
             for name in LEFT_OUT:
                 (aside / name).unlink(missing_ok=True)
             if self.trouble:
@@ -172,6 +185,8 @@ class LabTrainerMixin:
             shutil.rmtree(target, ignore_errors=True)  # one that does not verify
             os.replace(aside, target)
             sync_folder(target.parent)
+            with suppress(LabError):  # on a full disk the record stays as it was
+                RunFolder(target.parent).update(sealed=self.state.global_step)
             self._prune(target)
         self.accelerator.wait_for_everyone()
 
