@@ -50,10 +50,11 @@ def new(
     from llmlab.config.loader import kind_class
     from llmlab.config.presets import method_preset
     from llmlab.config.presets import preset as model_preset
+    from llmlab.runs.models import with_newest
 
     cls = kind_class(kind)
     start = cls() if not preset else model_preset(preset) if kind == "model" else cls(**method_preset(kind, preset))
-    config = apply_changes(start, parse_changes(set_))
+    config = with_newest(apply_changes(start, parse_changes(set_)), required=False)
     if not yes:
         if not sys.stdin.isatty():
             raise LabError("there is no terminal to ask in", remedy="add --yes and --set KEY=VALUE")
@@ -84,7 +85,7 @@ def check(
     """Validate a config, show what it will cost and look at its data; starts nothing."""
     from llmlab.screen import LabConsole
 
-    loaded = _load(config, set_)
+    loaded = _with_newest(_load(config, set_))
     if measure and loaded.kind == "model":
         raise LabError("is a model, of which no step can be measured", where=str(config), remedy="name a training config")
     from llmlab.wizard import preflight
@@ -117,7 +118,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")] = False,
 ) -> None:
     """Train as a config says; progress on stderr, the result on stdout."""
-    loaded = _load(config, set_)
+    loaded = _with_newest(_load(config, set_))
     if loaded.kind == "model":
         raise LabError("is a model, which cannot be run", where=str(config), remedy='name it as `model` in a "pretrain" config')
     if dry_run:
@@ -272,10 +273,11 @@ def inspect_source(
     config = _source(source, set_)
     from llmlab.data.inspect import inspect
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
-    from llmlab.runs.folder import RUNS, find_model
+    from llmlab.runs.folder import find_model
+    from llmlab.runs.models import runs_for
     from llmlab.wizard.data import inspection
 
-    name = tokenizer or (str(RUNS / "best") if (RUNS / "best").exists() else "byte")
+    name = tokenizer or next((str(run.path) for run in runs_for("tokenizer")), "byte")
     reader = load_tokenizer(name if name == "byte" else find_model(name, tokenizer=True))
     ensure_chat_template(reader)
     _quiet_datasets()
@@ -318,7 +320,7 @@ def verify_caches(
         lines, whole = verified(cache_dir)
         typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
-    loaded = _load(config, None)
+    loaded = _with_newest(_load(config, None))
     if loaded.kind != "dpo" or loaded.reference != "sequential":
         raise LabError('is no "dpo" config with a sequential reference', where=str(config))
     from llmlab.train.environment import quiet_libraries
@@ -469,6 +471,12 @@ def _load(path: Path, set_: list[str] | None) -> Any:
     if config.migrated:
         typer.echo(visible(f"{path}: {config.migrated}"), err=True)
     return apply_changes(config, parse_changes(set_)) if set_ else config
+
+
+def _with_newest(config: Any) -> Any:
+    from llmlab.runs.models import with_newest
+
+    return with_newest(config)
 
 
 def _source(line: str, set_: list[str] | None) -> Any:

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from llmlab.config.options import option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import AdapterOptions, LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, TrainingConfig
 
 
 class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
@@ -20,7 +20,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
     METHOD: ClassVar[str] = "dpo"
     kind: Literal["dpo"] = "dpo"
 
-    policy_checkpoint: str = option("checkpoints/best", **POLICY, min_length=1)
+    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1)
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
         "Datasets",

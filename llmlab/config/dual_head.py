@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.options import option
-from llmlab.config.training import LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, LengthOptions, TrainingConfig
 
 WITH_PAIRS = {"objective": ["preference", "mixed"]}
 
@@ -23,9 +23,10 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     kind: Literal["dual_head"] = "dual_head"
 
     backbone: str = option(
-        "checkpoints/best",
+        NEWEST,
         "Backbone",
-        "The model that stays frozen: a run of the lab, a Hugging Face folder, a hub id or a GGUF file.",
+        "The model that stays frozen: a run of the lab, a Hugging Face folder, a hub id or a GGUF file; `newest` is the newest "
+        "run that fits.",
         min_length=1,
     )
     objective: Literal["preference", "sft", "mixed"] = option(

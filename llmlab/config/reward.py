@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from llmlab.config.options import option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import AdapterOptions, LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, TrainingConfig
 
 
 class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
@@ -19,11 +19,12 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
     kind: Literal["reward"] = "reward"
 
     policy_checkpoint: str = option(
-        "checkpoints/best",
+        NEWEST,
         **{
             **POLICY,
             "title": "Checkpoint",
-            "description": "What gets the scoring head: a run, a folder, a hub id, a GGUF file.",
+            "description": "What gets the scoring head: a run, a folder, a hub id, a GGUF file; `newest` is the newest "
+            "run that fits.",
         },
         min_length=1,
     )

@@ -10,13 +10,13 @@ from llmlab.config.options import option
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import AdapterOptions, TrainingConfig
+from llmlab.config.training import NEWEST, AdapterOptions, TrainingConfig
 
 
 class RolloutConfig(AdapterOptions, TrainingConfig):
     """Training on answers that the policy gives itself, and what they are rewarded for."""
 
-    policy_checkpoint: str = option("checkpoints/best", **POLICY, min_length=1)
+    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1)
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
         "Datasets",

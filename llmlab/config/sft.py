@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from llmlab.config.options import option
-from llmlab.config.training import AdapterOptions, LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, TrainingConfig
 
 POLICY = dict(
     title="Policy checkpoint",
-    description="What to train: a run of the lab, a Hugging Face folder, a hub id or a GGUF file.",
+    description="What to train: a run of the lab, a Hugging Face folder, a hub id or a GGUF file; `newest` is the newest run "
+    "that fits.",
 )
 
 
@@ -21,7 +22,7 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
     METHOD: ClassVar[str] = "sft"
     kind: Literal["sft"] = "sft"
 
-    policy_checkpoint: str = option("checkpoints/best", **POLICY, min_length=1)
+    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1)
     max_length: int = option(
         1024, "Longest row", "Longer rows are cut at the end and counted.", unit="tokens", typical="512 to 8192", ge=2
     )

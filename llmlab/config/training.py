@@ -10,6 +10,7 @@ from llmlab.config.base import KindConfig
 from llmlab.config.options import option
 from llmlab.config.sources import SourceConfig, check_weights
 
+NEWEST = "newest"  # as the name of a model: that of the newest run whose result fits
 WITH_ADAPTER = {"adapter": ["lora", "qlora"]}
 ADAM_PARTS = ["adamw", "muon"]  # Muon hands what is not a hidden matrix to AdamW
 

@@ -104,13 +104,28 @@ def tensor_sizes(folder: Path) -> dict[str, list[int]]:
     """Returns the shape of every tensor in a folder's safetensors files, from their headers."""
     found: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if length > LONGEST_HEADER:
-                raise ValueError("no safetensors file")
-            header = json.loads(file.read(length))
-        found |= {name: about["shape"] for name, about in header.items() if name != "__metadata__"}
+        found |= {name: about["shape"] for name, about in _header(path)[0].items()}
     return found
+
+
+def whole(file: Path) -> bool:
+    """Returns whether a safetensors file is as long as its header says."""
+    try:
+        tensors, start = _header(file)
+        end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
+        return file.stat().st_size == start + end
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error):
+        return False
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns what a safetensors file says of its tensors, and where their data begins."""
+    with open(path, "rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        if length > LONGEST_HEADER:
+            raise ValueError("no safetensors file")
+        header = json.loads(file.read(length))
+    return {name: about for name, about in header.items() if name != "__metadata__"}, 8 + length
 
 
 def _of_folder(folder: Path) -> CheckpointShape | None:

@@ -250,20 +250,6 @@ def find_model(name: str, *, tokenizer: bool = False) -> str:
     return name
 
 
-def point_best(model: Path) -> None:
-    """Makes `checkpoints/best` a link to the newest result, where it is not something else."""
-    link = RUNS / "best"
-    try:
-        inside = model.resolve().is_relative_to(RUNS.resolve())
-        if not inside or (link.exists() and not link.is_symlink()):
-            return
-        aside = link.with_name(f".best-{os.getpid()}")
-        aside.symlink_to(os.path.relpath(model.resolve(), RUNS.resolve()))
-        os.replace(aside, link)
-    except OSError:
-        return  # a convenience: file systems without links do without it
-
-
 def _known_models() -> str:
     found = [str(run.path) for run in all_runs() if run.result()]
     return f"there are {', '.join(found[:5])}" if found else "train one first: `llmlab quickstart`"

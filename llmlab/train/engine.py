@@ -36,7 +36,8 @@ from llmlab.data.prepare import Prepared
 from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
 from llmlab.plan.report import before_a_run
-from llmlab.runs.folder import RunFolder, point_best
+from llmlab.runs.folder import RunFolder
+from llmlab.runs.models import with_newest
 from llmlab.screen import LabConsole, screen
 from llmlab.train.callbacks import DataPosition, KeepBest, Record, StopOnSignal, save_model
 from llmlab.train.dashboard import Dashboard
@@ -150,6 +151,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
         if importlib.util.find_spec(name) is None:
             raise LabError(f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out")
     join_processes(device)
+    config = agreed(lambda: with_newest(config))
     while True:
         try:
             plan = before_a_run(config)  # of the memory that is free before anything is loaded
@@ -386,7 +388,6 @@ def _finish(
     result = folder.path / ("best" if has_best and config.save_best_only else "final")
     seconds = time.perf_counter() - began
     if is_main():
-        point_best(result)
         folder.update(status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1))
     return RunResult(folder.path, result, metrics, 0, seconds)
 

@@ -20,6 +20,7 @@ from llmlab.errors import LabError
 from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base, weights_fingerprint
+from llmlab.runs.models import refuse_architecture
 from llmlab.runs.seal import PICKLES
 from llmlab.trust import TRUSTED
 
@@ -77,10 +78,6 @@ def attention_kernel(config: LabBaseConfig) -> str:
     return kernel
 
 
-# read text in both directions and cannot write any
-ENCODERS = {"bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2", "albert", "xlm-roberta", "modernbert", "mpnet"}
-
-
 def refuse_what_cannot_write(where: str) -> None:
     """Refuses checkpoints of encoders and of reward models.
 
@@ -89,20 +86,10 @@ def refuse_what_cannot_write(where: str) -> None:
     """
     try:
         about = json.loads((Path(where) / "config.json").read_text())
-        kind, classes = about.get("model_type"), about.get("architectures") or []
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         return
-    if any(str(name).endswith("ForSequenceClassification") for name in classes):
-        raise LabError(
-            "is a reward model: it scores answers and cannot write any", where=where, remedy="name the policy it was made for"
-        )
-    if kind in ENCODERS:
-        raise LabError(
-            f"is an encoder ({kind}): it reads a text as a whole and cannot write one, so it cannot be chatted with or "
-            "trained to answer",
-            where=where,
-            remedy="take a decoder (GPT, Llama, Qwen ...); classification works with those too, by the label's word",
-        )
+    if isinstance(about, dict):
+        refuse_architecture(about, where, "chat")
 
 
 def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -328,11 +315,7 @@ def refuse_encoder_decoders(config: Any) -> None:
         about = json.loads((where / "config.json").read_text())
     except (OSError, ValueError, KeyError):
         return
-    if about.get("is_encoder_decoder"):
-        raise LabError(
-            f"is an encoder-decoder ({about.get('model_type')}): `{config.kind}` trains decoders",
-            where=config.policy_checkpoint, remedy="fine-tune it with `sft`, or take a decoder (GPT, Llama, Qwen ...)",
-        )  # fmt: skip
+    refuse_architecture(about, config.policy_checkpoint, config.kind)
 
 
 def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -53,8 +53,8 @@ STAGES: dict[str, Stage] = {
             when="there is no model yet, or none that knows your kind of text",
         ),
         Stage(
-            "sft", "llmlab.train.sft", "a base model", ("dpo", "reward", "grpo", "ppo", "dual_head"), "training",
-            ("messages", "prompt_completion"),
+            "sft", "llmlab.train.sft", "a base model or a fine-tuned one",
+            ("dpo", "reward", "grpo", "ppo", "dual_head"), "training", ("messages", "prompt_completion"),
             data="good answers: conversations, prompt + completion",
             memory="4 copies; with LoRA 1, with QLoRA about 1/4",
             speed="1",

@@ -21,10 +21,12 @@ from rich.text import Text
 from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig
 from llmlab.config.base import KindConfig, validate, validate_option
 from llmlab.config.options import OptionInfo, option_info
+from llmlab.config.training import NEWEST
 from llmlab.errors import LabError
 from llmlab.plan.advice import ways_to_fit
 from llmlab.plan.live import live_figures
 from llmlab.plan.report import plan_table
+from llmlab.runs.models import FITS, check_model
 from llmlab.screen import LabConsole, styled
 from llmlab.wizard import drafts
 from llmlab.wizard.ask import EXPLAINS, HINT, Back, Cancelled, Explain, ask, select
@@ -299,7 +301,9 @@ def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None
 
     def fault(text: str) -> bool | str:
         try:
-            _parse(cls, name, text)
+            parsed = _parse(cls, name, text)
+            if getattr(cls, "KIND", "") in FITS and name == cls.STARTS_FROM and parsed != NEWEST:
+                check_model(parsed, cls.KIND, ask=False)
         except LabError as error:
             return str(error).splitlines()[0]
         return True

@@ -18,7 +18,10 @@ import questionary
 from rich.console import Console
 
 from llmlab.errors import LabError
+from llmlab.readable import said
 from llmlab.runs.folder import RUNS, all_runs
+from llmlab.runs.hub import NOT_CHECKED
+from llmlab.runs.models import check_model, runs_for
 from llmlab.screen import LabConsole, styled
 from llmlab.wizard.ask import Back, Cancelled, ask, select
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 CONFIGS = Path("model_configs")
 BACK = "back"
+ANOTHER = "another model: a hub id, a folder, a GGUF file"
+NEW_SHAPE = "a new one: configure it now"
+IN_THE_FORM = "something else: the form asks"
 RECENT = 10  # runs at hand
 
 
@@ -35,34 +41,31 @@ def main_menu() -> None:
     """Shows the menu until the person leaves."""
     console = LabConsole()
     while True:
-        models, shapes = bool(_checkpoints()), any(_kind(path) == "model" for path in _configs())
-        no_model = "" if models else "no checkpoint yet: 2 makes one"
-        no_shape = "" if shapes else "no model config yet: 1 makes one"
         nothing = "" if all_runs(RUNS) or _configs() else "nothing is saved yet"
-        entries: list[tuple[str, str, Callable[[Console], None] | None, str] | str] = [
+        entries: list[tuple[str, str, Callable[[Console], None] | None] | str] = [
             "model",
-            ("1", "Configure a model", configure_model, ""),
+            ("1", "Configure a model", configure_model),
             "training",
-            ("2", "Base training", lambda console: train("pretrain", console), no_shape),
-            ("3", "Supervised fine-tuning (SFT)", lambda console: train("sft", console), no_model),
+            ("2", "Base training", lambda console: train("pretrain", console)),
+            ("3", "Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
             "alignment",
-            ("4", "Reward model", lambda console: train("reward", console), no_model),
-            ("5", "Preference training (DPO)", lambda console: train("dpo", console), no_model),
-            ("6", "Reward training in groups (GRPO)", lambda console: train("grpo", console), no_model),
-            ("7", "Reward training with a critic (PPO)", lambda console: train("ppo", console), no_model),
-            ("8", "Dual head (alignment while it talks)", lambda console: train("dual_head", console), no_model),
+            ("4", "Reward model", lambda console: train("reward", console)),
+            ("5", "Preference training (DPO)", lambda console: train("dpo", console)),
+            ("6", "Reward training in groups (GRPO)", lambda console: train("grpo", console)),
+            ("7", "Reward training with a critic (PPO)", lambda console: train("ppo", console)),
+            ("8", "Dual head (alignment while it talks)", lambda console: train("dual_head", console)),
             "tools",
-            ("9", "Test a model (chat)", test_model, no_model),
-            ("s", "Saved configs and runs", saved, nothing),
-            ("d", "Look at data", look_at_data, ""),
-            ("m", "Which method? A comparison", compare_methods, ""),
-            ("0", "Quit", None, ""),
+            ("9", "Test a model (chat)", test_model),
+            ("s", f"Saved configs and runs ({nothing})" if nothing else "Saved configs and runs", saved),
+            ("d", "Look at data", look_at_data),
+            ("m", "Which method? A comparison", compare_methods),
+            ("0", "Quit", None),
         ]
         console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status()))
         choices = [
             questionary.Separator(f"── {entry}")
             if isinstance(entry, str)
-            else questionary.Choice(entry[1], value=index, shortcut_key=entry[0], disabled=entry[3] or None)
+            else questionary.Choice(entry[1], value=index, shortcut_key=entry[0])
             for index, entry in enumerate(entries)
         ]
         picked = select(
@@ -90,8 +93,8 @@ def status() -> str:
     return f"{device} · {memory} · {free} · {run}"
 
 
-def configure_model(console: Console) -> None:
-    """Asks for an architecture, from a preset on, and saves it."""
+def configure_model(console: Console) -> Path | None:
+    """Asks for an architecture, from a preset on, saves it, and returns its file; None where the person left."""
     from llmlab.config import MODEL_PRESETS, preset
     from llmlab.plan.live import short
     from llmlab.plan.parameters import count_parameters
@@ -105,16 +108,18 @@ def configure_model(console: Console) -> None:
     if name:
         config = fill_in(preset(name), console, origin=name)
         if config:
-            _save(config, name, console)
+            return _save(config, name, console)
+    return None
 
 
-def train(kind: str, console: Console, checkpoint: str = "") -> None:
+def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -> None:
     """Asks for a training config, saves it, and runs it if the person wants; then offers what naturally comes next.
 
     Args:
         kind: of the config.
         console: where it is shown.
         checkpoint: to start from; "" asks.
+        reward: what answers are rewarded for; "" asks where the kind needs one.
     """
     from llmlab.config import METHOD_PRESETS, load_config
     from llmlab.config.loader import kind_class
@@ -123,16 +128,25 @@ def train(kind: str, console: Console, checkpoint: str = "") -> None:
 
     cls = kind_class(kind)
     if STAGES[kind].needs:
-        picked = checkpoint or _pick(f"Which checkpoint? ({STAGES[kind].needs})", _checkpoints())
+        picked = checkpoint or pick_model(f"Start from which model? ({STAGES[kind].needs})", kind, console)
         if not picked:
             return
+        values: dict[str, Any] = {cls.STARTS_FROM: picked}
+        if "reward_model" in cls.model_fields:
+            reward = reward or pick_reward(console)
+            if not reward:
+                return
+            if reward != IN_THE_FORM:
+                values["reward_model"] = [reward]
         sizes = METHOD_PRESETS.get(kind, {})
         size = _pick("Settings for a model of about which size?", ["the defaults", *sizes]) if sizes else "the defaults"
         if not size:
             return
-        start = cls(**{cls.STARTS_FROM: picked}, **sizes.get(size, {}))
+        start = cls(**values, **sizes.get(size, {}))
     else:
-        picked = _pick("Which model?", [str(path) for path in _configs() if _kind(path) == "model"])
+        picked = _pick("Which model?", [*(str(path) for path in _configs() if _kind(path) == "model"), NEW_SHAPE])
+        if picked == NEW_SHAPE:
+            picked = str(configure_model(console) or "")
         if not picked or not offer_tokenizer(load_config(picked), console):
             return
         start = cls(model=picked)
@@ -168,6 +182,8 @@ def run_and_go_on(path: Path, kind: str, console: Console) -> None:
     picked = _pick(f"{made} is made. What now?", [*talk, *steps], back="back to the menu")
     if picked in talk:
         _llmlab("chat", made)
+    elif picked in steps and kind == "reward":  # it judges what another model says
+        train(steps[picked], console, reward=made)
     elif picked in steps:
         train(steps[picked], console, checkpoint=made)
 
@@ -187,9 +203,53 @@ def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
 
 
 def test_model(console: Console) -> None:
-    """Opens a chat with a checkpoint."""
-    if picked := _pick("Which one?", _checkpoints()):
+    """Opens a chat with a model."""
+    if picked := pick_model("Talk to which model?", "chat", console):
         _llmlab("chat", picked)
+
+
+def pick_model(question: str, use: str, console: Console, *more: str) -> str:
+    """Returns the name of a model that fits a use (a key of `FITS`), a run or one that is brought; "" for none.
+
+    Args:
+        question: its words.
+        use: what the model is wanted for.
+        console: where it is said why a model does not fit.
+        *more: further choices.
+    """
+    runs = {str(run.path): f"{run.path}  ({run.record['config']['kind']})" for run in runs_for(use)}
+    while True:
+        choices = [questionary.Choice(said(label), path) for path, label in runs.items()]
+        picked = _answer(select(question, [*choices, *more, ANOTHER, BACK]))
+        if picked != ANOTHER:
+            return "" if picked in (None, BACK) else picked
+        if typed := type_model(use, console):
+            return typed
+
+
+def type_model(use: str, console: Console) -> str:
+    """Asks for the name of a model that is brought until it fits a use; returns "" where the person goes back."""
+    name = ""
+    while name := _answer(questionary.text(said("Which one? (a hub id, a folder, a GGUF file)"), default=name)) or "":
+        name = name.strip().strip("'\"").strip()
+        try:
+            where = check_model(name, use)
+        except LabError as error:
+            console.print(str(error), style="red", markup=False, highlight=False)
+            continue
+        if where.startswith(NOT_CHECKED[:11]):
+            console.print(f"{name}: {where}", style="yellow", markup=False, highlight=False)
+        return name
+    return ""
+
+
+def pick_reward(console: Console) -> str:
+    """Returns what answers are rewarded for: a reward model, a rule, or `IN_THE_FORM`; "" for none."""
+    from llmlab.config.rewards import FUNCTIONS
+
+    rules = {f"{name}  (a rule)": name for name in FUNCTIONS if name != "format"}  # which needs an expression: in the form
+    picked = pick_model("Answers are rewarded for what?", "score", console, *rules, IN_THE_FORM)
+    return rules.get(picked, picked)
 
 
 def look_at_data(console: Console) -> None:
@@ -201,14 +261,9 @@ def look_at_data(console: Console) -> None:
     if not name.strip():
         _llmlab("data", "catalog")
         return
-    models = _checkpoints()
-    arguments: list[str] = []
-    if models:
-        picked = _answer(select("Whose tokens are counted?", [*models, "bytes"]))
-        if picked is None:
-            return
-        arguments = ["--tokenizer", "byte" if picked == "bytes" else picked]
-    _llmlab("data", "inspect", name, *arguments)
+    picked = pick_model("Whose tokens are counted?", "tokenizer", console, "bytes")
+    if picked:
+        _llmlab("data", "inspect", name, "--tokenizer", "byte" if picked == "bytes" else picked)
 
 
 def compare_methods(console: Console) -> None:
@@ -362,10 +417,6 @@ def _fault(path: Path) -> str:
     except LabError as error:
         return str(error)
     return ""
-
-
-def _checkpoints() -> list[str]:
-    return [str(run.path) for run in all_runs(RUNS) if run.result()]
 
 
 def _llmlab(*arguments: str) -> None:

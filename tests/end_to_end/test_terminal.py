@@ -43,7 +43,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     folder, open_terminal = desk
     term = open_terminal()
     shown = term.see("0\\) Quit")
-    assert "no checkpoint yet: 2 makes one" in shown and "cores" in shown
+    assert "nothing is saved yet" in shown and "cores" in shown
     term.send("1", ENTER)
     term.see("which shape")
     term.send(ENTER)

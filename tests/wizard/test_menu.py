@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -12,7 +13,7 @@ from rich.console import Console
 from llmlab.config import SFTConfig, load_config, preset, save_config
 from llmlab.wizard import drafts, menu
 
-ENTER, DOWN, CTRL_C, ESCAPE = "\r", "\x1b[B", "\x03", "\x1b[Z"
+ENTER, DOWN, CTRL_C, ESCAPE, CLEAR = "\r", "\x1b[B", "\x03", "\x1b[Z", "\x15"
 
 
 @pytest.fixture
@@ -84,3 +85,69 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
     assert started == [
         ("run", "checkpoints/a"), ("chat", "checkpoints/b"), ("info", "checkpoints/b"), ("runs", "verify", "checkpoints/c"),
     ]  # fmt: skip
+
+
+@pytest.fixture
+def brought(tmp_path, base_run):
+    """A model that the lab did not make as a run here, in a folder with a blank in its name."""
+    shutil.copytree(base_run.model, tmp_path / "my model")
+    return str(tmp_path / "my model")
+
+
+def test_who_brings_a_model_finds_every_entry_open(desk, brought, monkeypatch):
+    _, press, started = desk
+    asked = []
+    monkeypatch.setattr("llmlab.wizard.forms.fill_in", lambda config, console, **_: asked.append(config))
+    another = ENTER + f" '{brought}' " + ENTER  # as it is dragged into a terminal
+    for key, kind in (("3", "sft"), ("4", "reward"), ("5", "dpo"), ("8", "dual_head")):
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}{another}{ENTER}0{ENTER}")
+        assert asked[-1].kind == kind and getattr(asked[-1], asked[-1].STARTS_FROM) == brought
+    for key in "67":  # and a rule that rewards
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}{another}{ENTER}{ENTER}0{ENTER}")
+        assert asked[-1].policy_checkpoint == brought and asked[-1].reward_model[0].name == "exact_match"
+    press(lambda _: menu.main_menu(), f"9{ENTER}{another}0{ENTER}")
+    assert started == [("chat", brought)]
+
+
+def test_a_model_that_is_typed_is_checked_at_once(desk, brought):
+    folder, press, _ = desk
+    (folder / "empty").mkdir()
+    keys = "banana" + ENTER + CLEAR + "empty" + ENTER + CLEAR + "./none" + ENTER + CLEAR + brought + ENTER
+    made, shown = press(lambda console: menu.type_model("sft", console), keys)
+    assert made == brought
+    assert (
+        "banana: there is no such model" in shown and "empty: is no checkpoint" in shown and "./none: there is no such" in shown
+    )
+    made, shown = press(lambda console: menu.type_model("sft", console), "some/model" + ENTER)
+    assert made == "some/model" and "not checked (offline)" in shown
+
+
+def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
+    _, press, _ = desk
+    for name in ("configure_model", "train", "test_model", "saved", "look_at_data", "compare_methods"):
+        monkeypatch.setattr(menu, name, lambda *arguments, name=name: opened.append((name, arguments[0])))
+    for key, expected in {"1": "configure_model", "9": "test_model", "s": "saved", "d": "look_at_data",
+                          "m": "compare_methods"}.items():  # fmt: skip
+        opened = []
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}0{ENTER}")
+        assert [name for name, _ in opened] == [expected]
+    for key, kind in zip("2345678", ("pretrain", "sft", "reward", "dpo", "grpo", "ppo", "dual_head"), strict=True):
+        opened = []
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}0{ENTER}")
+        assert opened == [("train", kind)]
+
+
+def test_a_reward_model_judges_and_is_not_trained(desk, monkeypatch, brought):
+    folder, press, _ = desk
+    run = folder / "checkpoints" / "judge"
+    shutil.copytree(brought, run / "final")
+    about = json.loads((run / "final" / "config.json").read_text())
+    (run / "final" / "config.json").write_text(json.dumps({**about, "architectures": ["LlamaForSequenceClassification"]}))
+    record = {"status": "running", "config": {"kind": "reward"}, "result": "final", "started": "1"}
+    (run / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(menu, "_llmlab", lambda *_: (run / "run.json").write_text(json.dumps({**record, "status": "done"})))
+    asked = []
+    monkeypatch.setattr("llmlab.wizard.forms.fill_in", lambda config, console, **_: asked.append(config))
+    keys = ENTER + ENTER + brought + ENTER + ENTER  # the next step, another model, its name, the defaults
+    press(lambda console: menu.run_and_go_on(run, "reward", console), keys)
+    assert (asked[0].kind, asked[0].policy_checkpoint, asked[0].reward_model[0].name) == ("grpo", brought, "checkpoints/judge")

@@ -1,0 +1,80 @@
+"""What the Hugging Face Hub has, asked with one short request; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from llmlab.errors import LabError
+
+Repository = Literal["model", "dataset"]
+ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+TIMEOUT = 5.0  # seconds until the hub counts as out of reach
+NOT_CHECKED = "not checked (offline)"
+# ids without an owner, from before there were owners; whatever else has none is no id
+WITHOUT_OWNER = re.compile(
+    r"(distil)?gpt2(-medium|-large|-xl)?|openai-gpt|t5-(small|base|large|3b|11b)|(distil|xlm-)?roberta-\w+|ctrl|transfo-xl-wt103"
+    r"|(distil)?bert-[\w-]+|albert-[\w-]+|xlnet-[\w-]+|camembert-base|xlm-[\w-]+"
+)
+
+
+def offline() -> bool:
+    """Returns whether the environment forbids to ask the hub."""
+    said = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value in ("1", "ON", "YES", "TRUE") for value in said)
+
+
+def look_up(name: str, kind: Repository, *, known: bool = False, ask: bool = True) -> tuple[str, Path | None]:
+    """Returns what is known of a hub id, in words ("on the hub", "not checked (offline)"), and where it was downloaded to.
+
+    Args:
+        name: the id.
+        kind: of the repository.
+        known: that it exists is known from elsewhere (the catalogue): a name without an owner is not refused.
+        ask: the hub; without, only what was downloaded before is looked at.
+
+    Raises:
+        LabError: when the hub has no such repository, or the name cannot be an id.
+    """
+    if not ID.fullmatch(name):
+        raise LabError(
+            f"there is no such {kind}", where=name, remedy="no file or folder here has this name, and no hub id looks like this"
+        )
+    if folder := _downloaded(name, kind):
+        return "downloaded before", folder
+    said = NOT_CHECKED if not ask or offline() else _ask(name, kind)
+    if said.startswith("not checked") and "/" not in name and not known and not WITHOUT_OWNER.fullmatch(name):
+        raise LabError(
+            f"there is no such {kind}", where=name,
+            remedy="no file or folder here has this name, and a hub id is owner/name",
+        )  # fmt: skip
+    return said, None
+
+
+def _downloaded(name: str, kind: Repository) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "adapter_config.json", "tokenizer_config.json", "README.md"):
+        found = try_to_load_from_cache(name, file, repo_type=kind)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def _ask(name: str, kind: Repository) -> str:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
+    except GatedRepoError:
+        raise LabError("is gated on the hub", where=name, remedy="accept its terms there, and set HF_TOKEN") from None
+    except RepositoryNotFoundError:
+        raise LabError(
+            f"the hub has no {kind} of this name", where=name, remedy="look at the spelling; a private one needs HF_TOKEN"
+        ) from None
+    except Exception:  # of the client and its transport, in many kinds: no network, a proxy, a server in trouble
+        return "not checked (offline: the hub cannot be reached)"
+    return "on the hub"
