@@ -405,6 +405,8 @@ def runs(
         lines, whole = verify_run(name)
         typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
+    elif action == "verify":
+        raise LabError("`runs verify` needs the name of a run", remedy="`llmlab runs` lists them: llmlab runs verify RUN")
     else:
         raise LabError(f"unknown action {action!r}", remedy="llmlab runs, or llmlab runs verify RUN")
 

@@ -124,7 +124,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         1.4e-5,
         "Learning rate",
         "Size of the updates at the peak of the schedule.",
-        typical="1e-7 to 5e-6 for all weights of a large model, 1e-5 to 1e-4 for a small one or an adapter",
+        typical="1e-7 to 5e-6 for all weights of a large model, 5e-6 to 1e-4 for a small one or an adapter",
         gt=0,
         aliases=["lr"],
     )

@@ -23,8 +23,9 @@ class GRPOConfig(RolloutConfig):
         1.0, "Temperature", "Of the answers: lower ones are more alike.", advanced=True, gt=0, aliases=["temperature"]
     )
     beta: float = option(
-        0.1, "KL weight", "How strongly the policy is held to the reference; 0 loads no reference.", typical="0 to 0.1", ge=0
-    )
+        0.1, "KL weight", "How strongly the policy is held to the reference; 0 loads no reference.", typical="0 to 0.1", ge=0,
+        aliases=["grpo_beta"],
+    )  # fmt: skip
     clip_range: float = option(0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1)
     iterations: int = option(
         4, "Iterations", "Updates on each batch of answers.", typical="1 to 4", advanced=True, ge=1, aliases=["ppo_epochs"]

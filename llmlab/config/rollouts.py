@@ -28,6 +28,7 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
         "Rewards",
         "What answers are rewarded for; several add up with their weights.",
         min_length=1,
+        aliases=["reward_model_name"],
     )
     max_new_tokens: int = option(128, "Longest answer", "Answers are cut there.", unit="tokens", ge=1)
     top_k: int = option(0, "Top k", "Only the k likeliest tokens are said; 0 for all.", advanced=True, ge=0)
@@ -59,8 +60,9 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _one_reward(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("reward_model"), (str, dict)):
-            data = {**data, "reward_model": [data["reward_model"]]}
+        for name in ("reward_model", "reward_model_name"):
+            if isinstance(data, dict) and isinstance(data.get(name), (str, dict)):
+                data = {**data, name: [data[name]]}
         return data
 
     @model_validator(mode="after")

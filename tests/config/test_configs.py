@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from rich.console import Console
 from llmlab import cli
 from llmlab.config import (
     KINDS,
+    METHOD_PRESETS,
     MODEL_PRESETS,
+    GRPOConfig,
     SFTConfig,
     apply_changes,
     load_config,
@@ -179,3 +182,19 @@ def test_an_older_schema_is_migrated_and_told(tmp_path, monkeypatch, capsys):
     assert 'schema_version": 0' in path.read_text()  # the file is the person's: it changes when they save it
     again = load_config(save_config(config, path))
     assert again.to_json_dict() == config.to_json_dict() and not again.migrated
+
+
+def test_names_that_other_tools_use_are_aliases():
+    assert GRPOConfig(reward_model_name="exact_match", grpo_beta=0.05).reward_model[0].name == "exact_match"
+    assert GRPOConfig(grpo_beta=0.05).beta == 0.05
+
+
+@pytest.mark.parametrize("kind", sorted(METHOD_PRESETS))
+def test_the_help_does_not_speak_against_the_presets(kind):
+    """The rate of a preset lies within what the option calls typical."""
+    info = KINDS[kind].options()["learning_rate"]
+    rates = [float(number) for number in re.findall(r"\d[\d.]*e-\d+", info.typical)]
+    for size, values in METHOD_PRESETS[kind].items():
+        if rates and "learning_rate" in values:
+            within = rates[2:] if values.get("adapter") and len(rates) == 4 else rates
+            assert min(within) <= values["learning_rate"] <= max(within), size
