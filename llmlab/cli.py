@@ -468,6 +468,8 @@ def _load(path: Path, set_: list[str] | None) -> Any:
         if "config" not in record:
             raise LabError("holds no run", where=str(path), remedy="name a config file or a run folder")
         config = parse_config(record["config"], where=str(path))
+        if config.kind != "model":  # the folder that is named is the run, wherever it was when it began
+            config = apply_changes(config, {"output_dir": str(path)})
     else:
         config = load_config(path)
     if config.migrated:

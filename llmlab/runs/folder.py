@@ -197,12 +197,13 @@ class RunFolder:
         return None, passed
 
     def result(self) -> Path | None:
-        """Returns the model folder that this run stands for: `final`, else `best`, as its record says."""
+        """Returns the model folder that this run stands for: `final`, else `best`, as its record says, else the newest
+        sealed checkpoint of a run that was stopped."""
         for name in [self.record.get("result"), "best", "final"]:
             folder = self.path / name if name else self.path
             if name and any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
                 return folder
-        return None
+        return next((path for path in self.checkpoints() if (path / MANIFEST).is_file()), None)
 
 
 def run_name(parts: list[str]) -> str:

@@ -106,10 +106,16 @@ def write(trainer: Any, moment: Moment, folder: Path) -> None:
 def read(trainer: Any, folder: Path) -> bool:
     """Puts what `write` wrote into a trainer; returns whether a validation is still due."""
     rank = _suffix(trainer)
-    try:
-        state = json.loads((folder / f"{STATE}{rank}.json").read_text())
-    except OSError:  # a checkpoint of an older version
+    files = sorted(folder.glob(f"{STATE}*.json"))
+    if not files:  # a checkpoint of an older version
         return False
+    own = folder / f"{STATE}{rank}.json"
+    same = own in files and len(files) == trainer.args.world_size
+    state = json.loads((own if same else files[0]).read_text())
+    if not same:  # of another number of processes: their mean loss, and answers are generated anew
+        others = [json.loads(file.read_text()) for file in files]
+        state["loss"] = sum(other["loss"] for other in others) / len(others)
+        state["micro_batch"] = None
     rollouts = None
     if state["micro_batch"] != trainer.args.per_device_train_batch_size:  # changed on purpose: answers are generated anew
         state["counters"].pop("_step", None)

@@ -194,8 +194,10 @@ class LabTrainerMixin:
         numbered = [path for path in newest.parent.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
         older = sorted(numbered, key=lambda path: -int(path.name.split("-")[1]))
         for path in older[self.keep :]:
-            if path != newest:
-                shutil.rmtree(path, ignore_errors=True)
+            if path != newest:  # gone at once for whoever looks, then deleted
+                leaving = path.with_name(f".old-{path.name}")
+                path.rename(leaving)
+                shutil.rmtree(leaving, ignore_errors=True)
 
     def _bytes_needed(self) -> int:
         """Returns about how much a checkpoint takes: as much as the last one, or weights and two moments."""

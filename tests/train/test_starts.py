@@ -1,15 +1,18 @@
 """Where a run begins: what a kill left, a named checkpoint, changed options, files and weights, results that stand there."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from llmlab.config import SFTConfig
-from llmlab.runs.folder import RunFolder
+from llmlab.errors import LabError
+from llmlab.runs.folder import RunFolder, find_model
 from llmlab.train import callbacks
 from llmlab.train.engine import run
+from llmlab.train.loading import load_model
 from tests.train.test_grpo import write
 
 ROWS = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(64)]
@@ -156,3 +159,57 @@ def test_changed_hyperparameters_of_the_optimizer_are_used(base_run, tmp_path, m
     )
     run(config(base_run, tmp_path, weight_decay=0.5, adam_beta1=0.5, adam_eps=1e-6))
     assert seen[0]["weight_decay"] == 0.5 and seen[0]["betas"] == (0.5, 0.95) and seen[0]["eps"] == 1e-6
+
+
+def test_results_without_a_whole_checkpoint_are_left_as_they_are(base_run, tmp_path, monkeypatch, capsys):
+    folder = killed_at(4, base_run, tmp_path, monkeypatch)
+    for checkpoint in folder.checkpoints():
+        (checkpoint / "model.safetensors").write_bytes(b"damaged")
+    before, lines = weights(folder.path / "best"), folder.metrics()
+    result = run(config(base_run, tmp_path))
+    assert result.folder.name == "run-2" and folder.metrics() == lines
+    assert all(torch.equal(value, before[name]) for name, value in weights(folder.path / "best").items())
+    assert "no checkpoint that is whole: they are left as they are; this one goes to" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
+
+
+def test_the_folder_that_is_named_is_the_run(base_run, tmp_path, monkeypatch):
+    folder = killed_at(2, base_run, tmp_path, monkeypatch)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    folder.path.rename(tmp_path / "a" / "moved")
+    monkeypatch.chdir(tmp_path / "b")
+
+    from llmlab.cli import _load
+
+    result = run(_load(Path("../a/moved"), ["max_steps=4"]))
+    assert result.folder == Path("../a/moved") and not folder.path.exists()
+    assert steps(RunFolder(result.folder)) == [1, 2, 3, 4]
+
+
+def test_other_rows_and_other_weights_are_told(base_run, tmp_path, monkeypatch, capsys):
+    base = tmp_path / "base"
+    shutil.copytree(base_run.model, base)
+    changes = dict(policy_checkpoint=str(base), adapter="lora", lora_r=2)
+    killed_at(2, base_run, tmp_path, monkeypatch, **changes)
+    write(tmp_path / "rows.jsonl", ROWS[:40])
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        run(config(base_run, tmp_path, **changes))
+    assert "rows.jsonl has changed since the checkpoint" in capsys.readouterr().err.replace("\n", "")
+    shutil.copy(next(base_run.folder.glob("checkpoint-10/model.safetensors")), base / "model.safetensors")
+    loaded = []
+    monkeypatch.setattr("llmlab.train.sft.load_policy", lambda *_: loaded.append(1))
+    with pytest.raises(LabError, match="does not hold the weights that this run began with"):
+        run(config(base_run, tmp_path, **changes))
+    with pytest.raises(LabError, match="that is another model"):
+        run(config(base_run, tmp_path, policy_checkpoint=str(base)))
+    assert not loaded, "refused before anything is loaded"
+
+
+def test_the_checkpoint_of_a_stopped_run_is_a_model(base_run, tmp_path, monkeypatch):
+    folder = killed_at(1, base_run, tmp_path, monkeypatch)
+    assert find_model(str(folder.path)) == str(folder.path / "checkpoint-1")
+    model, tokenizer = load_model(str(folder.path))
+    assert tokenizer.chat_template and sum(p.numel() for p in model.parameters())
