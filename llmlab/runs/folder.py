@@ -75,7 +75,7 @@ class RunFolder:
         self._write({**self.record, **changes})
 
     def _write(self, record: dict[str, Any]) -> None:
-        write_text_atomically(self.path / RECORD, redact(json.dumps(record, indent=2, default=str)) + "\n")
+        write_text_atomically(self.path / RECORD, json.dumps(record, indent=2, default=str) + "\n")
 
     def is_blank(self) -> bool:
         """Returns whether nothing is in it, or only what a run left that was killed before its record was written."""

@@ -59,6 +59,7 @@ from llmlab.train.resume import Stopped, go_back
 from llmlab.train.samples import Samples, opening
 from llmlab.train.stages import STAGES
 from llmlab.train.trouble import Trouble
+from llmlab.trust import redact, secret_in
 
 SCHEDULERS = {"none": "constant_with_warmup", "cosine": "cosine", "linear": "linear", "polynomial": "polynomial"}
 
@@ -145,6 +146,8 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     console = (console or screen()) if is_main() else LabConsole(quiet=True)
     quiet_libraries()
     keep_freed_memory(sparing=config.gradient_checkpointing)
+    if found := secret_in(json.dumps(config.to_json_dict(), ensure_ascii=False)):
+        raise LabError(f"the config holds {found}, which would stand in records and on screens", remedy="take it out")
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     for name in config.report_to:
@@ -340,13 +343,13 @@ def _train(
                 _seal_moment(trainer)
                 _note(folder, status="stopped")
                 raise OutOfMemory(folder.path) from None
-            _note(folder, status="failed", error=str(error)[:500])
+            _note(folder, status="failed", error=redact(str(error)[:500]))
             raise LabError(
                 "out of memory", where=str(folder.path), exit_code=1,
                 remedy="lower `batch_size` or `max_length`, set `gradient_checkpointing`, use an adapter, or let the lab halve "
                 'the micro-batch with `out_of_memory` "halve"',
             ) from None  # fmt: skip
-        _note(folder, status="failed", error=str(error)[:500])
+        _note(folder, status="failed", error=redact(str(error)[:500]))
         raise
     except OSError as error:
         _note(folder, status="stopped")

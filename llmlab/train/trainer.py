@@ -75,8 +75,13 @@ class LabTrainerMixin:
         if self.trouble and not torch.isfinite(loss):
             self._suspects += suspects(self, model, inputs)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        due = self.state.global_step % HESSIAN_EVERY == 0 and self.accelerator.sync_gradients
-        if isinstance(optimizer, SophiaG) and due:
+        if (
+            isinstance(optimizer, SophiaG)
+            and self.accelerator.sync_gradients
+            and (
+                self.state.global_step % HESSIAN_EVERY == 0 or not optimizer.state  # begun anew in the middle of a run
+            )
+        ):
             estimate = gauss_newton_diagonal(model, optimizer, self._prepare_inputs(inputs))
             optimizer.hessian = [self.accelerator.reduce(part, "mean") for part in estimate]
         return loss

@@ -1,5 +1,6 @@
 """Where a run begins: what a kill left, a named checkpoint, changed options, files and weights, results that stand there."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from llmlab.config import SFTConfig
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder, find_model
+from llmlab.runs.seal import seal
 from llmlab.train import callbacks
 from llmlab.train.engine import run
 from llmlab.train.loading import load_model
@@ -213,3 +215,57 @@ def test_the_checkpoint_of_a_stopped_run_is_a_model(base_run, tmp_path, monkeypa
     assert find_model(str(folder.path)) == str(folder.path / "checkpoint-1")
     model, tokenizer = load_model(str(folder.path))
     assert tokenizer.chat_template and sum(p.numel() for p in model.parameters())
+
+
+def test_fewer_processes_keep_what_was_summed_since_the_last_log(base_run, tmp_path, monkeypatch, capsys):
+    whole = run(config(base_run, tmp_path, log_every=3, output_dir=str(tmp_path / "whole")))
+    folder = killed_at(4, base_run, tmp_path, monkeypatch, log_every=3)
+    checkpoint = folder.path / "checkpoint-4"
+    state, about = (json.loads((checkpoint / name).read_text()) for name in ("lab_state.json", "run_config.json"))
+    (checkpoint / "lab_state.json").unlink()
+    for rank, part in ((0, 0.5), (1, 1.5)):  # as two processes write it
+        (checkpoint / f"lab_state_{rank}.json").write_text(json.dumps(state | {"loss": state["loss"] * part}))
+    (checkpoint / "run_config.json").write_text(json.dumps(about | {"processes": 2}))
+    seal(checkpoint, step=4)
+    result = run(config(base_run, tmp_path, log_every=3))
+    assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
+    losses = [[line["loss"] for line in RunFolder(path).metrics() if "loss" in line] for path in (result.folder, whole.folder)]
+    assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_in_parts_says_how_many_processes_it_takes(base_run, tmp_path, monkeypatch):
+    folder = killed_at(2, base_run, tmp_path, monkeypatch)
+    checkpoint = folder.path / "checkpoint-2"
+    (checkpoint / "pytorch_model_fsdp_0").mkdir()
+    (checkpoint / "pytorch_model_fsdp_0" / "__0_0.distcp").write_text("part")
+    about = json.loads((checkpoint / "run_config.json").read_text())
+    (checkpoint / "run_config.json").write_text(json.dumps(about | {"processes": 4}))
+    seal(checkpoint, step=2)
+    with pytest.raises(LabError, match=r"in parts by 4 processes.*--num_processes 4"):
+        run(config(base_run, tmp_path))
+
+
+def test_a_model_whose_replacement_was_broken_off_is_put_back(base_run, tmp_path, monkeypatch):
+    folder = killed_at(4, base_run, tmp_path, monkeypatch)
+    wanted = weights(folder.path / "best")
+    (folder.path / "best").rename(folder.path / ".best-old")
+    (folder.path / ".best-4711").mkdir()
+    (folder.path / ".metrics.jsonl.x1").write_text("")
+    folder.clean_up()
+    assert all(torch.equal(value, wanted[name]) for name, value in weights(folder.path / "best").items())
+    assert {path.name for path in folder.path.iterdir() if path.name.startswith(".")} <= {".lock"}
+
+
+def test_another_optimizer_with_curvature(base_run, tmp_path, monkeypatch):
+    killed_at(4, base_run, tmp_path, monkeypatch)
+    assert run(config(base_run, tmp_path, optimizer="sophia", max_steps=12)).model
+
+
+def test_a_harmless_variable_changes_no_record(base_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENIZER_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", "hf_averysecretvalue")
+    result = run(config(base_run, tmp_path, max_steps=2))
+    assert RunFolder(result.folder).record["config"]["output_dir"] == str(tmp_path / "run")
+    with pytest.raises(LabError, match="holds the value of HF_TOKEN"):
+        run(config(base_run, tmp_path, max_steps=2, output_dir=str(tmp_path / "hf_averysecretvalue")))
+    assert not (tmp_path / "hf_averysecretvalue").exists()
