@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 from llmlab.readable import ERRORS
 
+REDRAWN = 0.25  # seconds between two drawings of the panel
 SHOWN = {
     "loss": "loss",
     "eval_loss": "held-out loss",
@@ -71,6 +73,7 @@ class Dashboard(TrainerCallback):
         self.taken: tuple[int, str, str] | None = None
         self.validated = (0, 0)  # batches of the validation that is going on, and all of its
         self._state: Any = None
+        self._drawn = float("-inf")  # when
         self._mark = (0.0, 0, 0)
         self._began = time.perf_counter(), 0  # training may be over already, and only its last validation be missing
 
@@ -91,6 +94,8 @@ class Dashboard(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Takes in new figures."""
         figures = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        if "eval_reward" in figures:  # what the library calls loss there is none: it is 0 by construction
+            figures.pop("eval_loss", None)
         if "loss" in figures:
             now = time.perf_counter()
             began, tokens, _ = self._mark
@@ -103,7 +108,7 @@ class Dashboard(TrainerCallback):
         self.latest.update({key: value for key, value in figures.items() if key in SHOWN})
         if self.live:
             self._draw(state)
-        elif "loss" in figures or "eval_loss" in figures:
+        elif figures.keys() & {"loss", "eval_loss", "eval_reward"}:
             self.console.print(self._line(state, figures), soft_wrap=True, highlight=False)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
@@ -121,13 +126,13 @@ class Dashboard(TrainerCallback):
         """Shows a line below the figures, until the next one."""
         self.said = text
         if self.live and self._state is not None:
-            self._draw(self._state)
+            self._draw(self._state, at_once=True)
 
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Shows what the model says now."""
         self.taken = step, prompt, answer
         if self.live and self._state is not None:
-            self._draw(self._state)
+            self._draw(self._state, at_once=True)
         elif not self.live:
             self.console.print(Text("sample  ").append(sampled(prompt, answer, 4 * 80)), soft_wrap=True)
 
@@ -151,8 +156,13 @@ class Dashboard(TrainerCallback):
         done = state.global_step - first
         return (time.perf_counter() - began) / done * (state.max_steps - state.global_step) if done else float("nan")
 
-    def _draw(self, state: Any) -> None:
+    def _draw(self, state: Any, *, at_once: bool = False) -> None:
+        """Builds the panel anew, at most every `REDRAWN` seconds: a small model's step takes less time than the panel."""
         self._state = state
+        now = time.monotonic()
+        if not at_once and now - self._drawn < REDRAWN:
+            return
+        self._drawn = now
         self.live.update(self._panel(state))
 
     def _share(self) -> float:
@@ -203,6 +213,7 @@ class Dashboard(TrainerCallback):
 
 def loss_curve(losses: list[tuple[int, float]], held_out: list[tuple[int, float]], width: int, height: int) -> str:
     """Returns the curves as a drawing of `width` x `height` characters."""
+    losses, held_out = (thinned(points, 2 * width) for points in (losses, held_out))  # braille has two dots a column
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(width, height)
@@ -211,6 +222,15 @@ def loss_curve(losses: list[tuple[int, float]], held_out: list[tuple[int, float]
         plotext.scatter([s for s, _ in held_out], [v for _, v in held_out], label="held-out loss", marker="x")
     plotext.xlabel("step")
     return plotext.uncolorize(plotext.build())
+
+
+def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """Returns at most `most` points: each the mean of as many neighbours, at the last one's step."""
+    if len(points) <= most:
+        return points
+    edges = [index * len(points) // most for index in range(most + 1)]
+    parts = (points[start:end] for start, end in itertools.pairwise(edges))
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
 
 
 def sampled(prompt: str, answer: str, length: int) -> Text:
