@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.options import option
-from llmlab.config.training import NEWEST, LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, FirstOrder, LengthOptions, TrainingConfig, first_order_option
 
 WITH_PAIRS = {"objective": ["preference", "mixed"]}
 
@@ -119,6 +119,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     )
     epochs: float = option(3.0, "Epochs", "Passes over the rows.", unit="passes", gt=0)
     max_steps: int = option(10000, "Steps", "Optimizer updates, at most; the epochs may be over before.", unit="steps", ge=1)
+    optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
         5e-5,
         "Learning rate",

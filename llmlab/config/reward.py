@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from llmlab.config.options import option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, AdapterOptions, FirstOrder, LengthOptions, TrainingConfig, first_order_option
 
 
 class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
@@ -44,6 +44,7 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
         512, "Longest prompt", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1
     )
     max_steps: int = option(2000, "Steps", "Optimizer updates.", unit="steps", ge=1)
+    optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
         1e-5,
         "Learning rate",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -13,6 +13,16 @@ from llmlab.config.sources import SourceConfig, check_weights
 NEWEST = "newest"  # as the name of a model: that of the newest run whose result fits
 WITH_ADAPTER = {"adapter": ["lora", "qlora"]}
 ADAM_PARTS = ["adamw", "muon"]  # Muon hands what is not a hidden matrix to AdamW
+
+OPTIMIZERS = {
+    "adamw": "the safe choice; two extra values per weight",
+    "adafactor": "factored second moments: nearly no extra memory",
+    "lion": "sign updates, one extra value per weight; wants a learning rate 3 to 10 times smaller",
+    "sophia": "clipped second-order updates with a Gauss-Newton estimate every 10 steps",
+    "muon": "orthogonalised updates for hidden matrices, AdamW for the rest: fast in base training",
+}
+# Sophia's curvature is that of a next-token loss; methods with another loss have no estimate of it
+FirstOrder = Literal["adamw", "adafactor", "lion", "muon"]
 
 
 class TrainingConfig(KindConfig):
@@ -54,16 +64,7 @@ class TrainingConfig(KindConfig):
     )
     max_steps: int = option(10000, "Steps", "Optimizer updates.", unit="steps", ge=1)
     optimizer: Literal["adamw", "adafactor", "lion", "sophia", "muon"] = option(
-        "adamw",
-        "Optimizer",
-        "How gradients become updates.",
-        choices={
-            "adamw": "the safe choice; two extra values per weight",
-            "adafactor": "factored second moments: nearly no extra memory",
-            "lion": "sign updates, one extra value per weight; wants a learning rate 3 to 10 times smaller",
-            "sophia": "clipped second-order updates with a Gauss-Newton estimate every 10 steps",
-            "muon": "orthogonalised updates for hidden matrices, AdamW for the rest: fast in base training",
-        },
+        "adamw", "Optimizer", "How gradients become updates.", choices=OPTIMIZERS
     )
     learning_rate: float = option(
         3e-4,
@@ -260,6 +261,12 @@ class TrainingConfig(KindConfig):
     def accumulation_steps(self) -> int:
         """Forward and backward passes per optimizer step."""
         return self.gradient_accumulation_steps
+
+
+def first_order_option() -> Any:
+    """Returns the option `optimizer` of a method whose loss is no next-token loss; its type is `FirstOrder`."""
+    choices = {name: advice for name, advice in OPTIMIZERS.items() if name != "sophia"}
+    return option("adamw", "Optimizer", "How gradients become updates.", choices=choices)
 
 
 class LengthOptions(KindConfig):

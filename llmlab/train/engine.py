@@ -405,9 +405,8 @@ def _take_up(trainer: Trainer, checkpoint: Path) -> None:
 def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision: str, job: Job) -> dict[str, Any]:
     """Returns the keyword arguments of `TrainingArguments` that the config stands for."""
     evaluates = bool(job.data.eval)
-    polynomial = (
-        {"lr_scheduler_kwargs": {"lr_end": min(1e-7, config.learning_rate / 10)}} if config.scheduler == "polynomial" else {}
-    )
+    schedule = config.scheduler if config.warmup_steps < config.max_steps else "none"  # nothing is left to fall in
+    ends = {"lr_scheduler_kwargs": {"lr_end": min(1e-7, config.learning_rate / 10)}} if schedule == "polynomial" else {}
     return dict(
         output_dir=str(path),
         max_steps=config.max_steps,
@@ -416,8 +415,8 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         gradient_accumulation_steps=config.accumulation_steps,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        lr_scheduler_type=SCHEDULERS[config.scheduler],
-        **polynomial,
+        lr_scheduler_type=SCHEDULERS[schedule],
+        **ends,
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.log_every,

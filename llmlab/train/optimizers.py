@@ -13,8 +13,11 @@ from pytorch_optimizer import Lion, Muon, SophiaH
 from torch import Tensor, nn
 
 from llmlab.config.training import TrainingConfig
+from llmlab.data.packing import document_bounds, takes_bounds
+from llmlab.data.render import IGNORED
 
 HESSIAN_EVERY = 10  # steps between two curvature estimates (Liu et al. 2023, k)
+READ = ("input_ids", "attention_mask", "position_ids", "labels", "completion_mask")  # of a batch, for the estimate
 SOPHIA_GAMMA = 0.05  # scale of the curvature in the update (Liu et al. 2023, gamma of Sophia-G)
 
 
@@ -81,22 +84,36 @@ def split_parameters(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[t
 def gauss_newton_diagonal(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> list[Tensor]:
     """Returns gamma * B * g^2 for every parameter of the optimizer, g from labels sampled from the model itself.
 
-    Liu et al. 2023, algorithm 2; B is the number of tokens. Half of the rows are used, as the paper does.
+    Liu et al. 2023, algorithm 2; B is the number of tokens that are learned: those with a label, or of an answer of a pair,
+    as in the loss. Half of the rows are used, as the paper does. Over draws the mean is gamma times the diagonal of the
+    Gauss-Newton matrix of the mean loss of these tokens.
     """
     rows = max(1, len(inputs["input_ids"]) // 2)
-    given = {k: inputs[k][:rows] for k in ("input_ids", "attention_mask", "position_ids") if inputs.get(k) is not None}
+    part = {name: value[:rows] for name, value in inputs.items() if torch.is_tensor(value) and name in READ}
+    plain = getattr(model, "module", model)
+    reads_apart = plain.config.is_encoder_decoder  # then the labels are read as well
+    given = {name: value for name, value in part.items() if reads_apart or name not in ("labels", "completion_mask")}
+    if "position_ids" in given and takes_bounds(plain):
+        given |= document_bounds(given["position_ids"])
     logits = model(**given, use_cache=False).logits  # (b, T, V)
-    flat = logits.flatten(0, 1).float()
+    flat = logits[_learned(part, reads_apart)].float()  # (B, V)
     sampled = torch.distributions.Categorical(logits=flat.detach()).sample()
-    counts = given["attention_mask"].flatten() if "attention_mask" in given else torch.ones_like(sampled)
-    tokens = counts.sum()
-    loss = (nn.functional.cross_entropy(flat, sampled, reduction="none") * counts).sum() / tokens
+    tokens = max(1, len(flat))
+    loss = nn.functional.cross_entropy(flat, sampled, reduction="sum") / tokens
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [
         torch.zeros_like(p) if g is None else g.square_().mul_(tokens * SOPHIA_GAMMA)
         for p, g in zip(parameters, gradients, strict=True)
     ]
+
+
+def _learned(part: dict[str, Tensor], reads_apart: bool) -> Tensor:
+    """Returns where the logits stand that the loss is computed of, (b, T), true or false."""
+    if reads_apart:
+        return part["labels"] != IGNORED
+    marks = part["labels"] != IGNORED if "labels" in part else part["completion_mask"].bool()
+    return nn.functional.pad(marks[:, 1:], (0, 1), value=False)  # a token is foretold one place before it
 
 
 def _is_head(name: str) -> bool:

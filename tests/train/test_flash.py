@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, modeling_flash_attention_utils
 
 from llmlab.data.packing import PackedCollator, document_bounds, takes_bounds
+from llmlab.train.optimizers import gauss_newton_diagonal
 from llmlab.train.padding_free import make_padding_free
 from llmlab.train.reference import reference_values
 from llmlab.train.sft import packing_leaks
@@ -77,6 +78,16 @@ def test_packed_rows_of_any_number_are_those_of_the_plain_kernel(models):
         assert labels.shape == wanted.shape[:2]
     leaked = (flash(**bare, use_cache=False).logits - wanted).abs().max()  # what transformers makes of positions alone
     assert leaked > 1e-2
+
+
+def test_sophias_curvature_does_not_reach_across_documents(models):
+    batch = PackedCollator(0, bounds=True)(ROWS * 2)  # half of the rows are used: three
+    estimates = []
+    for model in models:
+        torch.manual_seed(3)
+        estimates.append(gauss_newton_diagonal(model, torch.optim.SGD(model.parameters(), lr=1), batch))
+    for plain, flash in zip(*estimates, strict=True):
+        torch.testing.assert_close(flash, plain, atol=1e-8, rtol=1e-3)
 
 
 def test_leaks_are_tried_in_two_rows(models, monkeypatch):

@@ -16,7 +16,7 @@ from llmlab.runs.folder import RunFolder, find_model
 from llmlab.runs.seal import seal, verify
 from llmlab.train.engine import run
 from llmlab.train.loading import load_model
-from llmlab.train.optimizers import build_optimizer, gauss_newton_diagonal, split_parameters
+from llmlab.train.optimizers import build_optimizer, split_parameters
 from llmlab.train.sft import packing_leaks
 from tests.conftest import small_model
 
@@ -106,15 +106,9 @@ def test_vocabulary_smaller_than_the_tokenizers(base_config, shape, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-COMBINATIONS = [(name, "cosine") for name in ("adamw", "adafactor", "lion", "sophia", "muon")]
-
-
-@pytest.mark.parametrize("name, scheduler", [*COMBINATIONS, ("adamw", "none"), ("adamw", "linear"), ("adamw", "polynomial")])
-def test_every_optimizer_and_scheduler_learns(name, scheduler, base_config, tmp_path):
-    rate = {"adamw": 3e-3, "adafactor": 3e-2, "lion": 1e-3, "sophia": 3e-3, "muon": 3e-3}[name]
-    result = run(
-        base_config(tmp_path / "r", optimizer=name, scheduler=scheduler, learning_rate=rate, max_steps=20, eval_every=20)
-    )
+@pytest.mark.parametrize("name, rate", [("adamw", 3e-3), ("adafactor", 3e-2), ("lion", 1e-3), ("sophia", 3e-3), ("muon", 3e-3)])
+def test_every_optimizer_learns(name, rate, base_config, tmp_path):
+    result = run(base_config(tmp_path / "r", optimizer=name, learning_rate=rate, max_steps=20, eval_every=20))
     assert result.metrics["eval_loss"] < result.metrics["before_eval_loss"] - 0.3
 
 
@@ -133,26 +127,6 @@ def test_muon_takes_hidden_matrices_only(base_config, tmp_path):
     hidden = {id(p) for group in optimizer.param_groups if group["use_muon"] for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in hidden}
     assert all("proj" in name for name in names) and len(names) == 2 * 7
-
-
-def test_gauss_newton_diagonal_is_the_expected_squared_gradient(base_config, tmp_path):
-    """For a softmax over logits the Gauss-Newton diagonal of a bias is p (1 - p); sampled labels average to it."""
-
-    class Biased(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bias = torch.nn.Parameter(torch.tensor([1.0, 0.0, -1.0]))
-
-        def forward(self, input_ids, use_cache):
-            logits = self.bias.expand(*input_ids.shape, 3)
-            return type("Out", (), {"logits": logits})
-
-    model = Biased()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1)
-    inputs = {"input_ids": torch.zeros(2, 50, dtype=torch.long)}
-    estimates = [gauss_newton_diagonal(model, optimizer, inputs)[0] for _ in range(3000)]
-    p = model.bias.softmax(0)
-    torch.testing.assert_close(torch.stack(estimates).mean(0) / 0.05, (p * (1 - p)).detach(), rtol=0.1, atol=0.01)
 
 
 def test_packing_leak_is_found_by_trying():
