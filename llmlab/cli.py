@@ -461,10 +461,14 @@ def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
 
 def _load(path: Path, set_: list[str] | None) -> Any:
     from llmlab.config import apply_changes, load_config, parse_config
-    from llmlab.runs.folder import RunFolder
+    from llmlab.runs.folder import RECORD, RunFolder
 
     if path.is_dir():
         record = RunFolder(path).record
+        if damage := RunFolder(path).damage:
+            raise LabError(
+                f"the record of this run is damaged: {RECORD} {damage}", where=str(path), remedy="run its config file"
+            )
         if "config" not in record:
             raise LabError("holds no run", where=str(path), remedy="name a config file or a run folder")
         config = parse_config(record["config"], where=str(path))

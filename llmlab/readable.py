@@ -24,6 +24,10 @@ SYMBOLS = {
 }  # fmt: skip
 LONGEST, MOST_LINES = 2_000, 30  # characters of a line, and lines, of a message
 LISTED = 20  # names of a list
+TYPE_WORDS = {
+    str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object",
+    type(None): "null",
+}  # fmt: skip
 
 
 def visible(text: str) -> str:
@@ -52,6 +56,22 @@ def listed(names: Iterable[Any], most: int = LISTED) -> str:
     """Returns names with commas between them, of long lists the first ones and how many more there are."""
     names = [shortened(str(name), 100) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def type_words(value: Any) -> str:
+    """Returns what a value of JSON data is, in words: "a list"."""
+    return TYPE_WORDS.get(type(value), type(value).__name__)
+
+
+def nested_deeper(data: Any, depth: int) -> bool:
+    """Returns whether lists and objects stand inside one another more than `depth` deep."""
+    level = [data]
+    for _ in range(depth):  # level by level: a recursion would end where the data begins to be deep
+        level = [value for item in level if isinstance(item, (dict, list)) for value in
+                 (item.values() if isinstance(item, dict) else item)]  # fmt: skip
+        if not level:
+            return False
+    return True
 
 
 def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:

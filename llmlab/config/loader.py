@@ -19,6 +19,7 @@ from llmlab.config.reward import RewardConfig
 from llmlab.config.sft import SFTConfig
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
+from llmlab.readable import nested_deeper
 
 KINDS: dict[str, type[KindConfig]] = {
     cls.KIND: cls
@@ -60,7 +61,7 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
     """
     if not isinstance(data, dict):
         raise LabError("a config is a JSON object", where=where, remedy="`llmlab new KIND` writes one")
-    if _too_deep(data):
+    if nested_deeper(data, MAX_DEPTH):
         raise LabError(f"is nested more than {MAX_DEPTH} deep, which no config is", where=where)
     if "kind" not in data:
         raise LabError("`kind` is missing", where=where, remedy=f"add one of {', '.join(KINDS)}")
@@ -86,16 +87,6 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
             f"schema {version} was read as schema {SCHEMA_VERSION}: {'; '.join(changed) or 'nothing had to change'}"
         )
     return made
-
-
-def _too_deep(data: Any) -> bool:
-    level = [data]
-    for _ in range(MAX_DEPTH):  # level by level: a recursion would end where the data begins to be deep
-        level = [value for held in level if isinstance(held, (dict, list)) for value in
-                 (held.values() if isinstance(held, dict) else held)]  # fmt: skip
-        if not level:
-            return False
-    return True
 
 
 def load_config(path: str | Path) -> KindConfig:

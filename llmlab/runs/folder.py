@@ -13,6 +13,7 @@ from typing import Any
 
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
+from llmlab.readable import TYPE_WORDS, nested_deeper, shortened, type_words
 from llmlab.runs.seal import MANIFEST, verify
 from llmlab.trust import redact
 
@@ -29,6 +30,13 @@ LEFTOVERS = re.compile(
     r"\.(run\.json|metrics\.jsonl|samples\.jsonl)\..+|\.(best|final)-(\d+|old)|\.saving|\.old-checkpoint-\d+"
 )
 SET_ASIDE = "set-aside-"
+MAX_RECORD, MAX_RECORD_DEPTH = 10_000_000, 50  # bytes, and lists and objects inside one another
+# the fields of a record that are read again; what else is in it is kept as it is
+RECORD_TYPES: dict[str, type] = {
+    "config": dict, "metrics": dict, "data": dict, "weights": dict,
+    **dict.fromkeys(("status", "started", "parent", "result", "attention"), str),
+    **dict.fromkeys(("step", "back_to", "sealed", "parameters", "trained_parameters"), int),
+}  # fmt: skip
 
 
 @dataclass
@@ -67,8 +75,19 @@ class RunFolder:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The content of `run.json`; empty when there is none."""
-        return read_json(self.path / RECORD)
+        """The content of `run.json`; empty when there is none, or one that is damaged."""
+        return read_record(self.path)[0]
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with `run.json`, in words; "" when it is right or not there."""
+        return read_record(self.path)[1]
+
+    @property
+    def status(self) -> str:
+        """How the run stands, as its record says: "running", "done" ...; "damaged" when the record is, "?" without one."""
+        record, damage = read_record(self.path)
+        return "damaged" if damage else record.get("status") or "?"
 
     def update(self, **changes: Any) -> None:
         """Changes entries of `run.json`."""
@@ -214,9 +233,9 @@ def run_name(parts: list[str]) -> str:
 
 def all_runs(root: Path = RUNS) -> list[RunFolder]:
     """Returns every run below a folder, newest first."""
-    records = {path.resolve() for path in root.rglob(RECORD)} if root.is_dir() else set()
-    runs = [RunFolder(Path(os.path.relpath(path.parent))) for path in records]
-    return sorted(runs, key=lambda run: run.record.get("started", ""), reverse=True)
+    folders = {path.parent.resolve() for path in root.rglob(RECORD)} if root.is_dir() else set()
+    runs = [RunFolder(Path(os.path.relpath(folder))) for folder in folders]
+    return sorted(runs, key=lambda run: run.record.get("started") or "", reverse=True)
 
 
 def find_model(name: str, *, tokenizer: bool = False) -> str:
@@ -256,10 +275,61 @@ def _known_models() -> str:
     return f"there are {', '.join(found[:5])}" if found else "train one first: `llmlab quickstart`"
 
 
+def read_record(folder: Path) -> tuple[dict[str, Any], str]:
+    """Returns the record of a run and what is wrong with it: (record, "") or ({}, what is wrong in words).
+
+    A folder without a record gives ({}, "").
+    """
+    path = folder / RECORD
+    try:
+        if not path.exists():
+            return {}, ""
+        if not path.is_file():
+            return {}, "is not a file"
+        if path.stat().st_size > MAX_RECORD:
+            return {}, f"has {path.stat().st_size:,} bytes, more than any record"
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return {}, f"cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):
+        return {}, "is not JSON"
+    fault = _record_fault(record)
+    return ({}, fault) if fault else (record, "")
+
+
+def _record_fault(record: Any) -> str:
+    """Returns what is wrong with the data of a record, "" when every field has the type that this program writes."""
+    if not isinstance(record, dict):
+        return f"is {type_words(record)}, not an object"
+    if nested_deeper(record, MAX_RECORD_DEPTH):
+        return f"is nested more than {MAX_RECORD_DEPTH} deep"
+    for name, wanted in RECORD_TYPES.items():
+        value = record.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return f"`{name}` is {type_words(value)}, not {TYPE_WORDS[wanted]}"
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            return f"`{name}` is too large a number"
+        if isinstance(value, str) and "\0" in value:
+            return f"`{name}` holds a NUL character"
+    if (name := record.get("result")) and (name != Path(name).name or len(name) > 255):
+        return f"`result` is {shortened(repr(name), 100)}, not the name of a folder in it"
+    kind = (record.get("config") or {}).get("kind", "")
+    if not isinstance(kind, str):
+        return f"`config.kind` is {type_words(kind)}, not a text"
+    for name, value in (record.get("metrics") or {}).items():
+        if value is not None and not isinstance(value, (int, float)):
+            return f"`metrics.{shortened(name, 100)}` is {type_words(value)}, not a number"
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            return f"`metrics.{shortened(name, 100)}` is too large a number"
+    return ""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; empty where there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from llmlab.errors import LabError
-from llmlab.runs.folder import RUNS, RunFolder, all_runs, find_model
+from llmlab.readable import shortened
+from llmlab.runs.folder import RECORD, RUNS, RunFolder, all_runs, find_model
 from llmlab.runs.seal import MANIFEST, verify
 
 FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_loss")
@@ -23,10 +24,11 @@ def runs_table() -> Table:
     for run in all_runs():
         record = run.record
         metrics = record.get("metrics") or {}
-        figure = next((f"{name.removeprefix('eval_')} {metrics[name]:.4g}" for name in FIGURES if name in metrics), "")
-        status = record.get("status", "?")
-        table.add_row(str(run.path), record.get("config", {}).get("kind", "?"), status, str(record.get("step", "")), figure,
-                      _short(record.get("parent")))  # fmt: skip
+        figures = [f"{name.removeprefix('eval_')} {metrics[name]:.4g}" for name in FIGURES if metrics.get(name) is not None]
+        figure = next(iter(figures), "")
+        kind, step = (record.get("config") or {}).get("kind", "?"), record.get("step")
+        status = f"damaged: {RECORD} {shortened(damage, 120)}" if (damage := run.damage) else run.status
+        table.add_row(str(run.path), kind, status, "" if step is None else str(step), figure, _short(record.get("parent")))
     if not table.row_count:
         table.add_row("none yet: `llmlab quickstart` makes some", *[""] * 5)
     return table
@@ -61,20 +63,21 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
                 continue
             kept = {k: v for k, v in shape.items() if isinstance(v, (int, float, str)) and not k.startswith("_")}
             rows.append((file.removesuffix(".json"), ", ".join(f"{key} {value}" for key, value in kept.items())))
-    record = RunFolder(folder.parent).record
+    run = RunFolder(folder.parent)
+    record = run.record
+    if run.damage:
+        rows.append(("record", f"damaged: {RECORD} {run.damage}"))
     if record:
-        try:
-            config = record["config"]
-            rows += [
-                ("method", f"{config['kind']}, {record.get('step', '?')} steps, {record['status']}"),
-                ("parameters", f"{record['parameters']:,}, {record['trained_parameters']:,} trained"),
-                ("attention", str(record["attention"])),
-                ("lineage", " <- ".join(lineage(folder.parent))),
-            ]
-            metrics = record.get("metrics") or {}
-            rows += [(key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES]
-        except (KeyError, TypeError, ValueError, AttributeError, OSError):
-            rows.append(("record", "run.json is damaged"))
+        kind = (record.get("config") or {}).get("kind", "?")
+        total, trained = (_counted(record.get(name)) for name in ("parameters", "trained_parameters"))
+        rows += [
+            ("method", f"{kind}, {_counted(record.get('step'))} steps, {run.status}"),
+            ("parameters", f"{total}, {trained} trained"),
+            ("attention", record.get("attention") or "?"),
+            ("lineage", " <- ".join(lineage(folder.parent))),
+        ]
+        metrics = record.get("metrics") or {}
+        rows += [(key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES and value is not None]
     fault = verify(folder) if (folder / MANIFEST).is_file() else "was not made by this lab"
     rows.append(("seal", fault or "whole"))
     return rows
@@ -91,7 +94,10 @@ def lineage(run: Path) -> list[str]:
         if not parent:
             break
         path = Path(parent)
-        current = path.resolve().parent if path.name in ("best", "final") or path.is_symlink() else None
+        try:
+            current = path.resolve().parent if path.name in ("best", "final") or path.is_symlink() else None
+        except (OSError, RuntimeError):  # a name that no file can have, links in a circle
+            current = None
         if current is None:
             names.append(parent)
         else:
@@ -113,6 +119,10 @@ def verify_run(name: str) -> tuple[list[str], bool]:
         raise LabError("holds no checkpoints", where=name)
     faults = {path: verify(path) for path in found}
     return [f"{path}: {fault or 'whole'}" for path, fault in faults.items()], not any(faults.values())
+
+
+def _counted(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def _short(parent: str | None) -> str:

@@ -27,7 +27,7 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
     if target.exists():
         raise LabError("is taken", where=str(target), remedy="name another folder with -o")
     model, tokenizer = load_model(checkpoint, dtype=torch.float32)
-    config = RunFolder(where.parent).record.get("config", {})
+    config = RunFolder(where.parent).record.get("config") or {}
     lines = []
     if config.get("adapter") == "qlora" or config.get("load_in", "none") != "none":
         lines.append(

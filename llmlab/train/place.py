@@ -24,7 +24,7 @@ from llmlab.config.sources import mixture_name
 from llmlab.config.training import TrainingConfig
 from llmlab.data.sources import contents_hash
 from llmlab.errors import LabError
-from llmlab.runs.folder import HOLDER, LOCK, RUN_CONFIG, RUNS, RunFolder, read_json, run_name
+from llmlab.runs.folder import HOLDER, LOCK, RECORD, RUN_CONFIG, RUNS, RunFolder, read_json, run_name
 from llmlab.runs.identity import known_weights
 from llmlab.runs.seal import verify
 from llmlab.train.environment import processes
@@ -141,6 +141,8 @@ def _is_taken(path: Path, config: TrainingConfig, resume: str) -> str:
     record = RunFolder(path).record
     if resume not in ("auto", "never"):
         return ""
+    if damage := RunFolder(path).damage:
+        return f"holds a run whose record is damaged ({RECORD} {damage})"
     if not record:
         return "" if RunFolder(path).is_blank() else "holds something else"
     if record.get("status") == "done" and not (resume == "auto" and _longer(record, config)):
@@ -197,7 +199,8 @@ def _named(folder: RunFolder, given: Path, config: TrainingConfig, console: Cons
 def _longer(record: dict[str, Any], config: TrainingConfig) -> bool:
     """Returns whether a finished run is asked for again with more steps and nothing else that would make it another run."""
     changed = _differences(record.get("config"), as_run(config))
-    return "max_steps" in changed and config.max_steps > record["config"]["max_steps"] and changed <= {"max_steps", *SILENT}
+    steps = (record.get("config") or {}).get("max_steps")
+    return "max_steps" in changed and isinstance(steps, int) and config.max_steps > steps and changed <= {"max_steps", *SILENT}
 
 
 def as_run(config: TrainingConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from llmlab.errors import LabError
 from llmlab.readable import said
-from llmlab.runs.folder import RUNS, all_runs
+from llmlab.runs.folder import RECORD, RUNS, all_runs
 from llmlab.runs.hub import NOT_CHECKED
 from llmlab.runs.models import check_model, runs_for
 from llmlab.screen import LabConsole, styled
@@ -89,7 +89,7 @@ def status() -> str:
     device = "NVIDIA" if Path("/proc/driver/nvidia/version").exists() else f"{os.cpu_count()} cores"
     memory = f"{psutil.virtual_memory().available / 1e9:.0f} GB memory"
     free = f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free"
-    run = f"last run: {last.path} ({last.record.get('status')})" if last else "no runs yet"
+    run = f"last run: {last.path} ({last.status})" if last else "no runs yet"
     return f"{device} · {memory} · {free} · {run}"
 
 
@@ -171,9 +171,9 @@ def run_and_go_on(path: Path, kind: str, console: Console) -> None:
     """Runs a config of a kind, or goes on with a run; when it made a model, offers the natural next steps with it filled in."""
     from llmlab.train.stages import STAGES
 
-    before = {run.path: run.record.get("status") for run in all_runs(RUNS)}
+    before = {run.path: run.status for run in all_runs(RUNS)}
     _llmlab("run", str(path))
-    ended = [run for run in all_runs(RUNS) if run.record.get("status") == "done" and before.get(run.path) != "done"]
+    ended = [run for run in all_runs(RUNS) if run.status == "done" and before.get(run.path) != "done"]
     if not ended or not ended[0].result():
         return
     made = str(ended[0].path)
@@ -282,7 +282,7 @@ def saved(console: Console) -> None:
     files = _configs()
     if files:
         console.print(configs_table(files))
-    recent = {f"{run.path} ({run.record.get('status', '?')})": run for run in all_runs(RUNS)[:RECENT]}
+    recent = {f"{run.path} ({run.status})": run for run in all_runs(RUNS)[:RECENT]}
     picked = _pick("Which one?", [*map(str, files), *recent])
     if picked in recent:
         with_run(recent[picked], console)
@@ -292,9 +292,12 @@ def saved(console: Console) -> None:
 
 def with_run(run: RunFolder, console: Console) -> None:
     """Goes on with a run that was stopped, talks to what it made, or says what is known of it."""
-    record = run.record
-    kind = record.get("config", {}).get("kind", "")
-    ended, made = record.get("status") == "done", run.result()
+    from llmlab.train.stages import STAGES
+
+    if run.damage:
+        console.print(f"{run.path}: {RECORD} {run.damage}", style="yellow")
+    kind = (run.record.get("config") or {}).get("kind", "")
+    ended, made = run.status == "done" or kind not in STAGES, run.result()
     actions = [*([] if ended else ["go on with it"]), *(["talk to it"] if made and kind != "reward" else []),
                *(["what is known of it"] if made else []), "are its checkpoints whole"]  # fmt: skip
     action = _pick("What with it?", actions)

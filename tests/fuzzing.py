@@ -1,0 +1,52 @@
+"""Generators of bad input, shared by the tests (a fixed count) and `benchmarks/fuzz.py` (a large one).
+
+Each returns bytes of a file, or a name, from a random number generator: the same seed gives the same input.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+TEXTS = [
+    "", " ", "-", ".", "..", "[/]", "[bold]x", "\x1b[2Jx", "\x00", "a\x00b", "\ud800", "a" * 300, "../" * 40 + "etc/passwd",
+    "/dev/zero", "/proc/self/mem", "{}", "%s", "|", "\u202efdp", "newest", "ä" * 200,
+]  # fmt: skip
+NUMBERS = [0, -1, 1 << 63, -(1 << 63) - 1, 10**400, 1e308, -0.0, float("nan"), float("inf"), 0.5, True, False, None]
+GOOD_RECORD: dict[str, Any] = {
+    "config": {"kind": "sft", "max_steps": 10, "save_every": 5, "policy_checkpoint": "x", "datasets": [{"name": "a.jsonl"}]},
+    "status": "stopped", "started": "2026-01-01T00:00:00+00:00", "step": 5, "sealed": 5, "parent": "checkpoints/base",
+    "result": "best", "metrics": {"eval_loss": 2.5}, "parameters": 1000, "trained_parameters": 10, "attention": "sdpa",
+}  # fmt: skip
+
+
+def value(rng: random.Random, depth: int = 2) -> Any:
+    """Returns JSON data that somebody might put anywhere."""
+    kind = rng.randrange(6 if depth else 2)
+    if kind == 0:
+        return rng.choice(TEXTS)
+    if kind == 1:
+        return rng.choice(NUMBERS)
+    if kind < 4:
+        return [value(rng, depth - 1) for _ in range(rng.randrange(4))]
+    return {rng.choice([*TEXTS, "kind", "name", "step", "eval_loss"]): value(rng, depth - 1) for _ in range(rng.randrange(4))}
+
+
+def nested(depth: int, brackets: str = "[]") -> str:
+    """Returns lists (or with "{}" objects) inside one another as JSON."""
+    return ("[" if brackets == "[]" else '{"a":') * depth + "1" + brackets[1] * depth
+
+
+def record(rng: random.Random) -> bytes:
+    """Returns the bytes of a `run.json` that is nearly right."""
+    kind = rng.randrange(10)
+    if kind == 0:
+        return rng.choice([b"", b"{", b"null", b"[]", b"7", b'"x"', b"\xff\xfe{}", b"\0" * 64, b"1" * 50_000,
+                           nested(100_000).encode(), nested(900, "{}").encode(), b'{"config": ' + nested(60, "{}").encode() + b"}"])  # fmt: skip
+    data = json.loads(json.dumps(GOOD_RECORD))
+    for _ in range(rng.randint(1, 3)):
+        target = data["config"] if kind == 1 and isinstance(data["config"], dict) else data
+        target[rng.choice(list(target) or ["status"])] = value(rng)
+    text = json.dumps(data).encode()
+    return text[: rng.randrange(len(text))] if kind == 2 else text
