@@ -123,8 +123,11 @@ def run(
         raise LabError("is a model, which cannot be run", where=str(config), remedy='name it as `model` in a "pretrain" config')
     if dry_run:
         from llmlab.plan.report import plan_table
+        from llmlab.wizard.preflight import check_inputs
 
         _print(plan_table(loaded))
+        for line in check_inputs(loaded):
+            typer.echo(visible(line))
         return
     from llmlab.train.engine import exit_code
     from llmlab.train.engine import run as train

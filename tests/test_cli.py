@@ -104,7 +104,7 @@ def test_without_a_terminal_it_prints_help(tmp_path):
 
 
 def test_new_check_schema(tmp_path):
-    made = llmlab("new", "model", "--preset", "small", "--set", "n_layers=3", "--yes", "-o", "m.json", cwd=tmp_path)
+    made = llmlab("new", "model", "--preset", "small", "--set", "n_layers=3", "--set", "tokenizer_name=byte", "--yes", "-o", "m.json", cwd=tmp_path)  # fmt: skip
     assert made.returncode == 0 and made.stdout.strip() == "m.json"
     assert json.loads((tmp_path / "m.json").read_text())["n_layers"] == 3
     checked = llmlab("check", "m.json", cwd=tmp_path)
