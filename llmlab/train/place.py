@@ -268,6 +268,9 @@ def _changes(checkpoint: Path, config: TrainingConfig, console: Console) -> tupl
         plain = not any(isinstance(values.get(name), (list, dict)) for values in (before, now))
         told = f"`{name}` {before.get(name)} -> {now.get(name)}" if plain else f"`{name}` has changed"
         say(f"{told}: {WHAT_IT_MEANS.get(name, 'used from here on')}")
+    if "dataloader_workers" in changed and any(source.streaming for source in config.datasets):
+        told = f"`dataloader_workers` {before.get('dataloader_workers')} -> {now.get('dataloader_workers')}"
+        say(f"{told}: a stream comes in another order, so some rows come twice and some not at all")
     for name, found in reads["data"].items():
         if _block(known, "data").get(name, found) != found:
             say(f"{name.rsplit(' ', 1)[0]} has changed since the checkpoint: {WHAT_IT_MEANS['datasets']}")
