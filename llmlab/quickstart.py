@@ -30,6 +30,8 @@ from llmlab.screen import LabConsole
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
 CARELESS = 0.5  # share of careless answers in the instruction data
+PLANTED = f"""{CARELESS:.0%} of the answers in the SFT data are wrong on purpose (off by one, a letter missing). DPO gains because
+it corrects them. With clean data the small model reaches about 80% after SFT; DPO on its own mistakes lowers that."""
 DEFAULT_MINUTES = 5.0
 
 
@@ -128,7 +130,7 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
 def _sft(
     folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
 ) -> str:
-    console.rule("2 of 3: supervised fine-tuning on questions and answers")
+    console.rule(f"2 of 3: supervised fine-tuning on questions and answers, {CARELESS:.0%} of them wrong on purpose")
     steps = scale.steps(16 if scale.small else 300)
     rows = list(itertools.islice(questions(0, held_out=False), 2000 if scale.small else 40_000))
     rng = random.Random(0)
@@ -257,6 +259,7 @@ def _finish(folder: Path, policy: str, report: Report, seconds: float, console: 
         show = (lambda value: f"{value:.3f}") if figure == "bits per byte" else (lambda value: f"{value:.1%}")
         table.add_row(stage, figure, show(before), show(after))
     out.print(table)
+    out.print(PLANTED, highlight=False, soft_wrap=True)
     figures = [{"stage": s, "figure": f, "before": b, "after": a} for s, f, b, a in report.rows]
     record = {"figures": figures, "minutes": report.minutes, "seconds": round(seconds, 1), "model": policy}
     write_text_atomically(folder / "quickstart.json", json.dumps(record, indent=2) + "\n")

@@ -14,6 +14,7 @@ def test_quickstart_and_a_replay(tmp_path):
     assert figures["base", "bits per byte"]["after"] < figures["base", "bits per byte"]["before"]
     assert {("SFT", "held-out exact match"), ("DPO", "held-out exact match"), ("DPO", "preference accuracy")} < set(figures)
     assert "llmlab chat checkpoints/q/dpo" in done.stdout and "preference accuracy" in done.stdout
+    assert "50% of the answers in the SFT data are wrong on purpose" in done.stdout  # nothing is planted in silence
     for kind in ("base", "sft", "dpo"):
         load_config(tmp_path / f"checkpoints/q/{kind}.json")
     replay = llmlab("run", "checkpoints/q/base.json", "--json", cwd=tmp_path)
