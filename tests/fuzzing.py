@@ -5,6 +5,7 @@ Each returns bytes of a file, or a name, from a random number generator: the sam
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from typing import Any
@@ -50,3 +51,20 @@ def record(rng: random.Random) -> bytes:
         target[rng.choice(list(target) or ["status"])] = value(rng)
     text = json.dumps(data).encode()
     return text[: rng.randrange(len(text))] if kind == 2 else text
+
+
+def dataset_files() -> dict[str, tuple[bytes, str]]:
+    """Returns files that readers abort or hang on: name -> content, and what is said of it."""
+    names = ",".join(f"c{number}" for number in range(40_000))
+    row = json.dumps({f"c{number}": 1 for number in range(40_000)})
+    return {
+        "null.jsonl": (b"null\n" * 50, "row 1 is null, not an object, as are all others"),
+        "long.jsonl": (b'{"text": "a"}\n{"text": "' + b"a" * 60_000_000 + b'"}\n', "row 2 has more than 10,000,000 bytes"),
+        "long.txt": (b"a" * 20_000_000, "row 1 has more than 10,000,000 bytes"),
+        "bomb.jsonl.gz": (gzip.compress(b'{"text": "' + b"a" * 50_000_000 + b'"}\n', 1), "row 1 has more than 10,000,000 bytes"),
+        "deep.json": (nested(100_000).encode(), "is nested too deep to be read"),
+        "deep.jsonl": (b'{"text": ' + nested(100_000).encode() + b"}\n", "row 1 is nested too deep to be read"),
+        "objects.jsonl": (nested(100_000, "{}").encode(), "row 1 is nested too deep to be read"),
+        "wide.csv": (names.encode() + b"\n" + names.encode(), "has 40,000 columns, more than 2,000"),
+        "wide.jsonl": (row.encode(), "has 40,000 columns, more than 2,000"),
+    }  # fmt: skip

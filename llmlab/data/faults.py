@@ -7,12 +7,18 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError
 
 OPENERS = {".gz": "gzip", ".zst": "zstd"}
+MAX_LINE = 10_000_000  # bytes of a row or a line: tokenizers and readers abort the process, or take minutes, above
+MAX_COLUMNS = 2_000
+MAX_UNPACKED, MAX_RATIO = 1 << 30, 300  # bytes, and times its size, that a packed file may unpack to (text: 3 to 30 times)
+FEW_BRACKETS = 500  # openings in a row that no reader is troubled by, however they are nested
+SCANNED_OF_STREAM = 64 << 20  # bytes looked at of a file that is read as a stream
 
 
 def explain(files: list[Path], kind: str, error: BaseException) -> LabError:
@@ -54,6 +60,67 @@ def not_utf8(file: Path) -> LabError | None:
     return None
 
 
+def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | None:
+    """Returns what in a file would abort or hang its reader: a row without end, nesting, nothing but nulls, a bomb; or None.
+
+    Args:
+        file: a file of text, JSON or CSV.
+        kind: "text", "json" or "csv".
+        most: bytes to look at; left out, all.
+    """
+    import fsspec
+
+    size, total, number, first, objects = file.stat().st_size, 0, 0, b"", 0
+    try:
+        with fsspec.open(str(file), "rb", compression="infer") as content:
+            while (most is None or total < most) and (line := content.readline(MAX_LINE + 1)):
+                number, total = number + 1, total + len(line)
+                first = first or line.strip()[:1]
+                array = kind == "json" and first == b"["
+                if len(line) > MAX_LINE and not array:
+                    return LabError(
+                        f"row {number} has more than {MAX_LINE:,} bytes", where=str(file), remedy="split it, or leave it out"
+                    )
+                if total > MAX_UNPACKED and total > MAX_RATIO * size:
+                    return LabError(
+                        f"unpacks to more than {MAX_RATIO} times its size", where=str(file), remedy="unpack it first"
+                    )
+                if kind == "csv" and number == 1 and (columns := line.count(b",") + 1) > MAX_COLUMNS:
+                    return _too_wide(file, columns)
+                if kind != "json":
+                    continue
+                if not array and line.count(b"[") + line.count(b"{") > FEW_BRACKETS and (fault := _too_deep(line)):
+                    return LabError(f"row {number} {fault}", where=str(file), remedy="leave it out")
+                if not objects and line.startswith(b"{") and (columns := line.count(b'":')) > MAX_COLUMNS:
+                    with suppress(ValueError, RecursionError):
+                        if (columns := len(json.loads(line))) > MAX_COLUMNS:
+                            return _too_wide(file, columns)
+                objects += line.strip() not in (b"", b"null")
+        if kind == "json" and first == b"[" and (fault := _too_deep(b"".join(_lines(file)))):
+            return LabError(fault, where=str(file), remedy="one JSON object a line is read best")
+    except Exception:  # damaged in another way, which its reader finds
+        return None
+    if kind == "json" and number and not objects:
+        return LabError("row 1 is null, not an object, as are all others", where=str(file), remedy="one JSON object a line")
+    return None
+
+
+def _too_wide(file: Path, columns: int) -> LabError:
+    return LabError(
+        f"has {columns:,} columns, more than {MAX_COLUMNS:,}", where=str(file), remedy="keep the columns with text in them"
+    )
+
+
+def _too_deep(text: bytes) -> str:
+    try:
+        json.loads(text)
+    except RecursionError:
+        return "is nested too deep to be read"
+    except ValueError:
+        return ""
+    return ""
+
+
 def _fault(file: Path, kind: str) -> LabError | None:
     if kind in ("parquet", "arrow"):
         return _table_fault(file, kind)
@@ -80,6 +147,8 @@ def _fault(file: Path, kind: str) -> LabError | None:
     if kind == "json" and _is_array(file):
         try:
             json.loads(b"".join(_lines(file)))
+        except RecursionError:
+            return LabError("is nested too deep to be read", where=str(file))
         except json.JSONDecodeError as error:
             return LabError(f"is not valid JSON ({error.msg} in line {error.lineno}, column {error.colno})", where=str(file))
     if kind == "csv":
@@ -91,6 +160,8 @@ def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, 
     """Returns what is wrong with a line of JSONL; `types` remembers the type of each column and where it was seen."""
     try:
         row = json.loads(text)
+    except RecursionError:
+        return LabError(f"row {number} is nested too deep to be read", where=str(file), remedy="leave it out")
     except json.JSONDecodeError as error:
         cut = " (it seems cut off)" if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
         return LabError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, real_id
-from llmlab.data.faults import explain, not_utf8, numbered
+from llmlab.data.faults import SCANNED_OF_STREAM, explain, not_utf8, numbered, unbounded
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def local_files(name: str, split: str = "train") -> list[Path]:
             raise LabError("no readable files in this folder", where=name, remedy=f"readable are {_readable()}")
         return _of_split(files, path, split)
     if path.exists():
+        if not path.is_file():
+            raise LabError("is a pipe or a device, not a file", where=name, remedy="write what it gives to a file first")
         if not _kind(path):
             raise LabError(
                 f"files of type {path.suffix or 'unknown'!r} cannot be read",
@@ -173,6 +175,8 @@ def _from_files(files: list[Path], source: SourceConfig, stream: bool, piece: in
     kind = kinds.pop()
     for file in files:
         _check_readable(file, kind)
+        if kind in ("text", "json", "csv") and (fault := unbounded(file, kind, most=SCANNED_OF_STREAM if stream else None)):
+            raise fault
     names = [str(file) for file in files]
     if kind == "json" and not stream:  # its reader takes any bytes, and fails when a row is looked at
         for file in files:
