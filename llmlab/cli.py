@@ -445,7 +445,7 @@ def command_line(arguments: list[str] | None = None) -> int:
 
 
 def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
-    """Returns `key=value` pairs as a dictionary; values are JSON where they parse as such, else text.
+    """Returns `key=value` pairs as a dictionary; values are JSON where they parse as such (1e3 as the whole number), else text.
 
     Raises:
         LabError: when a pair has no `=`.
@@ -456,10 +456,20 @@ def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise LabError(f"`--set {pair}` has no value", remedy="write --set key=value")
         try:
-            changes[key.strip()] = json.loads(value)
+            parsed = json.loads(value)
+            whole = isinstance(parsed, float) and "e" in value.lower() and parsed.is_integer()
+            changes[key.strip()] = int(parsed) if whole else parsed
         except json.JSONDecodeError:
             changes[key.strip()] = value
     return changes
+
+
+def _changes(cls: Any, set_: list[str] | None) -> dict[str, Any]:
+    """Returns the changes of a block of options, numbers as people write them included."""
+    from llmlab.config.base import as_number
+
+    changes = parse_changes(set_)
+    return {name: as_number(cls, name, value) if isinstance(value, str) else value for name, value in changes.items()}
 
 
 def _load(path: Path, set_: list[str] | None) -> Any:
@@ -495,7 +505,7 @@ def _source(line: str, set_: list[str] | None) -> Any:
     from llmlab.config.base import validate
 
     source = validate(SourceConfig, line)
-    return validate(SourceConfig, {**source.model_dump(exclude_unset=True), **parse_changes(set_)}) if set_ else source
+    return validate(SourceConfig, {**source.model_dump(exclude_unset=True), **_changes(SourceConfig, set_)}) if set_ else source
 
 
 def _quiet_datasets() -> None:
@@ -509,7 +519,7 @@ def _session(checkpoint: str, set_: list[str] | None) -> Any:
     from llmlab.config.base import validate
     from llmlab.config.chat import ChatSettings
 
-    settings = validate(ChatSettings, parse_changes(set_))
+    settings = validate(ChatSettings, _changes(ChatSettings, set_))
     from llmlab.runs.folder import find_model
 
     find_model(checkpoint)  # a wrong path is told before torch is loaded

@@ -14,7 +14,7 @@ from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.chat.generation import Piece, is_chat_model, stream
-from llmlab.config.base import validate
+from llmlab.config.base import as_number, validate
 from llmlab.config.chat import ChatSettings
 from llmlab.data.render import render
 from llmlab.errors import LabError
@@ -142,7 +142,7 @@ class ChatSession:
         try:
             parsed = json.loads(value)
         except json.JSONDecodeError:
-            parsed = None if value == "none" else value
+            parsed = None if value == "none" else as_number(ChatSettings, name, value)
         self.settings = self._changed(name, parsed)
         console.print(f"{name} is now {getattr(self.settings, name)}", style="dim")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
+import types
 import typing
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, TypeAdapter, ValidationError, model_validator
@@ -107,6 +110,40 @@ def validate_option(cls: type[LabBaseConfig], name: str, value: Any) -> Any:
         raise LabError(_explain(cls, {**fault, "loc": (name, *fault["loc"])})) from None
 
 
+SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
+NUMBER = re.compile(
+    r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*|(?=\.\d))(?:\.\d+)?(?:e[+-]?\d{1,3})?)\s*([kmb%]?)", re.IGNORECASE | re.ASCII
+)
+
+
+def as_number(cls: type[LabBaseConfig], name: str, text: str) -> Any:
+    """Returns the number that a person wrote for an option, as its type takes it: "4,000", "4k", "1e3", "1_000", "20%".
+
+    The text itself is returned where the option takes texts, or where it is no number of that kind: a share takes "20%", a
+    whole number takes only what is whole ("1.5k", but not "1.000", which is a thousand in some countries).
+    """
+    field = cls.model_fields.get(name)
+    kinds = set(members(field.annotation)) if field else set()
+    found = NUMBER.fullmatch(text.strip())
+    if not found or str in kinds or not kinds & {int, float} or len(text) > 40:
+        return text
+    digits, unit = re.sub("[,_]", "", found[1]), found[2].lower()
+    if unit == "%" and not _is_share(field):
+        return text
+    if float not in kinds and "." in digits and not unit and "e" not in digits.lower():
+        return text
+    value = Decimal(digits) * (Decimal("0.01") if unit == "%" else Decimal(SUFFIXES.get(unit, 1)))
+    if float not in kinds:
+        return int(value) if value == value.to_integral_value() and value.adjusted() < 40 else text
+    return int(value) if int in kinds and value == value.to_integral_value() and value.adjusted() < 40 else float(value)
+
+
+def _is_share(field: Any) -> bool:
+    bounds = [getattr(rule, bound, None) for rule in field.metadata for bound in ("lt", "le")]
+    small = any(bound is not None and bound <= 1 for bound in bounds)
+    return float in members(field.annotation) and (small or (field.description or "").startswith("Share "))
+
+
 def _likeliest(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the faults without those of the other branches of a union (pydantic reports every branch)."""
     kept = []
@@ -146,7 +183,18 @@ def _explain(cls: type[LabBaseConfig], fault: dict[str, Any]) -> str:
     if kind.endswith(("_type", "_parsing")) or kind == "int_from_float":
         wanted = _TYPE_WORDS.get(kind.split("_")[0], kind.split("_")[0])
         return f"`{name}` {value!r} ({type(value).__name__}) is not {wanted}"
+    if kind == "string_pattern_mismatch":
+        return f"`{name}` {value!r} is not made of {in_words(fault['ctx']['pattern'])}"
     return f"`{name}` {value!r}: {fault['msg']}"
+
+
+# the pattern of an option -> what a text has to be made of
+PATTERNS = {r"^[\w.+-]+$": "letters, digits and . + - _ (no spaces)"}
+
+
+def in_words(pattern: str) -> str:
+    """Returns the rule that a pattern of an option stands for."""
+    return PATTERNS[pattern]
 
 
 _BOUNDS = {
@@ -196,6 +244,12 @@ def _owner_of(cls: type[LabBaseConfig], path: list) -> tuple[type[LabBaseConfig]
         if nested:
             owner = (named or nested)[0]
     return owner, field
+
+
+def members(annotation: Any) -> list[Any]:
+    """Returns the types that an annotation takes, None aside."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return [member for member in (typing.get_args(annotation) if union else (annotation,)) if member is not type(None)]
 
 
 def _flat(annotation: Any) -> list[Any]:

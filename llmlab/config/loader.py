@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, validate
+from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, as_number, validate
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.dual_head import DualHeadConfig
 from llmlab.config.grpo import GRPOConfig
@@ -146,7 +146,8 @@ def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
             if not isinstance(block, LabBaseConfig):
                 raise LabError(f"unknown option `{key}`", remedy=f"`{parent}` is no block of options here")
             target = target[parent]
-        target[last if parents else aliases.get(last, last)] = value
+        last = last if parents else aliases.get(last, last)
+        target[last] = as_number(type(block), last, value) if isinstance(value, str) else value
     changed = {aliases.get(key, key) for key in changes}
     draft = {**{name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}, **data}
     for name, info in cls.options().items():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import model_validator
 
-from llmlab.config.base import LabBaseConfig
+from llmlab.config.base import LabBaseConfig, as_number
 from llmlab.config.options import option
 
 FUNCTIONS = (
@@ -39,7 +39,7 @@ class RewardSource(LabBaseConfig):
         parsed: dict[str, Any] = {"name": name}
         if rest and rest[0]:
             try:
-                parsed["weight"] = float(rest[0])
+                parsed["weight"] = float(as_number(cls, "weight", rest[0]))
             except ValueError:
                 raise ValueError(f"the weight {rest[0]!r} in {data!r} is not a number") from None
         if len(rest) > 1 and rest[1]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from llmlab.config.base import LabBaseConfig
+from llmlab.config.base import LabBaseConfig, as_number
 from llmlab.config.options import option
 
 SHAPES = ("text", "messages", "prompt_completion", "preference", "prompt_answer", "prompt", "classification")
@@ -101,7 +101,7 @@ class SourceConfig(LabBaseConfig):
             parsed["subset"] = rest[0]
         if len(rest) > 1 and rest[1]:
             try:
-                parsed["weight"] = float(rest[1])
+                parsed["weight"] = float(as_number(cls, "weight", rest[1]))
             except ValueError:
                 raise ValueError(f"the weight {rest[1]!r} in {data!r} is not a number") from None
         return parsed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import re
-import types
 import typing
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmlab.config import METHOD_PRESETS, MODEL_PRESETS, LabBaseConfig
-from llmlab.config.base import KindConfig, validate, validate_option
+from llmlab.config.base import KindConfig, as_number, in_words, members, validate, validate_option
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.config.training import NEWEST
 from llmlab.errors import LabError
@@ -274,7 +273,7 @@ def ask_field(
     typed: str | None = None
     while True:
         try:
-            if (lined := _lined(_members(cls.model_fields[name].annotation))) is not None:
+            if (lined := _lined(members(cls.model_fields[name].annotation))) is not None:
                 return _ask_lines(lined, name, value, partial(console.print, explanation(cls, name)), back=back, below=below)
             answer = ask(_question(cls, name, value, typed), below=below, back=back, explains=True)
             return _parse(cls, name, answer) if isinstance(answer, _Text) else answer
@@ -289,7 +288,7 @@ class _Text(str):
 
 def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None) -> questionary.Question:
     field, info = cls.model_fields[name], option_info(cls.model_fields[name])
-    kinds = _members(field.annotation)
+    kinds = members(field.annotation)
     choices = next((typing.get_args(kind) for kind in kinds if typing.get_origin(kind) is Literal), ())
     if kinds == [bool]:
         return questionary.confirm(name, default=value)
@@ -320,7 +319,7 @@ def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
     field, info = cls.model_fields[name], option_info(cls.model_fields[name])
     lines: list[str | Text] = [info.description]
     lines += [styled("  [bold]{}[/bold]  {}", choice, advice) for choice, advice in info.choices.items()]
-    if (lined := _lined(_members(field.annotation))) is not None:
+    if (lined := _lined(members(field.annotation))) is not None:
         of_line = lined.options()
         lines += [styled("Each is a line [bold]{}[/bold]; what is left out has its default.", " | ".join(lined.LINE))]
         lines += [styled("  [bold]{}[/bold]  {}", part, of_line[part].description) for part in lined.LINE]
@@ -332,6 +331,7 @@ def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
         lines.append("May be left empty.")
     if any(getattr(rule, "min_length", None) for rule in field.metadata):
         lines.append("Must not be empty.")
+    lines += [f"Must be made of {in_words(rule.pattern)}." for rule in field.metadata if getattr(rule, "pattern", None)]
     if info.typical:
         lines.append(f"Typical: {info.typical}.")
     default = show(field.get_default(call_default_factory=True)) if not field.is_required() else "none"
@@ -378,12 +378,6 @@ def _about(info: OptionInfo) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _members(annotation: Any) -> list[Any]:
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    members = typing.get_args(annotation) if union else (annotation,)
-    return [member for member in members if member is not type(None)]
-
-
 def _parse(cls: type[LabBaseConfig], name: str, text: str) -> Any:
     """Returns the value that a typed text stands for.
 
@@ -395,10 +389,11 @@ def _parse(cls: type[LabBaseConfig], name: str, text: str) -> Any:
     if not text and type(None) in typing.get_args(field.annotation):
         return None
     try:
-        value: Any = json.loads(text) if str not in _members(field.annotation) or text[:1] in '{["' else text
-    except json.JSONDecodeError:
+        value: Any = json.loads(text) if str not in members(field.annotation) or text[:1] in '{["' else text
+    except (ValueError, RecursionError):
         value = text
-    return validate_option(cls, name, value)
+    number = as_number(cls, name, text)
+    return validate_option(cls, name, value if isinstance(number, str) else number)
 
 
 def _lined(kinds: list[Any]) -> type[LabBaseConfig] | None:
