@@ -9,7 +9,7 @@ from pydantic import model_validator
 from llmlab.config.options import option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, TrainingConfig
+from llmlab.config.training import COMPARED, NEWEST, AdapterOptions, LengthOptions, TrainingConfig
 
 
 class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
@@ -112,6 +112,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         "Pairs of similar length come in the same batch: less padding, a little less random an order.",
         advanced=True,
     )
+    lora_dropout: float = option(0.0, **COMPARED)
     max_length: int = option(1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2)
     max_prompt_length: int = option(
         512,

@@ -7,7 +7,15 @@ from typing import ClassVar, Literal
 from llmlab.config.options import option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import NEWEST, AdapterOptions, FirstOrder, LengthOptions, TrainingConfig, first_order_option
+from llmlab.config.training import (
+    COMPARED,
+    NEWEST,
+    AdapterOptions,
+    FirstOrder,
+    LengthOptions,
+    TrainingConfig,
+    first_order_option,
+)
 
 
 class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
@@ -39,6 +47,7 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
         advanced=True,
         ge=0,
     )
+    lora_dropout: float = option(0.0, **COMPARED)
     max_length: int = option(1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2)
     max_prompt_length: int = option(
         512, "Longest prompt", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1

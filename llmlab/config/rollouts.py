@@ -10,7 +10,7 @@ from llmlab.config.options import option
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import NEWEST, AdapterOptions, FirstOrder, TrainingConfig, first_order_option
+from llmlab.config.training import COMPARED, NEWEST, AdapterOptions, FirstOrder, TrainingConfig, first_order_option
 
 
 class RolloutConfig(AdapterOptions, TrainingConfig):
@@ -34,6 +34,7 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
     top_k: int = option(0, "Top k", "Only the k likeliest tokens are said; 0 for all.", advanced=True, ge=0)
     top_p: float = option(1.0, "Top p", "Only the likeliest tokens of this mass are said.", advanced=True, gt=0, le=1)
     max_prompt_length: int = option(512, "Longest prompt", "Longer prompts are left out and counted.", unit="tokens", ge=1)
+    lora_dropout: float = option(0.0, **COMPARED)
     optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
         1.4e-5,

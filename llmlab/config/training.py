@@ -281,6 +281,17 @@ class LengthOptions(KindConfig):
     )
 
 
+COMPARED = {
+    "title": "LoRA dropout",
+    "description": "Dropout before the added matrices, the only dropout there is: it makes the log-probabilities that this "
+    "method compares differ where the weights do not.",
+    "applies_when": WITH_ADAPTER,
+    "advanced": True,
+    "ge": 0,
+    "lt": 1,
+}  # of `lora_dropout` in methods that compare a policy with a reference, or with itself a moment ago
+
+
 class AdapterOptions(KindConfig):
     """Training a few added weights instead of all of them (Hu et al. 2021; Dettmers et al. 2023)."""
 
@@ -305,13 +316,7 @@ class AdapterOptions(KindConfig):
         ge=1,
     )
     lora_dropout: float = option(
-        0.05,
-        "LoRA dropout",
-        "Dropout before the added matrices; DPO and reward models train without any.",
-        applies_when=WITH_ADAPTER,
-        advanced=True,
-        ge=0,
-        lt=1,
+        0.05, "LoRA dropout", "Dropout before the added matrices.", applies_when=WITH_ADAPTER, advanced=True, ge=0, lt=1
     )
     lora_targets: Literal["all-linear", "attention", "ffn"] | list[str] = option(
         "all-linear",
@@ -337,6 +342,11 @@ class AdapterOptions(KindConfig):
         applies_when=WITH_ADAPTER,
         advanced=True,
     )
+
+    @property
+    def adapter_dropout(self) -> float:
+        """Dropout of the adapter in effect; an adapter that goes on from a checkpoint without `adapter` has none."""
+        return self.lora_dropout if self.frozen_base else 0.0
 
     @property
     def frozen_base(self) -> bool:

@@ -85,6 +85,7 @@ class LabModel(LabPreTrainedModel):
         self.positions = POSITIONS[config.positional_encoding](config)
         self.layers = nn.ModuleList([Block(config, index) for index in range(config.n_layers)])
         self.norm = NORMS[config.norm_type](config)
+        self.dropout = config.dropout  # of the embeddings
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -125,8 +126,8 @@ class LabModel(LabPreTrainedModel):
 
         encoded = self.positions(inputs_embeds, position_ids, self._key_distance(inputs_embeds, past_key_values))
         hidden_states = encoded.hidden_states
-        if self.config.dropout:
-            hidden_states = F.dropout(hidden_states, self.config.dropout, self.training)
+        if self.dropout:
+            hidden_states = F.dropout(hidden_states, self.dropout, self.training)
         if encoded.position_bias is None and self.config._attn_implementation == "sdpa":
             attention_mask = additive(attention_mask, hidden_states)
         if encoded.position_bias is not None:

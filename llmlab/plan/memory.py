@@ -29,7 +29,6 @@ RUNTIME = 560e6  # Python, torch and the libraries on the CPU
 # does not keep; fitted to nine of the jobs of `benchmarks/memory.py`, the others tell whether it holds
 FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9}
 RECOMPUTED = 1.5  # layers' worth alive with checkpointing: a layer made anew, and part of its gradients
-NO_DROPOUT = (DPOConfig, RewardConfig)  # which the library trains without any
 GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}
 
 
@@ -234,9 +233,7 @@ def _layer(config: Any, shape: CheckpointShape) -> float:
     # values for every head
     widths = 5 + ("ffn" in wanted) if adapted else 8
     layer = widths * width + 2 * (shape.kv_heads * shape.head_dim if own else query) + (inputs + ("ffn" in wanted)) * forward
-    if (
-        adapted and config.lora_dropout and not isinstance(config, NO_DROPOUT)
-    ):  # every adapted matrix keeps an input of its own, and which values were dropped
+    if adapted and config.lora_dropout:  # every adapted matrix keeps an input of its own, and which values were dropped
         layer += ("attention" in wanted) * 6 * width + ("ffn" in wanted) * (2.5 * width + forward)
     return layer
 

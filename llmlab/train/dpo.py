@@ -25,6 +25,7 @@ from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.screen import screen
+from llmlab.train.adapters import set_dropout
 from llmlab.train.engine import Job
 from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.train.padding_free import make_padding_free
@@ -63,13 +64,20 @@ class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
     Args:
         padding_free: whether the sequences of a batch share rows.
         lengths: tokens of each training pair, to group by; None for a random order.
+        adapter_dropout: dropout of the adapter; of the model itself there is none.
         **kwargs: of TRL's trainer.
     """
 
-    def __init__(self, *args: Any, padding_free: bool = False, lengths: list[int] | None = None, **kwargs: Any):
+    def __init__(
+        self, *args: Any, padding_free: bool = False, lengths: list[int] | None = None, adapter_dropout: float = 0.0,
+        **kwargs: Any,
+    ):  # fmt: skip
         self._lengths = lengths
         self.length_sampler: LengthGrouped | None = None
         super().__init__(*args, **kwargs)
+        set_dropout(self.model, adapter_dropout)
+        if self.ref_model is not None:
+            set_dropout(self.ref_model, 0.0)
         if padding_free:
             make_padding_free(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
             if self.ref_model is not None:
@@ -141,7 +149,10 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
             max_length=config.max_length,
             precompute_ref_log_probs=sequential,
         ),
-        trainer=partial(DPOTrainer, ref_model=reference, padding_free=config.padding_free, lengths=lengths),
+        trainer=partial(
+            DPOTrainer, ref_model=reference, padding_free=config.padding_free, lengths=lengths,
+            adapter_dropout=config.adapter_dropout,
+        ),
         parent=find_model(config.policy_checkpoint),
         name_parts=name_parts(config),
-    )
+    )  # fmt: skip

@@ -15,13 +15,14 @@ import torch
 import trl
 from peft import PeftModel
 from transformers import PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head
 
 from llmlab.config import GRPOConfig
 from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
+from llmlab.train.adapters import add_reference_adapter, set_dropout
 from llmlab.train.engine import Job
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
@@ -30,21 +31,30 @@ from llmlab.train.trainer import LabTrainerMixin
 
 
 class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
-    """TRL's trainer with a reference that is handed over: the library would load one again, which GGUF files do not allow.
+    """TRL's trainer whose reference is the policy as it was at the start, whatever that was made of.
+
+    TRL would load the reference again by its name, which GGUF files do not allow.
 
     Args:
-        reference: the frozen model, or None where beta is 0 or the policy without its adapter is the reference.
+        held: whether the policy is held to a reference.
+        reference: the frozen model; None where `held` is false, or where the policy is an adapter, of which a copy is kept.
         kl_weight: beta.
+        adapter_dropout: dropout of the adapter; of the model itself there is none.
         **kwargs: of TRL's trainer.
     """
 
-    def __init__(self, *args: Any, reference: PreTrainedModel | None = None, kl_weight: float = 0.0, **kwargs: Any):
+    def __init__(
+        self, *args: Any, held: bool = False, reference: PreTrainedModel | None = None, kl_weight: float = 0.0,
+        adapter_dropout: float = 0.0, **kwargs: Any,
+    ):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.beta = self.args.beta = kl_weight
         if reference is not None:
-            disable_dropout_in_model(reference)
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        elif held:  # only now: TRL rounds an adapter on quantised weights to bf16
+            add_reference_adapter(self.model)
+        set_dropout(self.model, adapter_dropout)
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """Returns the rewards, (answers, functions), and notes how the groups spread."""
@@ -65,6 +75,11 @@ def group_figures(rewards: torch.Tensor) -> dict[str, float]:
     }
 
 
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Returns the policy as it is now, to be held to; None for an adapter, whose own copy is smaller."""
+    return None if isinstance(model, PeftModel) else copy.deepcopy(model).eval().requires_grad_(False)
+
+
 def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
     """Returns the job of a GRPO run.
 
@@ -81,7 +96,7 @@ def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
     ends = stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = prompts_data(config, tokenizer)
-    reference = copy.deepcopy(model) if config.beta and not isinstance(model, PeftModel) else None
+    held = config.beta > 0
     return Job(
         model=model,
         tokenizer=tokenizer,
@@ -102,8 +117,11 @@ def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
             use_vllm=config.use_vllm,
             generation_kwargs={"eos_token_id": ends},
         ),
-        trainer=partial(GRPOTrainer, reward_funcs=rewards, reference=reference, kl_weight=config.beta),
+        trainer=partial(
+            GRPOTrainer, reward_funcs=rewards, held=held, reference=frozen_copy(model) if held else None, kl_weight=config.beta,
+            adapter_dropout=config.adapter_dropout,
+        ),
         parent=find_model(config.policy_checkpoint),
         name_parts=name_parts(config),
         best_by="eval_reward",
-    )
+    )  # fmt: skip

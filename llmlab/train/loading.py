@@ -127,7 +127,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
 
             base_name = PeftConfig.from_pretrained(where).base_model_name_or_path
             check_base(path, base_name)
-            base, _ = load_model(base_name, **kwargs)
+            base = whole(load_model(base_name, **kwargs)[0], base_name)
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
         elif (about := AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])).model_type == DUAL_HEAD:
             check_base(path, about.backbone, made="heads")
@@ -182,6 +182,24 @@ def is_backbone_of(name: str, model: PreTrainedModel) -> bool:
         return False
     one, other = Path(find_model(name)), Path(model.config.backbone)
     return str(one) == str(other) or (one.exists() and other.exists() and one.resolve() == other.resolve())
+
+
+def whole(model: PreTrainedModel, name: str) -> PreTrainedModel:
+    """Returns a model without adapters: one that it has is merged into the weights, as where the base of an adapter is one.
+
+    Raises:
+        LabError: when the weights are quantised, so that merging would round them.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return model
+    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+        raise LabError(
+            "is an adapter that would have to be merged into quantised weights, which rounds it", where=name,
+            remedy=f'merge it first (`llmlab merge {name}`), or load it unquantised: `adapter` "lora", `load_in` "none"',
+        )  # fmt: skip
+    return model.merge_and_unload()
 
 
 def plain(model: PreTrainedModel) -> PreTrainedModel:

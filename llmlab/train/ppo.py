@@ -8,7 +8,6 @@ total = mean over tokens of [ -min(ratio A, clip(ratio) A) + vf_coef * value los
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.runs.folder import find_model
 from llmlab.train.advantages import ValueHead, clipped_value_loss, discounted, explained_variance, gae, token_rewards, whiten
 from llmlab.train.engine import Job
-from llmlab.train.grpo import GRPOTrainer
+from llmlab.train.grpo import GRPOTrainer, frozen_copy
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
 from llmlab.train.sft import name_parts
@@ -179,7 +178,7 @@ def prepare(config: PPOConfig, device: str, precision: str) -> Job:
     ends = stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = prompts_data(config, tokenizer)
-    reference = copy.deepcopy(model) if config.kl_coef and not isinstance(model, PeftModel) else None
+    held = config.kl_coef > 0
     return Job(
         model=model,
         tokenizer=tokenizer,
@@ -200,8 +199,11 @@ def prepare(config: PPOConfig, device: str, precision: str) -> Job:
             reward_weights=[source.weight for source in config.reward_model],
             generation_kwargs={"eos_token_id": ends},
         ),
-        trainer=partial(PPOTrainer, config=config, reward_funcs=rewards, reference=reference),
+        trainer=partial(
+            PPOTrainer, config=config, reward_funcs=rewards, held=held, reference=frozen_copy(model) if held else None,
+            adapter_dropout=config.adapter_dropout,
+        ),
         parent=find_model(config.policy_checkpoint),
         name_parts=name_parts(config),
         best_by="eval_reward",
-    )
+    )  # fmt: skip

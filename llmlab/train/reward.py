@@ -21,14 +21,24 @@ from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base
+from llmlab.train.adapters import set_dropout
 from llmlab.train.engine import Job
-from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_pickles, safely
+from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_pickles, safely, whole
 from llmlab.train.sft import name_parts
 from llmlab.train.trainer import LabTrainerMixin
 
 
 class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):
-    """TRL's trainer on pairs that are tokenised already."""
+    """TRL's trainer on pairs that are tokenised already.
+
+    Args:
+        adapter_dropout: dropout of the adapter; of the model itself there is none.
+        **kwargs: of TRL's trainer.
+    """
+
+    def __init__(self, *args: Any, adapter_dropout: float = 0.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        set_dropout(self.model, adapter_dropout)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -54,7 +64,7 @@ def prepare(config: RewardConfig, device: str, precision: str) -> Job:
         arguments=partial(
             trl.RewardConfig, max_length=config.max_length, center_rewards_coefficient=config.center_rewards or None
         ),
-        trainer=RewardTrainer,
+        trainer=partial(RewardTrainer, adapter_dropout=config.adapter_dropout),
         parent=find_model(config.policy_checkpoint),
         name_parts=name_parts(config),
     )
@@ -90,10 +100,15 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
         elif (path / "adapter_config.json").is_file():
             from peft import PeftConfig, PeftModel
 
-            base_name = PeftConfig.from_pretrained(where).base_model_name_or_path
+            adapter = PeftConfig.from_pretrained(where)
+            base_name = adapter.base_model_name_or_path
             check_base(path, base_name)
-            base = load_scorer(base_name, pad=pad, **kwargs)
-            model = PeftModel.from_pretrained(base, where, is_trainable=True)
+            base = whole(load_scorer(base_name, pad=pad, **kwargs), base_name)
+            if adapter.task_type == "SEQ_CLS":
+                model = PeftModel.from_pretrained(base, where, is_trainable=True)
+            else:  # of a policy: it has no scoring head, which has to learn, so it becomes part of the weights
+                adapter.task_type = None
+                model = whole(PeftModel.from_pretrained(base, where, config=adapter), name)
         else:
             refuse_pickles(path)
             model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **safely(name), **kwargs)

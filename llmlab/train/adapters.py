@@ -1,0 +1,48 @@
+"""Adapters in methods that compare a policy with what it was: dropout, and a frozen copy of the adapter at the start."""
+
+from __future__ import annotations
+
+import copy
+
+from peft import PeftModel
+from torch import nn
+
+REFERENCE = "ref"  # the name of the adapter that TRL's trainers take for the reference
+
+
+def add_reference_adapter(model: PeftModel) -> None:
+    """Adds a frozen copy of the adapter as it is now, under the name that TRL's trainers use for the reference.
+
+    Without the copy they would take the bare base for the reference, which an adapter that goes on from a checkpoint has left.
+    """
+    config = copy.deepcopy(model.peft_config["default"])
+    config.inference_mode = True
+    if hasattr(config, "lora_dropout"):
+        config.lora_dropout = 0.0
+    model.add_adapter(REFERENCE, config)
+    current = dict(model.named_parameters())
+    for name, parameter in current.items():
+        if ".default." in name:
+            copied = current[name.replace(".default.", f".{REFERENCE}.")]
+            copied.data = parameter.data.clone()  # in the same number format, so that both round alike
+            copied.requires_grad_(False)
+
+
+def set_dropout(model: nn.Module, adapter: float) -> None:
+    """Turns all dropout of a model off but that of the adapter that is trained, which becomes `adapter`.
+
+    Log-probabilities of a policy are compared with those of a reference, or with its own of a moment ago: what differs is to be
+    the weights. TRL turns off the modules alone, not the rates that attention and this package's own model hold as numbers.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(value, float):
+                setattr(module, name, 0.0)
+    for module in model.modules():
+        drops = getattr(module, "lora_dropout", None)
+        if isinstance(drops, nn.ModuleDict):
+            for name in drops:
+                rate = 0.0 if name == REFERENCE else adapter
+                drops[name] = nn.Dropout(rate) if rate else nn.Identity()
