@@ -459,7 +459,7 @@ def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
             parsed = json.loads(value)
             whole = isinstance(parsed, float) and "e" in value.lower() and parsed.is_integer()
             changes[key.strip()] = int(parsed) if whole else parsed
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             changes[key.strip()] = value
     return changes
 

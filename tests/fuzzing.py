@@ -68,3 +68,10 @@ def dataset_files() -> dict[str, tuple[bytes, str]]:
         "wide.csv": (names.encode() + b"\n" + names.encode(), "has 40,000 columns, more than 2,000"),
         "wide.jsonl": (row.encode(), "has 40,000 columns, more than 2,000"),
     }  # fmt: skip
+
+
+# options that no machine can honour: each is refused with one line that names the option
+EXCESSIVE: dict[str, Any] = {
+    "seed": 1 << 63, "batch_size": 10**18, "dataloader_workers": 10**6, "sample_tokens": 10**9, "max_steps": 10**30,
+    "learning_rate": 10**400, "save_total_limit": 10**12, "gradient_accumulation_steps": 10**18,
+}  # fmt: skip

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from llmlab.config.options import option
+from llmlab.config.options import LARGEST, option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import COMPARED, NEWEST, AdapterOptions, LengthOptions, TrainingConfig
@@ -99,6 +99,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         applies_when={"reference": ["sequential"]},
         advanced=True,
         ge=1,
+        le=LARGEST,
     )
     padding_free: bool = option(
         True,

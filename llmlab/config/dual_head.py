@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from llmlab.config.options import option
+from llmlab.config.options import LARGEST, option
 from llmlab.config.training import NEWEST, FirstOrder, LengthOptions, TrainingConfig, first_order_option
 
 WITH_PAIRS = {"objective": ["preference", "mixed"]}
@@ -75,7 +75,12 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         8, "Heads of the gate", "Attention heads of the gate; divides the backbone's width.", advanced=True, ge=1
     )
     gating_size: int | None = option(
-        None, "Width of the gate", "Width of the gate's last layer; left out, a quarter of the backbone's.", advanced=True, ge=1
+        None,
+        "Width of the gate",
+        "Width of the gate's last layer; left out, a quarter of the backbone's.",
+        advanced=True,
+        ge=1,
+        le=LARGEST,
     )
     gating_dropout: float = option(
         0.1, "Dropout of the gate", "Dropout of the gate's attention and last layer.", advanced=True, ge=0, lt=1

@@ -97,6 +97,8 @@ def load_config(path: str | Path) -> KindConfig:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise LabError("is a pipe or a device, not a file", where=str(path), remedy="name a config file")
         if path.is_file() and path.stat().st_size > MAX_BYTES:
             raise LabError(f"{path.stat().st_size:,} bytes are too many for a config", where=str(path))
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +109,7 @@ def load_config(path: str | Path) -> KindConfig:
         raise LabError(
             f"is not valid JSON ({error.msg} at {place})", where=str(path), remedy="it may be cut off or mistyped there"
         ) from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # other bytes, a NUL in the path, a number of thousands of digits, nesting
         raise LabError("is not a JSON text file", where=str(path)) from None
     except OSError as error:
         raise LabError(f"cannot be read ({error.strerror})", where=str(path)) from None

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.base import KindConfig
-from llmlab.config.options import option
+from llmlab.config.options import LARGEST, option
 
 GATED_ACTIVATIONS = ("swiglu",)
 ROTARY = ["rope", "yarn"]
@@ -123,6 +123,7 @@ class ModelConfig(KindConfig):
         unit="tokens",
         applies_when={"positional_encoding": ["yarn"]},
         ge=1,
+        le=LARGEST,
     )
     max_seq_len: int = option(
         1024, "Context length", "Longest sequence it is trained on.", unit="tokens", typical="256 to 32,768", ge=1
@@ -134,6 +135,7 @@ class ModelConfig(KindConfig):
         unit="tokens",
         advanced=True,
         ge=1,
+        le=LARGEST,
     )
     dropout: float = option(
         0.0,

@@ -168,6 +168,7 @@ class TrainingConfig(KindConfig):
         unit="tokens",
         advanced=True,
         ge=0,
+        le=100_000,
     )
     log_every: int = option(10, "Log every", "Steps between two logged figures.", unit="steps", advanced=True, ge=1)
     save_every: int = option(
@@ -223,9 +224,21 @@ class TrainingConfig(KindConfig):
         },
         advanced=True,
     )
-    seed: int = option(42, "Seed", "Start of every random number: the same seed gives the same run.", advanced=True, ge=0)
+    seed: int = option(
+        42,
+        "Seed",
+        "Start of every random number: the same seed gives the same run.",
+        advanced=True,
+        ge=0,
+        le=2**32 - 1,  # numpy's bound
+    )
     dataloader_workers: int = option(
-        0, "Loader processes", "Processes that prepare batches beside the training process; 0 uses none.", advanced=True, ge=0
+        0,
+        "Loader processes",
+        "Processes that prepare batches beside the training process; 0 uses none.",
+        advanced=True,
+        ge=0,
+        le=256,
     )
     deterministic: bool = option(
         False, "Deterministic", "Only kernels that give the same bits every time; slower.", advanced=True

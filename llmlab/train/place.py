@@ -115,6 +115,8 @@ def _folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
         yield given.parent if given.name.startswith("checkpoint-") else given
         return
     first = Path(config.output_dir) if config.output_dir else RUNS / (config.name or run_name(name_parts(config)))
+    if first.exists() and not first.is_dir():
+        raise LabError("is a file, not a folder", where=str(first), remedy="choose another `output_dir`")
     yield first
     yield from (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
 

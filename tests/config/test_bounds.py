@@ -1,0 +1,63 @@
+"""Upper bounds of options, and what is named as a config and is none."""
+
+import os
+
+import pytest
+
+from llmlab.cli import parse_changes
+from llmlab.config import KINDS, PretrainConfig, load_config
+from llmlab.config.base import validate
+from llmlab.errors import LabError
+from llmlab.screen import LabConsole
+from llmlab.train.place import begin
+from tests.fuzzing import EXCESSIVE, nested
+
+
+@pytest.mark.parametrize("name", EXCESSIVE)
+def test_a_size_that_no_machine_has_is_refused_by_name(name):
+    with pytest.raises(LabError) as caught:
+        validate(PretrainConfig, {"kind": "pretrain", name: EXCESSIVE[name]})
+    assert str(caught.value).startswith(f"`{name}` ") and "\n" not in str(caught.value)
+
+
+def test_every_whole_number_has_an_upper_bound():
+    open_ended = [
+        f"{kind}.{name}"
+        for kind, cls in KINDS.items()
+        for name, field in cls.model_fields.items()
+        if field.annotation in (int, int | None)
+        and not any(getattr(rule, "le", None) or getattr(rule, "lt", None) for rule in field.metadata)
+    ]
+    assert open_ended == []
+
+
+@pytest.mark.parametrize("text", ["1" * 50_000, nested(100_000), "NaN", "1e999"])
+def test_values_that_json_cannot_hold_are_refused_as_texts_or_numbers(text, tmp_path):
+    with pytest.raises(LabError, match="`max_steps`"):
+        validate(PretrainConfig, {"kind": "pretrain", **parse_changes([f"max_steps={text}"])})
+    (tmp_path / "a.json").write_text(f'{{"kind": "pretrain", "max_steps": {text}}}')
+    with pytest.raises(LabError):
+        load_config(tmp_path / "a.json")
+
+
+def test_pipes_devices_and_folders_are_no_configs(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", "/dev/urandom"):
+        with pytest.raises(LabError, match="is a pipe or a device, not a file"):
+            load_config(path)
+    for path in (tmp_path, "/", "a\0b", "a" * 300):
+        with pytest.raises(LabError):
+            load_config(path)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/dev/null/x", "/proc/x"])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    config = PretrainConfig(output_dir=place)
+    with (
+        pytest.raises(LabError, match=r"is a file, not a folder|cannot be made"),
+        begin(config, "auto", LabConsole(quiet=True)),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
