@@ -24,6 +24,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.train.adapters import add_reference_adapter, set_dropout
 from llmlab.train.engine import Job
+from llmlab.train.environment import processes
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
 from llmlab.train.sft import name_parts
@@ -106,7 +107,7 @@ def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
             beta=0.0,  # the reference is handed to the trainer, which then sets it
             num_generations=config.group_size,
             num_generations_eval=1,
-            generation_batch_size=config.batch_size,
+            generation_batch_size=config.batch_size * processes(),  # the library counts all processes
             max_completion_length=config.max_new_tokens,
             temperature=config.grpo_temperature,
             top_k=config.top_k,

@@ -24,6 +24,7 @@ from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.runs.folder import find_model
 from llmlab.train.advantages import ValueHead, clipped_value_loss, discounted, explained_variance, gae, token_rewards, whiten
 from llmlab.train.engine import Job
+from llmlab.train.environment import processes
 from llmlab.train.grpo import GRPOTrainer, frozen_copy
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
@@ -188,7 +189,7 @@ def prepare(config: PPOConfig, device: str, precision: str) -> Job:
             beta=0.0,
             num_generations=2,  # the least that the parent allows; here each answer is compared with the critic alone
             num_generations_eval=1,
-            generation_batch_size=config.batch_size,
+            generation_batch_size=config.batch_size * processes(),  # the library counts all processes
             max_completion_length=config.max_new_tokens,
             temperature=config.temperature,
             top_k=config.top_k,
