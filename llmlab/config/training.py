@@ -204,7 +204,7 @@ class TrainingConfig(KindConfig):
         "Attention backend",
         "Which kernel computes attention; the one in use is recorded in run.json.",
         choices={
-            "auto": "sdpa",
+            "auto": "sdpa where the architecture and the device support it, else eager",
             "sdpa": "PyTorch's own kernels: right nearly always",
             "flex": "PyTorch's compiled attention: fast for packed rows on GPUs",
             "flash": "the flash-attn package, where it is installed",

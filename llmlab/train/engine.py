@@ -52,7 +52,7 @@ from llmlab.train.environment import (
     quiet_libraries,
 )
 from llmlab.train.keys import KEYS, Keys
-from llmlab.train.loading import choose_device, choose_precision
+from llmlab.train.loading import attention_in_use, choose_device, choose_precision
 from llmlab.train.optimizers import build_optimizer
 from llmlab.train.place import Start, as_run, begin
 from llmlab.train.resume import Stopped, go_back
@@ -456,9 +456,8 @@ def _say_plan(config: TrainingConfig, job: Job, device: str, precision: str, con
     share = f"{total:,} parameters" + (f", {trained:,} trained ({trained / total:.2%})" if trained != total else "")
     facts = ", ".join(f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{key} {value}"
                       for key, value in job.data.facts.items())  # fmt: skip
-    console.print(
-        f"{share} on {device} in {precision}; effective batch {effective_batch(config)} (batch x accumulation x devices)"
-    )
+    how = f"on {device} in {precision}, {attention_in_use(job.model)} attention"
+    console.print(f"{share} {how}; effective batch {effective_batch(config)} (batch x accumulation x devices)")
     console.print(f"data: {facts}", highlight=False)
     for note in job.data.notes:
         console.print(note, style="yellow", highlight=False)
@@ -476,7 +475,7 @@ def _facts(config: TrainingConfig, job: Job, device: str, precision: str, parame
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "device": device,
         "precision": precision,
-        "attention": job.model.config._attn_implementation,
+        "attention": attention_in_use(job.model),
         "parameters": parameters,
         "trained_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
         "data": job.data.facts,

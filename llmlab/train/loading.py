@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llmlab.config import LabBaseConfig
 from llmlab.data.cache import cached
@@ -61,21 +70,60 @@ def choose_precision(wanted: str, device: str) -> str:
     return wanted
 
 
-def attention_kernel(config: LabBaseConfig) -> str:
-    """Returns the library's name of the attention backend.
+def attention_kernel(config: LabBaseConfig, device: str) -> str | None:
+    """Returns the name that transformers has for the attention backend; None lets it take sdpa where the model supports it,
+    else eager.
+
+    On MPS "auto" is eager: sdpa gives NaN there for rows with padding.
 
     Raises:
         LabError: when flash attention is asked for and its package is missing.
     """
-    kernel = {"auto": "sdpa", "flex": "flex_attention", "flash": "flash_attention_2"}.get(
-        config.attention_backend, config.attention_backend
-    )
+    kernel = {"flex": "flex_attention", "flash": "flash_attention_2"}.get(config.attention_backend, config.attention_backend)
+    if kernel == "auto":
+        return "eager" if device == "mps" else None
     if kernel == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available
 
         if not is_flash_attn_2_available():
             raise LabError('`attention_backend` "flash" needs the flash-attn package and a GPU', remedy='use "sdpa"')
     return kernel
+
+
+# transformers' name of a kernel -> the class attribute that says whether a model supports it, and our name of the kernel
+KERNELS = {
+    "sdpa": ("_supports_sdpa", "sdpa"),
+    "flex_attention": ("_supports_flex_attn", "flex"),
+    "flash_attention_2": ("_supports_flash_attn", "flash"),
+}
+
+
+def refuse_kernel(about: PreTrainedConfig, classes: Any, kernel: str | None, where: str) -> None:
+    """Refuses an attention backend that the architecture does not support.
+
+    Args:
+        about: the model's config.
+        classes: transformers' mapping from configs to the classes of the task.
+        kernel: transformers' name of the backend; None when it may choose.
+        where: the model.
+
+    Raises:
+        LabError: with the backends that it supports.
+    """
+    if kernel not in KERNELS or type(about) not in classes:
+        return
+    cls = classes[type(about)]
+    if not getattr(cls, KERNELS[kernel][0]):
+        others = [name for flag, name in KERNELS.values() if getattr(cls, flag)]
+        raise LabError(
+            f'`attention_backend` "{KERNELS[kernel][1]}" is not supported by {about.model_type} models', where=where,
+            remedy=f"use {' or '.join(['auto', *others, 'eager'])}",
+        )  # fmt: skip
+
+
+def attention_in_use(model: PreTrainedModel) -> str:
+    """Returns transformers' name of the attention kernel that a model computes with, of a dual head its backbone's."""
+    return str(getattr(model, "backbone", model).config._attn_implementation)
 
 
 def refuse_what_cannot_write(where: str) -> None:
@@ -135,6 +183,8 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             model = LabDualHeadForCausalLM.from_pretrained(where, config=about, backbone=backbone)
         else:
             two_parts = about.is_encoder_decoder
+            classes = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if two_parts else MODEL_FOR_CAUSAL_LM_MAPPING
+            refuse_kernel(about, classes, kwargs.get("attn_implementation"), name)
             model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **safe, **kwargs)
             if "quantization_config" in kwargs:
                 model = equal_4bit_products(model)
@@ -302,7 +352,7 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
 
 def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
     """Returns how a policy, and the reference it is held to, are loaded: kernels, number format, quantisation."""
-    kwargs: dict[str, Any] = {"attn_implementation": attention_kernel(config), "dtype": torch.float32}
+    kwargs: dict[str, Any] = {"attn_implementation": attention_kernel(config, device), "dtype": torch.float32}
     if config.frozen_base and config.quantised != "none":
         from transformers import BitsAndBytesConfig
 

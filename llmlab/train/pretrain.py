@@ -40,8 +40,8 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
     check_vocabulary(shape, len(tokenizer))
     tokenizer.chat_template = None  # a base model is completed, not chatted with; sft gives it a template
     data = pretrain_data(config, tokenizer, shape.max_seq_len)
-    kernel = attention_kernel(config)
-    if kernel.startswith("flash") and shape.positional_encoding == "alibi":
+    kernel = attention_kernel(config, device)
+    if config.attention_backend == "flash" and shape.positional_encoding == "alibi":
         raise LabError('`attention_backend` "flash" cannot add the bias of alibi', remedy='use "sdpa" or "flex"')
     lab_config = LabConfig.from_model_config(shape, **token_ids(tokenizer))
     if config.init_from:

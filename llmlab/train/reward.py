@@ -11,7 +11,13 @@ from typing import Any
 
 import torch
 import trl
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from llmlab.config import RewardConfig
 from llmlab.data.prepare import dpo_data
@@ -23,7 +29,7 @@ from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base
 from llmlab.train.adapters import set_dropout
 from llmlab.train.engine import Job
-from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_pickles, safely, whole
+from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_kernel, refuse_pickles, safely, whole
 from llmlab.train.sft import name_parts
 from llmlab.train.trainer import LabTrainerMixin
 
@@ -111,6 +117,9 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
                 model = whole(PeftModel.from_pretrained(base, where, config=adapter), name)
         else:
             refuse_pickles(path)
+            if kernel := kwargs.get("attn_implementation"):
+                about = AutoConfig.from_pretrained(where, trust_remote_code=safely(name)["trust_remote_code"])
+                refuse_kernel(about, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, kernel, name)
             model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **safely(name), **kwargs)
     except LabError:
         raise
