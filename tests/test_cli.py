@@ -51,6 +51,8 @@ def place(tmp_path, base_config):
         (["new", "model"], "there is no terminal to ask in"),
         (["new", "model", "--yes", "-o", "/proc/none/x.json"], "cannot be written"),
         (["run", "half.json"], "not valid JSON"),
+        (["new", "dual_head", "--yes", "--set", "policy_checkpoint=x"], "here the model to begin with is `backbone`"),
+        (["run", "base.json", "--resume", "latest"], "`--resume auto`, the default, takes the newest checkpoint"),
         (["run", "none.json"], "no such config"),
         (["run", "folder"], "holds no run"),
         (["run", "base.json", "--set", "datasets=[\"empty.txt\"]"], "is empty"),

@@ -224,8 +224,13 @@ def _nearest(kind: str, bound: Any, value: Any, field: Any) -> str:
     return ""
 
 
+STARTS = ("policy_checkpoint", "backbone", "policy", "base_model")  # what kinds call the model they begin with
+
+
 def _suggest(name: str, owner: type[LabBaseConfig] | None) -> str:
     names = [known for field, info in (owner.options() if owner else {}).items() for known in (field, *info.aliases)]
+    if name in STARTS and (start := getattr(owner, "STARTS_FROM", "")):
+        return f": here the model to begin with is `{start}`"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f": did you mean `{near[0]}`?" if near else f": the options are {', '.join(owner.options())}" if owner else ""
 

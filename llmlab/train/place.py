@@ -106,6 +106,10 @@ def begin(config: TrainingConfig, resume: str, console: Console) -> Iterator[Sta
 def _folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
     if resume not in ("auto", "never"):
         given = Path(resume)
+        if resume in ("latest", "last", "newest") and not given.is_dir():
+            raise LabError(
+                f"`--resume {resume}` is not known", remedy="`--resume auto`, the default, takes the newest checkpoint"
+            )
         if not given.is_dir():
             raise LabError(
                 "there is no such checkpoint",

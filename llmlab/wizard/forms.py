@@ -137,7 +137,7 @@ class Form:
             self._advanced = ask(question, below=lambda _: HINT.replace(EXPLAINS, ""), back=back)
             return
         offered = _offered(self.cls, name, self.values)
-        self.values[name] = ask_field(self.cls, name, offered, self.console, back=back, below=partial(self.below, name))
+        self.values[name] = self._answer(name, offered, back=back)
         self._answered.add(name)
 
     def made(self, values: dict[str, Any], *further: str) -> KindConfig:
@@ -226,9 +226,13 @@ class Form:
             drafts.forget(self.cls)
         return None
 
+    def _answer(self, name: str, offered: Any, *, back: bool = True) -> Any:
+        below, preset = partial(self.below, name), {"start": self.start[name], "origin": self.origin}
+        return ask_field(self.cls, name, offered, self.console, back=back, below=below, **preset)
+
     def _change(self, name: str) -> None:
         with suppress(Back):
-            self.values[name] = ask_field(self.cls, name, self.values[name], self.console, below=partial(self.below, name))
+            self.values[name] = self._answer(name, self.values[name])
             self._answered.add(name)
 
 
@@ -260,9 +264,9 @@ def show(value: Any) -> str:
 
 def ask_field(
     cls: type[LabBaseConfig], name: str, value: Any, console: Console, *, back: bool = True,
-    below: Callable[[Any], str] | None = None,
+    below: Callable[[Any], str] | None = None, start: Any = None, origin: str = "",
 ) -> Any:  # fmt: skip
-    """Asks for one option until the answer is valid by itself, and returns it.
+    """Asks for one option until the answer is valid by itself, and returns it; `start` and `origin` as in `explanation`.
 
     Raises:
         Cancelled: when the person leaves.
@@ -274,11 +278,13 @@ def ask_field(
     while True:
         try:
             if (lined := _lined(members(cls.model_fields[name].annotation))) is not None:
-                return _ask_lines(lined, name, value, partial(console.print, explanation(cls, name)), back=back, below=below)
+                return _ask_lines(
+                    lined, name, value, partial(console.print, explanation(cls, name, start, origin)), back=back, below=below
+                )
             answer = ask(_question(cls, name, value, typed), below=below, back=back, explains=True)
             return _parse(cls, name, answer) if isinstance(answer, _Text) else answer
         except Explain as wish:
-            console.print(explanation(cls, name))
+            console.print(explanation(cls, name, start, origin))
             typed = wish.typed
 
 
@@ -314,8 +320,15 @@ def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None
     return asked
 
 
-def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
-    """Returns all that is known of an option: what it does, when to choose what, its rule, its default and the presets'."""
+def explanation(cls: type[LabBaseConfig], name: str, start: Any = None, origin: str = "") -> Panel:
+    """Returns all that is known of an option: what it does, when to choose what, its rule, its default and the presets'.
+
+    Args:
+        cls: the config's class.
+        name: of the option.
+        start: the value that the form began with, where it has an origin.
+        origin: of that value: the name of a preset or of a file.
+    """
     field, info = cls.model_fields[name], option_info(cls.model_fields[name])
     lines: list[str | Text] = [info.description]
     lines += [styled("  [bold]{}[/bold]  {}", choice, advice) for choice, advice in info.choices.items()]
@@ -335,7 +348,7 @@ def explanation(cls: type[LabBaseConfig], name: str) -> Panel:
     if info.typical:
         lines.append(f"Typical: {info.typical}.")
     default = show(field.get_default(call_default_factory=True)) if not field.is_required() else "none"
-    lines.append(f"Default: {default}.")
+    lines.append(f"{origin} has {show(start)}; the default is {default}." if origin else f"Default: {default}.")
     kind = getattr(cls, "KIND", "")
     found = {size: values[name] for size, values in METHOD_PRESETS.get(kind, {}).items() if name in values}
     if found:

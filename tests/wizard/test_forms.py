@@ -146,6 +146,17 @@ def test_every_option_is_reached_by_some_answers(cls):
         assert name in form.steps() and ADVANCED in form.steps()
 
 
+def test_a_question_mark_shows_the_value_of_the_preset():
+    console = Console(record=True, width=100, file=io.StringIO())
+    config = preset("small")
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        keyboard.send_text("?" + ENTER)
+        values = {name: getattr(config, name) for name in type(config).model_fields}
+        Form(type(config), values, dict(values), console, "small").ask("n_layers", back=False)
+    shown = console.export_text()
+    assert f"small has {config.n_layers}; the default is 24." in shown and "Default: 24" not in shown
+
+
 def test_a_question_mark_explains_and_asks_again():
     console = Console(record=True, width=100, file=io.StringIO())
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
