@@ -30,8 +30,9 @@ from llmlab.screen import LabConsole
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
 CARELESS = 0.5  # share of careless answers in the instruction data
-PLANTED = f"""{CARELESS:.0%} of the answers in the SFT data are wrong on purpose (off by one, a letter missing). DPO gains because
-it corrects them. With clean data the small model reaches about 80% after SFT; DPO on its own mistakes lowers that."""
+PLANTED = f"""{CARELESS:.0%} of the answers in the SFT data are wrong on purpose (off by one, a letter missing).
+DPO gains because it corrects them. With clean data the small model reaches about 80% after SFT; DPO on its own mistakes lowers
+that."""
 DEFAULT_MINUTES = 5.0
 
 
