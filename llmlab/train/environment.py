@@ -96,6 +96,15 @@ def agreed(decide: Callable[[], T]) -> T:
     return box[0]
 
 
+def everywhere(holds: bool) -> bool:
+    """Returns whether something holds in every process of the job; all of them have to ask, and wait for each other."""
+    if processes() == 1:
+        return holds
+    from accelerate.utils import gather_object
+
+    return all(gather_object([holds]))
+
+
 def free_memory() -> None:
     """Gives memory that nobody uses back to the device and to the system."""
     import torch

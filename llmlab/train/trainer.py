@@ -177,6 +177,8 @@ class LabTrainerMixin:
         aside = self._aside / target.name
         resume.write(self, moment, aside)
         self.accelerator.wait_for_everyone()
+        if self.trouble:
+            self.trouble.check_weights(self.model, target)
         if main:
             self.save_extras(aside)
             if self.position:
@@ -184,8 +186,6 @@ class LabTrainerMixin:
             (aside / RUN_CONFIG).write_text(json.dumps(self.run_config))
             for name in LEFT_OUT:
                 (aside / name).unlink(missing_ok=True)
-            if self.trouble:
-                self.trouble.check_weights(self.model, target)
             seal(aside, step=self.state.global_step)
             shutil.rmtree(target, ignore_errors=True)  # one that does not verify
             os.replace(aside, target)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
+from llmlab.train.environment import everywhere
 
 RECENT = 50  # logged losses that a spike is measured against
 SPIKE = 6.0  # standard deviations above their mean
@@ -78,12 +79,13 @@ class Trouble(TrainerCallback):
         self._losses.append(loss)
 
     def check_weights(self, model: Any, checkpoint: Path) -> None:
-        """Looks at the weights before a checkpoint is sealed.
+        """Looks at the weights before a checkpoint is sealed, in all processes at once: each may hold a part of its own.
 
         Raises:
-            LabError: when they are not finite; no resume will take them.
+            LabError: in every process, when those of any are not finite; no resume will take them.
         """
-        if all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad):
+        sound = all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
+        if everywhere(sound):
             return
         raise LabError(
             f"the weights are not finite; {checkpoint.name} was not sealed",

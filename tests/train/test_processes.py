@@ -52,3 +52,37 @@ def test_two_processes_make_and_use_as_many_answers_as_one(base_run, tmp_path, k
     for figure in ("reward", "completions/mean_length", "entropy", "num_tokens"):
         figures = [[line[figure] for line in lines if figure in line and "step" in line] for lines in results]
         assert figures[0] and figures[1] == pytest.approx(figures[0], rel=1e-4), figure
+
+
+PART_OF_ITS_OWN = """
+import os, sys
+from pathlib import Path
+import torch
+from llmlab.errors import LabError
+from llmlab.runs.folder import RunFolder
+from llmlab.screen import LabConsole
+from llmlab.train.environment import join_processes, leave_processes
+from llmlab.train.trouble import Trouble
+join_processes("cpu")
+part, rank = torch.nn.Linear(2, 2), os.environ["RANK"]
+trouble = Trouble(RunFolder(Path(sys.argv[1])), LabConsole(quiet=True), 1)
+trouble.check_weights(part, Path("checkpoint-1"))
+if rank == "1":
+    part.weight.data.fill_(float("nan"))
+try:
+    trouble.check_weights(part, Path("checkpoint-2"))
+except LabError as error:
+    (Path(sys.argv[1]) / f"refused-by-{rank}").write_text(str(error))
+leave_processes()
+"""
+
+
+def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all(tmp_path):
+    (tmp_path / "part.py").write_text(PART_OF_ITS_OWN)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "part.py"),
+         str(tmp_path)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        assert "checkpoint-2 was not sealed" in (tmp_path / f"refused-by-{rank}").read_text()
