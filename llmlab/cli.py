@@ -137,10 +137,12 @@ def run(
         from llmlab.trust import TRUSTED
 
         TRUSTED.update(trust)
-    result = train(loaded, resume=resume)
-    if is_main():
-        typer.echo(result.to_json() if as_json else visible(result.summary()))
-    leave_processes()
+    try:
+        result = train(loaded, resume=resume)
+        if is_main():
+            typer.echo(result.to_json() if as_json else visible(result.summary()))
+    finally:
+        leave_processes()
     raise typer.Exit(exit_code(result))
 
 
