@@ -1,7 +1,8 @@
 """Group-relative policy optimisation through TRL (Shao et al. 2024, eq. 3).
 
 For each prompt `group_size` answers; advantage = (reward - group mean) / (group std + 1e-4); the clipped ratio loss of PPO on
-every token of an answer, averaged over all tokens of the batch; optionally beta times the KL estimate against the reference.
+every token of an answer, averaged over all tokens of the batch; optionally beta times the KL estimate to the reference, which
+is multiplied by the ratio as well: so its gradient is that of the KL itself (DeepSeek-V3.2, 2025).
 """
 
 from __future__ import annotations
