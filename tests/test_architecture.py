@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parent.parent / "llmlab"
 FLOORS = {"errors": 0, "deferred": 0, "files": 0, "trust": 0, "readable": 0, "screen": 0, "config": 0, "plan": 1, "model": 1, "data": 1, "runs": 1, "rewards": 1, "train": 2, "evaluate": 2, "chat": 2,
           "wizard": 3, "quickstart": 3, "cli": 3, "__main__": 4}  # fmt: skip
@@ -37,7 +39,9 @@ def test_imports_go_down():
 
 def run_and_list_modules(code):
     program = f"import sys\n{code}\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=PATIENCE
+    ).stdout.splitlines()[-1]
 
 
 def test_config_layer_never_imports_torch():
@@ -56,9 +60,9 @@ def test_menu_never_imports_torch(tmp_path):
 
 def test_the_three_doors_are_one_program():
     outputs = {
-        subprocess.run([sys.executable, *door, "--help"], capture_output=True, text=True, cwd=ROOT.parent).stdout.split(
-            "Options"
-        )[1]
+        subprocess.run(
+            [sys.executable, *door, "--help"], capture_output=True, text=True, cwd=ROOT.parent, timeout=PATIENCE
+        ).stdout.split("Options")[1]
         for door in (["-m", "llmlab"], ["llmlab_cli.py"])
     }
     assert len(outputs) == 1

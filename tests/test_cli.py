@@ -10,6 +10,7 @@ import pytest
 
 from llmlab.__main__ import main
 from llmlab.config import save_config
+from tests.waiting import PATIENCE, until
 
 
 def llmlab(*arguments, cwd, stdin=""):
@@ -21,6 +22,7 @@ def llmlab(*arguments, cwd, stdin=""):
         cwd=cwd,
         input=stdin,
         env=environment,
+        timeout=PATIENCE,
     )
 
 
@@ -123,7 +125,6 @@ def test_new_check_schema(tmp_path):
 def test_run_stop_resume_generate_info(place):
     """A run stopped by Ctrl+C goes on to the same end as one that was not."""
     import signal
-    import time
 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     settings = ["--set", "max_steps=60", "--set", "save_every=50"]
@@ -132,10 +133,9 @@ def test_run_stop_resume_generate_info(place):
     process = subprocess.Popen([sys.executable, "-m", "llmlab", "run", "base.json", *settings], cwd=place, env=environment,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
     metrics = place / "run" / "metrics.jsonl"
-    while not (metrics.exists() and '"step": 10,' in metrics.read_text()) and process.poll() is None:
-        time.sleep(0.02)
+    until(lambda: (metrics.exists() and '"step": 10,' in metrics.read_text()) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert "goes on from here" in out and json.loads((place / "run" / "run.json").read_text())["status"] == "stopped"
     resumed = llmlab("run", "run", "--json", cwd=place)

@@ -10,13 +10,16 @@ from rich.console import Console
 
 from llmlab.readable import ERRORS, PLAIN
 from llmlab.wizard.data import Learned
+from tests.waiting import PATIENCE
 
 ASCII = {"PYTHONIOENCODING": "ascii"}
 C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 
 def llmlab(*arguments, **environment):
-    done = subprocess.run([sys.executable, "-m", "llmlab", *arguments], capture_output=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        [sys.executable, "-m", "llmlab", *arguments], capture_output=True, env={**os.environ, **environment}, timeout=PATIENCE
+    )
     return done.returncode, done.stdout.decode("ascii"), done.stderr.decode("ascii")
 
 

@@ -57,6 +57,8 @@ def verify(folder: Path) -> str:
         return "was never sealed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
+    if not known:
+        return f"{MANIFEST} names no file"
     for name in known:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             return f"{MANIFEST} names a file outside the folder"

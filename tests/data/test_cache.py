@@ -13,6 +13,7 @@ from llmlab.config import PretrainConfig, SFTConfig
 from llmlab.data.cache import cached
 from llmlab.data.prepare import pretrain_data, sft_data
 from llmlab.data.tokenizer import load_tokenizer
+from tests.waiting import PATIENCE
 
 BUILDER = """
 import sys, time
@@ -40,7 +41,7 @@ def builder(cache, pause):
 
 def test_two_that_want_the_same_build_it_once(tmp_path):
     both = [builder(tmp_path, 0.02) for _ in range(2)]
-    outputs = [process.communicate()[0] for process in both]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert all(output.endswith("20 20\n") for output in outputs)
     assert sum(output.count("building") for output in outputs) == 1
 
@@ -51,9 +52,9 @@ def test_killed_builds_leave_nothing_that_counts(tmp_path, moment):
     assert first.stdout.readline() == "building\n"
     time.sleep(moment)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.wait(PATIENCE)
     assert [p.name for p in (tmp_path / "data").iterdir() if not p.name.startswith(".")] == []
-    assert builder(tmp_path, 0).communicate()[0] == "building\n20 20\n"
+    assert builder(tmp_path, 0).communicate(timeout=PATIENCE)[0] == "building\n20 20\n"
     assert not list((tmp_path / "data").glob(".building*"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -11,8 +10,9 @@ from pathlib import Path
 import pexpect
 import pyte
 
+from tests.waiting import PATIENCE
+
 ENTER, UP, DOWN, ESCAPE, CTRL_C, CTRL_D, CLEAR = "\r", "\x1b[A", "\x1b[B", "\x1b", "\x03", "\x04", "\x15"
-PATIENCE = float(os.environ.get("LLMLAB_PATIENCE", "300"))  # seconds until a test that waits for something gives up
 QUIET = 0.15  # seconds without output after which a screen counts as drawn
 
 

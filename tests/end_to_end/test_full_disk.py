@@ -15,6 +15,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import verify
 from llmlab.train.callbacks import Record
+from tests.waiting import PATIENCE, until
 
 SIZE = 160_000_000  # a run wants to see 64 MB free before it begins
 
@@ -54,23 +55,22 @@ def fill(place):
 
 def test_it_waits_and_ends_alike(base_run, small_disk, tmp_path):
     command = [sys.executable, "-m", "llmlab", "run"]
-    subprocess.run([*command, str(config(base_run, tmp_path, tmp_path / "whole"))], check=True, capture_output=True)
+    subprocess.run(
+        [*command, str(config(base_run, tmp_path, tmp_path / "whole"))], check=True, capture_output=True, timeout=PATIENCE
+    )
     log = tmp_path / "log"
     with open(log, "w") as output:
         child = subprocess.Popen([*command, str(config(base_run, tmp_path, small_disk / "run"))], stdout=output, stderr=output)
     folder = RunFolder(small_disk / "run")
-    while not folder.checkpoints():
-        assert child.poll() is None, log.read_text()
-        time.sleep(0.005)
+    until(lambda: folder.checkpoints() or child.poll() is not None, log.read_text, pause=0.005)
     filler = fill(small_disk)
-    while "the disk is full" not in log.read_text():
-        assert child.poll() is None, log.read_text()
-        time.sleep(0.05)
+    until(lambda: "the disk is full" in log.read_text() or child.poll() is not None, log.read_text)
+    assert child.poll() is None, log.read_text()
     assert verify(folder.checkpoints()[0]) == "", "the earlier checkpoint is whole"
     time.sleep(1.5)
     assert child.poll() is None, "it waits"
     filler.unlink()
-    assert child.wait() == 0, log.read_text()
+    assert child.wait(PATIENCE) == 0, log.read_text()
     weights, wanted = (load_file(place / "final" / "model.safetensors") for place in (folder.path, tmp_path / "whole"))
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     losses = [
@@ -87,17 +87,15 @@ def test_stopped_while_it_waits_nothing_is_lost(base_run, small_disk, tmp_path):
     with open(log, "w") as output:
         child = subprocess.Popen([*command, str(path)], stdout=output, stderr=output)
     folder = RunFolder(small_disk / "run")
-    while not folder.checkpoints():
-        time.sleep(0.005)
+    until(lambda: folder.checkpoints() or child.poll() is not None, log.read_text, pause=0.005)
     filler = fill(small_disk)
-    while "the disk is full" not in log.read_text():
-        assert child.poll() is None, log.read_text()
-        time.sleep(0.05)
+    until(lambda: "the disk is full" in log.read_text() or child.poll() is not None, log.read_text)
+    assert child.poll() is None, log.read_text()
     child.terminate()
-    assert child.wait() == 1 and "earlier checkpoints are whole" in log.read_text()
+    assert child.wait(PATIENCE) == 1 and "earlier checkpoints are whole" in log.read_text()
     assert verify(folder.checkpoints()[0]) == ""
     filler.unlink()
-    again = subprocess.run([*command, str(path)], capture_output=True, text=True)
+    again = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and "resuming from" in again.stderr
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).parent.parent.parent
 
 
 def bench(*arguments):
     command = [sys.executable, str(ROOT / "benchmarks" / arguments[0]), *arguments[1:]]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=2 * PATIENCE)
 
 
 @pytest.mark.parametrize("number, stages", [("KILL", ["pretrain-stream", "ppo"]), ("TERM", ["sft-lora", "grpo"])])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from llmlab.config import save_config
 from llmlab.runs.folder import RunFolder
 from llmlab.train.engine import run
+from tests.waiting import PATIENCE
 
 
 def sources(folder, *, streaming):
@@ -96,7 +97,7 @@ def test_two_processes(base_config, tmp_path, streaming):
         ]
         done = subprocess.run(
             [*command, str(config), "--set", f"output_dir={folder}"], capture_output=True, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("final") == 1, "one process speaks for the job"

@@ -99,7 +99,7 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
     pieces = []
     session.reply(said, pieces.append)
     session.messages.clear()
-    assert all(0 < piece.alpha < 1 for piece in pieces)
+    assert pieces and all(0 < piece.alpha < 1 for piece in pieces)
     answer_at_terminal(session, said, console)
     session.messages.clear()
     session.command("/set alignment 0", console)

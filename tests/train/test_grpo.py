@@ -18,6 +18,7 @@ from llmlab.train import rewards
 from llmlab.train.engine import run
 from llmlab.train.grpo import GRPOTrainer, group_figures
 from llmlab.train.rewards import reward_function
+from tests.waiting import PATIENCE
 
 
 def write(path, rows):
@@ -54,9 +55,9 @@ def test_it_learns_what_is_rewarded(policy, tmp_path):
         and result.metrics["eval_reward"] > result.metrics["before_eval_reward"] + 0.2
     )
     figures = [line for line in RunFolder(result.folder).metrics() if "reward" in line]
-    assert all(
-        name in figures[0] for name in ("group/spread", "group/best", "group/no_signal", "entropy", "kl") if name != "kl"
-    )
+    assert len(figures) == 20
+    for line in figures:  # no reference, no KL
+        assert {"group/spread", "group/best", "group/no_signal", "entropy"} <= line.keys() and "kl" not in line
     assert figures[-1]["group/no_signal"] > figures[0]["group/no_signal"] and result.model.name == "best"
 
 
@@ -187,9 +188,9 @@ def test_a_function_of_ones_own_gets_columns_and_runs_only_with_consent(policy, 
     )
     path = save_config(config(policy, tmp_path, reward_model="mine:score", max_steps=2, eval_every=2), tmp_path / "grpo.json")
     command = [sys.executable, "-m", "llmlab", "run", str(path)]
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL, timeout=PATIENCE)
     assert refused.returncode == 2 and "--trust mine:score" in refused.stderr and not (tmp_path / "imported").exists()
-    agreed = subprocess.run([*command, "--trust", "mine:score"], capture_output=True, text=True, cwd=tmp_path)
+    agreed = subprocess.run([*command, "--trust", "mine:score"], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
     assert agreed.returncode == 0, agreed.stderr[-2000:]
     assert (tmp_path / "imported").exists()
 
@@ -198,7 +199,11 @@ def test_a_failing_reward_ends_the_run_with_one_message(policy, tmp_path):
     (tmp_path / "bad.py").write_text("def f(prompts, completions, **k): return [1 / 0]")
     path = save_config(config(policy, tmp_path, reward_model="bad:f"), tmp_path / "grpo.json")
     done = subprocess.run(
-        [sys.executable, "-m", "llmlab", "run", str(path), "--trust", "bad:f"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "llmlab", "run", str(path), "--trust", "bad:f"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=PATIENCE,
     )
     assert (
         done.returncode == 1

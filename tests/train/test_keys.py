@@ -10,6 +10,7 @@ from llmlab.runs.seal import verify
 from llmlab.train import engine
 from llmlab.train.engine import run
 from llmlab.train.keys import Keys
+from tests.waiting import PATIENCE, until
 
 
 def with_presses(monkeypatch, presses):
@@ -52,8 +53,7 @@ def test_p_saves_and_waits(base_config, tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
 
     def later():
-        while not folder.checkpoints():
-            time.sleep(0.02)
+        until(folder.checkpoints)
         time.sleep(0.5)
         assert [path.name for path in folder.checkpoints()] == ["checkpoint-3"]
         made[0].press("p")
@@ -61,5 +61,5 @@ def test_p_saves_and_waits(base_config, tmp_path, monkeypatch):
     waiting = threading.Thread(target=later)
     waiting.start()
     result = run(base_config(tmp_path / "run"), console=Console(quiet=True))
-    waiting.join()
+    waiting.join(PATIENCE)
     assert not result.stopped_by

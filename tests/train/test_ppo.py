@@ -86,11 +86,6 @@ def config(policy, folder, **changes):  # noqa: F811
 
 def test_it_learns_what_is_rewarded_and_its_critic_what_to_expect(policy, tmp_path):  # noqa: F811
     result = run(config(policy, tmp_path, max_steps=80, eval_every=40))
-    print(
-        "EV",
-        [round(line["explained_variance"], 2) for line in RunFolder(result.folder).metrics() if "explained_variance" in line],
-        result.metrics,
-    )
     assert result.metrics["eval_reward"] > result.metrics["before_eval_reward"] + 0.2
     lines = [line for line in RunFolder(result.folder).metrics() if "value_loss" in line]
     names = (
@@ -174,6 +169,7 @@ def test_one_update_of_the_trainer_equals_the_formula_and_finite_differences(pol
     monkeypatch.setattr(PPOTrainer, "_compute_loss", spied)
     run(config(policy, tmp_path, max_steps=2, max_new_tokens=2, kl_coef=0.5, vf_coef=0.7, eval_every=2, learning_rate=3e-3))
     model, _ = load_model(policy)
+    assert len(seen) == 2
     for loss, gradients, state, head, row, names in seen:
         model.float().load_state_dict(state)
         model.double().eval()

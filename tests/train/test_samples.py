@@ -9,7 +9,7 @@ from datasets import Dataset
 from rich.console import Console
 from safetensors.torch import load_file
 
-from llmlab.config import DPOConfig, PretrainConfig, SFTConfig
+from llmlab.config import SFTConfig
 from llmlab.data.prepare import Prepared
 from llmlab.runs.folder import RunFolder
 from llmlab.train.dashboard import sampled
@@ -55,7 +55,8 @@ def test_samples_change_nothing(base_run, tmp_path):
     made = [run(sft(base_run, tmp_path, sample_tokens=tokens, adapter="lora", lora_dropout=0.3, output_dir=str(tmp_path / str(tokens))))
             for tokens in (0, 8)]  # fmt: skip
     one, other = (load_file(result.folder / "final" / "adapter_model.safetensors") for result in made)
-    assert not RunFolder(made[0].folder).samples() and all(torch.equal(one[name], other[name]) for name in one)
+    assert not RunFolder(made[0].folder).samples() and len(RunFolder(made[1].folder).samples()) == 3
+    assert all(torch.equal(one[name], other[name]) for name in one)
     assert made[0].metrics["train_loss"] == made[1].metrics["train_loss"]
 
 
@@ -79,8 +80,3 @@ def test_a_long_sample_is_cut_where_it_matters_least():
     text = sampled("the beginning " * 50, "the answer\nof two lines " * 50, 120).plain
     assert len(text) <= 124 and text.startswith("...") and "the answer of two lines" in text and text.endswith("...")
     assert sampled("short", "words", 120).plain == "short → words"
-
-
-@pytest.mark.parametrize("cls", [PretrainConfig, SFTConfig, DPOConfig])
-def test_none_are_taken_where_none_are_wanted(cls):
-    assert cls(sample_tokens=0).sample_tokens == 0 and cls().sample_tokens == 48

@@ -1,6 +1,8 @@
 """Forms, driven by keys as a person would."""
 
 import io
+import json
+import re
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -113,21 +115,40 @@ def test_lists_are_asked_line_by_line(tmp_path):
     assert [source.line() for source in made.datasets] == [str(data), "c.jsonl"]
 
 
-OPTIONS = [(cls, name) for cls in (*KINDS.values(), SourceConfig, RewardSource) for name in cls.options() if name not in FIXED]
+def typed(value):
+    """A value as a person would type it."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.mark.parametrize("cls, name", OPTIONS, ids=lambda value: getattr(value, "KIND", None) or str(value))
-def test_every_option_is_explained_and_refuses_what_it_cannot_take(cls, name):
-    console = Console(record=True, width=100, file=io.StringIO())
-    console.print(explanation(cls, name))
-    shown = " ".join(console.export_text().replace("│", " ").split())
-    info = cls.options()[name]
-    assert info.title in shown and info.description.split(",")[0].split(";")[0] in shown and "Default: " in shown
-    assert all(advice.split()[0] in shown for advice in info.choices.values())
-    annotation = str(cls.model_fields[name].annotation)
-    if "int" in annotation or "float" in annotation:
-        with pytest.raises(LabError, match=name):
-            _parse(cls, name, "a whale")
+@pytest.mark.parametrize(
+    "cls", [*KINDS.values(), SourceConfig, RewardSource], ids=lambda cls: getattr(cls, "KIND", cls.__name__)
+)
+def test_what_an_explanation_says_is_so(cls):
+    """The default it names and every choice are taken, its bounds hold on both sides, anything else is refused by name."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    bounds = 0
+    for name in (name for name in cls.options() if name not in FIXED):
+        info, field = cls.options()[name], cls.model_fields[name]
+        console.print(explanation(cls, name))
+        shown = " ".join(console.export_text().replace("│", " ").split())
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if default is not None and not (isinstance(default, list) and default and hasattr(default[0], "line")):
+            assert _parse(cls, name, typed(default)) == default, name
+        for choice, advice in info.choices.items():
+            assert _parse(cls, name, choice) == choice and f"{choice} {advice}" in shown
+        annotation = str(field.annotation)
+        if (info.choices or "int" in annotation or "float" in annotation) and "list" not in annotation:
+            with pytest.raises(LabError, match=f"`{name}`"):
+                _parse(cls, name, "a whale")
+        step = 1 if "int" in annotation else 1e-6
+        for words, inside, outside in (("at least", 0, -step), ("at most", 0, step), ("above", step, 0), ("below", -step, 0)):
+            for said in re.findall(rf"(?:Must be|and) {words} ([-+\d.e]*\d)", shown):
+                bound = float(said) if step != 1 else int(float(said))
+                assert _parse(cls, name, json.dumps(bound + inside)) == bound + inside, name
+                with pytest.raises(LabError, match=f"`{name}`"):
+                    _parse(cls, name, json.dumps(bound + outside))
+                bounds += 1
+    assert bounds or cls is RewardSource
 
 
 @pytest.mark.parametrize("cls", KINDS.values(), ids=lambda cls: cls.KIND)
