@@ -336,8 +336,9 @@ def explanation(cls: type[LabBaseConfig], name: str, start: Any = None, origin: 
         of_line = lined.options()
         lines += [styled("Each is a line [bold]{}[/bold]; what is left out has its default.", " | ".join(lined.LINE))]
         lines += [styled("  [bold]{}[/bold]  {}", part, of_line[part].description) for part in lined.LINE]
-    rules = [f"{words} {getattr(rule, bound):g}" for rule in field.metadata for bound, words in BOUNDS.items()
-             if isinstance(getattr(rule, bound, None), (int, float))]  # fmt: skip
+    bounds = [(words, getattr(rule, bound, None)) for rule in field.metadata for bound, words in BOUNDS.items()]
+    numbers = [(words, value) for words, value in bounds if isinstance(value, int | float)]
+    rules = [f"{words} {value:{',' if isinstance(value, int) else 'g'}}" for words, value in numbers]
     if rules:
         lines.append(f"Must be {' and '.join(rules)}{f' {info.unit}' if info.unit else ''}.")
     if type(None) in typing.get_args(field.annotation):

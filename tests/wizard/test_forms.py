@@ -142,8 +142,8 @@ def test_what_an_explanation_says_is_so(cls):
                 _parse(cls, name, "a whale")
         step = 1 if "int" in annotation else 1e-6
         for words, inside, outside in (("at least", 0, -step), ("at most", 0, step), ("above", step, 0), ("below", -step, 0)):
-            for said in re.findall(rf"(?:Must be|and) {words} ([-+\d.e]*\d)", shown):
-                bound = float(said) if step != 1 else int(float(said))
+            for said in re.findall(rf"(?:Must be|and) {words} ([-+\d.,e]*\d)", shown):
+                bound = float(said) if step != 1 else int(said.replace(",", ""))
                 assert _parse(cls, name, json.dumps(bound + inside)) == bound + inside, name
                 with pytest.raises(LabError, match=f"`{name}`"):
                     _parse(cls, name, json.dumps(bound + outside))
