@@ -154,7 +154,9 @@ def test_with_adapters(policy, tmp_path, adapter):
                           mini_batch_size=2, eval_every=10, save_every=10)))
         for kind in ("sequential", "live")
     ]  # fmt: skip
-    close(*got, losses=1e-4, weights=1e-4 if adapter == "lora" else 1e-3)  # 4-bit products round more coarsely
+    assert got[0][0][0] == pytest.approx(got[1][0][0], abs=1e-5)  # before any update: the reference's values are the same
+    # TRL keeps an adapter on quantised weights in bf16: a difference in the last bit is rounded to one of 2^-8 in an update
+    close(*got, losses=1e-4 if adapter == "lora" else 2e-3, weights=1e-4 if adapter == "lora" else 1e-3)
 
 
 def test_grouped_by_length_resumed_and_reference_not_loaded_again(policy, tmp_path, monkeypatch):
