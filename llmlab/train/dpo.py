@@ -30,7 +30,7 @@ from llmlab.train.engine import Job
 from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.train.padding_free import make_padding_free
 from llmlab.train.reference import speaks, with_reference
-from llmlab.train.sft import name_parts, packing_leaks
+from llmlab.train.sft import packing_leaks
 from llmlab.train.trainer import LabTrainerMixin
 
 TRAIN = "\0train"  # no validation source has this name
@@ -154,5 +154,4 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
             adapter_dropout=config.adapter_dropout,
         ),
         parent=find_model(config.policy_checkpoint),
-        name_parts=name_parts(config),
     )  # fmt: skip

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from llmlab.config import DualHeadConfig
-from llmlab.config.sources import mixture_name
 from llmlab.data.dual_head import DualHeadCollator
 from llmlab.data.prepare import dual_head_data
 from llmlab.data.tokenizer import ensure_chat_template
@@ -30,7 +29,6 @@ from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.runs.folder import find_model
 from llmlab.train.engine import Job
 from llmlab.train.loading import load_model, loading_kwargs, plain, stop_at_turn_ends
-from llmlab.train.sft import model_name
 from llmlab.train.trainer import LabTrainerMixin
 
 
@@ -157,7 +155,6 @@ def prepare(config: DualHeadConfig, device: str, precision: str) -> Job:
             beta_r=config.beta_r, data_collator=DualHeadCollator(tokenizer.pad_token_id or 0, share=share),
         ),
         parent=where,
-        name_parts=[model_name(config.backbone), mixture_name(config.datasets)],
     )  # fmt: skip
 
 

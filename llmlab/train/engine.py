@@ -75,7 +75,6 @@ class Job:
         arguments: builds the trainer's arguments from those of the engine.
         trainer: builds the trainer from its keyword arguments.
         parent: what it started from, or None.
-        name_parts: for a run's name: model and data.
         best_by: the held-out figure that `best/` is chosen by: a loss (the lowest) or a reward (the highest).
     """
 
@@ -85,7 +84,6 @@ class Job:
     arguments: Callable[..., TrainingArguments]
     trainer: Callable[..., Trainer]
     parent: str | None
-    name_parts: list[str]
     best_by: str = "eval_loss"
 
 

@@ -28,7 +28,6 @@ from llmlab.train.engine import Job
 from llmlab.train.environment import processes
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
-from llmlab.train.sft import name_parts
 from llmlab.train.trainer import LabTrainerMixin
 
 
@@ -124,6 +123,5 @@ def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
             adapter_dropout=config.adapter_dropout,
         ),
         parent=find_model(config.policy_checkpoint),
-        name_parts=name_parts(config),
         best_by="eval_reward",
     )  # fmt: skip

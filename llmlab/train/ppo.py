@@ -28,7 +28,6 @@ from llmlab.train.environment import processes
 from llmlab.train.grpo import GRPOTrainer, frozen_copy
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
-from llmlab.train.sft import name_parts
 
 VALUE_HEAD = "value_head.safetensors"
 LEAST = 0.1  # of the widest spread of returns so far: advantages that spread less are not blown up to 1
@@ -205,6 +204,5 @@ def prepare(config: PPOConfig, device: str, precision: str) -> Job:
             adapter_dropout=config.adapter_dropout,
         ),
         parent=find_model(config.policy_checkpoint),
-        name_parts=name_parts(config),
         best_by="eval_reward",
     )  # fmt: skip

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
-from llmlab.config.sources import mixture_name
 from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.prepare import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer, token_ids
@@ -58,7 +56,6 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
         raise LabError(
             f'`attention_backend` "{config.attention_backend}" lets packed documents see each other', remedy='use "sdpa"'
         )
-    source = Path(config.model).stem if isinstance(config.model, str) else f"{shape.d_model}x{shape.n_layers}"
     return Job(
         model=model,
         tokenizer=tokenizer,
@@ -66,7 +63,6 @@ def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
         arguments=TrainingArguments,
         trainer=partial(BaseTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))),
         parent=config.init_from,
-        name_parts=[source, mixture_name(config.datasets)],
     )
 
 

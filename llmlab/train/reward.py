@@ -30,7 +30,6 @@ from llmlab.runs.identity import check_base
 from llmlab.train.adapters import set_dropout
 from llmlab.train.engine import Job
 from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_kernel, refuse_pickles, safely, whole
-from llmlab.train.sft import name_parts
 from llmlab.train.trainer import LabTrainerMixin
 
 
@@ -72,7 +71,6 @@ def prepare(config: RewardConfig, device: str, precision: str) -> Job:
         ),
         trainer=partial(RewardTrainer, adapter_dropout=config.adapter_dropout),
         parent=find_model(config.policy_checkpoint),
-        name_parts=name_parts(config),
     )
 
 

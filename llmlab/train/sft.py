@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -12,7 +10,6 @@ import trl
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SFTConfig
-from llmlab.config.sources import mixture_name
 from llmlab.data.packing import PackedCollator, document_bounds, takes_bounds
 from llmlab.data.prepare import sft_data
 from llmlab.data.tokenizer import ensure_chat_template
@@ -56,7 +53,6 @@ def prepare(config: SFTConfig, device: str, precision: str) -> Job:
         arguments=partial(trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}),
         trainer=partial(SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))),
         parent=find_model(config.policy_checkpoint),
-        name_parts=name_parts(config),
     )
 
 
@@ -78,20 +74,7 @@ def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTr
         arguments=transformers.Seq2SeqTrainingArguments,
         trainer=partial(Seq2SeqTrainer, data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, model)),
         parent=find_model(config.policy_checkpoint),
-        name_parts=name_parts(config),
     )
-
-
-def name_parts(config: Any) -> list[str]:
-    """Returns model and data for the name of a run on a policy checkpoint."""
-    return [model_name(config.policy_checkpoint), mixture_name(config.datasets)]
-
-
-def model_name(checkpoint: str) -> str:
-    """Returns a short name of a checkpoint's model."""
-    path = Path(checkpoint).resolve() if Path(checkpoint).exists() else Path(checkpoint)
-    run = path.parent.name if path.name in ("best", "final") else path.stem
-    return run.split("_")[0]  # the names of runs begin with the model
 
 
 @torch.no_grad()
