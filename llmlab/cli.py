@@ -461,7 +461,7 @@ def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
             parsed = json.loads(value)
             whole = isinstance(parsed, float) and "e" in value.lower() and parsed.is_integer()
             changes[key.strip()] = int(parsed) if whole else parsed
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # a text, and whatever else JSON is not
             changes[key.strip()] = value
     return changes
 

@@ -1,12 +1,83 @@
-"""Files that are whole or absent."""
+"""Files that are written whole or not at all, and read within bounds: whatever a name stands for, reading it ends."""
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from llmlab.errors import LabError
+from llmlab.readable import nested_deeper
+
+LARGEST = 10_000_000  # bytes of a file that is read as a whole
+DEEPEST = 100  # lists and objects inside one another
+
+
+class BadFile(ValueError):
+    """A file that cannot be what it is read as; the message says why."""
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """Returns the content of a regular file.
+
+    Raises:
+        OSError: when it is not there or cannot be read.
+        BadFile: when it is a folder, a pipe or a device, longer than `largest` bytes, or no name that a file can have.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except ValueError:  # a NUL, or half of a surrogate pair
+        raise BadFile("is no name that a file can have") from None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise BadFile("is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, not a file")
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(largest + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > largest:
+        raise BadFile(f"has more than {largest:,} bytes")
+    return content
+
+
+def read_json(path: Path, *, largest: int = LARGEST, deepest: int = DEEPEST) -> Any:
+    """Returns the data in a JSON file.
+
+    Raises:
+        OSError: when it is not there or cannot be read.
+        BadFile: when it is no regular file, too long, no UTF-8 text, no JSON, or nested too deeply.
+    """
+    content = read_bytes(path, largest)
+    try:
+        data = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadFile(f"is not UTF-8 text ({error.reason} at byte {error.start + 1:,})") from None
+    except json.JSONDecodeError as error:
+        raise BadFile(f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})") from None
+    except ValueError:  # Python reads no more than 4,300 digits
+        raise BadFile("holds a number of too many digits") from None
+    except RecursionError:
+        raise BadFile(f"is nested more than {deepest} deep") from None
+    if nested_deeper(data, deepest):
+        raise BadFile(f"is nested more than {deepest} deep")
+    return data
+
+
+def read_object(path: Path, *, largest: int = LARGEST) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        OSError: when it is not there or cannot be read.
+        BadFile: when it cannot be read as JSON, or holds something else.
+    """
+    data = read_json(path, largest=largest)
+    if not isinstance(data, dict):
+        raise BadFile("holds no JSON object")
+    return data
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -141,7 +141,7 @@ class ChatSession:
             raise LabError(f"{self.name} has no alignment to turn", remedy="`llmlab new dual_head` trains a model that has")
         try:
             parsed = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             parsed = None if value == "none" else as_number(ChatSettings, name, value)
         self.settings = self._changed(name, parsed)
         console.print(f"{name} is now {getattr(self.settings, name)}", style="dim")

@@ -18,7 +18,7 @@ from llmlab.config.pretrain import PretrainConfig
 from llmlab.config.reward import RewardConfig
 from llmlab.config.sft import SFTConfig
 from llmlab.errors import LabError
-from llmlab.files import write_text_atomically
+from llmlab.files import BadFile, read_json, write_text_atomically
 from llmlab.readable import nested_deeper
 
 KINDS: dict[str, type[KindConfig]] = {
@@ -97,20 +97,12 @@ def load_config(path: str | Path) -> KindConfig:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise LabError("is a pipe or a device, not a file", where=str(path), remedy="name a config file")
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise LabError(f"{path.stat().st_size:,} bytes are too many for a config", where=str(path))
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, largest=MAX_BYTES)
     except FileNotFoundError:
         raise LabError("there is no such config file", where=str(path), remedy="`llmlab new KIND -o FILE` writes one") from None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise LabError(
-            f"is not valid JSON ({error.msg} at {place})", where=str(path), remedy="it may be cut off or mistyped there"
-        ) from None
-    except (ValueError, RecursionError):  # other bytes, a NUL in the path, a number of thousands of digits, nesting
-        raise LabError("is not a JSON text file", where=str(path)) from None
+    except BadFile as error:
+        remedy = "it may be cut off or mistyped there" if "valid JSON" in str(error) else "`llmlab new KIND` writes a config"
+        raise LabError(str(error), where=str(path), remedy=remedy) from None
     except OSError as error:
         raise LabError(f"cannot be read ({error.strerror})", where=str(path)) from None
     return parse_config(data, where=str(path))

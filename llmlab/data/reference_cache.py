@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from llmlab.errors import LabError
-from llmlab.files import write_text_atomically
+from llmlab.files import read_object, write_text_atomically
 
 KEY_FILE = "KEY.json"
 KEY_BYTES = 16
@@ -173,7 +173,7 @@ class ReferenceCache:
             for line in journal.read_text(errors="replace").splitlines():
                 try:
                     names.add(str(json.loads(line)["part"]))
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # a line cut off by a kill: its part is found by its name
         return names
 
@@ -221,10 +221,10 @@ def caches(root: Path) -> list[ReferenceCache]:
     found = []
     for path in sorted(root.glob(f"*/{KEY_FILE}")):
         try:
-            description = json.loads(path.read_text())
+            description = read_object(path)
         except (OSError, ValueError):
             continue
-        cache = ReferenceCache(path.parent, description if isinstance(description, dict) else {})
+        cache = ReferenceCache(path.parent, description)
         cache.read()
         found.append(cache)
     return found
@@ -236,10 +236,10 @@ def nearest_difference(root: Path, description: dict[str, Any]) -> str:
     fewest = len(description) + 1
     for path in root.glob(f"*/{KEY_FILE}"):
         try:
-            other = json.loads(path.read_text())
+            other = read_object(path)
         except (OSError, ValueError):
             continue
-        if not isinstance(other, dict) or path.parent.name == description_hash(description):
+        if path.parent.name == description_hash(description):
             continue
         differing = [name for name in sorted({*description, *other}) if description.get(name) != other.get(name)]
         if 0 < len(differing) < fewest:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import base_of
 
@@ -125,11 +126,13 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         if length > LONGEST_HEADER:
             raise ValueError("no safetensors file")
         header = json.loads(file.read(length))
+    if not isinstance(header, dict) or not all(isinstance(about, dict) for about in header.values()):
+        raise ValueError("no safetensors file")
     return {name: about for name, about in header.items() if name != "__metadata__"}, 8 + length
 
 
 def _of_folder(folder: Path) -> CheckpointShape | None:
-    about = json.loads((folder / "config.json").read_text())
+    about = read_object(folder / "config.json")
     about = {**about, **(about.get("text_config") or {})}
     sizes = tensor_sizes(folder)
     values = {key: next((about[name] for name in names if about.get(name)), None) for key, names in ALIASES.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError
-from llmlab.files import write_text_atomically
+from llmlab.files import BadFile, read_bytes, read_object, write_text_atomically
 from llmlab.readable import TYPE_WORDS, nested_deeper, shortened, type_words
 from llmlab.runs.seal import MANIFEST, verify
 from llmlab.trust import redact
@@ -282,15 +282,13 @@ def read_record(folder: Path) -> tuple[dict[str, Any], str]:
     """
     path = folder / RECORD
     try:
-        if not path.exists():
-            return {}, ""
-        if not path.is_file():
-            return {}, "is not a file"
-        if path.stat().st_size > MAX_RECORD:
-            return {}, f"has {path.stat().st_size:,} bytes, more than any record"
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_bytes(path, MAX_RECORD).decode())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, ""
     except OSError as error:
         return {}, f"cannot be read ({error.strerror})"
+    except BadFile as error:
+        return {}, str(error)
     except (ValueError, RecursionError):
         return {}, "is not JSON"
     fault = _record_fault(record)
@@ -329,10 +327,9 @@ def _record_fault(record: Any) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; empty where there is none."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        return read_object(path)
+    except (OSError, ValueError):
         return {}
-    return data if isinstance(data, dict) else {}
 
 
 def _step_of(model: Path) -> int:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.runs.folder import find_model
 from llmlab.runs.seal import MANIFEST
 
@@ -67,8 +68,8 @@ def base_of(folder: Path) -> str:
     """Returns the name of the model that an adapter or a dual-head model's heads were trained on; "" for whole models."""
     for file, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "backbone")):
         try:
-            found = json.loads((folder / file).read_text()).get(key)
-        except (OSError, ValueError, AttributeError):
+            found = read_object(folder / file).get(key)
+        except (OSError, ValueError):
             continue
         if isinstance(found, str) and found:
             return found
@@ -91,8 +92,8 @@ def check_base(adapter: Path, base: str, *, made: str = "an adapter") -> None:
         LabError: when its weights are others.
     """
     try:
-        wanted = json.loads((adapter / BASE).read_text())["weights"]
-    except (OSError, ValueError, KeyError, TypeError):  # made elsewhere, or by an older version
+        wanted = read_object(adapter / BASE)["weights"]
+    except (OSError, ValueError, KeyError):  # made elsewhere, or by an older version
         return
     if weights_fingerprint(base) != wanted:
         holds, named = ("is an adapter", "`base_model_name_or_path` in adapter_config.json")
@@ -114,7 +115,7 @@ def _sealed(folder: Path) -> dict[str, str]:
     """Returns the hashes that a seal names of files that have not been touched since."""
     try:
         manifest = folder / MANIFEST
-        files = json.loads(manifest.read_text())["files"]
+        files = read_object(manifest)["files"]
         written = manifest.stat().st_mtime_ns
         return {
             name: known["sha256"] for name, known in files.items()

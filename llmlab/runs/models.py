@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ from llmlab.config.base import KindConfig
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import NEWEST
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.plan.checkpoint import whole
 from llmlab.runs.folder import RUNS, RunFolder, all_runs, find_model
 from llmlab.runs.hub import look_up
@@ -136,13 +136,14 @@ def refuse_architecture(about: dict[str, Any], where: str | Path, use: str) -> N
     Raises:
         LabError: with what it is, and what to take instead.
     """
-    kind, classes = about.get("model_type"), about.get("architectures") or []
+    kind, classes = about.get("model_type"), about.get("architectures")
+    classes = classes if isinstance(classes, list) else []
     if use == "weights":
         return
     _refuse_scorer(where, use, scores=any(str(name).endswith("ForSequenceClassification") for name in classes))
     if use in ("score", "reward"):
         return  # any architecture can carry a scoring head
-    if kind in ENCODERS:
+    if isinstance(kind, str) and kind in ENCODERS:
         raise LabError(
             f"is an encoder ({kind}): it reads a text as a whole and cannot write one, so it cannot be chatted with or "
             "trained to answer",
@@ -224,11 +225,8 @@ def _read(file: Path) -> dict[str, Any] | None:
         LabError: when it is no JSON object.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise LabError(f"{file.name} is damaged", where=str(file.parent))
-    return data
+    except (OSError, ValueError):
+        raise LabError(f"{file.name} is damaged", where=str(file.parent)) from None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.readable import shortened
 from llmlab.runs.folder import RECORD, RUNS, RunFolder, all_runs, find_model
 from llmlab.runs.seal import MANIFEST, verify
@@ -57,8 +56,8 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
     for file in ("config.json", "adapter_config.json"):
         if (folder / file).is_file():
             try:
-                shape: dict[str, Any] = dict(json.loads((folder / file).read_text()))
-            except (OSError, ValueError, TypeError, RecursionError):
+                shape = read_object(folder / file)
+            except (OSError, ValueError):
                 rows.append((file, "is damaged"))
                 continue
             kept = {k: v for k, v in shape.items() if isinstance(v, (int, float, str)) and not k.startswith("_")}

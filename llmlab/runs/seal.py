@@ -7,10 +7,9 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-from llmlab.files import write_text_atomically
+from llmlab.files import read_object, write_text_atomically
 
 MANIFEST = "MANIFEST.json"
-MAX_MANIFEST = 10_000_000  # bytes
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -49,13 +48,11 @@ def verify(folder: Path) -> str:
     try:
         if (folder / MANIFEST).is_symlink():
             return f"{MANIFEST} is a link"
-        if (folder / MANIFEST).stat().st_size > MAX_MANIFEST:
-            return f"{MANIFEST} is too long"
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_object(folder / MANIFEST)["files"]
         known = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in files.items()}
     except FileNotFoundError:
         return "was never sealed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     if not known:
         return f"{MANIFEST} names no file"

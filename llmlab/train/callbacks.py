@@ -79,10 +79,7 @@ class DataPosition:
         if self.stream is None or workers:
             return False
         self.stream.snapshot_every = self.rows_per_step
-        try:
-            place = json.loads((checkpoint / self.FILE).read_text()) if checkpoint else {}
-        except (OSError, ValueError):
-            return False
+        place = read_json(checkpoint / self.FILE) if checkpoint else {}
         if place.get("rows_per_step") != self.rows_per_step:  # another batch size or number of processes
             return False
         self.stream.start = place["stream"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -26,6 +25,7 @@ from llmlab.data.cache import cached
 from llmlab.data.render import turn_ends
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base, weights_fingerprint
@@ -133,11 +133,10 @@ def refuse_what_cannot_write(where: str) -> None:
         LabError: with the reason.
     """
     try:
-        about = json.loads((Path(where) / "config.json").read_text())
+        about = read_object(Path(where) / "config.json")
     except (OSError, ValueError):
         return
-    if isinstance(about, dict):
-        refuse_architecture(about, where, "chat")
+    refuse_architecture(about, where, "chat")
 
 
 def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -379,8 +378,8 @@ def refuse_encoder_decoders(config: Any) -> None:
     where = Path(find_model(config.policy_checkpoint))
     try:
         if (where / "adapter_config.json").is_file():
-            where = Path(json.loads((where / "adapter_config.json").read_text())["base_model_name_or_path"])
-        about = json.loads((where / "config.json").read_text())
+            where = Path(str(read_object(where / "adapter_config.json")["base_model_name_or_path"]))
+        about = read_object(where / "config.json")
     except (OSError, ValueError, KeyError):
         return
     refuse_architecture(about, config.policy_checkpoint, config.kind)

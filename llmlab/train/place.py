@@ -24,6 +24,7 @@ from llmlab.config.sources import mixture_name
 from llmlab.config.training import TrainingConfig
 from llmlab.data.sources import contents_hash
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.runs.folder import HOLDER, LOCK, RECORD, RUN_CONFIG, RUNS, RunFolder, read_json, run_name
 from llmlab.runs.identity import known_weights
 from llmlab.runs.seal import verify
@@ -340,7 +341,7 @@ def held(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         try:
-            who = json.loads((path / HOLDER).read_text())
+            who = read_object(path / HOLDER)
             holder = f"process {who['pid']} on {who['host']}"
         except (OSError, ValueError, KeyError, TypeError):
             holder = "another process"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
+import struct
 import time
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.table import Table
 from llmlab.config import DPOConfig
 from llmlab.data.reference_cache import ReferenceCache, caches
 from llmlab.errors import LabError
+from llmlab.plan.checkpoint import tensor_sizes
 from llmlab.plan.units import size
 from llmlab.runs.folder import find_model
 
@@ -113,17 +115,10 @@ def _weights(name: str) -> float:
         return 0
     if where.is_file():
         return where.stat().st_size * 7.0  # GGUF, about 4.5 bits a weight
-    total = 0.0
-    for file in where.glob("*.safetensors"):
-        with open(file, "rb") as content:
-            header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
-        for tensor in header.values():
-            if "shape" in tensor:
-                count = 1
-                for side in tensor["shape"]:
-                    count *= side
-                total += 4.0 * count
-    return total
+    try:
+        return 4.0 * sum(math.prod(shape) for shape in tensor_sizes(where).values())
+    except (OSError, ValueError, KeyError, TypeError, struct.error):  # damaged, which its loading tells
+        return 0
 
 
 def _pairs(config: DPOConfig) -> tuple[int, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmlab.config.base import KindConfig, LabBaseConfig, validate_option
 from llmlab.errors import LabError
-from llmlab.files import write_text_atomically
+from llmlab.files import read_object, write_text_atomically
 from llmlab.trust import redact
 
 DRAFTS = Path("model_configs/drafts")
@@ -25,11 +25,11 @@ def keep(cls: type[KindConfig], values: dict[str, Any]) -> Path:
 def kept(cls: type[KindConfig]) -> dict[str, Any]:
     """Returns the answers that are valid by themselves of the form that was left; empty when there are none."""
     try:
-        found = json.loads((DRAFTS / f"{cls.KIND}.json").read_text())
+        found = read_object(DRAFTS / f"{cls.KIND}.json")
     except (OSError, ValueError):
         return {}
     good = {}
-    for name, value in found.items() if isinstance(found, dict) else ():
+    for name, value in found.items():
         if name in cls.model_fields and name not in ("kind", "schema_version"):
             with suppress(LabError):  # written by another version, or by hand: the form asks for it anew
                 good[name] = validate_option(cls, name, value)

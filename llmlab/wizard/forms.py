@@ -404,7 +404,7 @@ def _parse(cls: type[LabBaseConfig], name: str, text: str) -> Any:
         return None
     try:
         value: Any = json.loads(text) if str not in members(field.annotation) or text[:1] in '{["' else text
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # a text, and whatever else JSON is not
         value = text
     number = as_number(cls, name, text)
     return validate_option(cls, name, value if isinstance(number, str) else number)

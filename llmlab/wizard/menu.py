@@ -18,6 +18,7 @@ import questionary
 from rich.console import Console
 
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.readable import said
 from llmlab.runs.folder import RECORD, RUNS, all_runs
 from llmlab.runs.hub import NOT_CHECKED
@@ -395,11 +396,9 @@ def _configs() -> list[Path]:
 
 def _kind(path: Path) -> str:
     """Returns the kind that a config file says it is, without validating it: the menu has to be there at once."""
-    import json
-
     try:
-        return str(json.loads(path.read_text()).get("kind"))
-    except (OSError, ValueError, AttributeError):
+        return str(read_object(path).get("kind"))
+    except (OSError, ValueError):
         return ""
 
 

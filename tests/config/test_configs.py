@@ -115,8 +115,8 @@ def test_files_that_are_no_configs(tmp_path):
     whole = json.dumps({"kind": "model"}, indent=2)
     for content, expected in [
         (whole[:8].encode(), "not valid JSON"),
-        (b"\x80\x81", "not a JSON text"),
-        (b"[" * 100_000, "JSON"),
+        (b"\x80\x81", "is not UTF-8 text"),
+        (b"[" * 100_000, "JSON|deep"),
     ]:
         file = tmp_path / "c.json"
         file.write_bytes(content)

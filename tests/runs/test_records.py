@@ -73,10 +73,10 @@ def test_a_record_that_is_no_object_is_damaged(folder, content):
 def test_a_record_that_is_no_file_is_not_opened(folder):
     (folder / "run.json").unlink()
     os.mkfifo(folder / "run.json")
-    assert read_record(folder) == ({}, "is not a file") and "damaged" in looked_at("runs")
+    assert read_record(folder) == ({}, "is a pipe or a device, not a file") and "damaged" in looked_at("runs")
     (folder / "run.json").unlink()
     (folder / "run.json").symlink_to("/dev/zero")
-    assert read_record(folder) == ({}, "is not a file") and "damaged" in looked_at("runs")
+    assert read_record(folder) == ({}, "is a pipe or a device, not a file") and "damaged" in looked_at("runs")
 
 
 def test_entries_that_are_null_or_missing_are_fine(folder):

@@ -1,0 +1,35 @@
+"""Reading is bounded: whatever a name stands for, it ends with data or with one reason."""
+
+import os
+
+import pytest
+
+from llmlab.config import load_config
+from llmlab.errors import LabError
+from llmlab.files import BadFile, read_json, read_object
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"[" * 200 + b"]" * 200, "nested more than 100 deep"), (b"[" * 10**6, "nested"), (b"9" * 5000, "too many digits"),
+     (b'{"a": }', "line 1, column 7"), (b"[1]" + b" " * 10**7, "more than 10,000,000 bytes"), (b"", "line 1, column 1"),
+     (b'{"a": "\xff"}', "not UTF-8 text"), (b"[1]", "holds no JSON object")],
+)  # fmt: skip
+def test_content(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(BadFile, match=message):
+        read_object(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": [1]}')
+    assert read_json(tmp_path / "a.json") == {"a": [1]}
+
+
+@pytest.mark.parametrize("name", ["pipe", "folder", "device", "circle", "no such", "a" * 300])
+def test_what_is_no_file_is_not_opened(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    os.mkdir(tmp_path / "folder")
+    os.symlink("/dev/zero", tmp_path / "device")
+    os.symlink("circle", tmp_path / "circle")
+    with pytest.raises((BadFile, OSError)):
+        read_json(tmp_path / name)
+    with pytest.raises(LabError):
+        load_config(tmp_path / name)
