@@ -70,7 +70,7 @@ def base_config(shape):
     def make(folder, **changes):
         values = dict(
             model=shape, datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)], eval_fraction=0.1, max_steps=30,
-            learning_rate=3e-3, warmup_steps=3, batch_size=8, gradient_accumulation_steps=1, eval_every=10, eval_steps=4,
+            learning_rate=3e-3, warmup_steps=3, batch_size=8, gradient_accumulation_steps=1, eval_every=10, eval_rows=32,
             save_every=10, log_every=5, output_dir=str(folder), report_to=[],
         )  # fmt: skip
         return PretrainConfig(**{**values, **changes})

@@ -141,7 +141,6 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
-    eval_steps: int = option(50, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
     batch_size: int = option(8, "Batch size", "Rows (pairs or answers) per device and micro-step.", unit="rows", ge=1)
     gradient_accumulation_steps: int = option(
         8,

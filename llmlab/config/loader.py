@@ -141,7 +141,10 @@ def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
                 raise LabError(f"unknown option `{key}`", remedy=f"`{parent}` is no block of options here")
             target = target[parent]
         last = last if parents else aliases.get(last, last)
-        target[last] = as_number(type(block), last, value) if isinstance(value, str) else value
+        kind = last
+        if last == "eval_steps" and not parents:  # the older way to say it
+            target.pop(kind := "eval_rows", None)
+        target[last] = as_number(type(block), kind, value) if isinstance(value, str) else value
     changed = {aliases.get(key, key) for key in changes}
     draft = {**{name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}, **data}
     for name, info in cls.options().items():

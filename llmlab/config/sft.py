@@ -59,7 +59,6 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
-    eval_steps: int = option(50, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
     batch_size: int = option(4, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
         16,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.base import KindConfig
-from llmlab.config.options import option
+from llmlab.config.options import option, option_info
 from llmlab.config.sources import SourceConfig, check_weights
 
 NEWEST = "newest"  # as the name of a model: that of the newest run whose result fits
@@ -160,7 +160,11 @@ class TrainingConfig(KindConfig):
         ge=0,
     )
     eval_every: int = option(500, "Validate every", "Steps between two validations.", unit="steps", ge=1)
-    eval_steps: int = option(100, "Validation batches", "Batches of one validation, at most.", advanced=True, ge=1)
+    eval_rows: int = option(
+        200, "Validation rows",
+        "Held-out rows that a validation reads, of each source: the first so many, whatever the batch size. In its place "
+        "`eval_steps` is accepted: so many micro-batches.", unit="rows", advanced=True, ge=1,
+    )  # fmt: skip
     sample_tokens: int = option(
         48,
         "Sample",
@@ -264,6 +268,23 @@ class TrainingConfig(KindConfig):
                 f"`warmup_steps` {self.warmup_steps} is above `max_steps` {self.max_steps}: use at most {self.max_steps}"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_from_batches(cls, data: Any) -> Any:
+        """Takes `eval_steps`, batches of a validation, from configs that count so."""
+        if not isinstance(data, dict) or "eval_steps" not in data:
+            return data
+        if "eval_rows" in data:
+            raise ValueError("`eval_steps` (batches) says what `eval_rows` says in rows: give one of them")
+        data = dict(data)
+        batches = data.pop("eval_steps")
+        size = "mini_batch_size" if "mini_batch_size" in cls.model_fields else "batch_size"
+        names = (size, *option_info(cls.model_fields[size]).aliases)
+        rows = next((data[name] for name in names if name in data), cls.model_fields[size].default)
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (batches, rows))
+        data["eval_rows"] = batches * rows if whole else batches
+        return data
 
     @property
     def micro_batch_size(self) -> int:

@@ -27,6 +27,7 @@ from llmlab.runs.folder import find_model
 from llmlab.screen import screen
 from llmlab.train.adapters import set_dropout
 from llmlab.train.engine import Job
+from llmlab.train.held_out import pair_weights
 from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.train.padding_free import make_padding_free
 from llmlab.train.reference import speaks, with_reference
@@ -85,6 +86,10 @@ class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
+
+    def held_out_weights(self, inputs: Any) -> dict[str, float]:
+        """Returns the pairs of a batch, and its tokens for what is a mean over tokens."""
+        return pair_weights(inputs)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Returns the pairs as they are: their reference columns are there (`reference.with_reference`)."""

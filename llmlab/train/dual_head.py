@@ -28,6 +28,7 @@ from llmlab.errors import LabError
 from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.runs.folder import find_model
 from llmlab.train.engine import Job
+from llmlab.train.held_out import EACH
 from llmlab.train.loading import load_model, loading_kwargs, plain, stop_at_turn_ends
 from llmlab.train.trainer import LabTrainerMixin
 
@@ -50,7 +51,8 @@ class DualHeadTrainer(LabTrainerMixin, Trainer):
 
     def __init__(self, *args: Any, lambda_r: float, lambda_g: float, beta_r: float, **kwargs: Any):
         self.lambda_r, self.lambda_g, self.beta_r = lambda_r, lambda_g, beta_r
-        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}  # since the last log, as TRL keeps them
+        self._batch: dict[str, tuple[float, int]] = {}  # of the batch of a validation
         self._pairs: Tensor | None = None
         super().__init__(*args, **kwargs)
 
@@ -88,34 +90,44 @@ class DualHeadTrainer(LabTrainerMixin, Trainer):
             "reward_accuracy": ((scores.margin > 0).sum(), per_pair),
             "reward_margin": (scores.margin.sum(), per_pair),
         }
+        if not self.model.training:
+            self._batch = {name: (float(total), count) for name, (total, count) in sums.items()}
+            return
         flat = torch.tensor([[float(total), float(count)] for total, count in sums.values()], device=self.args.device)
         flat = self.accelerator.reduce(flat, "sum").tolist()
-        kept = self._metrics["train" if self.model.training else "eval"]
         for name, (total, count) in zip(sums, flat, strict=True):
-            kept[name].append(total)
-            kept[f"{name}/count"].append(count)
+            self._metrics["train"][name].append(total)
+            self._metrics["train"][f"{name}/count"].append(count)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the parts of the loss since the last log."""
-        super().log({**logs, **self._parts("train")} if "loss" in logs else logs, start_time)
+        super().log({**logs, **self._parts()} if "loss" in logs else logs, start_time)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds the parts of the loss to the held-out figures."""
-        self._metrics["eval"].clear()
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": value for name, value in self._parts("eval").items()})
-        return output
+    def held_out_batch(self, inputs: Any, loss: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns the parts of a batch's loss, and the tokens or pairs that each is a mean over."""
+        figures = {name: total / max(1, count) for name, (total, count) in self._batch.items()}
+        return figures, {EACH: 0, **{name: count for name, (_, count) in self._batch.items()}}
 
-    def _parts(self, mode: str) -> dict[str, float]:
-        """Returns the figures noted since the last time, each a mean over tokens or pairs."""
-        kept = self._metrics[mode]
+    def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
+        """Returns the loss made of its parts, and the parts."""
+        loss = totals["lm_loss"] - self.lambda_g * totals["gate_entropy"]
+        loss += self.lambda_r * totals.get("preference_loss", 0.0)
+        return {"loss": loss, **totals, "perplexity": perplexity(totals["lm_loss"])}
+
+    def _parts(self) -> dict[str, float]:
+        """Returns the figures of training noted since the last time, each a mean over tokens or pairs."""
+        kept = self._metrics["train"]
         counts = {name: sum(kept[f"{name}/count"]) for name in list(kept) if not name.endswith("/count")}
         figures = {name: sum(kept[name]) / count for name, count in counts.items() if count}
         if "lm_loss" in figures:
-            figures["perplexity"] = math.exp(min(50.0, figures["lm_loss"]))
+            figures["perplexity"] = perplexity(figures["lm_loss"])
         kept.clear()
         return figures
+
+
+def perplexity(loss: float) -> float:
+    """Returns e to the loss in nats per token, bounded where a run has gone astray."""
+    return math.exp(min(50.0, loss))
 
 
 def prepare(config: DualHeadConfig, device: str, precision: str) -> Job:

@@ -213,7 +213,7 @@ def _run(
                 ignore_data_skip=restored,
             ),
             train_dataset=job.data.train,
-            eval_dataset=_eval_sets(job, config.eval_steps * config.micro_batch_size),
+            eval_dataset=_eval_sets(job, config.eval_rows),
             processing_class=job.tokenizer,
             callbacks=callbacks,
             optimizers=(build_optimizer(job.model, config), None),
@@ -457,6 +457,10 @@ def _say_plan(config: TrainingConfig, job: Job, device: str, precision: str, con
     how = f"on {device} in {precision}, {attention_in_use(job.model)} attention"
     console.print(f"{share} {how}; effective batch {effective_batch(config)} (batch x accumulation x devices)")
     console.print(f"data: {facts}", highlight=False)
+    for name, rows in job.data.eval.items():
+        which = f"all {len(rows):,}" if len(rows) <= config.eval_rows else f"the first {config.eval_rows:,} of {len(rows):,}"
+        of = f" of {name}" if len(job.data.eval) > 1 else ""
+        console.print(f"validation: {which} held-out rows{of}", highlight=False)
     for note in job.data.notes:
         console.print(note, style="yellow", highlight=False)
     if len(config.datasets) > 1:
@@ -478,6 +482,7 @@ def _facts(config: TrainingConfig, job: Job, device: str, precision: str, parame
         "trained_parameters": sum(p.numel() for p in job.model.parameters() if p.requires_grad),
         "data": job.data.facts,
         "data_notes": job.data.notes,
+        "validation_rows": {name: min(config.eval_rows, len(rows)) for name, rows in job.data.eval.items()},
         "parent": job.parent,
         "seed": config.seed,
     }

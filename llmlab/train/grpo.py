@@ -26,6 +26,7 @@ from llmlab.runs.folder import find_model
 from llmlab.train.adapters import add_reference_adapter, set_dropout
 from llmlab.train.engine import Job
 from llmlab.train.environment import processes
+from llmlab.train.held_out import answer_weights, deviations, squares
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
 from llmlab.train.trainer import LabTrainerMixin
@@ -65,6 +66,15 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
             for name, value in group_figures(total).items():
                 self._metrics["train"][name].append(value)
         return rewards
+
+    def held_out_batch(self, inputs: Any, loss: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns the figures of a batch of answers, and of how many answers or tokens they are means."""
+        rows, figures = len(inputs["completion_ids"]), self._library_figures()
+        return {"loss": loss.item(), **squares(figures, rows)}, answer_weights(rows, figures)
+
+    def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
+        """Returns the figures over all answers."""
+        return deviations(totals)
 
 
 def group_figures(rewards: torch.Tensor) -> dict[str, float]:

@@ -37,7 +37,7 @@ OF_THE_MODEL = {
 }  # fmt: skip
 SILENT = {
     "name", "output_dir", "schema_version", "save_every", "save_total_limit", "save_best_only", "log_every", "eval_every",
-    "eval_steps", "sample_tokens", "report_to", "dataloader_workers", "max_skipped_steps", "out_of_memory", "device",
+    "eval_rows", "sample_tokens", "report_to", "dataloader_workers", "max_skipped_steps", "out_of_memory", "device",
 }  # fmt: skip
 WHAT_IT_MEANS = {
     "max_steps": "the schedule is that of the new length",

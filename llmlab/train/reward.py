@@ -29,6 +29,7 @@ from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base
 from llmlab.train.adapters import set_dropout
 from llmlab.train.engine import Job
+from llmlab.train.held_out import pair_weights
 from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_kernel, refuse_pickles, safely, whole
 from llmlab.train.trainer import LabTrainerMixin
 
@@ -47,6 +48,10 @@ class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
+
+    def held_out_weights(self, inputs: Any) -> dict[str, float]:
+        """Returns the pairs of a batch, and its tokens for what is a mean over tokens."""
+        return pair_weights(inputs)
 
 
 def prepare(config: RewardConfig, device: str, precision: str) -> Job:

@@ -16,12 +16,17 @@ from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.train.engine import Job
+from llmlab.train.held_out import EACH, learned_tokens
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.trainer import LabTrainerMixin
 
 
 class Seq2SeqTrainer(LabTrainerMixin, transformers.Seq2SeqTrainer):
     """The library's trainer of encoder-decoders: the prompt is read by the encoder, the answer is learned by the decoder."""
+
+    def held_out_weights(self, inputs: Any) -> dict[str, float]:
+        """Returns the tokens of the answers, of which the first is predicted too."""
+        return {EACH: learned_tokens(inputs["labels"], shifted=False)}
 
 
 class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):

@@ -6,18 +6,20 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 
 from llmlab.errors import LabError
 from llmlab.runs.disk import patiently
 from llmlab.runs.folder import RUN_CONFIG, RunFolder
 from llmlab.runs.seal import seal, sync_folder
 from llmlab.train import resume
+from llmlab.train.held_out import EACH, HeldOutBatches, HeldOutFigures, learned_tokens
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.train.trouble import Trouble, suspects
 
@@ -52,6 +54,7 @@ class LabTrainerMixin:
     _suspects: tuple[str, ...] = ()
     _aside: Path | None = None
     _resumed: Path | None = None
+    _held_out: HeldOutFigures
 
     # What a method keeps beside weights and optimizer
 
@@ -213,6 +216,60 @@ class LabTrainerMixin:
 
     # Validation
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoaderShard:
+        """Returns the batches of this process: every held-out row once, in order, over all processes."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
+        args = self.args
+        batches = HeldOutBatches(len(rows), args.per_device_eval_batch_size, args.process_index, args.world_size)
+        return DataLoaderShard(
+            rows, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory, _drop_last=True,  # no row comes twice: there is none to take off again
+        )  # fmt: skip
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """Reads a batch of a validation, and notes its figures."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs).detach().mean()
+        self._held_out.add(*self.held_out_batch(inputs, loss))
+        return loss, None, None
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Puts figures over all tokens or rows in the place of means over batches."""
+        self._held_out = HeldOutFigures(dataloader.batch_sampler.shares)
+        with _router_loss_aside(self):
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        found = self.held_out_figures(self._held_out.totals(self._over_processes))
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.pop(f"{prefix}_loss", None)
+        output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
+        return output
+
+    def held_out_batch(self, inputs: Any, loss: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
+        """Returns the figures of the batch that was just read, and what they are means over, by name."""
+        return {"loss": loss.item(), **self._library_figures()}, self.held_out_weights(inputs)
+
+    def held_out_weights(self, inputs: Any) -> dict[str, float]:
+        """Returns what the figures of a batch are means over: here the tokens that are learned."""
+        return {EACH: learned_tokens(inputs["labels"])}
+
+    def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
+        """Returns the held-out figures, made of the means over all rows."""
+        return totals
+
+    def _library_figures(self) -> dict[str, float]:
+        """Returns what TRL noted of the batch that was just read, and takes it from TRL, which would average over batches."""
+        noted = getattr(self, "_metrics", {}).get("eval", {})
+        return {name: noted.pop(name)[-1] for name in list(noted) if name != "num_tokens"}
+
+    def _over_processes(self, sums: torch.Tensor) -> torch.Tensor:
+        if self.accelerator.num_processes == 1:
+            return sums
+        return self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
+
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Returns the held-out figures; of several sources each by itself, their mean, and the spread of the losses."""
         figures = super().evaluate(eval_dataset, *args, **kwargs)
@@ -223,6 +280,21 @@ class LabTrainerMixin:
         self.log(together)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, together)
         return {**figures, **together}
+
+
+@contextmanager
+def _router_loss_aside(trainer: Any) -> Iterator[None]:
+    """Leaves out the loss that spreads tokens over experts: it is one of a whole batch, not a sum over its tokens."""
+    about = trainer.model.config
+    if not getattr(about, "output_router_logits", False):
+        yield
+        return
+    enabled = getattr(trainer, "aux_loss_enabled", False)
+    about.output_router_logits = trainer.aux_loss_enabled = False
+    try:
+        yield
+    finally:
+        about.output_router_logits, trainer.aux_loss_enabled = True, enabled
 
 
 def over_sources(figures: dict[str, float], names: list[str]) -> dict[str, float]:

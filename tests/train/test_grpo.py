@@ -42,7 +42,7 @@ def config(policy, folder, **changes):
     values = dict(
         policy_checkpoint=policy, datasets=[write(folder / "prompts.jsonl", rows)], reward_model="exact_match", group_size=4,
         batch_size=16, mini_batch_size=8, iterations=1, beta=0.0, max_new_tokens=8, max_steps=20, learning_rate=1e-3, warmup_steps=0,
-        scheduler="none", eval_every=20, eval_steps=2, eval_fraction=0.2, log_every=1, save_every=10, max_prompt_length=64,
+        scheduler="none", eval_every=20, eval_rows=32, eval_fraction=0.2, log_every=1, save_every=10, max_prompt_length=64,
         output_dir=str(folder / "run"), report_to=[],
     )  # fmt: skip
     return GRPOConfig(**{**values, **changes})

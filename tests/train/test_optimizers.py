@@ -222,7 +222,7 @@ def test_the_critics_own_rate_follows_the_same_schedule(base_run, tmp_path, monk
     made = PPOConfig(
         policy_checkpoint=str(base_run.folder), datasets=[data], reward_model="exact_match", batch_size=4, mini_batch_size=2,
         ppo_epochs=2, max_new_tokens=4, max_steps=9, learning_rate=1e-4, value_learning_rate=3e-3, warmup_steps=2, eval_every=9,
-        eval_fraction=0.1, eval_steps=1, max_prompt_length=48, scheduler="linear", output_dir=str(tmp_path / "run"), report_to=[],
+        eval_fraction=0.1, eval_rows=8, max_prompt_length=48, scheduler="linear", output_dir=str(tmp_path / "run"), report_to=[],
     )  # fmt: skip
     for stop in (5, None):
         stop_before_update(monkeypatch, rates, stop)

@@ -76,7 +76,7 @@ def config(policy, folder, **changes):  # noqa: F811
     values = dict(
         policy_checkpoint=policy, datasets=[write(folder / "prompts.jsonl", rows)], reward_model="exact_match", batch_size=32,
         mini_batch_size=16, ppo_epochs=2, kl_coef=0.01, max_new_tokens=8, max_steps=40, learning_rate=1e-3, warmup_steps=0,
-        scheduler="none", eval_every=40, eval_steps=2, eval_fraction=0.2, log_every=1, save_every=20, max_prompt_length=64,
+        scheduler="none", eval_every=40, eval_rows=32, eval_fraction=0.2, log_every=1, save_every=20, max_prompt_length=64,
         output_dir=str(folder / "run"), report_to=[],
     )  # fmt: skip
     if changes.get("critic", True):

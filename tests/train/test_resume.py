@@ -32,7 +32,7 @@ def policy(base_run, tmp_path_factory):
 
 # steps that are no multiples of one another: logs, validations, checkpoints and rollouts fall apart
 SHARED = dict(max_steps=11, learning_rate=1e-3, warmup_steps=2, log_every=3, eval_every=4, save_every=5, eval_fraction=0.15, report_to=[],
-              save_best_only=False, eval_steps=2, sample_tokens=2)  # fmt: skip
+              save_best_only=False, eval_rows=8, sample_tokens=2)  # fmt: skip
 ROLLOUT = dict(reward_model="exact_match", batch_size=8, mini_batch_size=4, max_new_tokens=6, max_prompt_length=48)
 PAIR = dict(max_length=64, max_prompt_length=48)
 STAGES = {

@@ -25,7 +25,7 @@ def config(base_run, folder, **changes):
     values = dict(
         policy_checkpoint=str(base_run.folder), datasets=[str(data) if data.exists() else write(data, ROWS)], max_steps=8,
         learning_rate=1e-3, batch_size=8, gradient_accumulation_steps=1, max_length=64, save_every=2, warmup_steps=0, log_every=1,
-        eval_fraction=0.2, eval_every=2, eval_steps=1, sample_tokens=0, output_dir=str(folder / "run"), report_to=[], packing=False,
+        eval_fraction=0.2, eval_every=2, eval_rows=8, sample_tokens=0, output_dir=str(folder / "run"), report_to=[], packing=False,
         save_total_limit=9,
     )  # fmt: skip
     return SFTConfig(**{**values, **changes})
