@@ -131,12 +131,17 @@ def run(
         return
     from llmlab.train.engine import exit_code
     from llmlab.train.engine import run as train
-    from llmlab.train.environment import is_main, leave_processes
+    from llmlab.train.environment import is_main, leave_processes, quiet_libraries
+    from llmlab.wizard.preflight import check_inputs
 
+    quiet_libraries()
     if trust:
         from llmlab.trust import TRUSTED
 
         TRUSTED.update(trust)
+    for line in check_inputs(loaded):  # before the libraries ask for it again and again, for a minute
+        if is_main():
+            typer.echo(visible(f"{line}; trying all the same"), err=True)
     try:
         result = train(loaded, resume=resume)
         if is_main():

@@ -59,7 +59,7 @@ def test_what_can_run_passes(place, monkeypatch, capsys, way, config):
     assert code == 0 and "not checked" not in out, err
 
 
-@pytest.mark.parametrize("way", WAYS, ids=" ".join)
+@pytest.mark.parametrize("way", [*WAYS, ("run",)], ids=" ".join)
 @pytest.mark.parametrize(
     "config, change, message",
     [
@@ -80,6 +80,7 @@ def test_what_can_run_passes(place, monkeypatch, capsys, way, config):
 def test_what_cannot_run_is_refused(place, monkeypatch, capsys, way, config, change, message):
     code, out, err = ended(monkeypatch, capsys, way[0], config, *way[1:], "--set", change)
     assert code == 2 and message in err and "Traceback" not in err, (out, err)
+    assert "parameters on" not in err and not (place / "checkpoints").exists()  # before anything is loaded
 
 
 @pytest.mark.parametrize("way", WAYS, ids=" ".join)
