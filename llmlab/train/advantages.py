@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+Sum = Callable[[Tensor], Tensor]  # of a number over all processes
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
 
 
 def token_rewards(scores: Tensor, log_probs: Tensor, reference: Tensor | None, mask: Tensor, kl_coef: float) -> Tensor:
@@ -38,7 +46,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
     return advantages
 
 
-def whiten(values: Tensor, mask: Tensor, least: float = 0.0) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, least: float = 0.0, total: Sum = _alone) -> Tensor:
     """Returns the values with mean 0 and standard deviation 1 over the masked ones; 0 elsewhere.
 
     Args:
@@ -46,16 +54,17 @@ def whiten(values: Tensor, mask: Tensor, least: float = 0.0) -> Tensor:
         mask: 1 on the tokens that count, (B, T).
         least: a standard deviation below it is taken as it. Where all answers are worth the same, only noise is left, which
             would be blown up to the size of a signal: a policy that was always right was seen to collapse from it.
+        total: sums a number over the processes that share the rows.
     """
-    mean, deviation = masked_moments(values, mask)
+    mean, deviation = masked_moments(values, mask, total)
     return (values - mean) / (deviation.clamp(min=least) + 1e-8) * mask
 
 
-def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation of the masked values."""
-    count = mask.sum().clamp(min=1)
-    mean = (values * mask).sum() / count
-    return mean, (((values - mean) ** 2 * mask).sum() / count).sqrt()
+def masked_moments(values: Tensor, mask: Tensor, total: Sum = _alone) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of the masked values, of all processes where `total` sums over them."""
+    count = total(mask.sum()).clamp(min=1)
+    mean = total((values * mask).sum()) / count
+    return mean, (total(((values - mean) ** 2 * mask).sum()) / count).sqrt()
 
 
 def discounted(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
@@ -129,8 +138,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Sum = _alone) -> float:
     """Returns 1 - Var(R - V) / Var(R) over the masked tokens: 1 for a perfect critic, 0 for none, below 0 for a harmful one."""
-    _, spread = masked_moments(returns, mask)
-    _, left = masked_moments(returns - values, mask)
+    _, spread = masked_moments(returns, mask, total)
+    _, left = masked_moments(returns - values, mask, total)
     return (1 - (left / spread) ** 2).item() if spread > 1e-8 else 0.0

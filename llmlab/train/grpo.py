@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import trl
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from llmlab.config import GRPOConfig
@@ -29,13 +29,17 @@ from llmlab.train.environment import processes
 from llmlab.train.held_out import answer_weights, deviations, squares
 from llmlab.train.loading import load_policy, stop_at_turn_ends
 from llmlab.train.rewards import agree, reward_function
+from llmlab.train.sampling import ANSWERS, HELD_OUT, SeededDraws, seeds_of_rows, spread_over_updates
 from llmlab.train.trainer import LabTrainerMixin
+
+ROW = "held_out_row"  # column: the number of a held-out row, by which its answer is drawn
 
 
 class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
-    """TRL's trainer whose reference is the policy as it was at the start, whatever that was made of.
+    """TRL's trainer whose reference is the policy as it was at the start, and that does the same in any number of processes.
 
-    TRL would load the reference again by its name, which GGUF files do not allow.
+    TRL would load the reference again by its name, which GGUF files do not allow; and each of its processes draws and shuffles
+    answers by itself. What vLLM draws depends on how it batches.
 
     Args:
         held: whether the policy is held to a reference.
@@ -57,6 +61,34 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
         elif held:  # only now: TRL rounds an adapter on quantised weights to bf16
             add_reference_adapter(self.model)
         set_dropout(self.model, adapter_dropout)
+        self.eval_dataset = _numbered(self.eval_dataset)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the rollout of a batch of prompts, its answers drawn by the seed, the step and the number of the row."""
+        if self.model.training:
+            first = self.accelerator.process_index * len(inputs)
+            seeds = seeds_of_rows(self.args.seed, ANSWERS, self.state.global_step, range(first, first + len(inputs)))
+        else:
+            seeds = seeds_of_rows(self.args.seed, HELD_OUT, 0, [row[ROW] for row in inputs])
+            inputs = [{name: value for name, value in row.items() if name != ROW} for row in inputs]
+        if not self.use_vllm:
+            draws = SeededDraws(seeds, self.max_completion_length)
+            self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True, watermarking_config=draws)
+        return super()._generate_and_score_completions(inputs)
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Returns the answers of the next micro-step; made anew when those there are were used often enough."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        parts = self.args.steps_per_generation
+        if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
+            made = self._generate_and_score_completions(generation_batch)
+            rows, first = len(generation_batch), self.accelerator.process_index * len(generation_batch)
+            self._buffered_inputs = [
+                {name: value[part] if torch.is_tensor(value) and value.dim() else value for name, value in made.items()}
+                for part in spread_over_updates(rows, parts, self.args.seed, self.state.global_step, first)
+            ]
+        return self._buffered_inputs[self._step % parts]
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """Returns the rewards, (answers, functions), and notes how the groups spread."""
@@ -75,6 +107,15 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
     def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
         """Returns the figures over all answers."""
         return deviations(totals)
+
+
+def _numbered(data: Any) -> Any:
+    """Returns held-out rows, of one source or of several by name, with their numbers."""
+    if data is None:
+        return None
+    if isinstance(data, dict):
+        return {name: _numbered(rows) for name, rows in data.items()}
+    return data.add_column(ROW, range(len(data)))
 
 
 def group_figures(rewards: torch.Tensor) -> dict[str, float]:

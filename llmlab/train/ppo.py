@@ -1,9 +1,10 @@
 """Proximal policy optimisation with a real critic (Schulman et al. 2017; for language models Ouyang et al. 2022).
 
 Rollouts, rewards and the clipped policy loss are TRL's GRPO trainer's; here are the value head, the token rewards, GAE and the
-value loss. One copy of the backbone serves policy and critic, and with an adapter the reference too: the policy without it.
+value loss. One backbone serves policy and critic. The reference is the policy as it was at the start: a frozen copy of the
+model, or of its adapter on the same backbone.
 
-total = mean over tokens of [ -min(ratio A, clip(ratio) A) + vf_coef * value loss ]
+total = mean over the tokens of all processes of [ -min(ratio A, clip(ratio) A) + vf_coef * value loss ]
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from llmlab.config import PPOConfig
 from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.runs.folder import find_model
-from llmlab.train.advantages import ValueHead, clipped_value_loss, discounted, explained_variance, gae, token_rewards, whiten
+from llmlab.train.advantages import (
+    ValueHead,
+    clipped_value_loss,
+    discounted,
+    explained_variance,
+    gae,
+    masked_moments,
+    token_rewards,
+    whiten,
+)
 from llmlab.train.engine import Job
 from llmlab.train.environment import processes
 from llmlab.train.grpo import GRPOTrainer, frozen_copy
@@ -98,42 +108,52 @@ class PPOTrainer(GRPOTrainer):
             with torch.no_grad():
                 expected = self.value_head.values(self.value_head(states).float()) * mask
             plain = gae(rewards, expected, mask, self.config.gamma, self.config.gae_lambda)
-            figures["explained_variance"] = explained_variance(expected, plain + expected, mask)
+            figures["explained_variance"] = explained_variance(expected, plain + expected, mask, self._sum)
         else:
             expected = torch.zeros_like(mask)
             plain = discounted(rewards, mask, self.config.gamma)
         returns = plain + expected
-        figures["returns"] = (returns * mask).sum().item() / mask.sum().clamp(min=1).item()
+        figures["returns"] = masked_moments(returns, mask, self._sum)[0].item()
         if reference is not None:
-            figures["kl"] = ((old - reference) * mask).sum(dim=1).mean().item()
+            figures["kl"] = self.accelerator.reduce(((old - reference) * mask).sum(dim=1).mean(), "mean").item()
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
-        out |= {"advantages": whiten(plain, mask, LEAST * self.value_head.widest.item()), "old_per_token_logps": old}
+        least = LEAST * self.value_head.widest.item()
+        out |= {"advantages": whiten(plain, mask, least, self._sum), "old_per_token_logps": old}
         if self.config.critic:
             out |= {"returns": returns, "old_values": expected}
         return out
 
+    def _sum(self, value: Tensor) -> Tensor:
+        """Returns the sum of a number over all processes."""
+        return self.accelerator.reduce(value, "sum")
+
     def _see(self, returns: Tensor, mask: Tensor) -> None:
         """Shows the value head the returns of all processes."""
         sums = torch.stack([(returns * mask).sum(), (returns**2 * mask).sum(), mask.sum()])
-        total, squares, count = self.accelerator.reduce(sums, "sum")
+        total, squares, count = self._sum(sums)
         self.value_head.see(total / count.clamp(min=1), squares / count.clamp(min=1))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Returns the parent's clipped policy loss plus the clipped value loss, both averaged over the tokens of the update."""
-        policy_loss = super()._compute_loss(model, inputs)
-        if "returns" not in inputs:
-            return policy_loss
+        """Returns the parent's clipped policy loss plus the clipped value loss, both averaged over the tokens of the update.
+
+        The mean over the processes is that over the tokens of all: each process's loss is weighed with its share of them.
+        """
+        loss = super()._compute_loss(model, inputs)
+        if not self.model.training:
+            return loss
         mask = inputs["completion_mask"].float()
-        units, before = self._critic(mask.size(1)), self.value_head.units(inputs["old_values"])
-        wanted = self.value_head.units(inputs["returns"])
-        losses = clipped_value_loss(units, before, wanted, self.config.value_clip_range) * mask
-        count = mask.sum().clamp(min=1)
-        value_loss = losses.sum() / count
-        self._metrics["train"]["value_loss"].append(value_loss.item())
-        moved = ((units - before).abs() > self.config.value_clip_range).float() * mask
-        self._metrics["train"]["clip_ratio/value"].append((moved.sum() / count).item())
-        return policy_loss + self.config.vf_coef * value_loss
+        count = mask.sum()
+        everyone = self._sum(count)
+        if "returns" in inputs:
+            units, before = self._critic(mask.size(1)), self.value_head.units(inputs["old_values"])
+            wanted = self.value_head.units(inputs["returns"])
+            value_loss = (clipped_value_loss(units, before, wanted, self.config.value_clip_range) * mask).sum()
+            moved = (((units - before).abs() > self.config.value_clip_range).float() * mask).sum()
+            loss = loss + self.config.vf_coef * value_loss / count
+            for name, total in (("value_loss", value_loss.detach()), ("clip_ratio/value", moved)):
+                self._metrics["train"][name].append((self._sum(total) / everyone).item())
+        return loss * (count * self.accelerator.num_processes / everyone)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Does the step; the value head, which no wrapper knows, gets the mean of the processes' gradients."""

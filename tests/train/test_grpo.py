@@ -38,7 +38,7 @@ def policy(base_run, tmp_path_factory):
 
 
 def config(policy, folder, **changes):
-    rows = [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(80)]
+    rows = [{"prompt": f"Who is {i}?", "answer": "Stubb"} for i in range(80)]
     values = dict(
         policy_checkpoint=policy, datasets=[write(folder / "prompts.jsonl", rows)], reward_model="exact_match", group_size=4,
         batch_size=16, mini_batch_size=8, iterations=1, beta=0.0, max_new_tokens=8, max_steps=20, learning_rate=1e-3, warmup_steps=0,

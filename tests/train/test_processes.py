@@ -6,12 +6,17 @@ import subprocess
 import sys
 
 import pytest
+from safetensors.torch import load_file
 
 from llmlab.config import GRPOConfig, PPOConfig, save_config
 from llmlab.runs.folder import RunFolder
 from llmlab.train.engine import run
 
-METHODS = {GRPOConfig: dict(beta=0.0, iterations=2, group_size=4), PPOConfig: dict(kl_coef=0.0, ppo_epochs=2)}
+METHODS = {
+    GRPOConfig: dict(beta=0.05, iterations=2, group_size=4, grpo_temperature=0.9),
+    PPOConfig: dict(kl_coef=0.05, ppo_epochs=2, temperature=0.9, missing_end_penalty=0.5),
+}
+CLOCK = ("step_time", "runtime", "per_second", "profiling", "flos")
 
 
 def together(config, path, count=2):
@@ -23,35 +28,40 @@ def together(config, path, count=2):
     )  # fmt: skip
 
 
-def rollouts(lines):
-    """Returns at which steps answers were made, by the figures that only a rollout has."""
-    return [line["step"] for line in lines if "reward" in line]
+def figures(folder):
+    """Returns the logged figures that are no times, by step and name."""
+    lines = RunFolder(folder).metrics()
+    return {
+        (line["step"], name): value for line in lines for name, value in line.items() if not any(part in name for part in CLOCK)
+    }
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_two_processes_make_and_use_as_many_answers_as_one(base_run, tmp_path, kind):
-    """Greedy answers (top k of 1) depend on no random numbers: rewards of the same prompts are the same until the first update."""
+def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
+    """Answers, rewards, losses, every other figure and the weights, while the policy moves."""
     data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "answer": "Ahab"}) + "\n" for i in range(32)))
-    results = []
+    data.write_text("".join(json.dumps({"prompt": f"Who is {'very ' * (i % 4)}{i}?"}) + "\n" for i in range(32)))
     for name, share in (("one", 16), ("two", 8)):
         config = kind(
-            policy_checkpoint=str(base_run.folder), datasets=[str(data)], reward_model="length | 1 | 6", top_k=1, batch_size=share,
-            mini_batch_size=share // 2, max_new_tokens=6, max_steps=8, learning_rate=1e-9, warmup_steps=0, scheduler="none",
-            eval_fraction=0.0, log_every=1, save_every=8, max_prompt_length=64, output_dir=str(tmp_path / name), report_to=[],
-            **METHODS[kind],
+            policy_checkpoint=str(base_run.folder), datasets=[str(data)], reward_model="length | 1 | 6", top_k=50, top_p=0.95,
+            batch_size=share, mini_batch_size=share // 2, max_new_tokens=6, max_steps=8, learning_rate=1e-3, warmup_steps=0,
+            scheduler="none", eval_fraction=0.0, log_every=1, save_every=8, max_prompt_length=64, output_dir=str(tmp_path / name),
+            report_to=[], **METHODS[kind],
         )  # fmt: skip
         if name == "one":
             run(config)
         else:
             done = together(config, tmp_path / "two.json")
             assert done.returncode == 0, done.stderr[-3000:]
-        results.append(RunFolder(tmp_path / name).metrics())
-    one, two = results
-    assert rollouts(one) and rollouts(one) == rollouts(two)
-    for figure in ("reward", "completions/mean_length", "entropy", "num_tokens"):
-        figures = [[line[figure] for line in lines if figure in line and "step" in line] for lines in results]
-        assert figures[0] and figures[1] == pytest.approx(figures[0], rel=1e-4), figure
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert one.keys() == two.keys() and len({value for (_, name), value in one.items() if name == "reward"}) > 1
+    for place, value in one.items():
+        assert two[place] == pytest.approx(value, rel=1e-5, abs=2e-5), place
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two")]
+    start = load_file(base_run.model / "model.safetensors")
+    moved = [sum((w[name] - start[name]).norm() ** 2 for name in start) ** 0.5 for w in weights]
+    apart = sum((weights[0][name] - weights[1][name]).norm() ** 2 for name in start) ** 0.5
+    assert moved[0] > 0.1 and apart < 1e-3 * moved[0]
 
 
 PART_OF_ITS_OWN = """
