@@ -13,7 +13,6 @@ import importlib.util
 import json
 import math
 import os
-import pickle
 import platform
 import time
 from collections.abc import Callable
@@ -328,12 +327,6 @@ def _train(
     except LabError:
         _note(folder, status="stopped")
         raise
-    except pickle.UnpicklingError as error:
-        _note(folder, status="stopped")
-        raise LabError(
-            f"holds a file that would run code when it is read ({str(error).splitlines()[0][:120]})", where=str(checkpoint),
-            remedy="nothing of it was run; remove this checkpoint, an earlier one will be taken",
-        ) from None  # fmt: skip
     except (RuntimeError, MemoryError) as error:
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
             if config.out_of_memory == "halve" and processes() == 1:

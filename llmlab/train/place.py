@@ -28,6 +28,7 @@ from llmlab.files import read_object
 from llmlab.runs.folder import HOLDER, LOCK, RECORD, RUN_CONFIG, RUNS, RunFolder, read_json, run_name
 from llmlab.runs.identity import known_weights
 from llmlab.runs.seal import verify
+from llmlab.train.contents import FSDP_FILES, refuse_damaged
 from llmlab.train.environment import processes
 
 # of another model: weights and optimizer of a checkpoint would not fit, or would be of something else
@@ -242,7 +243,7 @@ def _changes(checkpoint: Path, config: TrainingConfig, console: Console) -> tupl
     """Returns the options that are others than those of a checkpoint, and what the run reads; says what each change means.
 
     Raises:
-        LabError: when it is another model, or one whose parts this number of processes cannot read.
+        LabError: when it is another model, one whose parts this number of processes cannot read, or one that is damaged.
     """
     folder = checkpoint.parent
     known = read_json(checkpoint / RUN_CONFIG) or {"config": RunFolder(folder).record.get("config")}  # of older versions
@@ -250,6 +251,7 @@ def _changes(checkpoint: Path, config: TrainingConfig, console: Console) -> tupl
     if before.get("kind", config.kind) != config.kind:
         raise LabError("holds a run of another kind", where=str(folder), remedy="choose another `output_dir`")
     _refuse_parts(checkpoint, known.get("processes"))
+    refuse_damaged(checkpoint)
     reads = what_it_reads(config)
     other_weights = {name for name, found in reads["weights"].items() if _block(known, "weights").get(name, found) != found}
     changed = _differences(before, now)
@@ -300,7 +302,9 @@ def _refuse_parts(checkpoint: Path, written_by: Any) -> None:
     Raises:
         LabError: with how many processes it takes.
     """
-    parts = [path for path in checkpoint.iterdir() if path.is_dir() and path.name.startswith(IN_PARTS)]
+    parts = [
+        path for path in checkpoint.iterdir() if path.name in FSDP_FILES or (path.is_dir() and path.name.startswith(IN_PARTS))
+    ]
     together = os.environ.get("ACCELERATE_USE_FSDP", os.environ.get("ACCELERATE_USE_DEEPSPEED", "")).lower() == "true"
     if not parts or (together and processes() > 1):
         return

@@ -33,6 +33,7 @@ from llmlab.train.advantages import (
     token_rewards,
     whiten,
 )
+from llmlab.train.contents import restoring
 from llmlab.train.engine import Job
 from llmlab.train.environment import processes
 from llmlab.train.grpo import GRPOTrainer, frozen_copy
@@ -181,7 +182,8 @@ class PPOTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.value_head.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_HEAD))
+        with restoring(resume_from_checkpoint):
+            self.value_head.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_HEAD))
 
 
 def prepare(config: PPOConfig, device: str, precision: str) -> Job:

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmlab.files import read_object
+
 STATE, ROLLOUTS = "lab_state", "rollouts"
 # of the trainer, by name; those that a trainer does not have are left out
 COUNTERS = ("_globalstep_last_logged", "_total_loss_scalar", "_total_train_tokens", "_step", "_current_train_step_time")
@@ -104,16 +106,22 @@ def write(trainer: Any, moment: Moment, folder: Path) -> None:
 
 
 def read(trainer: Any, folder: Path) -> bool:
-    """Puts what `write` wrote into a trainer; returns whether a validation is still due."""
+    """Puts what `write` wrote into a trainer; returns whether a validation is still due.
+
+    Raises:
+        OSError, ValueError, KeyError, IndexError: when the files hold something else.
+    """
     rank = _suffix(trainer)
     files = sorted(folder.glob(f"{STATE}*.json"))
     if not files:  # a checkpoint of an older version
         return False
     own = folder / f"{STATE}{rank}.json"
     same = own in files and len(files) == trainer.args.world_size
-    state = json.loads((own if same else files[0]).read_text())
+    state = read_object(own if same else files[0])
+    if unknown := sorted(set(state["counters"]) - set(COUNTERS)):
+        raise ValueError(f"{STATE} holds an unknown counter `{unknown[0][:60]}`")
     if not same:  # of another number of processes: their mean loss, and answers are generated anew
-        others = [json.loads(file.read_text()) for file in files]
+        others = [read_object(file) for file in files]
         state["loss"] = sum(other["loss"] for other in others) / len(others)
         state["micro_batch"] = None
     rollouts = None

@@ -15,10 +15,12 @@ import torch
 from accelerate.data_loader import DataLoaderShard
 
 from llmlab.errors import LabError
+from llmlab.plan.checkpoint import tensor_sizes
 from llmlab.runs.disk import patiently
 from llmlab.runs.folder import RUN_CONFIG, RunFolder
 from llmlab.runs.seal import seal, sync_folder
 from llmlab.train import resume
+from llmlab.train.contents import check_optimizer, check_scheduler, check_weights_are_there, restoring
 from llmlab.train.held_out import EACH, HeldOutBatches, HeldOutFigures, learned_tokens
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.train.trouble import Trouble, suspects
@@ -118,13 +120,31 @@ class LabTrainerMixin:
             self.moment = resume.take(self)
         return figures
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Loads the weights.
+
+        Raises:
+            LabError: when they are others than those that are trained.
+        """
+        with restoring(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+                check_weights_are_there(self.model, tensor_sizes(Path(resume_from_checkpoint)))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Loads the scale of fp16."""
+        if checkpoint is not None:
+            with restoring(checkpoint):
+                super()._load_scaler(checkpoint)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Loads all that the library forgets, too, and does the validation that a stop had broken off."""
-        super()._load_rng_state(checkpoint)
+        """Loads all that transformers forgets, too, and does the validation that a stop had broken off."""
         if checkpoint is None:
             return
+        with restoring(checkpoint):
+            super()._load_rng_state(checkpoint)
+            due = resume.read(self, Path(checkpoint))
         self._resumed = Path(self.args.output_dir) / Path(checkpoint).name
-        due = resume.read(self, Path(checkpoint))
         self.moment = resume.take(self, eval_due=due)
         if due:
             if self.is_world_process_zero():  # it may have been done since, and stopped before the next update
@@ -137,11 +157,16 @@ class LabTrainerMixin:
             return
         fresh_base = list(self.lr_scheduler.base_lrs)
         fresh = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
-        if "optimizer" in self.changed:
-            state = torch.load(Path(checkpoint) / "scheduler.pt", map_location="cpu", weights_only=True)
-            self.lr_scheduler.load_state_dict(state)
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        with restoring(checkpoint):
+            if (file := Path(checkpoint) / "scheduler.pt").is_file():
+                state = torch.load(file, map_location="cpu", weights_only=True)
+                check_scheduler(state, self.lr_scheduler, groups="optimizer" not in self.changed)
+            if "optimizer" in self.changed:
+                self.lr_scheduler.load_state_dict(state)
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                check_optimizer(self.optimizer)
+        if "optimizer" not in self.changed:
             for group, values in zip(self.optimizer.param_groups, fresh, strict=True):  # the checkpoint's came with its state
                 group.update(values)
         if self.changed & {"optimizer", "learning_rate", "value_learning_rate", "scheduler", "warmup_steps", "max_steps"}:
