@@ -96,9 +96,8 @@ def write_text_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, half of a surrogate pair in the text
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise LabError(
-            f"cannot be written ({error.strerror})", where=str(path), remedy="free space or choose another place"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise LabError(f"cannot be written ({reason})", where=str(path), remedy="free space or choose another place") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from llmlab.config.chat import ChatSettings
 from llmlab.data.render import decode_answer
 from llmlab.errors import LabError
 from llmlab.model import LabDualHeadForCausalLM
+from llmlab.model.context import context_length
+
+LONGEST = 131_072  # tokens that are read by a model that names no end
 
 
 class _Stop(StoppingCriteria):
@@ -89,19 +93,41 @@ def is_chat_model(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template)
 
 
+def _too_long(tokens: str, limit: int) -> LabError:
+    return LabError(
+        f"the prompt has {tokens} tokens, and the model reads {limit:,} with its answer",
+        remedy="shorten it; in a chat /reset begins a new conversation",
+    )
+
+
+@lru_cache(maxsize=4)
+def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many characters a token stands for at most."""
+    return max(map(len, tokenizer.get_vocab()), default=1)
+
+
 def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings) -> Iterator[Piece]:
     """Yields the continuation of `prompt` piece by piece; closing the iterator stops the model after the current token.
 
+    An answer ends where the model's positions do.
+
     Raises:
-        LabError: when the prompt is empty of tokens.
+        LabError: when the prompt is empty of tokens, or has more than the model reads.
     """
     apart = model.config.is_encoder_decoder
+    limit = context_length(model) or LONGEST
+    if len(prompt) > limit * _longest_token(tokenizer):
+        raise _too_long(f"more than {limit:,}", limit)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=apart or not is_chat_model(tokenizer))
-    if inputs["input_ids"].shape[1] == 0:
+    count = inputs["input_ids"].shape[1]
+    if count == 0:
         raise LabError("the prompt is empty", remedy="say something for the model to continue")
+    if count >= limit:
+        raise _too_long(f"{count:,}", limit)
     sampling = settings.temperature > 0
     config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=min(settings.max_new_tokens, limit if apart else limit - count),
+        num_beams=1,
         do_sample=sampling,
         temperature=settings.temperature if sampling else None,
         top_p=settings.top_p if sampling else None,

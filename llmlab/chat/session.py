@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -31,6 +32,7 @@ HELP = {
     "/quit": "leave (so do Ctrl+D, and Ctrl+C twice)",
 }
 
+LONGEST_LINE = 10_000_000  # bytes of a line that is read from a pipe
 OF_A_DUAL_HEAD = ("alignment", "show_alpha")
 
 
@@ -59,7 +61,13 @@ class ChatSession:
         self.messages: list[dict[str, str]] = []
 
     def prompt(self, said: str) -> str:
-        """Returns the text that the model continues when `said` comes next."""
+        """Returns the text that the model continues when `said` comes next.
+
+        Raises:
+            LabError: when it is no text.
+        """
+        if not said.isascii() and any("\ud800" <= sign <= "\udfff" for sign in said):
+            raise LabError("what was said is not UTF-8 text", remedy="save it as UTF-8")
         if not self.chats:
             return said
         system = [{"role": "system", "content": self.settings.system_prompt}] if self.settings.system_prompt else []
@@ -210,9 +218,33 @@ def answer_side_by_side(sessions: list[ChatSession], said: str, console: Console
                 live.update(columns())
 
 
+def _lines(source: TextIO) -> Iterator[str]:
+    """Yields the lines of a stream.
+
+    Raises:
+        LabError: when one is no UTF-8 text, or longer than `LONGEST_LINE` bytes.
+    """
+    raw = getattr(source, "buffer", None)
+    if raw is None:  # a stream of a caller
+        yield from source
+        return
+    number = 0
+    while line := raw.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise LabError(f"line {number} of standard input has more than {LONGEST_LINE:,} bytes", remedy="cut it up")
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise LabError(
+                f"line {number} of standard input is not UTF-8 text ({error.reason} at byte {error.start + 1:,})",
+                remedy="save it as UTF-8",
+            ) from None
+
+
 def from_pipe(sessions: list[ChatSession]) -> None:
     """Answers each line of standard input by itself; of two models, each answer behind the model's name."""
-    for line in sys.stdin:
+    for line in _lines(sys.stdin):
         if not (said := line.strip()):
             continue
         for session in sessions:

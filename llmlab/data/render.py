@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from jinja2.exceptions import TemplateError
-
 from llmlab.data.shapes import PARTS_OF_A_TURN, TOOLS, Messages, RowFault
+from llmlab.data.templates import SECONDS, TooLong, TooMuch, apply_template
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
-SECONDS = 5.0  # for one conversation
-LENGTH, TIMES_LONGER = 100_000, 20  # characters that a template may add, and how often it may repeat what it was given
 OTHER_TEMPLATE = 'set `chat_template` to "chatml", or take another copy of the model'
 PROBE = "Wqvxz"  # an answer that no template says by itself
 
@@ -28,8 +21,7 @@ PROBE = "Wqvxz"  # an answer that no template says by itself
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: bool = False) -> str:
     """Returns the conversation as text; with `generate`, up to where the assistant's next answer begins.
 
-    The tools of the conversation are those of its first turn. A template is a program that came with a model: it runs in the
-    library's sandbox, here with an end to time and length.
+    The tools of the conversation are those of its first turn.
 
     Raises:
         LabError: when it fails, takes too long, or says far more than it was given.
@@ -38,17 +30,14 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: 
     if tools:
         messages = [_without(messages[0], TOOLS), *messages[1:]]
     try:
-        with at_most(SECONDS):
-            text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
+        return apply_template(tokenizer, messages, tools, generate=generate)
     except TooLong:
         raise LabError(f"this chat template ran for {SECONDS:g} s and was stopped", remedy=OTHER_TEMPLATE) from None
-    except (TemplateError, MemoryError, OverflowError, RecursionError, TypeError, ValueError, AttributeError) as error:
+    except TooMuch as error:
+        raise LabError(f"this chat template was stopped: {error}", remedy=OTHER_TEMPLATE) from None
+    except Exception as error:  # a template is a program of others: it can raise anything
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LabError(f"this chat template cannot render the conversation ({text})", remedy=OTHER_TEMPLATE) from None
-    given = sum(len(str(value)) for message in messages for value in message.values()) + len(str(tools or ""))
-    if len(text) > LENGTH + TIMES_LONGER * given:
-        raise LabError(f"this chat template made {len(text):,} characters of {given:,}", remedy=OTHER_TEMPLATE)
-    return text
 
 
 def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
@@ -71,29 +60,6 @@ def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
 
 def _without(turn: dict[str, Any], part: str) -> dict[str, Any]:
     return {name: value for name, value in turn.items() if name != part}
-
-
-class TooLong(Exception):
-    """A template went on for too long."""
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raises `TooLong` after so long, where the system has a timer to interrupt with: in the main thread of a process."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def end(number: int, frame: Any) -> None:
-        raise TooLong
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

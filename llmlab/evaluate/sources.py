@@ -22,6 +22,7 @@ from llmlab.evaluate.answers import answer
 from llmlab.evaluate.classification import Classified, classify
 from llmlab.evaluate.pairs import dual_head_figures, preference_accuracy
 from llmlab.model import LabDualHeadForCausalLM
+from llmlab.model.context import context_length
 
 WHOLE = 8_000_000  # characters of a text file that are measured as one document
 MEASURES = ("text", "messages", "prompt_completion", "preference")
@@ -114,13 +115,6 @@ def measure(
         except RowFault as fault:
             raise LabError(fault.reason, where=source.name) from None
     return found
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Returns how many tokens a model reads at once by its own config, or None where it names no end."""
-    about = model.config.get_text_config()
-    found = getattr(about, "max_position_embeddings", None) or getattr(about, "max_seq_len", None)
-    return found if isinstance(found, int) and found > 1 else None
 
 
 def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[dict[str, list[int]]]:

@@ -30,7 +30,7 @@ from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import check_base, weights_fingerprint
 from llmlab.runs.models import refuse_architecture
-from llmlab.runs.seal import PICKLES
+from llmlab.train.limits import bounded_generation, check_adapter, check_files, refuse_pickles
 from llmlab.trust import TRUSTED
 
 DUAL_HEAD = LabDualHeadConfig.model_type
@@ -153,6 +153,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     path = Path(where)
     if path.exists():  # what is saved later names its base: the same file from any folder
         where = str(path := path.resolve())
+    check_files(path)
     refuse_what_cannot_write(where)
     refuse_pickles(path)
     tokenizer = load_tokenizer(where)
@@ -175,6 +176,7 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             base_name = PeftConfig.from_pretrained(where).base_model_name_or_path
             check_base(path, base_name)
             base = whole(load_model(base_name, **kwargs)[0], base_name)
+            check_adapter(path, [name for name, _ in base.named_modules()])
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
         elif (about := AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])).model_type == DUAL_HEAD:
             check_base(path, about.backbone, made="heads")
@@ -216,7 +218,11 @@ def equal_4bit_products(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def stop_at_turn_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Lets a model's answers end where its chat template ends a turn, beside its own ends; returns all of them."""
+    """Lets a model's answers end where its chat template ends a turn, beside its own ends; returns all of them.
+
+    Of the rest of its generation config no more is kept than the lab knows.
+    """
+    model.generation_config = bounded_generation(model.generation_config)
     own = model.generation_config.eos_token_id
     own = [own] if isinstance(own, int) else list(own or ())
     ends = list(dict.fromkeys([*(turn_ends(tokenizer) if tokenizer.chat_template else []), *own]))
@@ -261,24 +267,6 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
 def safely(name: str) -> dict[str, bool]:
     """Returns how weights are loaded: never from a pickle, and with a repository's own code only when its name was typed."""
     return {"use_safetensors": True, "trust_remote_code": name in TRUSTED}
-
-
-def refuse_pickles(path: Path) -> None:
-    """Refuses weights in files that can run code when they are read.
-
-    Raises:
-        LabError: for a pickle, and for a folder that has its weights in nothing else.
-    """
-    remedy = "convert it to safetensors where you trust it (`model.save_pretrained(folder)`), or take another copy"
-    if path.suffix in PICKLES:
-        raise LabError("is a pickle, which can run code when it is read: it was not opened", where=str(path), remedy=remedy)
-    if not path.is_dir() or any(path.glob("*.safetensors")) or any(path.glob("*.gguf")):
-        return
-    if found := [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != "training_args.bin"]:
-        raise LabError(
-            f"has its weights in a pickle ({found[0]}), which can run code when it is read: it was not opened",
-            where=str(path), remedy=remedy,
-        )  # fmt: skip
 
 
 def refuse_code(error: Exception, name: str) -> None:

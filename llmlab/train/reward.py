@@ -30,7 +30,8 @@ from llmlab.runs.identity import check_base
 from llmlab.train.adapters import set_dropout
 from llmlab.train.engine import Job
 from llmlab.train.held_out import pair_weights
-from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_kernel, refuse_pickles, safely, whole
+from llmlab.train.limits import check_adapter, check_files, refuse_pickles
+from llmlab.train.loading import add_adapter, loading_kwargs, refuse_code, refuse_kernel, safely, whole
 from llmlab.train.trainer import LabTrainerMixin
 
 
@@ -98,6 +99,8 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
     path = Path(where)
     if path.exists():
         where = str(path := path.resolve())
+    check_files(path)
+    refuse_pickles(path)
     try:
         if path.suffix == ".gguf":
             model = AutoModelForSequenceClassification.from_pretrained(
@@ -113,13 +116,13 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
             base_name = adapter.base_model_name_or_path
             check_base(path, base_name)
             base = whole(load_scorer(base_name, pad=pad, **kwargs), base_name)
+            check_adapter(path, [name for name, _ in base.named_modules()])
             if adapter.task_type == "SEQ_CLS":
                 model = PeftModel.from_pretrained(base, where, is_trainable=True)
             else:  # of a policy: it has no scoring head, which has to learn, so it becomes part of the weights
                 adapter.task_type = None
                 model = whole(PeftModel.from_pretrained(base, where, config=adapter), name)
         else:
-            refuse_pickles(path)
             if kernel := kwargs.get("attn_implementation"):
                 about = AutoConfig.from_pretrained(where, trust_remote_code=safely(name)["trust_remote_code"])
                 refuse_kernel(about, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, kernel, name)

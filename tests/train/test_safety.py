@@ -5,7 +5,6 @@ import math
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -15,9 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmlab.config import SFTConfig, SourceConfig, save_config
-from llmlab.data.render import at_most, render
 from llmlab.data.sources import load_rows
-from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.model import LabForCausalLM
 from llmlab.runs.folder import RunFolder
@@ -71,7 +68,7 @@ def test_a_pickle_in_a_checkpoint_does_not_run(base_run, tmp_path, monkeypatch, 
     (bad / name).write_bytes(pickle.dumps(Hostile(marker)))
     assert verify(bad) and folder.newest_sealed()[0] != bad, "its seal is broken"
     seal(bad, step=6)  # whoever sends files can make a manifest, too
-    with pytest.raises(LabError, match="holds a file that would run code"):
+    with pytest.raises(LabError, match=f"{name} is no file that torch writes, and was not opened"):
         run(config(base_run, tmp_path))
     assert not marker.exists()
     shutil.rmtree(bad)
@@ -119,28 +116,6 @@ def test_a_models_own_code_does_not_run(base_run, tmp_path):
     with pytest.raises(LabError, match="brings code of its own, which was not run"):
         load_model(str(folder))
     assert not marker.exists()
-
-
-@pytest.mark.parametrize("template, message", [
-    ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "ran for 0.3 s"),
-    ("{{ 'x' * 3000000 }}", "made 3,000,000 characters"),
-    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "cannot render"),
-    ("{{ messages[0] +", "cannot render"),
-    ("{% for a in range(10 ** 9) %}{% endfor %}", "cannot render"),
-])  # fmt: skip
-def test_chat_templates_end(base_run, monkeypatch, template, message):
-    monkeypatch.setattr("llmlab.data.render.SECONDS", 0.3)
-    tokenizer = load_tokenizer(str(base_run.model))
-    tokenizer.chat_template = template
-    with pytest.raises(LabError, match=message):
-        render(tokenizer, [{"role": "user", "content": "Call me Ishmael."}])
-
-
-def test_the_timer_is_put_back():
-    before = signal.getsignal(signal.SIGALRM)
-    with at_most(5):
-        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 5
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) == before
 
 
 def test_manifests_and_links_never_lead_outside(tmp_path):
