@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from importlib import resources
@@ -26,6 +27,7 @@ TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet
 COMPRESSED = (".gz", ".zst")
 PIECE = 20_000  # characters: a long text file becomes rows of at least this length, cut between paragraphs
 GOES_ON = "_goes_on"  # the column that says whether the next row of a text file is the same document
+MOST_ENTRIES = 100_000  # of a folder and those inside it
 HASHED_WHOLE = 4 << 30  # bytes: larger files are told apart by size and time
 
 
@@ -60,7 +62,7 @@ def local_files(name: str, split: str = "train") -> list[Path]:
     """Returns the files behind a name, sorted; empty when it is the id of a hub dataset.
 
     Raises:
-        LabError: when a shipped corpus, a path or a folder's content does not exist.
+        LabError: when a shipped corpus, a path or a folder's content does not exist, or part of a folder cannot be read.
     """
     if name.startswith("llmlab:"):
         if name not in SHIPPED:
@@ -70,7 +72,7 @@ def local_files(name: str, split: str = "train") -> list[Path]:
         return [Path(str(resources.files("llmlab.data") / "corpus" / SHIPPED[name][split]))]
     path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _kind(file) and not file.name.startswith("."))
+        files = sorted(_inside(path))
         if not files:
             raise LabError("no readable files in this folder", where=name, remedy=f"readable are {_readable()}")
         return _of_split(files, path, split)
@@ -87,6 +89,28 @@ def local_files(name: str, split: str = "train") -> list[Path]:
     if (path.suffix and _kind(path)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise LabError("there is no such file or folder", where=name)
     return []
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yields the files below a folder that can hold rows."""
+
+    def unreadable(error: OSError) -> None:
+        raise LabError(
+            f"cannot be read ({error.strerror})",
+            where=str(error.filename),
+            remedy="make it readable, or take it out of the folder",
+        )
+
+    seen = 0
+    for place, folders, names in os.walk(folder, onerror=unreadable):
+        seen += len(folders) + len(names)
+        if seen > MOST_ENTRIES:
+            raise LabError(
+                f"has more than {MOST_ENTRIES:,} entries", where=str(folder), remedy="name the folder with the data alone"
+            )
+        for file in (Path(place, name) for name in names if not name.startswith(".")):
+            if _kind(file) and file.is_file():
+                yield file
 
 
 def _of_split(files: list[Path], path: Path, split: str) -> list[Path]:

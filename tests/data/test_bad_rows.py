@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 import zstandard
@@ -157,3 +158,27 @@ def test_inspection_without_a_template_and_of_pairs(tmp_path):
     path = write(tmp_path / "p.jsonl", [{"prompt": "Who?", "chosen": "Ahab", "rejected": "Stubb"}] * 2)
     found = inspect(SourceConfig(name=path), load_tokenizer("byte"))
     assert set(found.lengths) == {"prompt", "chosen", "rejected", "row"}
+
+
+def test_a_folder_with_an_entry_that_cannot_be_read_is_one_message(tmp_path, monkeypatch):
+    (tmp_path / "a" / "secret").mkdir(parents=True)
+    write(tmp_path / "a" / "rows.jsonl", [GOOD])
+    look = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # a superuser may read anything
+    with pytest.raises(LabError, match=r"secret: cannot be read \(Permission denied\)"):
+        load_rows(SourceConfig(name=str(tmp_path / "a")))
+    monkeypatch.setattr("llmlab.data.sources.MOST_ENTRIES", 2)
+    write(tmp_path / "a" / "more.jsonl", [GOOD])
+    with pytest.raises(LabError, match="has more than 2 entries"):
+        load_rows(SourceConfig(name=str(tmp_path / "a")))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "circle.jsonl").symlink_to("circle.jsonl")
+    (tmp_path / "b" / "gone.jsonl").symlink_to("nowhere")
+    with pytest.raises(LabError, match="no readable files"):
+        load_rows(SourceConfig(name=str(tmp_path / "b")))

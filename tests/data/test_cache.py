@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pytest
 
 from llmlab.config import PretrainConfig, SFTConfig
-from llmlab.data.cache import cached
+from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.prepare import pretrain_data, sft_data
 from llmlab.data.tokenizer import load_tokenizer
 from tests.waiting import PATIENCE
@@ -18,7 +19,7 @@ from tests.waiting import PATIENCE
 BUILDER = """
 import sys, time
 from pathlib import Path
-from llmlab.data.cache import cached
+from llmlab.data.cache import cached, read_rows, write_tables
 def build(folder):
     print("building", flush=True)
     for part in range(20):
@@ -111,3 +112,31 @@ def test_many_rows_are_tokenised_in_parallel_alike(tokenizer, tmp_path, monkeypa
     alone = sft_data(config, tokenizer)
     assert parallel.facts == alone.facts and parallel.notes == alone.notes and parallel.facts["train_dropped"] == 60
     assert parallel.train[:] == alone.train[:] and parallel.eval["a"][:] == alone.eval["a"][:]
+
+
+@pytest.mark.parametrize("name", ["facts.json", "rows.arrow", "sums.json", "key.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff" * 700, None, "flipped", "cut", "folder"])
+def test_damaged_data_is_built_again(tmp_path, monkeypatch, name, content):
+    monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
+    built = []
+
+    def build(folder):
+        built.append(folder)
+        write_tables([pa.table({"a": list(range(500))})], folder / "rows.arrow")
+        return {"rows": 500}
+
+    folder, _ = cached({"of": "this test"}, build)
+    file = folder / name
+    whole = file.read_bytes()
+    if content is None or content == "folder":
+        file.unlink()
+        if content:
+            file.mkdir()
+    elif content == "flipped":
+        file.write_bytes(bytes([*whole[:-9], whole[-9] ^ 1, *whole[-8:]]))
+    else:
+        file.write_bytes(whole[:-5] if content == "cut" else content)
+    again, facts = cached({"of": "this test"}, build)
+    assert len(built) == 2 and again == folder and facts == {"rows": 500}
+    assert read_rows(folder / "rows.arrow")["a"] == list(range(500))
+    assert cached({"of": "this test"}, build)[1] == facts and len(built) == 2
