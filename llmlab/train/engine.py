@@ -54,6 +54,7 @@ from llmlab.train.keys import KEYS, Keys
 from llmlab.train.loading import attention_in_use, choose_device, choose_precision
 from llmlab.train.optimizers import build_optimizer
 from llmlab.train.place import Start, as_run, begin
+from llmlab.train.reach import may_be_unreached
 from llmlab.train.resume import Stopped, go_back
 from llmlab.train.samples import Samples, opening
 from llmlab.train.stages import STAGES
@@ -425,6 +426,7 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         full_determinism=config.deterministic,
         report_to=list(config.report_to),
         use_cpu=device == "cpu",
+        ddp_find_unused_parameters=processes() > 1 and may_be_unreached(job.model),  # to look for them costs a walk each step
         include_num_input_tokens_seen="all",
         remove_unused_columns=False,
         disable_tqdm=True,

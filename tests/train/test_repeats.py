@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from llmlab.config import PretrainConfig, SourceConfig
 from llmlab.train.engine import run
@@ -38,6 +39,21 @@ def of_anything_else(seed):
 def held_out(lines):
     found = [{name: value for name, value in line.items() if name == "step" or name.startswith("eval_")} for line in lines]
     return [line for line in found if len(line) > 1]
+
+
+@pytest.fixture(autouse=True)
+def updates():
+    """Every weight that learns has a gradient in every update: processes need not look for weights that have none."""
+    seen = []
+
+    def look(optimizer, *_):
+        parts = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        seen.append(sum(p.grad is None for p in parts))
+
+    hook = register_optimizer_step_pre_hook(look)
+    yield
+    hook.remove()
+    assert seen and not any(seen)
 
 
 # loader processes, reports, how often is logged, saved and sampled; data and reference are there already the second time
