@@ -212,7 +212,9 @@ def evaluate(
     against: Annotated[str | None, typer.Option(help="With --reward: another model, for how often each wins.")] = None,
     trust: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Agree to run a reward `module:function`.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
-    max_length: Annotated[int, typer.Option(min=2, help="Tokens read at once, at most the model's context.")] = 1024,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a text or conversation read at once; left out, 1,024 or the context.")
+    ] = None,
     stride: Annotated[
         int | None, typer.Option(min=1, help="Tokens from one window of a text to the next; left out, half a window.")
     ] = None,
@@ -224,6 +226,10 @@ def evaluate(
     if reward and by != "score":
         raise LabError("with `--reward` answers are always generated", remedy="leave out `--by`")
     sources = [_source(line, set_) for line in task]
+    if reward and (max_length or stride):
+        from llmlab.evaluate.sources import refuse_lengths
+
+        refuse_lengths(max_length, stride, "prompts that are answered", task[0])
     if against and not reward:
         raise LabError("`--against` compares answers by a reward", remedy="add --reward NAME (`llmlab new grpo` lists them)")
     from llmlab.config.base import validate

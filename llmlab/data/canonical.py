@@ -115,6 +115,9 @@ def open_source(
         known = entry_like(source.like)
         if known is None:
             raise LabError(f"`like` {source.like!r} is not in the catalogue", where=source.name, remedy="`llmlab data catalog`")
+        by_hand = {"format": source.format != "auto", "columns": source.columns, "prompt": source.prompt}
+        if beside := next((option for option, given in by_hand.items() if given), ""):
+            raise LabError(f"`like` and `{beside}` both say how rows are read", where=source.name, remedy="give one of them")
     rows = load_rows(source, streaming=streaming, piece=piece)
     if (known and known.id == "OpenAssistant/oasst1") or set(rows.column_names or ()) >= TREE_COLUMNS:
         rows = _untangled(source, rows)
@@ -128,6 +131,11 @@ def open_source(
         shape=source.format, mapping=source.columns, prompt=source.prompt or "",
         labels=tuple(source.labels or (() if known else names or ())), known=reading_for(known, needed),
     )  # fmt: skip
+    if source.labels and reading.shape != "classification":
+        raise LabError(
+            f"`labels` names the labels of a classification; the rows are read as {reading.shape}", where=source.name,
+            remedy='leave it out, or set `format` to "classification"',
+        )  # fmt: skip
     if reading.shape in ("messages", "prompt_completion") and not {"prompt", "prompt_answer"} & set(needed):
         marks = [name for name in ("label", "labels") if isinstance(sample.get(name), bool)]
         if marks:

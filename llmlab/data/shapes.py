@@ -192,13 +192,15 @@ def choose(
         names = {part: name for reading in options for part, name in reading.columns.items()}
         guessed = {part: next((n for n in NAMES[part] if n in columns), None) for part in NAMES}
         names = {**{part: name for part, name in guessed.items() if name}, **names, **(mapping or {})}
-        if prompt and shape == "auto":
+        by_prompt = bool(prompt) and shape == "auto"
+        if by_prompt:
             shape = "classification" if labels or "label" in (mapping or {}) else "prompt_completion"
         if shape != "auto":
             lacking = [p for p in NEEDED[shape] if p not in names and not (prompt and p in ("prompt", "text"))]
             if lacking:
+                said = f"`prompt` makes {shape} rows, which need" if by_prompt else f"`format` {shape!r} needs"
                 raise LabError(
-                    f"`format` {shape!r} needs a column for {' and '.join(lacking)}; the columns are {', '.join(columns)}",
+                    f"{said} a column for {' and '.join(lacking)}; the columns are {', '.join(columns)}",
                     where=where,
                     remedy=f'name it: "columns": {{"{lacking[0]}": "..."}}',
                 )

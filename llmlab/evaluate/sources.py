@@ -59,7 +59,7 @@ class Measured:
 
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: SourceConfig, *,
-    by: str = "score", batch_size: int = 16, max_length: int = 1024, stride: int | None = None,
+    by: str = "score", batch_size: int = 16, max_length: int | None = None, stride: int | None = None,
 ) -> Measured:  # fmt: skip
     """Returns the figures of a model on a source.
 
@@ -73,13 +73,14 @@ def measure(
         source: whose rows are all measured (`max_rows` limits them).
         by: "score" or "generate", for classifications and conversations.
         batch_size: rows at a time.
-        max_length: tokens that are read at once, at most as many as the model's context. Longer conversations are cut; longer
-            texts are read in windows of this length.
+        max_length: tokens of a text or conversation that are read at once, at most as many as the model's context; left out,
+            1,024. Longer conversations are cut; longer texts are read in windows of this length.
         stride: tokens from one window of a text to the next; left out, half a window. Every token but a text's first is
             predicted once, from at least `max_length - stride` tokens before it, or from all there are.
 
     Raises:
-        LabError: when the source cannot be read, no row is left, or `by` "generate" has no right answers to compare with.
+        LabError: when the source cannot be read, no row is left, `by` "generate" has no right answers to compare with, or a
+            length is given for rows that are not read in that way.
     """
     opened = open_source(source, MEASURES, piece=WHOLE)
     tally = Tally()
@@ -87,6 +88,10 @@ def measure(
     if not rows:
         raise LabError("has no row that can be measured", where=source.name, remedy="; ".join(tally.notes(source)))
     found = Measured(source.short(), len(rows), {}, notes=tally.notes(source))
+    if kind := _read_whole(rows, by):
+        refuse_lengths(max_length, stride, kind, source.name)
+    elif "text" not in rows[0]:
+        refuse_lengths(None, stride, "conversations", source.name)
     if all(row.get("choices") for row in rows):
         found.classified = classify(model, tokenizer, rows, by=by, batch_size=batch_size)
         result = found.classified
@@ -111,10 +116,28 @@ def measure(
             found.figures = {"preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)}
     else:
         try:
-            found.figures, found.reading = _losses(model, tokenizer, rows, batch_size, max_length, stride)
+            found.figures, found.reading = _losses(model, tokenizer, rows, batch_size, max_length or 1024, stride)
         except RowFault as fault:
             raise LabError(fault.reason, where=source.name) from None
     return found
+
+
+def _read_whole(rows: list[Row], by: str) -> str:
+    """Returns what rows are that are read as they stand, whatever their length; "" for texts and scored conversations."""
+    if all(row.get("choices") for row in rows):
+        return "classifications"
+    return "pairs" if "chosen" in rows[0] else "prompts that are answered" if by == "generate" else ""
+
+
+def refuse_lengths(max_length: int | None, stride: int | None, kind: str, where: str) -> None:
+    """Refuses lengths for rows that are not read in that way.
+
+    Raises:
+        LabError: where one is given.
+    """
+    for name, value, of in (("max-length", max_length, "texts and conversations"), ("stride", stride, "texts")):
+        if value is not None:
+            raise LabError(f"`--{name}` applies to {of}; these are {kind}", where=where, remedy="leave it out")
 
 
 def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[dict[str, list[int]]]:

@@ -54,8 +54,12 @@ def bar(needed: float) -> str:
 
 def available_memory() -> int:
     """Returns the bytes that a run could take here: of the NVIDIA device where there is one, else of the machine."""
-    free = _nvidia_free(int(time.monotonic() / FRESH)) if has_nvidia() else 0
-    return free or psutil.virtual_memory().available
+    return gpu_memory() or psutil.virtual_memory().available
+
+
+def gpu_memory() -> int:
+    """Returns the free bytes of the NVIDIA device; 0 where there is none, or it does not say."""
+    return _nvidia_free(int(time.monotonic() / FRESH)) if has_nvidia() else 0
 
 
 @functools.lru_cache(maxsize=1)

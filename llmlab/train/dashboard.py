@@ -175,7 +175,7 @@ class Dashboard(TrainerCallback):
         table.add_column(justify="right")
         cells = [(SHOWN[key], f"{value:.4g}") for key, value in self.latest.items()]
         cells += [
-            ("tokens/s", f"{self.speed:,.0f}"),
+            *([("tokens/s", f"{self.speed:,.0f}")] if self.speed else []),
             *([("of the device's peak", f"{share:.0%}")] if (share := self._share()) else []),
             ("memory", memory_in_use()),
             ("time left", duration(self._left(state))),

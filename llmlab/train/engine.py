@@ -412,6 +412,7 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         warmup_steps=config.warmup_steps,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.log_every,
+        logging_first_step=True,  # ten steps may take many minutes
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.eval_every,
         prediction_loss_only=True,

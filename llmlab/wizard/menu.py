@@ -83,12 +83,13 @@ def main_menu() -> None:
 
 
 def status() -> str:
-    """Returns one line: device, memory, disk and the last run."""
-    import psutil
+    """Returns one line: device, its free memory, disk and the last run."""
+    from llmlab.plan.live import available_memory, gpu_memory
 
     last = next(iter(all_runs()), None)
-    device = "NVIDIA" if Path("/proc/driver/nvidia/version").exists() else f"{os.cpu_count()} cores"
-    memory = f"{psutil.virtual_memory().available / 1e9:.0f} GB memory"
+    on_gpu = gpu_memory()
+    device = "NVIDIA GPU" if on_gpu else f"{os.cpu_count()} cores"
+    memory = f"{(on_gpu or available_memory()) / 1e9:.0f} GB {'of its ' if on_gpu else ''}memory free"
     free = f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free"
     run = f"last run: {last.path} ({last.status})" if last else "no runs yet"
     return f"{device} · {memory} · {free} · {run}"

@@ -165,3 +165,21 @@ def test_encoders_are_refused_with_the_reason(tmp_path):
     load_tokenizer("byte").save_pretrained(tmp_path)
     with pytest.raises(LabError, match=r"is an encoder \(bert\): it reads a text as a whole and cannot write one"):
         load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "row, how, message",
+    [
+        (
+            {"prompt": "Who?", "chosen": "Ahab", "rejected": "Pip"},
+            {"max_length": 32},
+            "`--max-length` applies to texts and conv",
+        ),
+        ({"prompt": "Who?", "completion": "Ahab"}, {"stride": 8}, "`--stride` applies to texts; these are conversations"),
+        ({"prompt": "Who?", "completion": "Ahab"}, {"by": "generate", "max_length": 8}, "these are prompts that are answered"),
+    ],
+)
+def test_lengths_are_refused_where_they_would_be_ignored(model, tmp_path, row, how, message):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(LabError, match=message):
+        measure(*model, SourceConfig(name=str(tmp_path / "rows.jsonl")), **how)

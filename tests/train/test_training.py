@@ -28,7 +28,7 @@ def test_base_run_learns_and_leaves_what_the_house_says(base_run):
     assert folder.record["status"] == "done" and folder.record["config"]["kind"] == "pretrain"
     assert folder.record["attention"] == "sdpa" and folder.record["packages"]["torch"]
     steps = [line["step"] for line in folder.metrics() if "loss" in line]
-    assert steps == [5, 10, 15, 20, 25, 30]
+    assert steps == [1, 5, 10, 15, 20, 25, 30]
     assert base_run.model.name == "best" and verify(base_run.model) == ""
     assert [verify(checkpoint) for checkpoint in folder.checkpoints()] == [""] * 3
     assert not list(base_run.folder.glob("best/*.bin"))
