@@ -174,7 +174,14 @@ class TrainingConfig(KindConfig):
         ge=0,
         le=100_000,
     )
-    log_every: int = option(10, "Log every", "Steps between two logged figures; the first step is logged by itself.", unit="steps", advanced=True, ge=1)
+    log_every: int = option(
+        10,
+        "Log every",
+        "Steps between two logged figures; the first step is logged by itself.",
+        unit="steps",
+        advanced=True,
+        ge=1,
+    )
     save_every: int = option(
         500, "Save every", "Steps between two checkpoints for resuming.", unit="steps", advanced=True, ge=1
     )
