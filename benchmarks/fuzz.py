@@ -1,235 +1,228 @@
-"""Generated configs and damaged files: each is read, or refused with one message; none ends in a traceback or hangs.
+"""Generated bad inputs, each given to the program as a person would: it answers, or refuses with a message.
 
-    python benchmarks/fuzz.py --configs 10000 --files 1000
+    python benchmarks/fuzz.py --count 10000 --workers 2
 
-Configs: every kind with options left out, added, of wrong types and extreme sizes, nested deeply, and files that are no JSON.
-Files: a real run's (weights, tokenizer, manifest, record, metrics, optimizer state, adapter) and datasets of every kind, each
-cut, bit-flipped, swapped with another or replaced by hostile bytes, then read by what reads it in earnest. A pickle that
-creates a file when it runs stands among the hostile ones. Nothing outside the folder in use may be written.
+Names, run records, configs, datasets, what is typed, model folders, checkpoints with manifests made to fit, the data cache
+(the generator is `tests/fuzzing.py`). Each input is tried in an empty folder by a process of its own, forked from one in
+which the libraries are loaded. Counted as failures: a traceback; an end by a signal; more than 2 s of the processor; foreign
+code that ran; control characters on the output; an exit code that is neither 0 nor 2. Each failure is printed with its number.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
+import io
 import json
 import os
-import pickle
 import random
+import re
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from llmlab.config import KINDS, SFTConfig, SourceConfig, load_config
-from llmlab.data.prepare import document_texts
-from llmlab.data.tokenizer import load_tokenizer
-from llmlab.errors import LabError
-from llmlab.plan.report import plan_table
-from llmlab.runs.folder import RunFolder
-from llmlab.runs.report import info_table
-from llmlab.runs.seal import verify
-from llmlab.train.engine import run
-from llmlab.train.loading import load_model
+from llmlab.config import KINDS, SFTConfig, save_config
+from llmlab.runs.seal import seal
+from tests.fuzzing import Case, case
 
-SLOW = 1.0  # seconds; reading is done without a model's first load
+SECONDS = 2  # of the processor, from the start of the command; libraries are loaded by then
+WAIT = 90  # seconds of the clock, on a machine that does other things, too
+FAULTS = ("traceback", "hang", "crash", "code ran", "control characters", "exit code")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-class Hostile:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.path}",))
-
-
-def values(rng: random.Random) -> Any:
-    """Returns a value that somebody might put anywhere."""
-    return rng.choice([
-        None, True, False, 0, -1, 1, 2, 3.5, -0.0, 1e308, 10**30, float("nan"), float("inf"), "", " ", "none", "adamw",
-        "a" * 5000, "\0", "../../etc/passwd", "💥", "1", "true", [], [[]], {}, {"name": "x"},
-        [{"name": "x", "weight": -1}], ["x | y | z"],
-        ["a | | 2"], {"": {}}, [None], ["x"] * 300, 7, 64, "llmlab:moby-dick",
-    ])  # fmt: skip
-
-
-def config_text(rng: random.Random) -> bytes:
-    """Returns the bytes of a config that is nearly one."""
-    kind = rng.choice([*KINDS, "", "nothing", None])
-    cls = KINDS.get(kind)
-    data: dict[str, Any] = {"kind": kind}
-    names = list(cls.model_fields) if cls else ["a", "b"]
-    for name in rng.sample(names, rng.randint(0, min(6, len(names)))):
-        default = cls.model_fields[name].get_default(call_default_factory=True) if cls else 1
-        data[name] = (
-            values(rng) if rng.random() < 0.7 else default if isinstance(default, (int, float, str, bool)) else values(rng)
-        )
-    if rng.random() < 0.2:
-        data[rng.choice(["learning_rat", "list[", "", "schema_version", "{}", "a" * 300])] = values(rng)
-    match rng.randint(0, 19):
-        case 0:
-            return rng.randbytes(rng.randint(0, 300))
-        case 1:
-            depth = rng.choice([100, 2000, 100_000])
-            return b'{"kind":' * depth + b"1" + b"}" * depth
-        case 2:
-            return json.dumps(rng.choice([[], 1, "x", None, [data]])).encode()
-        case 3:
-            whole = json.dumps(data).encode()
-            return whole[: rng.randint(0, len(whole))]
-        case 4:
-            return ("\ufeff" + json.dumps(data)).encode(rng.choice(["utf-8", "utf-16"]))
-        case _:
-            return json.dumps(data, ensure_ascii=rng.random() < 0.5).encode("utf-8", "surrogatepass")
-
-
-def damage(content: bytes, other: bytes, rng: random.Random, marker: Path) -> bytes:
-    """Returns a file as it may arrive."""
-    match rng.randint(0, 5):
-        case 0:
-            return content[: rng.randint(0, len(content))]
-        case 1:
-            made = bytearray(content)
-            for _ in range(rng.randint(1, 20)):
-                if made:
-                    made[rng.randrange(len(made))] ^= 1 << rng.randrange(8)
-            return bytes(made)
-        case 2:
-            return other
-        case 3:
-            return pickle.dumps(Hostile(str(marker)))
-        case 4:  # a header that promises more than there is, as safetensors have them
-            return rng.choice([b"\xff" * 8, (2**40).to_bytes(8, "little"), (8).to_bytes(8, "little")]) + rng.randbytes(40)
-        case _:
-            start = rng.randint(0, len(content))
-            return content[:start] + rng.randbytes(rng.randint(1, 200)) + content[start:]
-
-
-def make_run(work: Path) -> Path:
-    """Returns a small run with everything in it that a run can have."""
+def make_material(folder: Path) -> None:
+    """Writes a policy, an adapter, a run that was stopped behind step 4, a config and the cache of its data."""
     from kills import make_policy
 
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    make_policy(work / "policy")
-    rows = work / "sft.jsonl"
+    from llmlab.train import callbacks
+    from llmlab.train.engine import run
+    from llmlab.train.loading import load_model
+
+    make_policy(folder / "policy")
+    rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(40)))
-    return run(SFTConfig(
-        policy_checkpoint=str(work / "policy"), datasets=[str(rows)], max_steps=2, save_every=2, batch_size=4, max_length=64,
-        gradient_accumulation_steps=1, adapter="lora", eval_fraction=0.2, output_dir=str(work / "run"), report_to=[],
-        warmup_steps=0,
-    )).folder  # fmt: skip
+    os.environ["LLMLAB_CACHE"] = str(folder / "cache")
+    values = dict(policy_checkpoint=str(folder / "policy"), datasets=[str(rows)], batch_size=2, max_length=64, report_to=[],
+                  gradient_accumulation_steps=1, eval_fraction=0.0, warmup_steps=0, save_every=2, sample_tokens=0)  # fmt: skip
+    lora = SFTConfig(**values, max_steps=2, adapter="lora", output_dir=str(folder / "lora"))
+    shutil.copytree(run(lora).model, folder / "adapter")
+    save_config(SFTConfig(**values, max_steps=1), folder / "cached.json")
+    look, left = callbacks.StopOnSignal._look, [4]
+
+    def stop(self: callbacks.StopOnSignal, module: object, inputs: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise callbacks.Stopped
+
+    callbacks.StopOnSignal._look = stop
+    run(SFTConfig(**values, max_steps=5, output_dir=str(folder / "run")))
+    callbacks.StopOnSignal._look = look
+    load_model(str(folder / "adapter"))
 
 
-def make_data(folder: Path) -> None:
-    """Writes a dataset of every kind."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir()
-    rows = [{"prompt": f"Who is {i}?", "completion": "Ahab, the captain"} for i in range(60)]
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "a.jsonl").write_text(lines)
-    (folder / "a.json").write_text(json.dumps(rows))
-    (folder / "a.txt").write_text("Call me Ishmael.\n\n" * 50)
-    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
-    with open(folder / "a.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, ["prompt", "completion"])
-        writer.writeheader()
-        writer.writerows(rows)
+def lay_out(made: Case, folder: Path) -> None:
+    """Writes the files of a case."""
+    for name, source in made.copies.items():
+        shutil.copytree(source, folder / name)
+    for name, content in made.files.items():
+        path = folder / name
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    for name in made.sealed:
+        seal(folder / name, step=int(name.split("-")[-1]))
+    (folder / ".stdin").write_bytes(made.stdin)
 
 
-def readers(work: Path) -> list[tuple[Path, Callable[[], Any]]]:
-    """Returns files of the copies in `work`, each with what reads it."""
-    made: list[tuple[Path, Callable[[], Any]]] = []
-    checkpoint = next((work / "run").glob("checkpoint-*"))
-    for file in sorted(checkpoint.iterdir()):
-        made.append((file, lambda: (verify(checkpoint), RunFolder(work / "run").newest_sealed())))
-    for name in ("run.json", "metrics.jsonl"):
-        made.append((work / "run" / name, lambda: (RunFolder(work / "run").record, RunFolder(work / "run").metrics(),
-                                                   info_table(str(work / "run")))))  # fmt: skip
-    for folder in (work / "policy", work / "run" / "best"):
-        for file in sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".jinja")):
-            made.append((file, lambda folder=folder: load_model(str(folder))))
-    made.append((work / "policy" / "tokenizer.json", lambda: load_tokenizer(str(work / "policy"))))
-    for file in sorted((work / "data").iterdir()):
-        made.append((file, lambda file=file: list(document_texts(SourceConfig(name=str(file))))))
-    return made
+def child(made: Case, folder: Path) -> None:
+    """Runs the program in this process, which ends with it."""
+    from llmlab.__main__ import main
 
-
-def tried(read: Callable[[], Any], what: str, failures: list[str]) -> str:
-    began = time.perf_counter()
+    os.chdir(folder)
+    for number, name in enumerate((".stdin", ".stdout", ".stderr")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
+    sys.stdin, sys.stdout = io.TextIOWrapper(io.FileIO(0), "utf-8"), io.TextIOWrapper(io.FileIO(1, "w"), "utf-8")
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), "utf-8", "backslashreplace")
+    os.environ["LLMLAB_CACHE"] = str(folder / "cache")
+    sys.argv = ["llmlab", *made.argv]
+    code = 0
+    began = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(began) + SECONDS + 8, int(began) + SECONDS + 9))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
-        read()
-        outcome = "read"
-    except LabError:
-        outcome = "refused"
-    except Exception:
-        failures.append(f"{what}: {traceback.format_exc()[-1500:]}")
-        outcome = "failed"
-    if time.perf_counter() - began > SLOW:
-        failures.append(f"{what}: took {time.perf_counter() - began:.1f} s")
-    return outcome
+        main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        (folder / ".seconds").write_text(str(time.process_time() - began))
+        os._exit(code)
+
+
+def tried(made: Case, folder: Path) -> tuple[list[str], float]:
+    """Returns what was wrong with the answer to a case, and how long it took."""
+    lay_out(made, folder)
+    pid = os.fork()
+    if not pid:
+        child(made, folder)
+    deadline = time.monotonic() + WAIT
+    while not (ended := os.wait4(pid, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.wait4(pid, 0)
+            return ["hang"], float(WAIT)
+        time.sleep(0.003)
+    code, used = os.waitstatus_to_exitcode(ended[1]), ended[2]
+    seconds = float((folder / ".seconds").read_text()) if (folder / ".seconds").exists() else used.ru_utime + used.ru_stime
+    said = "".join((folder / name).read_bytes().decode("utf-8", "backslashreplace") for name in (".stdout", ".stderr"))
+    faults = {
+        "hang": code == -signal.SIGXCPU or seconds > SECONDS,
+        "crash": code < 0 and code != -signal.SIGXCPU,
+        "traceback": "Traceback (most recent call last)" in said,
+        "code ran": (folder / "ran").exists(),
+        "control characters": bool(CONTROL.search(said)),
+        "exit code": code > 0 and code != 2,
+    }
+    return [name for name, is_so in faults.items() if is_so], seconds
+
+
+def worker(index: int, given: argparse.Namespace, material: Path, results: Path, until: float) -> None:
+    """Tries every `workers`-th case, at the latest until a time, and writes a line for each."""
+    wanted = tuple(filter(None, given.kinds.split(",")))
+    with open(results, "w", encoding="utf-8", errors="backslashreplace") as out, tempfile.TemporaryDirectory() as work:
+        for number in range(index, given.count, given.workers):
+            if time.time() > until:
+                break
+            made = case(random.Random(f"{given.seed}:{number}"), material, KINDS, wanted)
+            folder = Path(work) / str(number)
+            folder.mkdir()
+            faults, seconds = tried(made, folder)
+            line = {"number": number, "kind": made.kind, "faults": faults, "seconds": seconds}
+            if faults:
+                said = (folder / ".stderr").read_bytes()[-3000:].decode("utf-8", "backslashreplace")
+                line |= {"case": str(made), "said": said}
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
+    """Tries them and prints the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", type=int, default=10_000)
-    parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=600, help="an end before the count is reached")
+    parser.add_argument("--kinds", default="", help="of input, with commas between them; left out, all")
     given = parser.parse_args()
-    rng, failures, outcomes = random.Random(given.seed), [], Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        work, marker = Path(folder) / "use", Path(folder) / "ran"
-        (Path(folder) / "home").mkdir()
-        os.chdir(Path(folder) / "home")
-        os.environ["LLMLAB_CACHE"] = str(Path(folder) / "cache")
-        path = Path(folder) / "c.json"
-        for number in range(given.configs):
-            content = config_text(rng)
-            path.write_bytes(content)
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
+    import torch
 
-            def read() -> None:
-                plan_table(load_config(path))
+    torch.set_num_threads(1)
+    began = time.time()
+    with tempfile.TemporaryDirectory() as place:
+        material, home = Path(place) / "material", Path(place) / "home"
+        material.mkdir()
+        home.mkdir()
+        os.environ["HOME"] = str(home)
+        os.chdir(home)
+        make_material(material)
+        for warm in (["runs"], ["methods"], ["generate", str(material / "policy"), "-p", "Who?", "--set", "max_new_tokens=2"]):
+            sys.argv = ["llmlab", *warm]
+            try:
+                from llmlab.__main__ import main as program
 
-            outcomes["config " + tried(read, f"config {number} {content[:300]!r}", failures)] += 1
-            if len(failures) > 5:
-                break
-        work.mkdir()
-        make_run(work)
-        make_data(work / "data")
-        shutil.copytree(work, Path(folder) / "whole")
-        contents = [file.read_bytes() for file, _ in readers(work)]
-        for _, read in readers(work):
-            read()  # whole files are read, and the libraries are warm
-        for number in range(given.files):
-            file, read = rng.choice(readers(work))
-            before = file.read_bytes()
-            file.write_bytes(damage(before, rng.choice(contents), rng, marker))
-            outcomes["file " + tried(read, f"file {number} {file.name}", failures)] += 1
-            file.write_bytes(before)
-            if len(failures) > 5:
-                break
-        outside = list((Path(folder) / "home").iterdir())
-        if marker.exists():
-            failures.append("a pickle ran")
-        if outside:
-            failures.append(f"written outside: {outside}")
-    for failure in failures:
-        print(failure)
-    print(", ".join(f"{count:,} {name}" for name, count in sorted(outcomes.items())))
-    sys.exit(1 if failures else 0)
+                program()
+            except SystemExit:
+                pass
+        results = [Path(place) / f"{index}.jsonl" for index in range(given.workers)]
+        until = began + 60 * given.minutes
+        pids = []
+        for index, file in enumerate(results):
+            if not (pid := os.fork()):
+                try:
+                    worker(index, given, material, file, until)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            pids.append(pid)
+        ended = [os.waitpid(pid, 0)[1] for pid in pids]
+        if any(ended):
+            sys.exit("a worker ended with an error of its own")
+        lines = [json.loads(line) for file in results for line in file.read_text().splitlines()]
+        outside = [str(path) for path in home.iterdir() if path.name != ".cache"]  # of the datasets library
+    report(lines, outside)
+
+
+def report(lines: list[dict], outside: list[str]) -> None:
+    """Prints failures and counts, and ends the program with 1 where there is a failure."""
+    for line in sorted(lines, key=lambda line: line["number"]):
+        if line["faults"]:
+            print(f"{line['number']} {', '.join(line['faults'])} {line['seconds']:.1f} s: {line['case']}\n{line['said']}\n")
+    if outside:
+        print(f"written outside: {outside}")
+    faults = Counter(fault for line in lines for fault in line["faults"])
+    kinds = Counter(line["kind"] for line in lines)
+    told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+    found = ", ".join(f"{faults[name]:,} {name}" for name in FAULTS)
+    print(f"{len(lines):,} inputs ({told}): {found}; longest {max(line['seconds'] for line in lines):.2f} s of the processor")
+    sys.exit(1 if faults or outside else 0)
 
 
 if __name__ == "__main__":

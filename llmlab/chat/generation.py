@@ -170,5 +170,8 @@ def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: s
     finally:
         stop.asked.set()
         worker.join()
+    if failure and isinstance(failure[0], Exception) and not isinstance(failure[0], LabError):
+        text = (str(failure[0]).strip().splitlines() or [type(failure[0]).__name__])[0][:200]
+        raise LabError(f"failed while it answered ({text})", where=model.config.name_or_path) from failure[0]
     if failure:
         raise failure[0]

@@ -70,12 +70,16 @@ def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | N
     """
     import fsspec
 
-    size, total, number, first, objects = file.stat().st_size, 0, 0, b"", 0
+    size, total, number, first, objects, null = file.stat().st_size, 0, 0, b"", 0, 0
+    by_line = False  # whether each line is a row, not part of one that is written over many
     try:
         with fsspec.open(str(file), "rb", compression="infer") as content:
             while (most is None or total < most) and (line := content.readline(MAX_LINE + 1)):
                 number, total = number + 1, total + len(line)
-                first = first or line.strip()[:1]
+                bare = line.strip()
+                by_line = by_line or (not first and (bare == b"null" or bare.endswith(b"}")))
+                null = null or (number if bare == b"null" else 0)
+                first = first or bare[:1]
                 array = kind == "json" and first == b"["
                 if len(line) > MAX_LINE and not array:
                     return LabError(
@@ -95,13 +99,15 @@ def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | N
                     with suppress(ValueError, RecursionError):
                         if (columns := len(json.loads(line))) > MAX_COLUMNS:
                             return _too_wide(file, columns)
-                objects += line.strip() not in (b"", b"null")
+                objects += bare not in (b"", b"null")
         if kind == "json" and first == b"[" and (fault := _too_deep(b"".join(_lines(file)))):
             return LabError(fault, where=str(file), remedy="one JSON object a line is read best")
     except Exception:  # damaged in another way, which its reader finds
         return None
     if kind == "json" and number and not objects:
         return LabError("row 1 is null, not an object, as are all others", where=str(file), remedy="one JSON object a line")
+    if kind == "json" and null and by_line:  # pyarrow, where a block of rows begins with one
+        return LabError(f"row {null} is null, not an object", where=str(file), remedy="leave it out")
     return None
 
 

@@ -105,7 +105,17 @@ class Reading:
 
     def has(self, part: str, row: Row) -> bool:
         """Returns whether a row holds a part at all."""
-        return self.columns.get(part, "").split(".")[0] in row
+        name = self.columns.get(part)
+        return name is not None and name.split(".")[0] in row
+
+    def fills(self, part: str, row: Row) -> bool:
+        """Returns whether a row has something in a part."""
+        if not self.has(part, row):
+            return False
+        try:
+            return bool(at(row, self.columns[part], object))
+        except RowFault:
+            return False
 
     def take(self, part: str, row: Row, kind: type | tuple[type, ...] = str) -> Any:
         """Returns the value of a part.
@@ -374,14 +384,14 @@ def user(text: str) -> Messages:
 
 def _prompt(reading: Reading, row: Row) -> Messages:
     system: Messages = []
-    if reading.has("system", row) and row[reading.columns["system"]]:
+    if reading.fills("system", row):
         system = [{"role": "system", "content": reading.take("system", row)}]
     if reading.prompt:
         return [*system, *user(fill(reading.prompt, row))]
     value = reading.take("prompt", row, (str, list))
     if isinstance(value, list):
         return [*system, *as_messages(value)]
-    if reading.has("input", row) and row[reading.columns["input"]]:
+    if reading.fills("input", row):
         value = f"{value}\n\n{reading.take('input', row)}"
     return [*system, *user(value)]
 
@@ -394,7 +404,7 @@ def _make_text(reading: Reading, row: Row) -> Row:
 
 def _make_messages(reading: Reading, row: Row) -> Row:
     messages = as_messages(reading.take("messages", row, (list, str)))
-    if reading.has("system", row) and row[reading.columns["system"]] and messages[:1] and messages[0]["role"] != "system":
+    if reading.fills("system", row) and messages[:1] and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": reading.take("system", row)}, *messages]
     return {"messages": messages}
 
@@ -433,9 +443,7 @@ def _make_preference(reading: Reading, row: Row) -> Row:
     chosen, rejected = reading.take("chosen", row, (str, list)), reading.take("rejected", row, (str, list))
     if type(chosen) is not type(rejected):
         raise RowFault("chosen and rejected are of different types", wrong_form=True)
-    prompt = (
-        _prompt(reading, row) if reading.prompt or (reading.has("prompt", row) and row[reading.columns["prompt"]]) else None
-    )
+    prompt = _prompt(reading, row) if reading.prompt or reading.fills("prompt", row) else None
     if isinstance(chosen, list) or prompt is None:
         turns, others = as_messages(chosen), as_messages(rejected)
         if not turns or not others:

@@ -7,8 +7,9 @@ tokens, and a chat template that marks the assistant's tokens.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def chat_template(turn_end: str = TURN_END) -> str:
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
     )
 
+
+LONG_WORD = re.compile(r"[^\W\d]{1000}|\W{1000}")
 
 # Encoder-decoders read a prompt and write the answer elsewhere: nothing has to mark where one ends and the other begins.
 READ_TEMPLATE = (
@@ -75,7 +78,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_cut_words(texts), trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise LabError(
             f"this corpus gives only {tokenizer.get_vocab_size():,} tokens, not `vocab_size` {vocab_size:,}",
@@ -89,6 +92,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         chat_template=chat_template(),
         clean_up_tokenization_spaces=False,
     )
+
+
+def _cut_words(texts: Iterable[str]) -> Iterator[str]:
+    """Yields texts, cut in words that are longer than any: their pairs are counted in quadratic time."""
+    for text in texts:
+        start = 0
+        for found in LONG_WORD.finditer(text):
+            yield text[start : found.end()]
+            start = found.end()
+        yield text[start:]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

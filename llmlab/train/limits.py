@@ -14,7 +14,7 @@ from typing import Any
 from llmlab.data.templates import TooLong, at_most
 from llmlab.errors import LabError
 from llmlab.files import read_object
-from llmlab.plan.checkpoint import tensor_sizes
+from llmlab.plan.checkpoint import ALIASES, tensor_sizes
 from llmlab.readable import shortened
 from llmlab.runs.seal import PICKLES
 
@@ -26,6 +26,8 @@ LARGEST_JSON = 50_000_000  # bytes
 MOST_LAYERS, MOST_PATTERNS, LONGEST_PATTERN = 10_000, 10_000, 10_000
 PATTERN_SECONDS = 0.5  # of the processor, for all patterns of an adapter over all modules of its base
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+SIZES = tuple(name for names in ALIASES.values() for name in names)  # of width, heads, vocabulary, positions ...
+LARGEST_SIZE = 1 << 32
 CONVERT = "convert it to safetensors where you trust it (`model.save_pretrained(folder)`), or take another copy"
 
 
@@ -107,6 +109,11 @@ def _check_shape(about: dict[str, Any], path: Path) -> None:
         for name in LAYERS:
             if isinstance(value := part.get(name), (int, float)) and not 0 <= value <= MOST_LAYERS:
                 raise LabError(f"config.json: `{name}` is {shortened(str(value), 40)}", where=str(path), remedy="copy it anew")
+        for name in SIZES:
+            value = part.get(name)
+            if isinstance(value, (str, bool, dict)) or (isinstance(value, (int, float)) and not 0 <= value <= LARGEST_SIZE):
+                told = shortened(repr(value), 40)
+                raise LabError(f"config.json: `{name}` is {told}, not a size", where=str(path), remedy="copy it anew")
 
 
 def check_adapter(path: Path, modules: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from llmlab.config import DPOConfig, SFTConfig, SourceConfig
 from llmlab.data.inspect import inspect
 from llmlab.data.prepare import dpo_data, sft_data
 from llmlab.data.sources import load_rows
-from llmlab.data.tokenizer import load_tokenizer
+from llmlab.data.tokenizer import _cut_words, load_tokenizer, train_tokenizer
 from llmlab.errors import LabError
 
 GOOD = {"prompt": "Who?", "completion": "Ahab"}
@@ -182,3 +182,17 @@ def test_a_folder_with_an_entry_that_cannot_be_read_is_one_message(tmp_path, mon
     (tmp_path / "b" / "gone.jsonl").symlink_to("nowhere")
     with pytest.raises(LabError, match="no readable files"):
         load_rows(SourceConfig(name=str(tmp_path / "b")))
+
+
+@pytest.mark.parametrize(
+    "row", [{**GOOD, "": " "}, {"question": "Who?", "answer": "Ahab", "": "x"}, {**GOOD, "system": None, ".": 1}]
+)
+def test_columns_without_a_name_are_no_part_of_a_row(tokenizer, tmp_path, row):
+    data = sft_data(SFTConfig(datasets=[write(tmp_path / "a.jsonl", [row])], eval_fraction=0), tokenizer)
+    assert data.facts["train_rows"] == 1
+
+
+def test_a_tokenizer_is_learned_from_words_without_an_end():
+    words = ["a" * 300_000 + " b", "=" * 5000, "\n" * 5000, "Call me Ishmael. " * 100, "x" * 999 + " y"]
+    assert ["".join(_cut_words([text])) for text in words] == words and len(list(_cut_words(words[3:]))) == 2
+    assert train_tokenizer(words, 264).get_vocab()["aaaaaaaa"]

@@ -25,5 +25,5 @@ def test_interrupted_runs_end_like_uninterrupted_ones(number, stages):
 
 
 def test_no_config_and_no_file_is_a_traceback():
-    done = bench("fuzz.py", "--configs", "300", "--files", "100", "--seed", "5")
+    done = bench("fuzz.py", "--count", "200", "--workers", "1", "--seed", "5")
     assert done.returncode == 0, done.stdout[-3000:]

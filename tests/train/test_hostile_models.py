@@ -56,9 +56,11 @@ def test_json_that_no_model_has(model, name, content):
         assert "\n" not in str(caught.value)
 
 
-def test_more_layers_than_a_model_has(model):
-    change(model / "config.json", n_layers=10**9)
-    with pytest.raises(LabError, match="`n_layers` is 1000000000"):
+@pytest.mark.parametrize("entries, message", [({"n_layers": 10**9}, "`n_layers` is 1000000000"), ({"max_seq_len": "x"}, "'x', not a size"),
+                                              ({"d_ff": -1}, "`d_ff` is -1, not a size"), ({"vocab_size": 1e300}, "not a size")])  # fmt: skip
+def test_sizes_that_no_model_has(model, entries, message):
+    change(model / "config.json", **entries)
+    with pytest.raises(LabError, match=message):
         load_model(str(model))
 
 
