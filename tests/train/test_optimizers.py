@@ -13,7 +13,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.train import callbacks, optimizers
 from llmlab.train.engine import run
-from llmlab.train.optimizers import SOPHIA_GAMMA, gauss_newton_diagonal
+from llmlab.train.optimizers import SOPHIA_GAMMA, build_optimizer, gauss_newton_diagonal
 from tests.train.test_grpo import write
 
 
@@ -231,3 +231,90 @@ def test_the_critics_own_rate_follows_the_same_schedule(base_run, tmp_path, monk
     for update, (policy, *_, critic) in enumerate(rates):
         factor = rate("linear", 1, 2, 9, update)
         assert (policy, critic) == pytest.approx((1e-4 * factor, 3e-3 * factor), rel=1e-9, abs=1e-15)
+
+
+# Updates by hand
+
+
+class Two(torch.nn.Module):
+    """A matrix, on which weight decay falls, and a bias, on which it does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+
+
+def adamw(p, grads, decay, c):
+    mean, square = 0.0, 0.0
+    for step, g in enumerate(grads, 1):
+        mean = c.adam_beta1 * mean + (1 - c.adam_beta1) * g
+        square = c.adam_beta2 * square + (1 - c.adam_beta2) * g**2
+        p = p * (1 - c.learning_rate * decay)
+        root = (square / (1 - c.adam_beta2**step)).sqrt()
+        p = p - c.learning_rate * (mean / (1 - c.adam_beta1**step)) / (root + c.adam_eps)
+    return p
+
+
+def lion(p, grads, decay, c):
+    mean = torch.zeros_like(p)
+    for g in grads:
+        p = p * (1 - c.learning_rate * decay) - c.learning_rate * (c.lion_beta1 * mean + (1 - c.lion_beta1) * g).sign()
+        mean = c.lion_beta2 * mean + (1 - c.lion_beta2) * g
+    return p
+
+
+def sophia(p, grads, decay, c):
+    """Liu et al. 2023, algorithm 3: the curvature, here 3 everywhere, is seen with the first gradient alone."""
+    mean, curvature = 0.0, (1 - 0.99) * 3.0
+    for g in grads:
+        mean = 0.96 * mean + (1 - 0.96) * g
+        p = p * (1 - c.learning_rate * decay) - c.learning_rate * (mean / curvature).clamp(-1, 1)
+    return p
+
+
+@pytest.mark.parametrize("by_hand, options", [
+    (adamw, dict(adam_beta1=0.7, adam_beta2=0.6, adam_eps=0.3)), (lion, dict(lion_beta1=0.6, lion_beta2=0.2)), (sophia, {}),
+], ids=["adamw", "lion", "sophia"])  # fmt: skip
+def test_updates_are_the_published_ones_with_the_options_of_the_config(base_config, tmp_path, by_hand, options):
+    made = base_config(tmp_path, optimizer=by_hand.__name__, learning_rate=0.1, weight_decay=0.4, **options)
+    model = Two()
+    parameters = list(model.parameters())
+    start, grads = [p.detach().clone() for p in parameters], [[torch.randn_like(p) for p in parameters] for _ in range(3)]
+    optimizer = build_optimizer(model, made)
+    for number, given in enumerate(grads):
+        for parameter, grad in zip(parameters, given, strict=True):
+            parameter.grad = grad.clone()
+        if by_hand is sophia and number == 0:
+            optimizer.hessian = [torch.full_like(p, 3.0) for group in optimizer.param_groups for p in group["params"]]
+        optimizer.step()
+    for place, (before, after, decay) in enumerate(zip(start, parameters, (0.4, 0.0), strict=True)):
+        wanted = by_hand(before, [given[place] for given in grads], decay, made)
+        torch.testing.assert_close(after.detach(), wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "muon"])
+def test_the_other_optimizers_have_the_options_of_the_config(base_config, tmp_path, name):
+    own = dict(muon_momentum=0.8, muon_nesterov=False, adam_beta1=0.7, adam_beta2=0.6, adam_eps=0.3) if name == "muon" else {}
+    model = torch.nn.ModuleDict({"body": Two(), "lm_head": torch.nn.Linear(2, 5, bias=False)})
+    optimizer = build_optimizer(model, base_config(tmp_path, optimizer=name, learning_rate=0.1, weight_decay=0.4, **own))
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    matrix, bias, head = (groups[id(p)] for p in model.parameters())
+    assert (matrix["weight_decay"], bias["weight_decay"], head["weight_decay"]) == (0.4, 0.0, 0.4)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+    if name == "muon":
+        assert (matrix["use_muon"], bias["use_muon"], head["use_muon"]) == (True, False, False)
+        assert (matrix["momentum"], matrix["nesterov"]) == (0.8, False)
+        assert all(tuple(group["betas"]) == (0.7, 0.6) and group["eps"] == 0.3 for group in (bias, head))
+
+
+def test_gradients_are_clipped_at_the_norm_of_the_config(base_config, tmp_path, monkeypatch):
+    norms, step = [], torch.optim.AdamW.step
+
+    def stepped(self, closure=None):
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.stack([g.norm() for g in grads]).norm().item())
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    run(base_config(tmp_path / "run", max_steps=3, max_grad_norm=0.25, eval_every=3))
+    assert norms == pytest.approx([0.25] * 3, rel=1e-3)
