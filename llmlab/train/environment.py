@@ -65,10 +65,15 @@ def join_processes(device: str) -> None:
 
 
 def leave_processes() -> None:
-    """Ends the connection between the processes of a job: its threads must not be running when the process ends."""
+    """Ends the connection between the processes of a job: its threads must not be running when the process ends.
+
+    They run as long as any model that was shared holds the connection, and trainers hold themselves: these go first. A thread
+    that still ran was seen to abort the process after its work was done.
+    """
     import torch
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

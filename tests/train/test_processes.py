@@ -75,6 +75,11 @@ from llmlab.train.environment import join_processes, leave_processes
 from llmlab.train.trouble import Trouble
 join_processes("cpu")
 part, rank = torch.nn.Linear(2, 2), os.environ["RANK"]
+def train():
+    shared = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    shared.trainer = shared  # trainers hold themselves
+    shared(torch.ones(1, 2)).sum().backward()
+train()
 trouble = Trouble(RunFolder(Path(sys.argv[1])), LabConsole(quiet=True), 1)
 trouble.check_weights(part, Path("checkpoint-1"))
 if rank == "1":
@@ -84,10 +89,13 @@ try:
 except LabError as error:
     (Path(sys.argv[1]) / f"refused-by-{rank}").write_text(str(error))
 leave_processes()
+threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+(Path(sys.argv[1]) / f"left-by-{rank}").write_text(" ".join(name.strip() for name in threads if "gloo" in name))
 """
 
 
-def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all(tmp_path):
+def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all_and_none_leaves_a_thread(tmp_path):
+    """A thread of the connection that still runs when Python ends can abort the process, after all its work."""
     (tmp_path / "part.py").write_text(PART_OF_ITS_OWN)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "part.py"),
@@ -96,3 +104,4 @@ def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         assert "checkpoint-2 was not sealed" in (tmp_path / f"refused-by-{rank}").read_text()
+        assert (tmp_path / f"left-by-{rank}").read_text() == ""
