@@ -315,12 +315,23 @@ def catalog(
     show_catalogue(LabConsole(), word)
 
 
+def _there(cache_dir: Path) -> Path:
+    """Returns the folder of the caches; one that was named has to be there.
+
+    Raises:
+        LabError: when it is not.
+    """
+    if cache_dir != CACHES and not cache_dir.is_dir():
+        raise LabError("there is no such folder", where=str(cache_dir), remedy=f"left out, it is {CACHES}")
+    return cache_dir
+
+
 @cache.command("list")
 def list_caches(cache_dir: CacheDir = CACHES) -> None:
     """Every cache: its reference, pairs, size on disk, damaged parts."""
     from llmlab.wizard.cache import caches_table
 
-    _print(caches_table(cache_dir))
+    _print(caches_table(_there(cache_dir)))
 
 
 @cache.command("verify")
@@ -333,7 +344,7 @@ def verify_caches(
     if config is None:
         from llmlab.wizard.cache import verified
 
-        lines, whole = verified(cache_dir)
+        lines, whole = verified(_there(cache_dir))
         typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
     loaded = _with_newest(_load(config, None))

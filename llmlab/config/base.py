@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, TypeAdapter, Validation
 
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
+from llmlab.readable import shortened
 
 SCHEMA_VERSION = 1
 
@@ -89,11 +90,30 @@ def validate(cls: type[LabBaseConfig], data: dict[str, Any], where: str = "") ->
     Raises:
         LabError: with one line for every fault: option, value, rule, and the nearest valid value.
     """
+    if fault := no_text(data):
+        raise LabError(fault, where=where)
     try:
         return cls.model_validate(data)
     except ValidationError as error:
         lines = list(dict.fromkeys(_explain(cls, fault) for fault in _likeliest(error.errors())))
         raise LabError("\n".join(lines), where=where) from None
+
+
+def no_text(data: Any) -> str:
+    """Returns which text in JSON data no file and no tokenizer can hold, and why; "" where all can."""
+    waiting = [("", data)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{key}" if place else str(key), key) for key in value]
+            waiting += [(f"{place}.{key}" if place else str(key), held) for key, held in value.items()]
+        elif isinstance(value, list):
+            waiting += [(place, held) for held in value]
+        elif isinstance(value, str) and "\0" in value:
+            return f"`{shortened(place, 100)}` holds a NUL character"
+        elif isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+            return f"`{shortened(place, 100)}` is not UTF-8 text: it holds half of a character"
+    return ""
 
 
 def validate_option(cls: type[LabBaseConfig], name: str, value: Any) -> Any:
@@ -103,6 +123,8 @@ def validate_option(cls: type[LabBaseConfig], name: str, value: Any) -> Any:
         LabError: with what is wrong, in words.
     """
     field = cls.model_fields[name]
+    if fault := no_text({name: value}):
+        raise LabError(fault)
     try:
         return TypeAdapter(Annotated[field.annotation, *field.metadata, option_info(field)]).validate_python(value, strict=True)
     except ValidationError as error:

@@ -1,12 +1,14 @@
 """Upper bounds of options, and what is named as a config and is none."""
 
+import json
 import os
 
 import pytest
+from typer.testing import CliRunner
 
-from llmlab.cli import parse_changes
+from llmlab.cli import app, parse_changes
 from llmlab.config import KINDS, PretrainConfig, load_config
-from llmlab.config.base import validate
+from llmlab.config.base import members, validate, validate_option
 from llmlab.errors import LabError
 from llmlab.screen import LabConsole
 from llmlab.train.place import begin
@@ -61,3 +63,37 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, place):
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    "text, reason", [("a\0b", "holds a NUL character"), ("a\ud800b", "is not UTF-8 text: it holds half of a character")]
+)
+def test_what_no_file_can_hold_is_refused_by_name(text, reason, tmp_path):
+    names = {
+        kind: [name for name, field in cls.model_fields.items() if str in members(field.annotation)]
+        for kind, cls in KINDS.items()
+    }
+    assert sum(map(len, names.values())) > 20
+    for kind, fields in names.items():
+        for name in {*fields, text}:
+            with pytest.raises(LabError) as caught:
+                validate(KINDS[kind], {"kind": kind, name: text})
+            assert reason in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(LabError, match=f"`datasets.name` {reason}"):
+        validate(PretrainConfig, {"kind": "pretrain", "datasets": [{"name": text}]})
+    with pytest.raises(LabError, match=f"`init_from` {reason}"):
+        validate_option(PretrainConfig, "init_from", text)
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"kind": "pretrain", "name": text}))
+    with pytest.raises(LabError, match=f"`name` {reason}"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a\udcffb", "c.json"])
+def test_a_cache_folder_that_is_named_has_to_be_there(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text("{}")
+    for command in ("list", "verify"):
+        result = CliRunner().invoke(app, ["cache", command, "--cache-dir", name])
+        assert isinstance(result.exception, LabError) and "there is no such folder" in str(result.exception)
+    assert CliRunner().invoke(app, ["cache", "list"]).exit_code == 0
