@@ -1,5 +1,6 @@
 """The chat: streaming equals generating, commands do what they say, base models are completed."""
 
+import io
 import json
 import time
 
@@ -7,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from llmlab.chat.generation import stream
-from llmlab.chat.session import ChatSession
+from llmlab.chat.session import ChatSession, chat
 from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError
 from llmlab.train.loading import load_model
@@ -83,3 +84,33 @@ def test_commands(session, console, tmp_path):
 def test_wrong_commands_say_why(session, console, line, expected):
     with pytest.raises(LabError, match=expected.replace("?", r"\?")):
         session.command(line, console)
+
+
+def test_an_answer_ends_where_the_positions_do_and_a_prompt_that_does_not_fit_is_refused(session):
+    settings = ChatSettings(max_new_tokens=10_000, temperature=1.0, seed=1)
+    session.model.generation_config.eos_token_id = None
+    count = len(session.tokenizer("Call me Ishmael")["input_ids"])
+    seen = []
+    session.model.register_forward_hook(lambda *_: seen.append(1))
+    list(stream(session.model, session.tokenizer, "Call me Ishmael", settings))
+    assert len(seen) == 64 - count, "64 positions"
+    for prompt in ("whale " * 64, "a" * 1_000_000, "\U0001f40b" * 100):
+        with pytest.raises(
+            LabError, match=r"the prompt has (more than )?[\d,]+ tokens, and the model reads 64 with its answer"
+        ):
+            next(stream(session.model, session.tokenizer, prompt, settings))
+
+
+def test_what_comes_by_a_pipe_is_read_line_by_line_within_bounds(session, monkeypatch, capsys):
+    def piped(content):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+        chat(session, Console(quiet=True))
+        return capsys.readouterr().out
+
+    assert len(piped(b"Call me\n\nIshmael").splitlines()) >= 2
+    with pytest.raises(LabError, match=r"line 2 of standard input is not UTF-8 text \(invalid start byte at byte 3\)"):
+        piped(b"Call me\nab\xff\n")
+    with pytest.raises(LabError, match="line 1 of standard input has more than 10,000,000 bytes"):
+        piped(b"a" * 10_000_001)
+    with pytest.raises(LabError, match="what was said is not UTF-8 text"):
+        session.prompt("a\udcff")
