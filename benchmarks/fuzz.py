@@ -11,6 +11,7 @@ code that ran; control characters on the output; an exit code that is neither 0 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,13 +30,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from llmlab.__main__ import main as program
 from llmlab.config import KINDS, SFTConfig, save_config
 from llmlab.runs.seal import seal
 from tests.fuzzing import Case, case
 
 SECONDS = 2  # of the processor, from the start of the command; libraries are loaded by then
-WAIT = 90  # seconds of the clock, on a machine that does other things, too
-FAULTS = ("traceback", "hang", "crash", "code ran", "control characters", "exit code")
+WAIT = 40  # seconds of the clock, on a machine that does other things, too
+FAULTS = ("traceback", "hang", "stuck", "crash", "code ran", "control characters", "exit code")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -86,8 +89,6 @@ def lay_out(made: Case, folder: Path) -> None:
 
 def child(made: Case, folder: Path) -> None:
     """Runs the program in this process, which ends with it."""
-    from llmlab.__main__ import main
-
     os.chdir(folder)
     for number, name in enumerate((".stdin", ".stdout", ".stderr")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
@@ -101,7 +102,7 @@ def child(made: Case, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
-        main()
+        program()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
     except BaseException:
@@ -124,8 +125,8 @@ def tried(made: Case, folder: Path) -> tuple[list[str], float]:
     while not (ended := os.wait4(pid, os.WNOHANG))[0]:
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
-            os.wait4(pid, 0)
-            return ["hang"], float(WAIT)
+            used = os.wait4(pid, 0)[2]
+            return ["stuck" if used.ru_utime < 1 else "hang"], float(WAIT)
         time.sleep(0.003)
     code, used = os.waitstatus_to_exitcode(ended[1]), ended[2]
     seconds = float((folder / ".seconds").read_text()) if (folder / ".seconds").exists() else used.ru_utime + used.ru_stime
@@ -141,17 +142,27 @@ def tried(made: Case, folder: Path) -> tuple[list[str], float]:
     return [name for name, is_so in faults.items() if is_so], seconds
 
 
-def worker(index: int, given: argparse.Namespace, material: Path, results: Path, until: float) -> None:
+def worker(given: argparse.Namespace) -> None:
     """Tries every `workers`-th case, at the latest until a time, and writes a line for each."""
-    wanted = tuple(filter(None, given.kinds.split(",")))
-    with open(results, "w", encoding="utf-8", errors="backslashreplace") as out, tempfile.TemporaryDirectory() as work:
-        for number in range(index, given.count, given.workers):
-            if time.time() > until:
+    import torch
+
+    torch.set_num_threads(1)
+    material, wanted = Path(given.material), tuple(filter(None, given.kinds.split(",")))
+    for warm in (["runs"], ["methods"], ["generate", str(material / "adapter"), "-p", "Who?", "--set", "max_new_tokens=2"]):
+        sys.argv = ["llmlab", *warm]  # whatever these load, the processes that are forked have
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+            program()
+    with open(given.results, "w", encoding="utf-8", errors="backslashreplace") as out, tempfile.TemporaryDirectory() as work:
+        for number in range(given.worker, given.count, given.workers):
+            if time.time() > given.until:
                 break
             made = case(random.Random(f"{given.seed}:{number}"), material, KINDS, wanted)
-            folder = Path(work) / str(number)
-            folder.mkdir()
-            faults, seconds = tried(made, folder)
+            for attempt in ("", "-again"):  # a lock that another thread held is never freed in a process that was forked then
+                folder = Path(work) / f"{number}{attempt}"
+                folder.mkdir()
+                faults, seconds = tried(made, folder)
+                if "stuck" not in faults:
+                    break
             line = {"number": number, "kind": made.kind, "faults": faults, "seconds": seconds}
             if faults:
                 said = (folder / ".stderr").read_bytes()[-3000:].decode("utf-8", "backslashreplace")
@@ -169,40 +180,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600, help="an end before the count is reached")
     parser.add_argument("--kinds", default="", help="of input, with commas between them; left out, all")
+    for name, kind in (("worker", int), ("material", str), ("results", str), ("until", float)):
+        parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.worker is not None:
+        worker(given)
+        return
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
-    import torch
-
-    torch.set_num_threads(1)
-    began = time.time()
+    until = time.time() + 60 * given.minutes
     with tempfile.TemporaryDirectory() as place:
         material, home = Path(place) / "material", Path(place) / "home"
         material.mkdir()
         home.mkdir()
         os.environ["HOME"] = str(home)
+        script = Path(__file__).resolve()
         os.chdir(home)
         make_material(material)
-        for warm in (["runs"], ["methods"], ["generate", str(material / "policy"), "-p", "Who?", "--set", "max_new_tokens=2"]):
-            sys.argv = ["llmlab", *warm]
-            try:
-                from llmlab.__main__ import main as program
-
-                program()
-            except SystemExit:
-                pass
         results = [Path(place) / f"{index}.jsonl" for index in range(given.workers)]
-        until = began + 60 * given.minutes
-        pids = []
-        for index, file in enumerate(results):
-            if not (pid := os.fork()):
-                try:
-                    worker(index, given, material, file, until)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            pids.append(pid)
-        ended = [os.waitpid(pid, 0)[1] for pid in pids]
+        started = [
+            subprocess.Popen([sys.executable, str(script), *sys.argv[1:], "--worker", str(index), "--material", str(material),
+                              "--results", str(file), "--until", str(until)])
+            for index, file in enumerate(results)
+        ]  # fmt: skip
+        ended = [process.wait() for process in started]
         if any(ended):
             sys.exit("a worker ended with an error of its own")
         lines = [json.loads(line) for file in results for line in file.read_text().splitlines()]
