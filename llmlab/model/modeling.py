@@ -116,6 +116,12 @@ class LabModel(LabPreTrainedModel):
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
+            if (
+                torch.is_tensor(attention_mask)
+                and attention_mask.dim() == 2
+                and self.config.positional_encoding == "sinusoidal"
+            ):
+                position_ids = real_positions(attention_mask)[:, -inputs_embeds.shape[1] :]  # the others are relative
 
         if not isinstance(attention_mask, dict):
             make = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
@@ -157,6 +163,11 @@ class LabModel(LabPreTrainedModel):
             keys, key_offset = cache.get_mask_sizes(queries, 0)
         device = inputs_embeds.device
         return (torch.arange(queries, device=device)[:, None] + offset) - (torch.arange(keys, device=device) + key_offset)
+
+
+def real_positions(mask: Tensor) -> Tensor:
+    """Returns the positions of tokens, (B, S), as if there were no padding before them; `mask` is 0 at padding."""
+    return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def additive(mask: Tensor | None, like: Tensor) -> Tensor | None:

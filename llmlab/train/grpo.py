@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmlab.config import GRPOConfig
 from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
+from llmlab.model.modeling import real_positions
 from llmlab.runs.folder import find_model
 from llmlab.train.adapters import add_reference_adapter, set_dropout
 from llmlab.train.engine import Job
@@ -61,6 +63,11 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
         elif held:  # only now: TRL rounds an adapter on quantised weights to bf16
             add_reference_adapter(self.model)
         set_dropout(self.model, adapter_dropout)
+        for model in (self.model, reference):
+            if model is not None:
+                (model.get_base_model() if isinstance(model, PeftModel) else model).register_forward_pre_hook(
+                    _with_real_positions, with_kwargs=True
+                )
         self.eval_dataset = _numbered(self.eval_dataset)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -107,6 +114,15 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
     def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
         """Returns the figures over all answers."""
         return deviations(totals)
+
+
+def _with_real_positions(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Tells a model, as `generate` does, where tokens behind padding stand; TRL does not, and many models count the padding."""
+    mask = kwargs.get("attention_mask")
+    whole = torch.is_tensor(mask) and mask.dim() == 2 and kwargs.get("position_ids") is kwargs.get("past_key_values") is None
+    if whole and "position_ids" in inspect.signature(type(model).forward).parameters:
+        kwargs = {**kwargs, "position_ids": real_positions(mask)}
+    return args, kwargs
 
 
 def _numbered(data: Any) -> Any:

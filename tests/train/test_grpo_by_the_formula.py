@@ -6,11 +6,12 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.train.grpo import GRPOTrainer, frozen_copy
 from llmlab.train.loading import load_model
+from tests.conftest import small_model
 
 SIZE, BETA, CLIP, PROMPTS = 4, 0.3, 0.05, ["Who is 1?", "Who is 22?", "Who is 333?", "Who is 4?"]
 WORDS = ["Ahab", "Stubb", "Ahab Stubb", "The whale, the sea", "x", "Starbuck says so", "Ahab, Ahab", "no"]
@@ -156,3 +157,31 @@ def test_it_agrees_with_the_trainer_of_trl(policy, ours, tmp_path, monkeypatch, 
     if micro == 16:
         for name in ("kl", "entropy", "clip_ratio/region_mean", "reward", "reward_std", "rewards/reward/mean"):
             assert figures[name] == pytest.approx(ours[3][name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
+def test_padding_before_a_prompt_moves_no_position(policy, tmp_path, kind):
+    """Models that know where a token stands in its row: log-probabilities are those of each row alone, without padding."""
+    tokenizer = load_tokenizer(policy)
+    if kind == "learned":
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=512, n_positions=128, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
+        )
+    else:
+        model = small_model(vocab_size=512, max_seq_len=128, positional_encoding="sinusoidal")
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.3)
+    for folder in (model, tokenizer):
+        folder.save_pretrained(tmp_path / "policy")
+    trainer = build(GRPOTrainer, str(tmp_path / "policy"), tmp_path / "run", 16)
+    scored = trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(SIZE)])
+    assert (scored["prompt_mask"][:, 0] == 0).any()
+    model, _ = load_model(str(tmp_path / "policy"), dtype=torch.float32)
+    for index in range(len(scored["prompt_ids"])):
+        prompt, answer = (
+            scored[f"{part}_ids"][index][scored[f"{part}_mask"][index].bool()] for part in ("prompt", "completion")
+        )
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
+        wanted = logits.log_softmax(-1).gather(1, answer[:, None]).squeeze(-1)
+        for name in ("old_per_token_logps", "ref_per_token_logps"):
+            torch.testing.assert_close(scored[name][index, : len(answer)], wanted, atol=2e-5, rtol=1e-4)
