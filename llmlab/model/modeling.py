@@ -139,7 +139,7 @@ class LabModel(LabPreTrainedModel):
         if encoded.position_bias is not None:
             if self.config._attn_implementation.startswith("flash"):
                 raise ValueError("flash attention cannot add alibi's bias: use sdpa, flex_attention or eager")
-            kwargs["position_bias"] = encoded.position_bias
+            kwargs["position_bias"] = encoded.position_bias.expand(len(inputs_embeds), -1, -1, -1)  # flex looks a row's own up
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,

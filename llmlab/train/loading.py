@@ -77,7 +77,7 @@ def attention_kernel(config: LabBaseConfig, device: str) -> str | None:
     On MPS "auto" is eager: sdpa gives NaN there for rows with padding.
 
     Raises:
-        LabError: when flash attention is asked for and its package is missing.
+        LabError: when flash attention is asked for and its package is missing, or flex attention on a processor.
     """
     kernel = {"flex": "flex_attention", "flash": "flash_attention_2"}.get(config.attention_backend, config.attention_backend)
     if kernel == "auto":
@@ -87,6 +87,10 @@ def attention_kernel(config: LabBaseConfig, device: str) -> str | None:
 
         if not is_flash_attn_2_available():
             raise LabError('`attention_backend` "flash" needs the flash-attn package and a GPU', remedy='use "sdpa"')
+    if kernel == "flex_attention" and device == "cpu":
+        raise LabError(
+            '`attention_backend` "flex" needs a GPU: PyTorch has no backward pass of it for processors', remedy='use "sdpa"'
+        )
     return kernel
 
 

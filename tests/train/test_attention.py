@@ -73,6 +73,13 @@ def test_an_explicit_choice_is_taken(trained):
     assert trained("Llama", attention_backend="eager")[0] == "eager"
 
 
+def test_flex_attention_which_cannot_learn_on_a_processor_is_refused(trained, tmp_path):
+    with pytest.raises(LabError, match='"flex" needs a GPU'):
+        trained("Llama", attention_backend="flex")
+    assert not (tmp_path / "run" / "run.json").exists()
+    assert attention_kernel(SFTConfig(attention_backend="flex"), "cuda") == "flex_attention"
+
+
 def test_auto_is_eager_on_apple_gpus():
     assert attention_kernel(SFTConfig(), "mps") == "eager"
     assert attention_kernel(SFTConfig(attention_backend="sdpa"), "mps") == "sdpa"
