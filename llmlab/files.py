@@ -20,6 +20,14 @@ class BadFile(ValueError):
     """A file that cannot be what it is read as; the message says why."""
 
 
+def in_home(name: str) -> Path:
+    """Returns the path of a name; `~` is the home folder, what looks like a person that there is not a name as any other."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     """Returns the content of a regular file.
 

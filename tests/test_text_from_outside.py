@@ -68,7 +68,7 @@ def program(tmp_path, monkeypatch, capfd):
     return call
 
 
-@pytest.mark.parametrize("name", [*NAMES, "a" * 300, "a/" * 3000, "\udc80x", " "])
+@pytest.mark.parametrize("name", [*NAMES, "a" * 300, "a/" * 3000, "\udc80x", " ", "~nobody/x"])
 @pytest.mark.parametrize("command", ["info {}", "chat {}", "run {}", "check {}", "runs verify {}", "data catalog {}", "data inspect {}",
                                      "tokenizer {} -o new", "cache list --cache-dir {}", "runs {}", "{}", "merge {}"])  # fmt: skip
 def test_any_name_is_one_clear_line(program, command, name, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -19,7 +18,7 @@ from llmlab.config.base import as_number, validate
 from llmlab.config.chat import ChatSettings
 from llmlab.data.render import render
 from llmlab.errors import LabError
-from llmlab.files import write_text_atomically
+from llmlab.files import in_home, write_text_atomically
 from llmlab.model import LabDualHeadForCausalLM
 from llmlab.readable import visible
 
@@ -121,7 +120,7 @@ class ChatSession:
                 if not rest:
                     raise LabError("/save needs a file name", remedy="/save talk.jsonl")
                 lines = "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in self.messages)
-                write_text_atomically(Path(rest).expanduser(), lines)
+                write_text_atomically(in_home(rest), lines)
                 console.print(f"{len(self.messages)} messages in {rest}", style="dim")
             case "/help":
                 table = Table.grid(padding=(0, 2))

@@ -14,6 +14,7 @@ from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, real_id
 from llmlab.data.faults import SCANNED_OF_STREAM, explain, not_utf8, numbered, unbounded
 from llmlab.errors import LabError
+from llmlab.files import in_home
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -70,7 +71,7 @@ def local_files(name: str, split: str = "train") -> list[Path]:
         if split not in SHIPPED[name]:
             raise LabError(f"has no split {split!r}", where=name, remedy=f"there is {', '.join(SHIPPED[name])}")
         return [Path(str(resources.files("llmlab.data") / "corpus" / SHIPPED[name][split]))]
-    path = Path(name).expanduser()
+    path = in_home(name)
     if path.is_dir():
         files = sorted(_inside(path))
         if not files:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from llmlab.data.render import turn_ends
 from llmlab.errors import LabError
+from llmlab.readable import shortened
 from llmlab.trust import TRUSTED
 
 if TYPE_CHECKING:
@@ -152,6 +153,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             f"the tokenizer {name!r} is not on this machine and the hub did not give it",
             remedy="use a local folder, `byte`, or train one with `llmlab tokenizer`",
         ) from None
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        told = shortened(repr(tokenizer.model_max_length), 60)
+        raise LabError(f"tokenizer_config.json: `model_max_length` is {told}, not a number", where=name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

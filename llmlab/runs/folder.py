@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError
-from llmlab.files import BadFile, read_bytes, read_object, write_text_atomically
+from llmlab.files import BadFile, in_home, read_bytes, read_object, write_text_atomically
 from llmlab.readable import TYPE_WORDS, nested_deeper, shortened, type_words
 from llmlab.runs.seal import MANIFEST, verify
 from llmlab.trust import redact
@@ -246,7 +246,7 @@ def find_model(name: str, *, tokenizer: bool = False) -> str:
     Raises:
         LabError: when a local path holds no model.
     """
-    path = Path(name).expanduser()
+    path = in_home(name)
     if path.is_file():
         if path.suffix == ".gguf":
             return str(path)

@@ -80,6 +80,12 @@ def test_what_an_adapter_asks_of_its_base(adapter, entries, message):
             load(str(adapter))
 
 
+def test_a_tokenizer_without_a_length(model):
+    change(model / "tokenizer_config.json", model_max_length="[/]")
+    with pytest.raises(LabError, match=r"`model_max_length` is '\[/\]', not a number"):
+        load_model(str(model))
+
+
 def test_an_adapter_as_peft_writes_it_is_left_alone(adapter):
     model, _ = load_model(str(adapter))
     check_adapter(adapter, [name for name, _ in model.named_modules()])
