@@ -141,6 +141,37 @@ def loss_by_hand(model, head, row):
     return ((policy_loss + 0.7 * value_loss) * mask).sum() / mask.sum()
 
 
+def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(policy, tmp_path, monkeypatch):  # noqa: F811
+    """With gamma and lambda 1 and no KL every token of an answer returns its score; old values are of the states before them."""
+    rollouts, inner = [], PPOTrainer._generate_and_score_completions
+
+    def spied(self, inputs):
+        out = inner(self, inputs)
+        if self.model.training:
+            ids = torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1)
+            seen = torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1)
+            size = out["completion_ids"].size(1)
+            with torch.no_grad():
+                states = self.model.model(input_ids=ids, attention_mask=seen).last_hidden_state[:, -size - 1 : -1]
+                values = self.value_head.values(self.value_head(states)) * out["completion_mask"]
+            rollouts.append(({name: out[name] for name in ("completion_ids", "completion_mask", "returns", "old_values")}, values,
+                             self.processing_class, self.eos_token_ids))  # fmt: skip
+        return out
+
+    monkeypatch.setattr(PPOTrainer, "_generate_and_score_completions", spied)
+    run(config(policy, tmp_path, right="Ahab", max_steps=8, max_new_tokens=3, kl_coef=0.0, missing_end_penalty=5.0, gae_lambda=1.0,
+               eval_every=8))  # fmt: skip
+    kinds = set()
+    for out, values, tokenizer, ends in rollouts:
+        torch.testing.assert_close(out["old_values"], values, atol=1e-4, rtol=1e-4)
+        for ids, mask, returns in zip(out["completion_ids"], out["completion_mask"].bool(), out["returns"], strict=True):
+            score = float(tokenizer.decode(ids[mask], skip_special_tokens=True).strip() == "Ahab")
+            score -= 5.0 * (ids[mask][-1].item() not in ends)
+            kinds.add(score)
+            assert returns[mask].tolist() == pytest.approx([score] * int(mask.sum()), abs=1e-4)
+    assert len(rollouts) == 2 and len(kinds) > 1 and rollouts[1][1].std() > 0.01
+
+
 def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy, tmp_path, monkeypatch):  # noqa: F811
     """The loss of answers of two tokens, written down from the definitions on a copy of the model in double precision."""
     seen = []
@@ -166,9 +197,18 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
             )
         return loss
 
+    steps, training_step = [], PPOTrainer.training_step
+
+    def stepped(self, *args, **kwargs):
+        loss = training_step(self, *args, **kwargs)
+        steps.append([p.grad.clone() for p in self.value_head.parameters()])
+        return loss
+
     monkeypatch.setattr(PPOTrainer, "_compute_loss", spied)
+    monkeypatch.setattr(PPOTrainer, "training_step", stepped)
     run(config(
         policy, tmp_path, right="Ahab", max_steps=2, max_new_tokens=2, kl_coef=0.5, vf_coef=0.7, eval_every=2, learning_rate=3e-3,
+        max_grad_norm=0.1,
     ))  # fmt: skip
     model, _ = load_model(policy)
     assert len(seen) == 2
@@ -181,6 +221,9 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
         assert wanted.item() == pytest.approx(loss, rel=1e-4, abs=1e-5)
         for right, gradient in zip(torch.autograd.grad(wanted, parameters), gradients, strict=True):
             assert right.norm() > 1e-6 and (gradient - right).norm() <= 1e-3 * right.norm()
+    for (*_, head), (weight, bias) in zip((gradients for _, gradients, *_ in seen), steps, strict=True):
+        assert F.cosine_similarity(head.flatten(), weight.flatten(), dim=0) > 0.9999, "of this update alone"
+        assert head.norm() > 0.1 and (weight.norm() ** 2 + bias.norm() ** 2) ** 0.5 == pytest.approx(0.1, rel=1e-3), "clipped"
 
 
 @pytest.mark.parametrize("changes", [dict(critic=False), dict(adapter="lora", lora_r=8, learning_rate=1e-3)])
