@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SECONDS = 1.0  # of the processor, for one conversation; on an idle machine it takes a few thousandths
 LENGTH, TIMES_LONGER = 100_000, 20  # characters that a template may add, and how often it may repeat what it was given
-LONGEST_TEMPLATE = 300_000  # characters; the longest in use have 30,000
+LONGEST_TEMPLATE = 100_000  # characters; the longest in use have 30,000
 WIDEST_INTEGER = 10_000  # bits
 WIDEST_INDENT = 100  # of JSON
 # what filters and methods of texts that can make much of little are given, in its order

@@ -135,7 +135,10 @@ def _of_folder(folder: Path) -> CheckpointShape | None:
     about = read_object(folder / "config.json")
     about = {**about, **(about.get("text_config") or {})}
     sizes = tensor_sizes(folder)
-    values = {key: next((about[name] for name in names if about.get(name)), None) for key, names in ALIASES.items()}
+    values = {
+        key: next((about[name] for name in names if about.get(name) and type(about[name]) is int), None)
+        for key, names in ALIASES.items()
+    }
     return _made(str(about.get("model_type")), values, sizes, about.get("head_dim"))
 
 
