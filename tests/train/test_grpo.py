@@ -1,5 +1,6 @@
 """GRPO: advantages as defined within each group, rewards checked, consent asked, and the policy learns."""
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 import torch
 import trl
 
-from llmlab.config import GRPOConfig, SFTConfig, save_config
+from llmlab.config import GRPOConfig, PPOConfig, SFTConfig, save_config
 from llmlab.config.base import validate
 from llmlab.config.rewards import RewardSource
 from llmlab.errors import LabError
@@ -253,3 +254,20 @@ def test_what_is_overridden_is_still_there():
     assert names == ["self", "inputs", "prompts", "completions", "completion_ids_list"]
     source = inspect.getsource(trl.GRPOTrainer)
     assert "self.reward_weights" in source and "self.ref_model" in source and "self.beta != 0.0" in source
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path, kind):
+    """None of these values is a default of this package or of TRL."""
+    own = {"grpo": dict(grpo_temperature=0.7, iterations=3, group_size=8), "ppo": dict(temperature=0.7, ppo_epochs=3)}[kind]
+    made = {"grpo": GRPOConfig, "ppo": PPOConfig}[kind](
+        policy_checkpoint=str(base_run.folder), datasets=[write(tmp_path / "prompts.jsonl", [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(8)])],
+        reward_model=[{"name": "exact_match", "weight": 0.3}, {"name": "length", "weight": 2.0, "setting": "6"}], clip_range=0.11,
+        max_new_tokens=9, top_k=13, top_p=0.83, batch_size=16, mini_batch_size=8, eval_fraction=0.0, **own,
+    )  # fmt: skip
+    job = importlib.import_module(f"llmlab.train.{kind}").prepare(made, "cpu", "fp32")
+    arguments = job.arguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False)
+    assert (arguments.temperature, arguments.top_k, arguments.top_p) == (0.7, 13, 0.83)
+    assert (arguments.epsilon, arguments.num_iterations, arguments.max_completion_length) == (0.11, 3, 9)
+    assert arguments.reward_weights == [0.3, 2.0] and arguments.num_generations == (8 if kind == "grpo" else 2)
+    assert arguments.generation_batch_size == 16
