@@ -9,28 +9,27 @@ reference in every step. Both are the same trainer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
 import trl
 import trl.trainer.utils as trl_utils
+from datasets import Dataset
 from peft import PeftModel
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from rich.console import Console
 
 from llmlab.config import DPOConfig
 from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
-from llmlab.screen import screen
 from llmlab.train.adapters import set_dropout
-from llmlab.train.engine import Job
+from llmlab.train.engine import Job, rows_per_step
 from llmlab.train.held_out import pair_weights
 from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
+from llmlab.train.order import LengthGrouped, SeededOrder
 from llmlab.train.padding_free import make_padding_free
-from llmlab.train.reference import speaks, with_reference
+from llmlab.train.reference import with_reference
 from llmlab.train.sft import packing_leaks
 from llmlab.train.trainer import LabTrainerMixin
 
@@ -39,42 +38,21 @@ TRAIN = "\0train"  # no validation source has this name
 trl_utils._use_triton = lambda device: True
 
 
-class LengthGrouped(torch.utils.data.Sampler[int]):
-    """Pairs of similar length together; the order of an epoch follows from the seed and its number alone.
-
-    The library's sampler draws from the global generator, so that a resumed run sees another order.
-    """
-
-    def __init__(self, lengths: list[int], batch: int, seed: int):
-        self.lengths, self.batch, self.seed = lengths, batch, seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        """Yields the indices of the next epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        self.epoch += 1
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
-
-
 class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
     """TRL's trainer on pairs that are tokenised already, so that what is counted as answer is decided in one place.
 
     Args:
         padding_free: whether the sequences of a batch share rows.
-        lengths: tokens of each training pair, to group by; None for a random order.
+        order: of the training pairs.
         adapter_dropout: dropout of the adapter; of the model itself there is none.
         **kwargs: of TRL's trainer.
     """
 
     def __init__(
-        self, *args: Any, padding_free: bool = False, lengths: list[int] | None = None, adapter_dropout: float = 0.0,
+        self, *args: Any, order: SeededOrder | None = None, padding_free: bool = False, adapter_dropout: float = 0.0,
         **kwargs: Any,
     ):  # fmt: skip
-        self._lengths = lengths
-        self.length_sampler: LengthGrouped | None = None
+        self._wanted = order
         super().__init__(*args, **kwargs)
         set_dropout(self.model, adapter_dropout)
         if self.ref_model is not None:
@@ -95,21 +73,20 @@ class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
         """Returns the pairs as they are: their reference columns are there (`reference.with_reference`)."""
         return dataset
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self._lengths is None:
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        self.length_sampler = LengthGrouped(self._lengths, batch, self.args.data_seed or self.args.seed)
-        return self.length_sampler
-
-    def _load_callback_state(self) -> None:
-        """Also sets the order of pairs to the epoch that a resumed run is in."""
-        super()._load_callback_state()
-        if self.length_sampler is not None:
-            self.length_sampler.epoch = int((self.state.epoch or 0) + 1e-9)
+    def _make_order(self, library: Any) -> Any:
+        return self._wanted or super()._make_order(library)
 
 
-def prepare(config: DPOConfig, device: str, precision: str) -> Job:
+def order_of_pairs(pairs: Dataset, config: DPOConfig, rows_per_step: int) -> SeededOrder:
+    """Returns the order in which a run reads its training pairs."""
+    if not config.group_by_length:
+        return SeededOrder(len(pairs), config.seed)
+    sizes = zip(*(pairs[f"{part}_ids"] for part in ("prompt", "chosen", "rejected")), strict=True)
+    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sizes]
+    return LengthGrouped(lengths, rows_per_step, config.seed)
+
+
+def prepare(config: DPOConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a preference run; with a sequential reference its phase is over then, and its model freed.
 
     Raises:
@@ -119,10 +96,13 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
     tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
     ensure_chat_template(tokenizer)
     data = dpo_data(config, tokenizer)
+    order = order_of_pairs(data.train, config, rows_per_step(config))
     sequential = config.reference == "sequential"
     if sequential:
         together = {TRAIN: data.train, **data.eval}
-        made, note = with_reference(together, config, tokenizer, device, precision, speaks(screen()))
+        read = {TRAIN: order.first(config.max_steps * rows_per_step(config))}
+        read |= {name: range(min(len(rows), config.eval_rows)) for name, rows in data.eval.items()}
+        made, note = with_reference(together, read, config, tokenizer, device, precision, console)
         data.train, data.eval = made.pop(TRAIN), made
         data.notes.append(note)
     model, _ = load_policy(config, device, precision)
@@ -138,10 +118,6 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
         reference = load_model(config.reference_checkpoint, dtype=model.dtype)[0]
     elif not sequential and not isinstance(model, PeftModel):
         reference = copy.deepcopy(model)
-    lengths = None
-    if config.group_by_length:
-        sizes = zip(*(data.train[f"{part}_ids"] for part in ("prompt", "chosen", "rejected")), strict=True)
-        lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in sizes]
     return Job(
         model=model,
         tokenizer=tokenizer,
@@ -155,7 +131,7 @@ def prepare(config: DPOConfig, device: str, precision: str) -> Job:
             precompute_ref_log_probs=sequential,
         ),
         trainer=partial(
-            DPOTrainer, ref_model=reference, padding_free=config.padding_free, lengths=lengths,
+            DPOTrainer, order=order, ref_model=reference, padding_free=config.padding_free,
             adapter_dropout=config.adapter_dropout,
         ),
         parent=find_model(config.policy_checkpoint),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -130,7 +131,7 @@ def perplexity(loss: float) -> float:
     return math.exp(min(50.0, loss))
 
 
-def prepare(config: DualHeadConfig, device: str, precision: str) -> Job:
+def prepare(config: DualHeadConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a dual-head run.
 
     Raises:

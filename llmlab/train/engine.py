@@ -172,7 +172,7 @@ def _run(
         path, checkpoint = start.path, start.checkpoint
         asked = {**as_run(config), "output_dir": str(path)}  # so that running the folder resumes this very run
         torch.manual_seed(config.seed)
-        job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision)
+        job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision, console)
         config = within_epochs(config, job)
         free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
         parameters = sum(p.numel() for p in job.model.parameters())

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import trl
 from peft import PeftModel
+from rich.console import Console
 from transformers import GenerationConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
@@ -30,6 +31,7 @@ from llmlab.train.engine import Job
 from llmlab.train.environment import processes
 from llmlab.train.held_out import answer_weights, deviations, squares
 from llmlab.train.loading import load_policy, stop_at_turn_ends
+from llmlab.train.order import RepeatedOrder
 from llmlab.train.rewards import agree, reward_function
 from llmlab.train.sampling import ANSWERS, HELD_OUT, SeededDraws, seeds_of_rows, spread_over_updates
 from llmlab.train.trainer import LabTrainerMixin
@@ -97,6 +99,9 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
             ]
         return self._buffered_inputs[self._step % parts]
 
+    def _make_order(self, library: Any) -> RepeatedOrder:
+        return RepeatedOrder.of(library)
+
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
         """Returns the rewards, (answers, functions), and notes how the groups spread."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -148,7 +153,7 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel | None:
     return None if isinstance(model, PeftModel) else copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def prepare(config: GRPOConfig, device: str, precision: str) -> Job:
+def prepare(config: GRPOConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a GRPO run.
 
     Raises:

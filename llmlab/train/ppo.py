@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import trl
 from peft import PeftModel
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -186,7 +187,7 @@ class PPOTrainer(GRPOTrainer):
             self.value_head.load_state_dict(load_file(Path(resume_from_checkpoint) / VALUE_HEAD))
 
 
-def prepare(config: PPOConfig, device: str, precision: str) -> Job:
+def prepare(config: PPOConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a PPO run.
 
     Raises:

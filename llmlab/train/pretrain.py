@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
@@ -27,7 +28,7 @@ class BaseTrainer(LabTrainerMixin, Trainer):
         return super().compute_loss(model, {**inputs, "skip_logits": True, "use_cache": False}, *args, **kwargs)
 
 
-def prepare(config: PretrainConfig, device: str, precision: str) -> Job:
+def prepare(config: PretrainConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a base training run: a new model, or one that goes on from `init_from`.
 
     Raises:

@@ -7,6 +7,7 @@ computed once, in whatever order is fast, and found by content later (`data/refe
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +31,7 @@ from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 from llmlab.runs.identity import weights_fingerprint
-from llmlab.screen import LabConsole
-from llmlab.train.environment import free_memory, is_main, processes
+from llmlab.train.environment import free_memory, processes
 from llmlab.train.loading import choose_device, choose_precision, load_model, loading_kwargs
 from llmlab.train.padding_free import rows_of
 
@@ -51,20 +51,23 @@ class Filled:
         known: items that were.
         seconds: wall time, loading included.
         memory: bytes in use before the reference was loaded, at its peak, and after it was freed.
+        left: items without values, which the run does not read.
     """
 
     computed: int
     known: int
     seconds: float
     memory: tuple[int, int, int]
+    left: int = 0
 
     def note(self) -> str:
         """Returns the line for the screen and the record."""
+        unread = f", {self.left:,} that this run does not read left out" if self.left else ""
         if not self.computed:
-            return f"reference: {self.known:,} pairs known, none computed; the reference was not loaded"
+            return f"reference: {self.known:,} pairs known, none computed{unread}; the reference was not loaded"
         before, peak, after = (f"{value / 1e9:.2f}" for value in self.memory)
         return (
-            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.known:,} known; "
+            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.known:,} known{unread}; "
             f"memory {before} GB before, {peak} GB with it, {after} GB after it was freed"
         )
 
@@ -99,28 +102,40 @@ def load_reference(config: DPOConfig, device: str, precision: str) -> PreTrained
 
 
 def with_reference(
-    datasets: dict[str, Dataset], config: DPOConfig, tokenizer: Any, device: str, precision: str, console: Console
-) -> tuple[dict[str, Dataset], str]:
+    datasets: dict[str, Dataset], read: dict[str, Sequence[int]], config: DPOConfig, tokenizer: Any, device: str,
+    precision: str, console: Console,
+) -> tuple[dict[str, Dataset], str]:  # fmt: skip
     """Returns pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, and a note on how they were got.
 
-    Only what the cache does not hold is computed; for that the reference is loaded, alone, and freed.
+    Only what the run reads and the cache does not hold is computed; for that the reference is loaded, alone, and freed.
+
+    Args:
+        datasets: pairs by name.
+        read: indices of the pairs of each that the run reads; what is not known of all others is NaN.
+        config: of the run.
+        tokenizer: of policy and reference.
+        device: where the reference computes.
+        precision: of its products.
+        console: for progress and notes.
 
     Raises:
         LabError: when the reference does not load or gives values that are no numbers.
     """
     about = description(config, tokenizer, precision)
     cache = ReferenceCache.open(Path(config.cache_dir), about)
-    items = [item for rows in datasets.values() for item in pairs_of(rows)]
-    keys = [item_key(item) for item in items]
+    keys = {name: [item_key(item) for item in pairs_of(rows)] for name, rows in datasets.items()}
     filled = fill(
-        cache, items, keys, lambda: load_reference(config, device, precision), console,
+        cache, [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
+        [keys[name][index] for name, indices in read.items() for index in indices],
+        lambda: load_reference(config, device, precision), console,
         device=device, precision=precision, pad=tokenizer.pad_token_id, per_pass=config.reference_batch_size,
         packed=config.padding_free,
     )  # fmt: skip
-    made, start = {}, 0
+    filled.left = len({key for part in keys.values() for key in part if key not in cache})
+    made = {}
+    unknown = [math.nan] * len(ANSWERS)
     for name, rows in datasets.items():
-        values = [cache.get(key) for key in keys[start : start + len(rows)]]
-        start += len(rows)
+        values = [cache.get(key) if key in cache else unknown for key in keys[name]]
         columns = {f"ref_{answer}_logps": [float(value[index]) for value in values] for index, answer in enumerate(ANSWERS)}
         table = rows.with_format("arrow")[:]
         import pyarrow as pa
@@ -196,7 +211,10 @@ def fill(
     if left:
         raise LabError(f"{len(left):,} pairs have no reference values", where=str(cache.folder), exit_code=1,
                        remedy="start again: they are computed then")  # fmt: skip
-    return Filled(len(missing), len(set(keys)) - len(missing), time.perf_counter() - began, (before, peak, memory_now(device)))
+    return Filled(
+        computed=len(missing), known=len(set(keys)) - len(missing), seconds=time.perf_counter() - began,
+        memory=(before, peak, memory_now(device)),
+    )  # fmt: skip
 
 
 def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
@@ -350,8 +368,3 @@ def _rank() -> str:
 def _meet() -> None:
     if processes() > 1:
         torch.distributed.barrier()
-
-
-def speaks(console: Console) -> Console:
-    """Returns the console in the main process, a silent one elsewhere."""
-    return console if is_main() else LabConsole(quiet=True)

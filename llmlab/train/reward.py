@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import trl
+from rich.console import Console
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -55,7 +56,7 @@ class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):
         return pair_weights(inputs)
 
 
-def prepare(config: RewardConfig, device: str, precision: str) -> Job:
+def prepare(config: RewardConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a reward run.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import transformers
 import trl
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SFTConfig
@@ -34,7 +35,7 @@ class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):
     """TRL's trainer on rows that are tokenised, masked and packed already."""
 
 
-def prepare(config: SFTConfig, device: str, precision: str) -> Job:
+def prepare(config: SFTConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a fine-tuning run.
 
     Raises:

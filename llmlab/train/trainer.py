@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
+from torch.utils.data import RandomSampler
 
 from llmlab.errors import LabError
 from llmlab.plan.checkpoint import tensor_sizes
@@ -23,6 +24,7 @@ from llmlab.train import resume
 from llmlab.train.contents import check_optimizer, check_scheduler, check_weights_are_there, restoring
 from llmlab.train.held_out import EACH, HeldOutBatches, HeldOutFigures, learned_tokens
 from llmlab.train.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
+from llmlab.train.order import SeededOrder
 from llmlab.train.trouble import Trouble, suspects
 
 LEFT_OUT = ("training_args.bin", "README.md")  # a pickle that nothing reads, and a card that says nothing of this run
@@ -55,6 +57,7 @@ class LabTrainerMixin:
     stopped: Callable[[], bool] = staticmethod(lambda: False)
     _suspects: tuple[str, ...] = ()
     _aside: Path | None = None
+    _order: Any = None
     _resumed: Path | None = None
     _held_out: HeldOutFigures
 
@@ -71,6 +74,23 @@ class LabTrainerMixin:
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: the library's says nothing of this run."""
+
+    # Order of rows
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the order of stored rows; None for a stream."""
+        self._order = self._make_order(super()._get_train_sampler(*args, **kwargs))
+        return self._order
+
+    def _make_order(self, library: Any) -> Any:
+        """Returns an order that follows from seed and epoch alone, for the sampler that the library would take."""
+        return SeededOrder(len(library), self.args.seed) if isinstance(library, RandomSampler) else library
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        """Does an epoch; in several processes accelerate tells its number to no sampler of a resumed run."""
+        if hasattr(self._order, "set_epoch"):
+            self._order.set_epoch(kwargs["epoch"])
+        return super()._run_epoch(*args, **kwargs)
 
     # One update
 

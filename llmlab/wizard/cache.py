@@ -77,6 +77,7 @@ def reference_plan(config: DPOConfig) -> Table:
     table.add_column(overflow="fold")
     weights = _weights(config.reference_checkpoint or config.policy_checkpoint)
     pairs, tokens = _pairs(config)
+    pairs = min(pairs, config.max_steps * config.batch_size)  # of one process; held-out pairs beside them
     if config.reference == "live":
         beside = config.adapter == "none" or config.reference_checkpoint
         how = "in memory beside the policy" if beside else "the policy without its adapter"

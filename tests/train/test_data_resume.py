@@ -81,7 +81,7 @@ def test_weights_of_mixture_and_sources_by_themselves(base_config, tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_two_processes(base_config, tmp_path, streaming):
     data = sources(tmp_path, streaming=streaming)
-    whole, again = tmp_path / "whole", tmp_path / "again"
+    whole, again = tmp_path / "whole", tmp_path / "again"  # of stored rows in the second epoch
     config = save_config(job(base_config, whole, data), tmp_path / "config.json")
     for folder in (whole, again):
         command = [

@@ -113,7 +113,7 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
 
 
 def trainer_of(config, tmp_path, **changes):
-    job = prepare(config, "cpu", "fp32")
+    job = prepare(config, "cpu", "fp32", Console(quiet=True))
     given = dict(output_dir=str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to=[], max_steps=1,
                  per_device_train_batch_size=config.batch_size, **changes)  # fmt: skip
     return job.trainer(model=job.model, args=job.arguments(**given), train_dataset=job.data.train,
@@ -190,21 +190,21 @@ def test_answers_alone_and_mixtures(config, tmp_path):
         {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Row!"},
     ]} for i in range(200)])  # fmt: skip
     data = [write(tmp_path / "pairs.jsonl", pairs(400)), talks]
-    mixed = prepare(config(datasets=data, objective="mixed", sft_ratio=0.25), "cpu", "fp32").data.train
+    mixed = prepare(config(datasets=data, objective="mixed", sft_ratio=0.25), "cpu", "fp32", Console(quiet=True)).data.train
     alone = [not row["rejected_ids"] for row in mixed]
     assert sum(alone) / len(alone) == pytest.approx(0.25, abs=0.02)
     talk = mixed[alone.index(True)]
     assert talk["prompt_ids"] == [] and {-100} < set(talk["chosen_labels"])
-    halves = prepare(config(datasets=data[:1], objective="mixed", sft_ratio=0.5), "cpu", "fp32").data.train
+    halves = prepare(config(datasets=data[:1], objective="mixed", sft_ratio=0.5), "cpu", "fp32", Console(quiet=True)).data.train
     assert sum(not row["rejected_ids"] for row in halves) == pytest.approx(len(halves) / 2, abs=1)
-    only = prepare(config(datasets=data, objective="sft"), "cpu", "fp32").data.train
+    only = prepare(config(datasets=data, objective="sft"), "cpu", "fp32", Console(quiet=True)).data.train
     assert not any(row["rejected_ids"] for row in only)
     result = run(config(datasets=data, objective="sft", max_steps=4, warmup_steps=0))
     assert "eval_perplexity" in result.metrics and "eval_reward_accuracy" not in result.metrics
     with pytest.raises(LabError, match="no source holds pairs"):
-        prepare(config(datasets=[talks], objective="mixed"), "cpu", "fp32")
+        prepare(config(datasets=[talks], objective="mixed"), "cpu", "fp32", Console(quiet=True))
     with pytest.raises(LabError, match="needed: preference rows"):
-        prepare(config(datasets=[talks]), "cpu", "fp32")
+        prepare(config(datasets=[talks]), "cpu", "fp32", Console(quiet=True))
 
 
 def test_a_quantised_backbone(config):
@@ -219,7 +219,7 @@ def test_what_is_no_backbone_is_refused(config, tmp_path):
         refuse_other_logits(AutoModelForCausalLM.from_config(made), "cohere")
     result = run(config(max_steps=2, warmup_steps=0))
     with pytest.raises(LabError, match="a dual-head model itself, no backbone"):
-        prepare(config(backbone=str(result.folder)), "cpu", "fp32")
+        prepare(config(backbone=str(result.folder)), "cpu", "fp32", Console(quiet=True))
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(LabError, match="is a dual-head model, whose backbone stays frozen: `sft` trains whole models"):
         run(SFTConfig(policy_checkpoint=str(result.folder), datasets=[rows], eval_fraction=0))

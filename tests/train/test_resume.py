@@ -1,6 +1,7 @@
 """Every stage, stopped in the middle of whatever it does, again and again: it ends as the run that was never stopped."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -107,4 +108,24 @@ def test_stopped_again_and_again_it_ends_alike(stage, policy, tmp_path, monkeypa
     assert stops >= 2 and not (tmp_path / "stopped" / ".saving").exists()
     (weights, lines, samples), (wanted, wanted_lines, wanted_samples) = ending(tmp_path / "stopped"), ending(whole.folder)
     assert lines == wanted_lines and samples == wanted_samples and (samples or stage == "reward")
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_resumed_in_a_later_epoch_it_reads_the_prompts_in_the_same_order(stage, policy, tmp_path):
+    cls, values = STAGES[stage]
+    data = write(tmp_path / "prompts.jsonl", [{"prompt": "Who is it" + " now" * i + "?", "answer": "Ahab"} for i in range(6)])
+    shared = {**SHARED, **values, "iterations": 1, "ppo_epochs": 1, "max_steps": 9, "save_every": 8, "eval_fraction": 0.0}
+    options = {name: value for name, value in shared.items() if name in cls.model_fields}
+    ends = []
+    for folder in (tmp_path / "whole", tmp_path / "resumed"):
+        if folder.name == "resumed":
+            shutil.copytree(tmp_path / "whole", folder)
+            for left in ("checkpoint-9", "final"):
+                shutil.rmtree(folder / left)
+            RunFolder(folder).update(status="running")
+        run(cls(**options, policy_checkpoint=policy, datasets=[data], output_dir=str(folder)))
+        ends.append(ending(folder)[:2])
+    (wanted, lines), (weights, again) = ends
+    assert lines[-1]["epoch"] > 2 and again == lines
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)

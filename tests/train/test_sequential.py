@@ -1,5 +1,6 @@
 """Sequential DPO: the same losses and weights as a live reference, whatever the order, batches, adapters and ranks."""
 
+import inspect
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import sys
 import pytest
 import torch
 import trl
+from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,10 +24,12 @@ from llmlab.evaluate.pairs import answer_log_probs
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.identity import weights_fingerprint
 from llmlab.train import reference
-from llmlab.train.dpo import DPOTrainer, LengthGrouped
+from llmlab.train.dpo import DPOTrainer
 from llmlab.train.engine import run
 from llmlab.train.loading import load_model
+from llmlab.train.order import LengthGrouped, SeededOrder
 from llmlab.train.reference import reference_values
+from llmlab.train.trainer import LabTrainerMixin
 from tests.conftest import small_model
 from tests.waiting import PATIENCE
 
@@ -178,13 +182,36 @@ def test_grouped_by_length_resumed_and_reference_not_loaded_again(policy, tmp_pa
         assert all(torch.equal(value, ending(whole)[3][name]) for name, value in ending(again)[3].items())
 
 
-def test_only_unknown_pairs_are_computed(policy, tmp_path, monkeypatch):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch):
+    """How many pairs the reference was asked about, pass by pass."""
+    sizes = []
     real = reference.reference_values
     monkeypatch.setattr(
-        reference, "reference_values", lambda m, items, *a, **k: asked.append(len(items)) or real(m, items, *a, **k)
+        reference, "reference_values", lambda m, items, *a, **k: sizes.append(len(items)) or real(m, items, *a, **k)
     )
-    short = dict(max_steps=1, eval_every=1, save_every=1, batch_size=2, mini_batch_size=2)
+    return sizes
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_only_what_the_run_reads_is_computed_and_a_longer_one_completes_it(policy, live, tmp_path, asked, grouped):
+    data = live[0]
+    values = dict(padding_free=False, group_by_length=grouped, eval_rows=3, eval_every=10, save_every=10, max_steps=30)
+    wanted = ending(run(config(policy, tmp_path, data, "live", reference="live", **values)))
+    values["reference_batch_size"] = 1
+    short = run(config(policy, tmp_path, data, **{**values, "max_steps": 10}))
+    assert sum(asked) == 10 * 2 + 3, "updates x pairs, and the held-out pairs"
+    note = RunFolder(short.folder).record["data_notes"][-1]
+    assert "23 pairs computed" in note and "0 known, 37 that this run does not read left out" in note
+    assert ending(short)[0] == wanted[0][:10]
+    long = run(config(policy, tmp_path, data, **values))
+    assert long.folder == short.folder and ending(long)[0] == wanted[0]
+    assert sum(asked) == 54 + 3 and "23 known" in RunFolder(long.folder).record["data_notes"][-1]
+    assert all(torch.equal(ending(long)[3][name], wanted[3][name]) for name in wanted[3])
+
+
+def test_only_unknown_pairs_are_computed(policy, tmp_path, asked):
+    short = dict(max_steps=20, eval_every=20, save_every=20, batch_size=2, mini_batch_size=2)
     first = run(config(policy, tmp_path, write(tmp_path / "a.jsonl", range(40)), "a", **short))
     assert sum(asked) == 40 and "40 pairs computed" in RunFolder(first.folder).record["data_notes"][-1]
     asked.clear()
@@ -233,9 +260,9 @@ def test_two_processes_fill_and_train_as_one(policy, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     (cache,) = caches(tmp_path / "c2")
-    assert len(cache) == 48 and len(list(cache.folder.glob("parts-*.jsonl"))) == 2
+    assert len(cache) == 8 * 4 + 5 and len(list(cache.folder.glob("parts-*.jsonl"))) == 2
     other = caches(tmp_path / "c1")[0]
-    assert len(other) == 48 and max(abs(cache.get(key) - other.get(key)).max() for key in other._values) < 1e-4
+    assert len(other) == len(cache) and max(abs(cache.get(key) - other.get(key)).max() for key in other._values) < 1e-4
     lines = RunFolder(tmp_path / "two").metrics()
     assert [line["loss"] for line in lines if "loss" in line] == pytest.approx(alone[0], abs=2e-3)
 
@@ -283,19 +310,28 @@ def test_the_published_large_recipe_ships(request):
 def test_what_is_overridden_is_still_there():
     """Contract with the pinned TRL: fails when a parent's method or data contract changes."""
     parent = trl.DPOTrainer
-    for name in ("_prepare_dataset", "_precompute_ref_logps", "_get_train_sampler", "_load_callback_state"):
-        assert callable(getattr(parent, name)) and name in DPOTrainer.__dict__
-    import inspect
-
+    for name, ours in (("_prepare_dataset", DPOTrainer), ("_precompute_ref_logps", DPOTrainer),
+                       ("_get_train_sampler", LabTrainerMixin), ("_run_epoch", LabTrainerMixin)):  # fmt: skip
+        assert callable(getattr(parent, name)) and name in ours.__dict__
+    assert "epoch=epoch," in inspect.getsource(parent._inner_training_loop)
     import trl.trainer.utils as utils
 
     assert list(inspect.signature(parent._precompute_ref_logps).parameters) == ["self", "dataset", "name", "batch_size"]
     assert "_use_triton" in utils.__dict__ and "compact = _use_triton" in inspect.getsource(utils.add_fused_lm_head)
     assert 'inputs["ref_chosen_logps"]' in inspect.getsource(parent._compute_loss)
-    sampler = LengthGrouped([3, 1, 2] * 20, 4, 7)
-    first, second = list(sampler), list(sampler)
-    sampler.epoch = 1
-    assert first != second and list(sampler) == second and sorted(first) == list(range(60))
+
+
+def test_the_order_of_rows_follows_from_seed_epoch_and_rows_alone():
+    for order in (LengthGrouped([3, 1, 2] * 20, 4, 7), SeededOrder(60, 7)):
+        first, again = list(order), list(order)
+        order.set_epoch(1)
+        torch.manual_seed(9)
+        second = list(order)
+        assert first == again != second and sorted(first) == sorted(second) == list(range(60))
+        assert order.first(20) == first[:20] and order.first(60) == order.first(1000) == list(range(60))
+    library = SeedableRandomSampler(range(60), data_seed=7)
+    library.set_epoch(1)
+    assert list(library) == list(SeededOrder(60, 8)), "that of accelerate, so runs of older versions go on"
 
 
 def test_a_cache_serves_items_of_any_number_of_answers(tmp_path):
@@ -317,7 +353,7 @@ def llmlab(*arguments, cwd):
 
 def test_the_cache_from_the_command_line(policy, tmp_path):
     data = write(tmp_path / "a.jsonl", range(12))
-    made = config(policy, tmp_path, data, max_steps=1, eval_every=1, save_every=1, cache_dir="cache")
+    made = config(policy, tmp_path, data, max_steps=6, eval_every=6, save_every=6, cache_dir="cache")
     save_config(made, tmp_path / "dpo.json")
     at = ["--cache-dir", "cache"]
     assert "none in cache" in llmlab("cache", "list", *at, cwd=tmp_path).stdout

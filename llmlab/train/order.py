@@ -1,0 +1,88 @@
+"""The order in which a run reads stored rows, known before the first of them is read.
+
+The order of an epoch follows from the seed, the epoch's number and the rows alone: no global generator is drawn from, so a
+resumed run, a run of several processes and whatever only wants to know which rows will be read see the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl.trainer.utils import RepeatSampler
+
+
+class SeededOrder(torch.utils.data.Sampler[int]):
+    """A new random order in every epoch; that of accelerate's `SeedableRandomSampler`, told in advance.
+
+    Args:
+        rows: how many there are.
+        seed: of the order.
+    """
+
+    def __init__(self, rows: int, seed: int):
+        self.rows, self.seed, self.epoch = rows, seed, 0
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the indices of the epoch that was set."""
+        return iter(self.order(self.epoch))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch whose indices come next; the trainer does before each."""
+        self.epoch = epoch
+
+    def order(self, epoch: int) -> list[int]:
+        """Returns the indices of all rows in the order of an epoch."""
+        return torch.randperm(self.rows, generator=self._generator(epoch)).tolist()
+
+    def first(self, count: int) -> list[int]:
+        """Returns the indices of the rows that a run from the start reads first, each once: at most `count` of them."""
+        return self.order(0)[:count] if count < self.rows else list(range(self.rows))
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + epoch)
+
+
+class LengthGrouped(SeededOrder):
+    """Rows of similar length together.
+
+    Args:
+        lengths: tokens of each row.
+        batch: rows of an update, which are of similar length.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: list[int], batch: int, seed: int):
+        super().__init__(len(lengths), seed)
+        self.lengths, self.batch = lengths, batch
+
+    def order(self, epoch: int) -> list[int]:
+        """Returns the indices of all rows in the order of an epoch."""
+        return get_length_grouped_indices(self.lengths, self.batch, generator=self._generator(epoch))
+
+
+class RepeatedOrder(RepeatSampler):
+    """TRL's order of prompts for GRPO, each repeated for its answers and updates.
+
+    TRL's own draws one epoch after the other from a generator: a run resumed in a later epoch would begin with the first.
+    """
+
+    @classmethod
+    def of(cls, sampler: RepeatSampler) -> RepeatedOrder:
+        """Returns the order of one of TRL's samplers."""
+        return cls(
+            sampler.data_source,
+            sampler.mini_repeat_count,
+            sampler.batch_size,
+            sampler.repeat_count,
+            sampler.shuffle,
+            sampler.seed,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch whose indices come next; the trainer does before each."""
+        self.generator.manual_seed(self.seed + epoch)
