@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import re
+import signal
 import typing
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -51,21 +52,23 @@ def fill_in(config: KindConfig, console: Console | None = None, *, origin: str =
     start = dict(values)
     console.print(styled("\n[bold]{}[/bold] [dim]Enter keeps a value · {}[/dim]\n", cls.TITLE, HINT))
     form = Form(cls, values, start, console, origin)
-    while True:
-        try:
-            if (draft := drafts.kept(cls)) and form.position is None and form.offers_draft:
-                form.offers_draft = False
-                if ask(questionary.confirm("A form of this kind was left. Go on with its answers?", default=True), back=False):
-                    values.update(draft)
-            form.walk()
-            made = form.finish()
-        except Cancelled:
-            made = form.leave()
-            if made is Form.ON:
-                continue
-        if made is not None:
-            drafts.forget(cls)
-        return made
+    with form.kept_when_the_terminal_closes():
+        while True:
+            try:
+                if (draft := drafts.kept(cls)) and form.position is None and form.offers_draft:
+                    form.offers_draft = False
+                    question = "A form of this kind was left. Go on with its answers?"
+                    if ask(questionary.confirm(question, default=True), back=False):
+                        values.update(draft)
+                form.walk()
+                made = form.finish()
+            except Cancelled:
+                made = form.leave()
+                if made is Form.ON:
+                    continue
+            if made is not None:
+                drafts.forget(cls)
+            return made
 
 
 class Form:
@@ -210,9 +213,29 @@ class Form:
                 drafts.forget(self.cls)
             return None
 
+    def has_answers(self) -> bool:
+        """Returns whether anything was answered otherwise than it was offered."""
+        return any(self.values[name] != self.start[name] for name in self.values)
+
+    @contextmanager
+    def kept_when_the_terminal_closes(self) -> Iterator[None]:
+        """Keeps what was answered as a draft when SIGHUP or SIGTERM ends the program meanwhile."""
+
+        def end(number: int, frame: Any) -> None:
+            if self.has_answers():
+                drafts.keep(self.cls, self.values)
+            raise SystemExit(128 + number)
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGHUP, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def leave(self) -> Any:
         """Asks what is to become of the answers; returns None to leave, `ON` to stay."""
-        if all(self.values[name] == self.start[name] for name in self.values):
+        if not self.has_answers():
             return None
         try:
             choice = ask(select("Leave the form?", [DRAFT, "go on", LEAVE]), back=False)

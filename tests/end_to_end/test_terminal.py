@@ -13,6 +13,7 @@ from llmlab.runs.folder import RunFolder
 from llmlab.runs.seal import verify
 from llmlab.train import engine
 from tests.end_to_end.terminal import CLEAR, CTRL_C, CTRL_D, DOWN, ENTER, ESCAPE, Terminal
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -174,3 +175,15 @@ def test_a_signal_in_the_menu_ends_it_quietly(desk):
     term.read(1.0)
     assert "Traceback" not in term.text()
     term.child.kill(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_terminal_that_is_closed_in_a_form_keeps_the_draft(desk, number):
+    folder, open_terminal = desk
+    term = open_terminal("new", "model")
+    term.see(r"\? tokenizer_name")
+    term.send(CLEAR, "byte", ENTER)
+    term.see(r"\? vocab_size")
+    term.child.kill(number)
+    until(lambda: not term.child.isalive(), term.text)
+    assert json.loads((folder / "model_configs" / "drafts" / "model.json").read_text())["tokenizer_name"] == "byte"
