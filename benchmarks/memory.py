@@ -26,6 +26,8 @@ from real_model import _packaged, _run, _write
 
 from llmlab.config import parse_config
 from llmlab.data.tasks import questions
+from llmlab.data.tokenizer import load_tokenizer
+from llmlab.model import LabConfig, LabForCausalLM
 from llmlab.plan.memory import predicted
 
 TALK = "Tell me about the whale, at some length, and then of the ship and of those who sail in it. " * 12
@@ -88,9 +90,21 @@ def jobs(work: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
         "lora-384-check": dict(**sft, max_length=384, batch_size=3, adapter="lora", gradient_checkpointing=True),
         "dpo-full-192": {**dpo, "max_length": 192, "max_prompt_length": 96, "batch_size": 8, "mini_batch_size": 4},
         "dpo-live-check": dict(**live, batch_size=4, mini_batch_size=2, reference="live", gradient_checkpointing=True),
+        "base-24-muon": dict(**base, model=shape(vocab_size=8192, d_model=320, n_layers=24, n_heads=5, n_kv_heads=5, d_ff=864,
+                                                 max_seq_len=512), batch_size=8, gradient_checkpointing=True, optimizer="muon"),
+        "sft-small-1024": dict(**{**sft, "policy_checkpoint": str(_small(work))}, max_length=1024, batch_size=4),
+        "qlora-256": dict(**sft, max_length=256, batch_size=4, adapter="qlora"),
         "dpo-lora-384": {**dpo, "max_length": 384, "adapter": "lora", "lora_r": 64, "batch_size": 4, "mini_batch_size": 2},
     }  # fmt: skip
     return {**fitted, **held_out}, set(held_out)
+
+
+def _small(work: Path) -> Path:
+    """Returns a folder with the quickstart's model, not trained."""
+    shape = dict(vocab_size=1024, d_model=160, n_layers=4, n_heads=4, n_kv_heads=2, d_ff=432, max_seq_len=1024)
+    LabForCausalLM(LabConfig(**shape)).save_pretrained(work / "small")
+    load_tokenizer("byte").save_pretrained(work / "small")
+    return work / "small"
 
 
 def main() -> None:

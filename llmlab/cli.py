@@ -402,12 +402,13 @@ def quickstart(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path(
         "checkpoints/quickstart"
     ),
+    seed: Annotated[int, typer.Option(help="Of weights, order and training questions.")] = 42,
 ) -> None:
     """The whole pipeline on what ships: train, fine-tune, align, compare."""
     from llmlab.quickstart import quickstart as whole_pipeline
     from llmlab.screen import screen
 
-    whole_pipeline(output, minutes=minutes, model=model, console=screen())
+    whole_pipeline(output, minutes=minutes, model=model, console=screen(), seed=seed)
 
 
 @app.command()

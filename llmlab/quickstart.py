@@ -1,9 +1,10 @@
-"""The whole pipeline on what ships: tokenizer, base training, SFT, DPO, with held-out figures before and after each.
+"""The whole pipeline on what ships: tokenizer, base training, SFT, GRPO, with held-out figures before and after; DPO beside it.
 
-Sits at the top of the house with the command line: it only writes configs and runs them, so everything it did can be
-replayed with `llmlab run`. As in life, the instruction data was not checked: a part of its answers is careless. What the
-fine-tuned model takes over of that, preference training mends: a wrong answer of its own to a training question is the
-rejected one, the right answer the chosen one. Held-out questions occur in neither.
+It only writes configs and runs them, so everything it did can be replayed with `llmlab run`. All answers in the training data
+are right. The people who wrote the SFT data answered in two styles, a bare answer or a sentence, and the model learns both;
+alignment teaches it the one that is wanted: the bare one. GRPO goes on from the SFT model with a reward that can be checked.
+DPO starts from the same SFT model, for comparison: an answer of the model's own to a training question that is wrong or a
+sentence is the rejected one, the bare right answer the chosen one. Held-out questions occur in no training row.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import random
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,19 +23,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llmlab.config import DPOConfig, ModelConfig, PretrainConfig, SFTConfig, SourceConfig, save_config
-from llmlab.data.tasks import careless_answer, distinct_questions, questions
+from llmlab.config import DPOConfig, GRPOConfig, ModelConfig, PretrainConfig, SFTConfig, SourceConfig, save_config
+from llmlab.data.tasks import distinct_questions, questions
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 from llmlab.screen import LabConsole
 
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
-CARELESS = 0.5  # share of careless answers in the instruction data
-PLANTED = f"""{CARELESS:.0%} of the answers in the SFT data are wrong on purpose (off by one, a letter missing).
-DPO gains because it corrects them. With clean data the small model reaches about 80% after SFT; DPO on its own mistakes lowers
-that."""
+SENTENCE = "The answer is {}."  # the style of every other answer of the SFT data
+STYLES = """All answers in the SFT data are right, every other one as a sentence ("The answer is 7."). Exact match counts the
+bare ones ("7"): alignment teaches the style. "Right in either style" shows how far the knowledge stays."""
+LONGEST = 20  # tokens of an answer
 DEFAULT_MINUTES = 5.0
+DEFAULT_SEED = 42
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Scale:
 
     minutes: float
     small: bool  # a real model on the CPU: far fewer, larger steps
+    seed: int
 
     @property
     def factor(self) -> float:
@@ -64,7 +68,7 @@ class Report:
     held_out: list[tuple[int, float]] = field(default_factory=list)
 
 
-def quickstart(folder: Path, *, minutes: float, model: str | None, console: Console) -> Path:
+def quickstart(folder: Path, *, minutes: float, model: str | None, console: Console, seed: int = DEFAULT_SEED) -> Path:
     """Runs the pipeline in `folder` and returns the final model's folder.
 
     Args:
@@ -72,6 +76,7 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
         minutes: about how long it may take.
         model: a real model to fine-tune with LoRA in place of one trained from scratch.
         console: where progress goes.
+        seed: of weights, order and training questions; the held-out questions are always the same.
 
     Raises:
         LabError: when the folder is taken or the model does not load.
@@ -83,7 +88,7 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
     from llmlab.train.environment import quiet_libraries
 
     quiet_libraries()
-    scale, report, began = Scale(minutes, model is not None), Report(), time.perf_counter()
+    scale, report, began = Scale(minutes, model is not None, seed), Report(), time.perf_counter()
     size = HELD_OUT if model is None else 40
     held_out = distinct_questions(size + size // 2, seed=1)
     test, validation = held_out[:size], held_out[size:]  # the weights kept are chosen on the second, judged on the first
@@ -93,17 +98,18 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
         from llmlab.runs.folder import find_model
 
         policy = find_model(model)
-    policy = _sft(folder, policy, scale, test, validation, report, console)
-    policy = _dpo(folder, policy, scale, test, validation, report, console)
-    _finish(folder, policy, report, time.perf_counter() - began, console)
-    return Path(policy)
+    tuned = _sft(folder, policy, scale, test, validation, report, console)
+    aligned = _grpo(folder, tuned, scale, test, validation, report, console)
+    _dpo(folder, tuned, scale, test, validation, report, console)
+    _finish(folder, aligned, len(test), report, time.perf_counter() - began, console)
+    return Path(aligned)
 
 
 def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
     from llmlab.data.prepare import document_texts
     from llmlab.data.tokenizer import save_tokenizer, train_tokenizer
 
-    console.rule("1 of 3: tokenizer and base training on Moby-Dick")
+    console.rule("1 of 4: tokenizer and base training on Moby-Dick")
     source = SourceConfig(name="llmlab:moby-dick")
     tokenizer = train_tokenizer(document_texts(source), 1024)
     save_tokenizer(tokenizer, folder / "tokenizer")
@@ -116,7 +122,8 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
     config = PretrainConfig(
         model=str(folder / "model.json"), datasets=[source], eval_fraction=0.05, max_steps=steps, optimizer="muon",
         learning_rate=1e-2, warmup_steps=min(20, steps // 5), batch_size=16, gradient_accumulation_steps=1,
-        eval_every=max(1, steps // 4), eval_steps=20, save_every=steps, output_dir=str(folder / "base"), report_to=[],
+        eval_every=max(1, steps // 4), save_every=steps, seed=scale.seed,
+        output_dir=str(folder / "base"), report_to=[],
     )  # fmt: skip
     result = _run(config, folder / "base.json", report, console)
     _figure(report, "base", "bits per byte", result.metrics, "eval_bits_per_byte")
@@ -131,12 +138,11 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
 def _sft(
     folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
 ) -> str:
-    console.rule(f"2 of 3: supervised fine-tuning on questions and answers, {CARELESS:.0%} of them wrong on purpose")
+    console.rule("2 of 4: supervised fine-tuning on questions and answers, every other answer as a sentence")
     steps = scale.steps(16 if scale.small else 300)
-    rows = list(itertools.islice(questions(0, held_out=False), 2000 if scale.small else 40_000))
-    rng = random.Random(0)
-    said = [careless_answer(*row) if rng.random() < CARELESS else row[2] for row in rows]
-    _write_rows(folder / "sft.jsonl", [{"prompt": row[1], "completion": text} for row, text in zip(rows, said, strict=True)])
+    rows = itertools.islice(questions(scale.seed, held_out=False), 2000 if scale.small else 40_000)
+    styled = ((q, a if number % 2 else SENTENCE.format(a)) for number, q, a in _alternating(rows))
+    _write_rows(folder / "sft.jsonl", [{"prompt": q, "completion": a} for q, a in styled])
     _write_rows(folder / "test.jsonl", [{"task": t, "prompt": q, "completion": a} for t, q, a in test])
     _write_rows(folder / "validation.jsonl", [{"prompt": q, "completion": a} for _, q, a in validation])
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-4, batch_size=2, max_length=256)
@@ -144,23 +150,73 @@ def _sft(
     config = SFTConfig(
         policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "sft.jsonl"))],
         eval_datasets=[SourceConfig(name=str(folder / "validation.jsonl"))], max_steps=steps, warmup_steps=min(20, steps // 5),
-        gradient_accumulation_steps=1, eval_every=max(1, steps // 2), eval_steps=10, save_every=steps,
-        output_dir=str(folder / "sft"), report_to=[], **(small if scale.small else own),
+        gradient_accumulation_steps=1, eval_every=max(1, steps // 2), save_every=steps,
+        seed=scale.seed, output_dir=str(folder / "sft"), report_to=[], **(small if scale.small else own),
     )  # fmt: skip
     before = _answers(policy, test, console)
     result = _run(config, folder / "sft.json", report, console)
     after = _answers(str(result.model), test, console)
-    report.rows.append(("SFT", "held-out exact match", before.accuracy, after.accuracy))
+    _compare(report, "SFT", before, after)
+    return str(result.model)
+
+
+def _alternating(rows: Iterator[Question]) -> Iterator[tuple[int, str, str]]:
+    """Yields how many questions of its task came before each question, the question, and its answer."""
+    seen: Counter[str] = Counter()
+    for task, question, answer in rows:
+        yield seen[task], question, answer
+        seen[task] += 1
+
+
+def in_either_style(right: str, given: str) -> bool:
+    """Returns whether an answer is the right one, bare or as a sentence."""
+    return given in (right, SENTENCE.format(right))
+
+
+def _compare(report: Report, stage: str, before: Any, after: Any) -> None:
+    """Adds how many answers are right to the letter, and how many in either style."""
+    report.rows.append((stage, "exact match", before.accuracy, after.accuracy))
+    either = [
+        sum(in_either_style(right, given) for _, _, right, given in side.rows) / len(side.rows) for side in (before, after)
+    ]
+    report.rows.append((stage, "right in either style", *either))
+
+
+def _grpo(
+    folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
+) -> str:
+    console.rule("3 of 4: reward training (GRPO); an answer is worth 1 when it is right to the letter, else 0")
+    steps = scale.steps(4 if scale.small else 60)
+    rows = itertools.islice(questions(scale.seed + 1, held_out=False), 400 if scale.small else 8000)
+    _write_rows(folder / "prompts.jsonl", [{"prompt": q, "answer": a} for _, q, a in rows])
+    _write_rows(folder / "prompts_validation.jsonl", [{"prompt": q, "answer": a} for _, q, a in validation])
+    small: dict[str, Any] = dict(adapter="lora", learning_rate=1e-4, batch_size=16, mini_batch_size=8, group_size=4)
+    own: dict[str, Any] = dict(learning_rate=3e-4, batch_size=128, mini_batch_size=64, group_size=8)
+    config = GRPOConfig(
+        policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "prompts.jsonl"))],
+        eval_datasets=[SourceConfig(name=str(folder / "prompts_validation.jsonl"))], reward_model=["exact_match"], beta=0.0,
+        iterations=1, max_steps=steps, warmup_steps=min(5, steps // 5), max_new_tokens=LONGEST, max_prompt_length=96,
+        eval_every=max(1, steps // 2), save_every=steps, seed=scale.seed, output_dir=str(folder / "grpo"),
+        report_to=[], **(small if scale.small else own),
+    )  # fmt: skip
+    before = _answers(policy, test, console)
+    result = _run(config, folder / "grpo.json", report, console)
+    after = _answers(str(result.model), test, console)
+    _compare(report, "GRPO", before, after)
+    seen: dict[str, tuple[str, str, str]] = {}
+    for task, question, right, given in after.rows:
+        seen.setdefault(task, (question, right, given))
+    report.samples = list(seen.values())[:3]
     return str(result.model)
 
 
 def _dpo(
     folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
-) -> str:
-    console.rule("3 of 3: preference training on right and wrong answers")
+) -> None:
+    console.rule("4 of 4: for comparison, preference training (DPO) of the SFT model")
     from llmlab.evaluate.pairs import preference_accuracy
 
-    train = list(itertools.islice(questions(7, held_out=False), 48 if scale.small else 6000))
+    train = list(itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else 6000))
     pairs = _own_mistakes(policy, train, console)
     test_pairs = _own_mistakes(policy, test, console, at_least=1)
     _write_rows(folder / "dpo.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs])
@@ -178,30 +234,25 @@ def _dpo(
     config = DPOConfig(
         policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "dpo.jsonl"))],
         eval_datasets=[SourceConfig(name=str(folder / "dpo_validation.jsonl"))], beta=0.3, max_steps=steps,
-        warmup_steps=min(10, steps // 5), max_length=128, max_prompt_length=96, eval_every=max(1, steps // 2), eval_steps=10,
-        save_every=steps, output_dir=str(folder / "dpo"), report_to=[], **(small if scale.small else own),
+        warmup_steps=min(10, steps // 5), max_length=128, max_prompt_length=96, eval_every=max(1, steps // 2), 
+        save_every=steps, seed=scale.seed, output_dir=str(folder / "dpo"), report_to=[], **(small if scale.small else own),
     )  # fmt: skip
     before, model, tokenizer = _answers(policy, test, console, keep=True)
     ranked_before = preference_accuracy(model, tokenizer, test_pairs)
     result = _run(config, folder / "dpo.json", report, console)
     after, model, tokenizer = _answers(str(result.model), test, console, keep=True)
-    report.rows.append(("DPO", "held-out exact match", before.accuracy, after.accuracy))
+    _compare(report, "DPO", before, after)
     report.rows.append(("DPO", "preference accuracy", ranked_before, preference_accuracy(model, tokenizer, test_pairs)))
-    seen: dict[str, tuple[str, str, str]] = {}
-    for task, question, right, given in after.rows:
-        seen.setdefault(task, (question, right, given))
-    report.samples = list(seen.values())[:3]
-    return str(result.model)
 
 
 def _own_mistakes(policy: str, rows: list[Question], console: Console, at_least: int = 32) -> list[tuple[str, str, str]]:
-    """Returns (question, right answer, the model's own wrong answer), sampled at temperature 1."""
+    """Returns (question, bare right answer, another answer of the model's own), sampled at temperature 1."""
     from llmlab.evaluate.answers import answer
     from llmlab.train.loading import load_model
 
     model, tokenizer = load_model(policy)
-    console.print(f"asking the fine-tuned model {len(rows):,} questions; its mistakes become the rejected answers")
-    given = answer(model, tokenizer, rows, batch_size=256, temperature=1.0)
+    console.print(f"asking the fine-tuned model {len(rows):,} questions; those not wanted become the rejected answers")
+    given = answer(model, tokenizer, rows, batch_size=256, max_new_tokens=LONGEST, temperature=1.0)
     pairs = [(question, right, wrong) for _, question, right, wrong in given.rows if wrong and wrong != right]
     if len(pairs) < at_least:  # a model that is nearly always right: answers to other questions stand in
         shifted = zip(rows, rows[1:] + rows[:1], strict=True)
@@ -217,7 +268,7 @@ def _answers(policy: str, test: list[Question], console: Console, *, keep: bool 
     model, tokenizer = load_model(policy)
     ensure_chat_template(tokenizer)
     stop_at_turn_ends(model, tokenizer)
-    answers = answer(model, tokenizer, test, batch_size=128)
+    answers = answer(model, tokenizer, test, batch_size=128, max_new_tokens=LONGEST)
     console.print(f"{Path(policy).parent.name or policy}: {answers.accuracy:.1%} of {len(test)} held-out questions right")
     return (answers, model, tokenizer) if keep else answers
 
@@ -242,7 +293,7 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _finish(folder: Path, policy: str, report: Report, seconds: float, console: Console) -> None:
+def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: float, console: Console) -> None:
     from llmlab.train.dashboard import duration, loss_curve
 
     if report.losses:
@@ -260,10 +311,13 @@ def _finish(folder: Path, policy: str, report: Report, seconds: float, console: 
         show = (lambda value: f"{value:.3f}") if figure == "bits per byte" else (lambda value: f"{value:.1%}")
         table.add_row(stage, figure, show(before), show(after))
     out.print(table)
-    out.print(PLANTED, highlight=False, soft_wrap=True)
+    out.print(STYLES, highlight=False, soft_wrap=True)
+    half = 1.96 * math.sqrt(0.25 / asked)
+    about = f"{asked} held-out questions: 95 % of such shares are within +-{half:.1%} or less of the true one"
+    out.print(f"{about}. GRPO and DPO both start from the SFT model.", highlight=False, soft_wrap=True)
     figures = [{"stage": s, "figure": f, "before": b, "after": a} for s, f, b, a in report.rows]
     record = {"figures": figures, "minutes": report.minutes, "seconds": round(seconds, 1), "model": policy}
     write_text_atomically(folder / "quickstart.json", json.dumps(record, indent=2) + "\n")
-    configs = [f"{name}.json" for name in ("base", "sft", "dpo") if (folder / f"{name}.json").exists()]
+    configs = [f"{name}.json" for name in ("base", "sft", "grpo", "dpo") if (folder / f"{name}.json").exists()]
     out.print(f"took {duration(seconds)}; configs to replay are in {folder}: {', '.join(configs)}", highlight=False)
-    out.print(f"talk to it:  llmlab chat {folder / 'dpo'}", highlight=False, soft_wrap=True)
+    out.print(f"talk to it:  llmlab chat {folder / 'grpo'}", highlight=False, soft_wrap=True)

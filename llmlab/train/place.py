@@ -363,6 +363,6 @@ def held(path: Path) -> Iterator[None]:
     finally:
         (path / HOLDER).unlink(missing_ok=True)
         lock.release()
-        if made and [file.name for file in path.iterdir()] == [LOCK]:
+        if made and path.is_dir() and [file.name for file in path.iterdir()] == [LOCK]:
             (path / LOCK).unlink()
             path.rmdir()

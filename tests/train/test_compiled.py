@@ -4,6 +4,8 @@ On processors PyTorch compiles flex attention into something else (2.13: NaN, or
 and has no backward pass of it: it is for GPUs, and refused elsewhere.
 """
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +16,7 @@ from tests.conftest import small_model
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on the CPU needs a compiler")
 def test_a_compiled_run_is_the_plain_one(base_config, tmp_path):
     found = []
     for compiled in (False, True):
