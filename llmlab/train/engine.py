@@ -12,7 +12,6 @@ import importlib.metadata
 import importlib.util
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -197,6 +196,10 @@ def _run(
         callbacks: list[TrainerCallback] = [record, trouble, stop]
         if job.data.eval:
             callbacks.append(best)
+        if "tensorboard" in config.report_to:
+            from llmlab.train.tensorboard import TensorBoard
+
+            callbacks.append(TensorBoard(path, say, stop.heard))
         callbacks += samples(config, job, folder, dashboard)
         keys = Keys(stop, dashboard, validates=bool(job.data.eval)) if is_main() and processes() == 1 and Keys.there() else None
         callbacks += [keys, dashboard] if keys else [dashboard]
@@ -204,7 +207,6 @@ def _run(
             dashboard.hint = KEYS
         if console.is_terminal and config.kind in READING:
             dashboard.flops_per_token, dashboard.peak = flops_per_token(job.model), peak_flops(device, precision)
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(path / "tensorboard")
         trainer = job.trainer(
             model=job.model,
             args=job.arguments(
@@ -425,7 +427,7 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         seed=config.seed,
         data_seed=config.seed,
         full_determinism=config.deterministic,
-        report_to=list(config.report_to),
+        report_to=[name for name in config.report_to if name != "tensorboard"],  # `TensorBoard` writes it
         use_cpu=device == "cpu",
         ddp_find_unused_parameters=processes() > 1 and may_be_unreached(job.model),  # to look for them costs a walk each step
         include_num_input_tokens_seen="all",

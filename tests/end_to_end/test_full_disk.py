@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from transformers import TrainerState
 
 from llmlab.config import SFTConfig, save_config
@@ -36,8 +37,7 @@ def config(base_run, folder, output):
     rows.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(64)))
     return save_config(SFTConfig(
         policy_checkpoint=str(base_run.folder), datasets=[str(rows)], max_steps=60, learning_rate=1e-3, batch_size=8, warmup_steps=0,
-        gradient_accumulation_steps=1, max_length=64, save_every=4, log_every=1, eval_fraction=0.0, output_dir=str(output), report_to=[],
-        save_best_only=False,
+        gradient_accumulation_steps=1, max_length=64, save_every=4, log_every=1, eval_fraction=0.0, output_dir=str(output), save_best_only=False,
     ), folder / f"{output.name}.json")  # fmt: skip
 
 
@@ -77,6 +77,10 @@ def test_it_waits_and_ends_alike(base_run, small_disk, tmp_path):
         [line["loss"] for line in RunFolder(place).metrics() if "loss" in line] for place in (folder.path, tmp_path / "whole")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 60
+    (events,) = (folder.path / "tensorboard").iterdir()
+    drawn = {event.step: value.tensor.float_val[0] for event in EventFileLoader(str(events)).Load() for value in event.summary.value
+             if value.tag == "train/loss"}  # fmt: skip
+    assert [drawn[step] for step in range(1, 61)] == pytest.approx(losses[0]) and "Traceback" not in log.read_text()
     assert not (folder.path / ".saving").exists()
 
 
