@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import trl
-import trl.trainer.utils as trl_utils
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
@@ -28,14 +27,12 @@ from llmlab.train.engine import Job, rows_per_step
 from llmlab.train.held_out import pair_weights
 from llmlab.train.loading import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.train.order import LengthGrouped, SeededOrder
-from llmlab.train.padding_free import make_padding_free
+from llmlab.train.padding_free import answers_alone, make_padding_free
 from llmlab.train.reference import with_reference
 from llmlab.train.sft import packing_leaks
 from llmlab.train.trainer import LabTrainerMixin
 
 TRAIN = "\0train"  # no validation source has this name
-# score the answers' tokens alone; TRL does so only where it has Triton, and elsewhere scores prompts and padding too
-trl_utils._use_triton = lambda device: True
 
 
 class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
@@ -72,6 +69,10 @@ class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Returns the pairs as they are: their reference columns are there (`reference.with_reference`)."""
         return dataset
+
+    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with answers_alone():
+            return super()._compute_loss(*args, **kwargs)
 
     def _make_order(self, library: Any) -> Any:
         return self._wanted or super()._make_order(library)

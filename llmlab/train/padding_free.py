@@ -8,9 +8,12 @@ long row: attention costs the square of a row's width unless a kernel for varyin
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import trl.trainer.utils as trl_utils
 from torch import Tensor
 
 from llmlab.data.packing import document_bounds, takes_bounds
@@ -29,6 +32,20 @@ def rows_of(lengths: list[int], width: int) -> list[tuple[int, int]]:
         places[index] = (row, width - room[row])
         room[row] -= lengths[index]
     return places
+
+
+@contextmanager
+def answers_alone() -> Iterator[None]:
+    """Lets TRL's fused head score the labelled tokens alone; without Triton it scores prompts and padding as well.
+
+    Both training and the reference's own phase compute within it, so that they take the same path.
+    """
+    before = trl_utils._use_triton
+    trl_utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl_utils._use_triton = before
 
 
 def make_padding_free(model: Any) -> None:

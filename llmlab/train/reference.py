@@ -33,7 +33,7 @@ from llmlab.runs.folder import find_model
 from llmlab.runs.identity import weights_fingerprint
 from llmlab.train.environment import free_memory, processes
 from llmlab.train.loading import choose_device, choose_precision, load_model, loading_kwargs
-from llmlab.train.padding_free import rows_of
+from llmlab.train.padding_free import answers_alone, rows_of
 
 ANSWERS = ("chosen", "rejected")
 PART_ITEMS = 256  # values sealed at once: what a kill loses at most
@@ -282,7 +282,7 @@ def reference_values(
     else:
         inputs = {"attention_mask": filled.to(device)}
     kind = torch.bfloat16 if precision == "bf16" else torch.float16
-    with torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
+    with answers_alone(), torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
         out = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True, use_cache=False, **inputs)
     log_probs = out.log_probs.float()
     if stores == SUMS and len(ids) == len(lengths):  # added up as TRL's trainer does: whole rows, zeros included

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,7 +132,6 @@ def test_loss_and_gradients_are_those_of_trl(policy, base_run, tmp_path, monkeyp
     for kind in (trl.DPOTrainer, DPOTrainer):
         ours = kind is DPOTrainer
         monkeypatch.setattr(trl.DPOTrainer, "_prepare_dataset", lambda self, dataset, *args, **kwargs: dataset)
-        monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device, ours=ours: ours)
         torch.manual_seed(0)
         arguments = trl.DPOConfig(
             output_dir=str(tmp_path), per_device_train_batch_size=8, beta=0.2, loss_type=[loss], label_smoothing=options.label_smoothing,
@@ -290,6 +290,22 @@ def test_values_are_the_plain_sums_over_answers(llama, kind, packed):
         torch.testing.assert_close(torch.tensor([value[index - 1] for value in sums]), plain, rtol=1e-5, atol=1e-4)
         assert [len(value[index - 1]) for value in tokens] == [len(item[index]) for item in items]
         assert [value[index - 1].sum() for value in tokens] == pytest.approx(plain.tolist(), abs=1e-3)
+
+
+def test_training_and_reference_score_the_answers_alone_and_nothing_else_is_changed(policy, tmp_path, monkeypatch):
+    utils, scored = trl.trainer.utils, []
+    real = utils._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(
+        utils,
+        "_ChunkedLogProbFunction",
+        SimpleNamespace(apply=lambda states, *rest: scored.append(len(states)) or real(states, *rest)),
+    )
+    data = write(tmp_path / "pairs.jsonl", range(2))
+    run(config(policy, tmp_path, data, max_steps=1, eval_fraction=0.0, mini_batch_size=2, sample_tokens=0))
+    rows = dpo_data(config(policy, tmp_path, data, eval_fraction=0.0), load_tokenizer(policy)).train
+    answers = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    assert scored == [answers, answers], "one pass of the reference, one of the policy"
+    assert utils._use_triton is trl.kernels.chunked_logprob._use_triton
 
 
 def test_values_that_are_no_numbers_stop_with_one_message(policy, tmp_path, monkeypatch):
