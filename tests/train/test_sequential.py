@@ -372,6 +372,8 @@ def test_the_cache_from_the_command_line(policy, tmp_path):
     made = config(policy, tmp_path, data, max_steps=6, eval_every=6, save_every=6, cache_dir="cache")
     save_config(made, tmp_path / "dpo.json")
     at = ["--cache-dir", "cache"]
+    assert "there is no such folder" in llmlab("cache", "list", *at, cwd=tmp_path).stderr
+    (tmp_path / "cache").mkdir()
     assert "none in cache" in llmlab("cache", "list", *at, cwd=tmp_path).stdout
     before = llmlab("cache", "verify", "dpo.json", cwd=tmp_path)
     assert before.returncode == 2 and "holds none of this config's pairs" in before.stderr
