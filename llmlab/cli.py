@@ -366,7 +366,7 @@ def clear_caches(
     cache_dir: CacheDir = CACHES,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a cache, or all of them."""
+    """Delete a cache, or all of them; what a run is using is skipped."""
     from llmlab.wizard.cache import clear, matching
 
     chosen = matching(cache_dir, name)
@@ -374,7 +374,9 @@ def clear_caches(
         if not sys.stdin.isatty():
             raise LabError("there is no terminal to ask in", remedy="add --yes")
         typer.confirm(visible(f"Delete {listed(cache.folder.name for cache in chosen)}?"), abort=True)
-    typer.echo(visible("\n".join(clear(chosen))))
+    lines, deleted = clear(chosen)
+    typer.echo(visible("\n".join(lines)))
+    raise typer.Exit(0 if deleted else 2)
 
 
 @app.command()

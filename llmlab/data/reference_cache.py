@@ -8,6 +8,7 @@ tokenizer, template, truncation, what is stored); another description is another
     <folder>/KEY.json                the description
     <folder>/part-<sha256>.parquet   items: key (16 bytes), one number an answer (or one a token)
     <folder>/parts-<writer>.jsonl    one line for every part that was sealed: its name and rows
+    <folder>/.in-use-<writer>        locked by a run while it reads and fills the cache: `delete` leaves the folder alone then
 
 A part is written aside, synced and renamed to the hash of its content; then its line is appended. A part that does not have
 its own hash, or is gone, is named and not read: its items are computed again.
@@ -19,19 +20,25 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import socket
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from llmlab.errors import LabError
 from llmlab.files import read_object, write_text_atomically
 
 KEY_FILE = "KEY.json"
 KEY_BYTES = 16
+IN_USE = ".in-use-"
+GUARD = ".cache.lock"  # in the folder above: held while a cache is taken into use, and while one is deleted
 SUMS, TOKENS = "sums", "tokens"
 Item = Sequence[Sequence[int]]  # a prompt, then its answers
 
@@ -53,7 +60,7 @@ def description_hash(description: dict[str, Any]) -> str:
 
 @dataclass
 class ReferenceCache:
-    """The values of one reference.
+    """The values of one reference. One that was opened is in use until it is closed, or its process ends.
 
     Attributes:
         folder: of this description.
@@ -67,6 +74,7 @@ class ReferenceCache:
     _values: dict[bytes, Any] = field(default_factory=dict)
     _writer: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _read: set[str] = field(default_factory=set)
+    _lock: FileLock | None = None
 
     @classmethod
     def open(cls, root: Path, description: dict[str, Any]) -> ReferenceCache:
@@ -77,16 +85,56 @@ class ReferenceCache:
         """
         cache = cls(root / description_hash(description), description)
         try:
-            cache.folder.mkdir(parents=True, exist_ok=True)
-            if not (cache.folder / KEY_FILE).exists():
-                write_text_atomically(cache.folder / KEY_FILE, json.dumps(description, indent=1, sort_keys=True) + "\n")
+            root.mkdir(parents=True, exist_ok=True)
+            with _guarded(root):
+                cache.folder.mkdir(exist_ok=True)
+                cache._take_into_use()
+                if not (cache.folder / KEY_FILE).exists():
+                    write_text_atomically(cache.folder / KEY_FILE, json.dumps(description, indent=1, sort_keys=True) + "\n")
             cache.read()
         except OSError as error:
+            cache.close()
             raise LabError(
                 f"the reference cache cannot be used ({error.strerror or error})", where=str(cache.folder),
                 remedy="choose another `cache_dir`",
             ) from None  # fmt: skip
         return cache
+
+    def _take_into_use(self) -> None:
+        _users(self.folder)  # what killed runs left goes
+        lock = FileLock(self.folder / f"{IN_USE}{os.getpid()}@{socket.gethostname()}-{self._writer}", thread_local=False)
+        with suppress(OSError):  # a folder that cannot be written can be read; `delete` fails in it
+            lock.acquire()
+            self._lock = lock
+
+    def close(self) -> None:
+        """Ends the use of the folder: it may be deleted now. What was read stays in memory."""
+        if self._lock:
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> ReferenceCache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def delete(self) -> list[str]:
+        """Deletes the folder, unless a run is using it.
+
+        Returns:
+            The processes that are using it, as "process 4711 on HOST"; none when it was deleted.
+
+        Raises:
+            OSError: when it cannot be deleted.
+        """
+        with _guarded(self.folder.parent):
+            users = _users(self.folder)
+            if not users:
+                shutil.rmtree(self.folder)
+        return users
 
     def read(self) -> None:
         """Reads the parts that were sealed since the last look, also those of other processes."""
@@ -164,13 +212,21 @@ class ReferenceCache:
         self._take(keys, arrays)
 
     def bytes_on_disk(self) -> int:
-        """Returns the size of the folder."""
-        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+        """Returns the size of the folder; files that vanish meanwhile do not count."""
+        total = 0
+        for path in self.folder.glob("*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     def _listed(self) -> set[str]:
         names = set()
         for journal in self.folder.glob("parts-*.jsonl"):
-            for line in journal.read_text(errors="replace").splitlines():
+            try:
+                lines = journal.read_text(errors="replace").splitlines()
+            except FileNotFoundError:  # the cache is being deleted
+                continue
+            for line in lines:
                 try:
                     names.add(str(json.loads(line)["part"]))
                 except (ValueError, KeyError, TypeError, RecursionError):
@@ -210,6 +266,33 @@ class ReferenceCache:
     def _take(self, keys: list[bytes], values: list[list[np.ndarray]]) -> None:
         for key, value in zip(keys, values, strict=True):
             self._values[key] = np.stack(value) if value[0].ndim == 0 else value
+
+
+@contextmanager
+def _guarded(root: Path) -> Iterator[None]:
+    """Lets one process at a time take caches below `root` into use or delete them; all, where nobody can write."""
+    guard = FileLock(root / GUARD)
+    with suppress(OSError):
+        guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+def _users(folder: Path) -> list[str]:
+    """Returns the processes that use a cache, in words; removes what processes left that were killed."""
+    users = []
+    for path in sorted(folder.glob(f"{IN_USE}*")):
+        process, _, host = path.name.removeprefix(IN_USE).rpartition("-")[0].partition("@")
+        try:
+            with FileLock(path, blocking=False):
+                path.unlink(missing_ok=True)
+        except Timeout:
+            users.append(f"process {process} on {host}")
+        except OSError:  # another person's
+            continue
+    return users
 
 
 def _arrays(value: Any) -> list[np.ndarray]:

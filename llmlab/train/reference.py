@@ -122,15 +122,15 @@ def with_reference(
         LabError: when the reference does not load or gives values that are no numbers.
     """
     about = description(config, tokenizer, precision)
-    cache = ReferenceCache.open(Path(config.cache_dir), about)
     keys = {name: [item_key(item) for item in pairs_of(rows)] for name, rows in datasets.items()}
-    filled = fill(
-        cache, [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
-        [keys[name][index] for name, indices in read.items() for index in indices],
-        lambda: load_reference(config, device, precision), console,
-        device=device, precision=precision, pad=tokenizer.pad_token_id, per_pass=config.reference_batch_size,
-        packed=config.padding_free,
-    )  # fmt: skip
+    with ReferenceCache.open(Path(config.cache_dir), about) as cache:
+        filled = fill(
+            cache, [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
+            [keys[name][index] for name, indices in read.items() for index in indices],
+            lambda: load_reference(config, device, precision), console,
+            device=device, precision=precision, pad=tokenizer.pad_token_id, per_pass=config.reference_batch_size,
+            packed=config.padding_free,
+        )  # fmt: skip
     filled.left = len({key for part in keys.values() for key in part if key not in cache})
     made = {}
     unknown = [math.nan] * len(ANSWERS)
@@ -228,7 +228,8 @@ def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
     tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
     ensure_chat_template(tokenizer)
     data = dpo_data(config, tokenizer)
-    cache = ReferenceCache.open(Path(config.cache_dir), description(config, tokenizer, precision))
+    with ReferenceCache.open(Path(config.cache_dir), description(config, tokenizer, precision)) as cache:
+        pass  # all of it is read
     known = {item_key(item): item for rows in (data.train, *data.eval.values()) for item in pairs_of(rows)}
     keys = [key for key in known if key in cache]
     if not keys:
@@ -319,9 +320,11 @@ def _seal(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
     except ValueError as error:
         raise LabError(str(error), where=str(cache.folder), exit_code=1, remedy="look at the reference, or use fp32") from None
     except OSError as error:
+        there = cache.folder.is_dir()
         raise LabError(
-            f"writing failed ({error.strerror})", where=str(cache.folder), exit_code=1,
-            remedy="free space and start again: what was sealed is kept",
+            f"writing failed ({error.strerror})" if there else "was deleted while it was being filled",
+            where=str(cache.folder), exit_code=1,
+            remedy="free space and start again: what was sealed is kept" if there else "start again: it is filled anew",
         ) from None  # fmt: skip
 
 

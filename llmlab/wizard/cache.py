@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import struct
 import time
 from itertools import islice
@@ -16,6 +15,7 @@ from llmlab.data.reference_cache import ReferenceCache, caches
 from llmlab.errors import LabError
 from llmlab.plan.checkpoint import tensor_sizes
 from llmlab.plan.units import size
+from llmlab.readable import listed
 from llmlab.runs.folder import find_model
 
 BYTES_PER_PAIR = 40
@@ -60,14 +60,22 @@ def matching(root: Path, name: str | None) -> list[ReferenceCache]:
     return chosen
 
 
-def clear(chosen: list[ReferenceCache]) -> list[str]:
-    """Deletes caches and returns a line for each."""
-    lines = []
+def clear(chosen: list[ReferenceCache]) -> tuple[list[str], bool]:
+    """Deletes the caches that no run is using; returns a line for each, and whether any was deleted."""
+    lines, deleted = [], False
     for cache in chosen:
         freed = cache.bytes_on_disk()
-        shutil.rmtree(cache.folder)
-        lines.append(f"{cache.folder.name}: {len(cache):,} pairs, {size(freed)} freed")
-    return lines
+        try:
+            users = cache.delete()
+        except OSError as error:
+            lines.append(f"{cache.folder.name}: cannot be deleted ({error.strerror or error})")
+            continue
+        if users:
+            lines.append(f"{cache.folder.name}: skipped, in use by {listed(users)}")
+        else:
+            lines.append(f"{cache.folder.name}: {len(cache):,} pairs, {size(freed)} freed")
+            deleted = True
+    return lines, deleted
 
 
 def reference_plan(config: DPOConfig) -> Table:

@@ -1,13 +1,18 @@
 """The reference cache: values are found by content in any order, parts are whole or named, another reference is another cache."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from llmlab.cli import app
 from llmlab.data.reference_cache import ReferenceCache, caches, item_key, nearest_difference
+from tests.waiting import PATIENCE
 
 ABOUT = {"reference": "abc", "precision": "fp32", "stores": "sums"}
 ids = st.lists(st.integers(0, 50_000), max_size=6)
@@ -133,3 +138,61 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, bad):
     with pytest.raises(ValueError, match="not finite"):
         cache.append([item_key(([1], [2], [3]))], [[bad, 0.0]])
     assert not list(cache.folder.glob("part-*"))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+
+from llmlab.data.reference_cache import ReferenceCache, item_key
+
+with ReferenceCache.open(Path(sys.argv[1]), {"reference": "abc", "precision": "fp32", "stores": "sums"}) as cache:
+    for number, line in enumerate(sys.stdin):
+        cache.append([item_key(([number], [1], [2]))], [[1.0, 2.0]])
+        print(number, flush=True)
+print("closed", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_clear_leaves_alone_what_another_process_fills(tmp_path):
+    def cleared(*arguments):
+        return CliRunner().invoke(app, ["cache", "clear", *arguments, "--yes", "--cache-dir", str(tmp_path)])
+
+    def say(writer, line):
+        writer.stdin.write("more\n")
+        writer.stdin.flush()
+        assert writer.stdout.readline() == line
+
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    for end in ("closed", "killed"):
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+            try:
+                say(writer, "0\n")
+                folder = next(cache.folder for cache in caches(tmp_path))
+                result = cleared(folder.name)
+                assert result.exit_code == 2 and f"skipped, in use by process {writer.pid} on " in result.output
+                filled(tmp_path, 3, {**ABOUT, "reference": "other"})[0].close()
+                result = cleared()  # the other one
+                assert result.exit_code == 0 and "3 pairs" in result.output and "skipped" in result.output
+                assert [cache.folder for cache in caches(tmp_path)] == [folder]
+                say(writer, "1\n")
+                if end == "closed":
+                    writer.stdin.close()
+                    assert writer.stdout.readline() == "closed\n" and writer.wait(PATIENCE) == 0
+                else:
+                    writer.kill()
+                    writer.wait(PATIENCE)
+            finally:
+                writer.kill()
+        assert [len(cache) for cache in caches(tmp_path)] == [2] and not caches(tmp_path)[0].faults
+        result = cleared()
+        assert result.exit_code == 0 and "2 pairs" in result.output and not caches(tmp_path)
+
+
+def test_what_killed_runs_left_goes_when_the_cache_is_opened_again(tmp_path):
+    with ReferenceCache.open(tmp_path, ABOUT) as cache:
+        (cache.folder / ".in-use-1@there-0").touch()
+    with ReferenceCache.open(tmp_path, ABOUT) as cache:
+        assert len(list(cache.folder.glob(".in-use-*"))) == 1
+    assert not list(cache.folder.glob(".in-use-*"))

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -31,6 +32,7 @@ from llmlab.train.loading import load_model
 from llmlab.train.order import LengthGrouped, SeededOrder
 from llmlab.train.reference import reference_values
 from llmlab.train.trainer import LabTrainerMixin
+from llmlab.wizard.cache import clear, matching
 from tests.conftest import small_model
 from tests.waiting import PATIENCE
 
@@ -393,3 +395,24 @@ def test_the_cache_from_the_command_line(policy, tmp_path):
     assert "freed" in llmlab("cache", "clear", "--yes", *at, cwd=tmp_path).stdout
     gone = llmlab("cache", "clear", "--yes", *at, cwd=tmp_path)
     assert gone.returncode == 2 and "no cache" in gone.stderr
+
+
+def test_a_run_ends_well_while_its_cache_is_cleared_again_and_again(policy, tmp_path):
+    data, over, lines = write(tmp_path / "a.jsonl", range(40)), threading.Event(), []
+
+    def look():
+        while not over.is_set():
+            try:
+                lines.extend(clear(matching(tmp_path / "cache", None))[0])
+            except LabError:  # there is none
+                over.wait(0.001)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        result = run(config(policy, tmp_path, data, max_steps=2, eval_every=2, save_every=2, reference_batch_size=1))
+    finally:
+        over.set()
+        looking.join(PATIENCE)
+    assert RunFolder(result.folder).record["status"] == "done"
+    assert any(f"skipped, in use by process {os.getpid()} on " in line for line in lines)
