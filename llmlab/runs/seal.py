@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from llmlab.files import read_object, write_text_atomically
 
 MANIFEST = "MANIFEST.json"
+GONE = "is not there"
+LOOKS = 20  # at a folder that is replaced by a run whenever it was read
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -43,8 +45,28 @@ def sync_folder(folder: Path) -> None:
 def verify(folder: Path) -> str:
     """Returns "" when the folder is sealed and whole, else what is wrong with it.
 
-    Nothing outside the folder is ever read: links, and names that lead out of it, are faults.
+    Nothing outside the folder is ever read: links, and names that lead out of it, are faults. A folder that a run removed or
+    replaced meanwhile is looked at again: half of one and half of another is no damage.
     """
+    for _ in range(LOOKS):
+        if (before := _identity(folder)) is None:
+            return GONE
+        fault = _fault(folder)
+        if not fault or _identity(folder) == before:
+            return fault
+    return "was replaced by a run whenever it was read"
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Returns what tells a folder from one that takes its place, None where there is none."""
+    try:
+        found = folder.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def _fault(folder: Path) -> str:
     try:
         if (folder / MANIFEST).is_symlink():
             return f"{MANIFEST} is a link"

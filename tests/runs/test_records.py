@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from typer.testing import CliRunner
 from llmlab.cli import app
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder, all_runs, read_record
+from llmlab.runs.report import verify_run
+from llmlab.train.engine import run
 from llmlab.wizard import menu
 from tests.fuzzing import GOOD_RECORD, nested, record
+from tests.waiting import PATIENCE
 
 FAULTS = {
     "config null-like": ({"config": []}, "`config` is a list, not an object"),
@@ -96,3 +100,33 @@ def test_generated_records_never_end_in_a_traceback(folder):
             assert len(out) < 10_000
         menu.status()
         assert len(all_runs(Path("checkpoints"))) == 2
+
+
+def test_a_run_that_saves_and_removes_meanwhile_is_not_called_damaged(base_config, tmp_path):
+    """Every step a checkpoint is written and one removed, and the best model is replaced, while another looks."""
+    over, looks, false = threading.Event(), [], []
+
+    def look():
+        while not over.is_set():
+            try:
+                lines, whole = verify_run(str(tmp_path / "run"))
+            except LabError as error:
+                if looks:
+                    false.append(str(error))
+                continue
+            looks.append(lines)
+            if not whole:
+                false.append("\n".join(lines))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        changes = dict(max_steps=12, save_every=1, eval_every=1, eval_rows=4, sample_tokens=0, save_total_limit=1, batch_size=2)
+        run(base_config(tmp_path / "run", **changes))
+    finally:
+        over.set()
+        looking.join(PATIENCE)
+    assert looks and not false, f"{len(false)} of {len(looks)}: {false[:3]}"
+    (tmp_path / "run" / "best" / "config.json").write_text("{}")
+    lines, whole = verify_run(str(tmp_path / "run"))
+    assert not whole and any("best: config.json has" in line for line in lines)
