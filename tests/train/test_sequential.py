@@ -25,11 +25,12 @@ from llmlab.errors import LabError
 from llmlab.evaluate.pairs import answer_log_probs
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.identity import weights_fingerprint
-from llmlab.train import reference
+from llmlab.train import dpo, reference
 from llmlab.train.dpo import DPOTrainer
 from llmlab.train.engine import run
 from llmlab.train.loading import load_model
 from llmlab.train.order import LengthGrouped, SeededOrder
+from llmlab.train.place import held
 from llmlab.train.reference import reference_values
 from llmlab.train.trainer import LabTrainerMixin
 from llmlab.wizard.cache import clear, matching
@@ -395,6 +396,28 @@ def test_the_cache_from_the_command_line(policy, tmp_path):
     assert "freed" in llmlab("cache", "clear", "--yes", *at, cwd=tmp_path).stdout
     gone = llmlab("cache", "clear", "--yes", *at, cwd=tmp_path)
     assert gone.returncode == 2 and "no cache" in gone.stderr
+
+
+def test_what_is_refused_is_refused_before_the_reference(policy, tmp_path, monkeypatch):
+    """No data is read, no model loaded and no cache made for a run that cannot be."""
+    data = write(tmp_path / "a.jsonl", range(12))
+    short = dict(max_steps=1, eval_every=1, save_every=1, eval_fraction=0)
+    folder = run(config(policy, tmp_path, data, **short)).folder
+    RunFolder(folder).update(status="stopped")
+    shutil.rmtree(tmp_path / "cache")
+    reached, prepare = [], dpo.prepare
+    monkeypatch.setattr(dpo, "prepare", lambda *arguments: reached.append("prepare") or prepare(*arguments))
+    before = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    with pytest.raises(LabError, match=r"`adapter` is \"lora\" and was \"none\" so far"):
+        run(config(policy, tmp_path, data, adapter="lora", **short))
+    with pytest.raises(LabError, match=r"`adapter` is \"lora\" and was \"none\" so far"):
+        run(config(policy, tmp_path, data, adapter="lora", **short), resume=str(folder / "checkpoint-1"))
+    with held(folder), pytest.raises(LabError, match=f"process {os.getpid()} on .* is training in this folder"):
+        run(config(policy, tmp_path, data, **short))
+    assert not reached and not (tmp_path / "cache").exists()
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
+    RunFolder(folder).update(status="done")
+    assert run(config(policy, tmp_path, data, **short)).folder != folder and reached == ["prepare"]
 
 
 def test_a_run_ends_well_while_its_cache_is_cleared_again_and_again(policy, tmp_path):
