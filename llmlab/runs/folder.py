@@ -114,18 +114,20 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def had_checkpoints(self) -> bool:
-        """Returns whether a checkpoint was ever written here, by the folders, the record and the logged steps."""
+        """Returns whether a checkpoint was ever written here, by the folders, the record, and steps behind the first one (the
+        figures of its own step are logged while it is not there yet)."""
         record = self.record
         if self.checkpoints() or record.get("sealed"):
             return True
         config = record.get("config")
         every = config.get("save_every") if isinstance(config, dict) else None
-        return isinstance(every, int) and any(line["step"] >= every for line in self.metrics())
+        return isinstance(every, int) and any(line["step"] > every for line in self.metrics())
 
     def set_aside_after(self, step: int) -> list[str]:
         """Moves checkpoints and models of later steps to a folder of their own, with a copy of metrics and samples.
 
-        Until it is done the record says so (`back_to`): a run that is killed meanwhile goes on from no later step.
+        Until it is done the record says so (`back_to`): a run that is killed meanwhile goes on from no later step. A run
+        that was finished is so no more.
 
         Returns:
             The names of what was moved, and last the folder that it is in; nothing when there was none.
@@ -137,7 +139,7 @@ class RunFolder:
         number = 1
         while (target := self.path / f"{SET_ASIDE}{number}").exists():
             number += 1
-        self.update(back_to=step)
+        self.update(back_to=step, status="running", result=None)
         target.mkdir()
         for name in (METRICS, SAMPLES):
             if (self.path / name).exists():

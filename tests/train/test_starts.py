@@ -12,7 +12,7 @@ from llmlab.config import SFTConfig
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder, find_model
 from llmlab.runs.seal import seal
-from llmlab.train import callbacks
+from llmlab.train import callbacks, trainer
 from llmlab.train.engine import run
 from llmlab.train.loading import load_model
 from tests.train.test_grpo import write
@@ -75,6 +75,22 @@ def test_a_kill_in_the_first_write_of_the_record_costs_nothing(base_run, tmp_pat
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
+def test_a_kill_in_the_first_checkpoint_costs_nothing(base_run, tmp_path, monkeypatch, capsys):
+    """The figures of its step are logged by then, which is no sign of a checkpoint that was there."""
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "seal", killed)
+        run(config(base_run, tmp_path))
+    assert max(steps(RunFolder(tmp_path / "run"))) == 2
+    result = run(config(base_run, tmp_path))
+    assert result.folder == tmp_path / "run"
+    assert "stopped before its first checkpoint: it begins at step 0" in " ".join(capsys.readouterr().err.split())
+    assert steps(RunFolder(result.folder)) == list(range(1, 9))
+
+
 def test_a_folder_of_something_else_is_named_as_that(base_run, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -122,14 +138,20 @@ def test_a_branch_ends_like_a_run_that_was_never_stopped(base_run, tmp_path, mon
     assert found == wanted, "the mean training loss in the last line as well"
 
 
-def test_a_kill_while_a_branch_is_left_brings_no_step_of_it_back(base_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_kill_while_a_branch_is_left_brings_no_step_of_it_back(ended, base_run, tmp_path, monkeypatch):
+    """Of a run that was finished as well: from then on it is not."""
     folder = killed_at(6, base_run, tmp_path, monkeypatch)
+    if ended:
+        run(config(base_run, tmp_path, max_steps=6))
+    newest = folder.checkpoints()[0].name
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
         with pytest.raises(RuntimeError, match="killed"):
-            run(config(base_run, tmp_path), resume=str(folder.path / "checkpoint-2"))
-    assert folder.checkpoints()[0].name == "checkpoint-6" and folder.record["back_to"] == 2
-    result = run(config(base_run, tmp_path))
+            run(config(base_run, tmp_path, max_steps=6), resume=str(folder.path / "checkpoint-2"))
+    assert folder.checkpoints()[0].name == newest == "checkpoint-6" and folder.record["back_to"] == 2
+    result = run(config(base_run, tmp_path, max_steps=6))
+    assert result.folder == folder.path
     assert (result.folder / "set-aside-2" / "checkpoint-6").is_dir() and "back_to" not in folder.record
 
 
