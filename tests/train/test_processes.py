@@ -1,4 +1,4 @@
-"""GRPO and PPO in several processes do what they do in one."""
+"""Several processes do what one does: GRPO and PPO, and a run that goes from one to two and back."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import pytest
 from safetensors.torch import load_file
 
-from llmlab.config import GRPOConfig, PPOConfig, save_config
+from llmlab.config import GRPOConfig, PPOConfig, SFTConfig, save_config
 from llmlab.runs.folder import RunFolder
 from llmlab.train.engine import run
 
@@ -19,11 +19,11 @@ METHODS = {
 CLOCK = ("step_time", "runtime", "per_second", "profiling", "flos")
 
 
-def together(config, path, count=2):
+def together(config, path, *more, count=2):
     """Runs a config in several processes."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "llmlab", "run"]
     return subprocess.run(
-        [sys.executable, *command, str(save_config(config, path))], capture_output=True, text=True, timeout=300,
+        [sys.executable, *command, str(save_config(config, path)), *more], capture_output=True, text=True, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
@@ -62,6 +62,37 @@ def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
     moved = [sum((w[name] - start[name]).norm() ** 2 for name in start) ** 0.5 for w in weights]
     apart = sum((weights[0][name] - weights[1][name]).norm() ** 2 for name in start) ** 0.5
     assert moved[0] > 0.1 and apart < 1e-3 * moved[0]
+
+
+def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, capsys):
+    """A real run goes from one process to two and back, each time between two logged losses: what was summed is kept."""
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"Who is {'very ' * (i % 4)}{i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(64)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def config(steps, batch, name="run"):
+        return SFTConfig(
+            policy_checkpoint=str(base_run.folder), datasets=[str(data)], batch_size=batch, gradient_accumulation_steps=1,
+            max_steps=steps, learning_rate=1e-3, warmup_steps=0, scheduler="none", max_length=64, packing=False, log_every=4,
+            eval_fraction=0.2, eval_every=5, eval_rows=8, save_every=3, sample_tokens=0, output_dir=str(tmp_path / name),
+            report_to=[],
+        )  # fmt: skip
+
+    whole = run(config(9, 8, "whole"))
+    folder = tmp_path / "run"
+    run(config(3, 8))
+    done = together(config(6, 4), tmp_path / "two.json", "--resume", str(folder / "checkpoint-3"))
+    assert done.returncode == 0 and "1 processes -> 2: an update reads 8 rows" in done.stderr, done.stderr[-3000:]
+    assert {path.name for path in (folder / "checkpoint-6").glob("lab_state*")} == {"lab_state_0.json", "lab_state_1.json"}
+    capsys.readouterr()
+    result = run(config(9, 8), resume=str(folder / "checkpoint-6"))
+    assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
+    found, wanted = ([line for line in RunFolder(path).metrics() if "loss" in line] for path in (result.folder, whole.folder))
+    assert [line["step"] for line in found] == [line["step"] for line in wanted] == [1, 4, 8]
+    for line, same in zip(found, wanted, strict=True):
+        assert line["loss"] == pytest.approx(same["loss"], rel=1e-5)
+    weights, others = (load_file(one.folder / "best" / "model.safetensors") for one in (result, whole))
+    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-5
 
 
 PART_OF_ITS_OWN = """
