@@ -92,8 +92,11 @@ def jobs(work: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
         "dpo-live-check": dict(**live, batch_size=4, mini_batch_size=2, reference="live", gradient_checkpointing=True),
         "base-24-muon": dict(**base, model=shape(vocab_size=8192, d_model=320, n_layers=24, n_heads=5, n_kv_heads=5, d_ff=864,
                                                  max_seq_len=512), batch_size=8, gradient_checkpointing=True, optimizer="muon"),
+        "sft-small-256": dict(**{**sft, "policy_checkpoint": str(_small(work))}, max_length=256, batch_size=16),
+        "sft-small-512": dict(**{**sft, "policy_checkpoint": str(_small(work))}, max_length=512, batch_size=4),
         "sft-small-1024": dict(**{**sft, "policy_checkpoint": str(_small(work))}, max_length=1024, batch_size=4),
         "qlora-256": dict(**sft, max_length=256, batch_size=4, adapter="qlora"),
+        "qlora-128": dict(**sft, max_length=128, batch_size=4, adapter="qlora"),
         "dpo-lora-384": {**dpo, "max_length": 384, "adapter": "lora", "lora_r": 64, "batch_size": 4, "mini_batch_size": 2},
     }  # fmt: skip
     return {**fitted, **held_out}, set(held_out)

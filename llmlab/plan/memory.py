@@ -27,7 +27,8 @@ QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the b
 RUNTIME = 560e6  # Python, torch and the libraries on the CPU
 # of the activations: what the C library on the CPU has freed and cannot use again, which grows with what a layer makes and
 # does not keep; fitted to nine of the jobs of `benchmarks/memory.py`, the others tell whether it holds
-FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9}
+FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9, "quantised": 0.4}
+UNTOUCHED = 0.3  # of the part of TRL's slice of logits that a small vocabulary leaves empty: the heap grows around it
 RECOMPUTED = 1.5  # layers' worth alive with checkpointing: a layer made anew, and part of its gradients
 GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}
 
@@ -157,8 +158,11 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
         return made
     kind = "own" if isinstance(config, PretrainConfig) else "library"
     kind = "adapted" if getattr(config, "adapter", "none") != "none" else kind
-    wasteful = 0.0 if config.gradient_checkpointing else FRAGMENTS[kind]  # memory before speed: freed memory is given back
-    return replace(made, runtime=RUNTIME, fragments=wasteful * made.activations)
+    kind = "quantised" if kind == "adapted" and config.quantised != "none" else kind
+    if config.gradient_checkpointing:  # memory before speed: freed memory is given back
+        return replace(made, runtime=RUNTIME)
+    empty = UNTOUCHED * _untouched(config, found.vocabulary) if kind == "library" else 0.0
+    return replace(made, runtime=RUNTIME, fragments=FRAGMENTS[kind] * made.activations + empty)
 
 
 def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, on_gpu: bool) -> TrainingMemory:
@@ -219,6 +223,14 @@ def _tile(tokens: int, vocabulary: int, wide: int, on_gpu: bool) -> float:
     """
     rows = min(tokens, TILE[0])
     return rows * TILE[1] * wide if on_gpu else rows * min(vocabulary, TILE[1]) * 4 * TILES_ALIVE
+
+
+def _untouched(config: Any, vocabulary: int) -> float:
+    """Bytes of those slices that are set aside and never written to: they are made for more words than there are."""
+    if isinstance(config, DualHeadConfig):
+        return 0.0
+    rows, _, scored = _batch(config)
+    return min(rows * scored, TILE[0]) * max(0, TILE[1] - vocabulary) * 4
 
 
 def _layer(config: Any, shape: CheckpointShape) -> float:
