@@ -139,8 +139,8 @@ def run(
         from llmlab.trust import TRUSTED
 
         TRUSTED.update(trust)
-    for line in check_inputs(loaded):  # before the libraries ask for it again and again, for a minute
-        if is_main():
+    for line in check_inputs(loaded):
+        if is_main() and "cannot be reached" in line:  # the libraries will ask again and again, for a minute
             typer.echo(visible(f"{line}; trying all the same"), err=True)
     try:
         result = train(loaded, resume=resume)

@@ -14,6 +14,7 @@ from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair, tu
 from llmlab.evaluate.answers import answer
 from llmlab.evaluate.classification import _word_ids
 from llmlab.model import LabConfig, LabForCausalLM
+from llmlab.screen import LabConsole
 from llmlab.train import dpo, dual_head, grpo, ppo, sft
 from llmlab.train.engine import run
 from llmlab.train.loading import load_model
@@ -115,7 +116,10 @@ def test_every_method_stops_at_the_templates_end_and_at_the_models_own(tmp_path,
     prepare, config, start, row, more = METHODS[method]
     folder, tokenizer = gemma(tmp_path / "model", n_heads=8, n_kv_heads=8)
     job = prepare(
-        config(**{start: folder}, datasets=[write(tmp_path / "a.jsonl", row)], eval_fraction=0, **more), "cpu", "fp32"
+        config(**{start: folder}, datasets=[write(tmp_path / "a.jsonl", row)], eval_fraction=0, **more),
+        "cpu",
+        "fp32",
+        LabConsole(quiet=True),
     )
     ends = {tokenizer.convert_tokens_to_ids("<end_of_turn>"), tokenizer.eos_token_id, OWN}
     assert set(job.model.generation_config.eos_token_id) == ends

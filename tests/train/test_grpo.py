@@ -15,6 +15,7 @@ from llmlab.config.base import validate
 from llmlab.config.rewards import RewardSource
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
+from llmlab.screen import LabConsole
 from llmlab.train import rewards
 from llmlab.train.engine import run
 from llmlab.train.grpo import GRPOTrainer, group_figures
@@ -265,7 +266,7 @@ def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path
         reward_model=[{"name": "exact_match", "weight": 0.3}, {"name": "length", "weight": 2.0, "setting": "6"}], clip_range=0.11,
         max_new_tokens=9, top_k=13, top_p=0.83, batch_size=16, mini_batch_size=8, eval_fraction=0.0, **own,
     )  # fmt: skip
-    job = importlib.import_module(f"llmlab.train.{kind}").prepare(made, "cpu", "fp32")
+    job = importlib.import_module(f"llmlab.train.{kind}").prepare(made, "cpu", "fp32", LabConsole(quiet=True))
     arguments = job.arguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False)
     assert (arguments.temperature, arguments.top_k, arguments.top_p) == (0.7, 13, 0.83)
     assert (arguments.epsilon, arguments.num_iterations, arguments.max_completion_length) == (0.11, 3, 9)
