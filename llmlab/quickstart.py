@@ -216,7 +216,7 @@ def _dpo(
     console.rule("4 of 4: for comparison, preference training (DPO) of the SFT model")
     from llmlab.evaluate.pairs import preference_accuracy
 
-    train = list(itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else 6000))
+    train = list(itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else scale.steps(6000)))
     pairs = _own_mistakes(policy, train, console)
     test_pairs = _own_mistakes(policy, test, console, at_least=1)
     _write_rows(folder / "dpo.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs])
