@@ -431,6 +431,7 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         use_cpu=device == "cpu",
         ddp_find_unused_parameters=processes() > 1 and may_be_unreached(job.model),  # to look for them costs a walk each step
         include_num_input_tokens_seen="all",
+        log_level_replica="passive",  # as in the main process: else each replica turns the library's warnings on again
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=device == "cuda",

@@ -53,6 +53,7 @@ def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
         else:
             done = together(config, tmp_path / "two.json")
             assert done.returncode == 0, done.stderr[-3000:]
+            assert "Tried to track" not in done.stderr  # a library's raw log, of the second process
     one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
     assert one.keys() == two.keys() and len({value for (_, name), value in one.items() if name == "reward"}) > 1
     for place, value in one.items():
