@@ -100,7 +100,7 @@ def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | N
                         if (columns := len(json.loads(line))) > MAX_COLUMNS:
                             return _too_wide(file, columns)
                 objects += bare not in (b"", b"null")
-        if kind == "json" and first == b"[" and (fault := _too_deep(b"".join(_lines(file)))):
+        if kind == "json" and first == b"[" and (fault := _array_fault(b"".join(_lines(file)))):
             return LabError(fault, where=str(file), remedy="one JSON object a line is read best")
     except Exception:  # damaged in another way, which its reader finds
         return None
@@ -125,6 +125,18 @@ def _too_deep(text: bytes) -> str:
     except ValueError:
         return ""
     return ""
+
+
+def _array_fault(text: bytes) -> str:
+    """Returns what in an array of rows aborts its reader: nesting, or a row that is no object (pyarrow, where one is null)."""
+    try:
+        rows = json.loads(text)
+    except RecursionError:
+        return "is nested too deep to be read"
+    except ValueError:
+        return ""
+    wrong = next(((place, row) for place, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
+    return f"row {wrong[0]} is {_type(wrong[1])}, not an object" if wrong else ""
 
 
 def _fault(file: Path, kind: str) -> LabError | None:
@@ -192,13 +204,16 @@ def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, 
 
 def _csv_fault(file: Path) -> LabError | None:
     text = io.StringIO(b"".join(_lines(file)).decode("utf-8"))
-    width = 0
-    for number, row in enumerate(csv.reader(text)):
-        width = width or len(row)
-        if len(row) > width:
-            return LabError(
-                f"row {number} has {len(row)} columns instead of {width}", where=str(file), remedy="quote its commas"
-            )
+    number = width = 0
+    try:
+        for number, row in enumerate(csv.reader(text)):
+            width = width or len(row)
+            if len(row) > width:
+                return LabError(
+                    f"row {number} has {len(row)} columns instead of {width}", where=str(file), remedy="quote its commas"
+                )
+    except csv.Error as error:
+        return LabError(f"cannot be read as csv behind row {number} ({error})", where=str(file), remedy="is it JSON?")
     return None
 
 

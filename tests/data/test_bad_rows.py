@@ -196,3 +196,18 @@ def test_a_tokenizer_is_learned_from_words_without_an_end():
     words = ["a" * 300_000 + " b", "=" * 5000, "\n" * 5000, "Call me Ishmael. " * 100, "x" * 999 + " y"]
     assert ["".join(_cut_words([text])) for text in words] == words and len(list(_cut_words(words[3:]))) == 2
     assert train_tokenizer(words, 264).get_vocab()["aaaaaaaa"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("rows.json", '[null, {"text": "Ahab"}]', "row 1 is null, not an object"),
+        ("rows.json", '[{"text": "Ahab"}, [1]]', "row 2 is a list, not an object"),
+        ("rows.csv", '{"a":' * 50_000 + "1" + "}" * 50_000, "cannot be read as csv behind row 0"),
+    ],
+)
+def test_rows_that_abort_their_reader_are_one_message(tmp_path, name, content, message):
+    """An array that begins with null ended the process in pyarrow; a field without end was a traceback of the csv module."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(LabError, match=message):
+        load_rows(SourceConfig(name=str(tmp_path / name)))
