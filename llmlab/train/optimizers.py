@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytorch_optimizer
 import torch
-from pytorch_optimizer import Lion, Muon, SophiaH
+from pytorch_optimizer import Lion, SophiaH
+from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
 from torch import Tensor, nn
 
 from llmlab.config.training import TrainingConfig
@@ -36,6 +38,21 @@ class SophiaG(SophiaH):
         """Does one update with the estimate that was handed over, if there is one."""
         hessian, self.hessian = self.hessian, None
         return super().step(closure, hessian=hessian)
+
+
+class Muon(pytorch_optimizer.Muon):
+    """Muon whose products are in float32 on processors, where few multiply in bfloat16 and the others only emulate it.
+
+    On a GPU they stay in bfloat16, as published (Jordan et al. 2024).
+    """
+
+    @staticmethod
+    def _orthogonalize(group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
+        """Returns the matrices nearest to orthogonal ones, each (rows, columns), by Newton-Schulz iterations."""
+        if updates[0].device.type != "cpu":
+            return pytorch_optimizer.Muon._orthogonalize(group, updates)
+        how = {"num_steps": group["ns_steps"], "weights": group["ns_coeffs"], "dtype": torch.float32}
+        return [zero_power_via_newton_schulz_5(update.reshape(len(update), -1), **how) for update in updates]
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

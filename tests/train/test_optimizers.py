@@ -13,7 +13,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.train import callbacks, optimizers
 from llmlab.train.engine import run
-from llmlab.train.optimizers import SOPHIA_GAMMA, build_optimizer, gauss_newton_diagonal
+from llmlab.train.optimizers import SOPHIA_GAMMA, Muon, build_optimizer, gauss_newton_diagonal
 from tests.train.test_grpo import write
 
 
@@ -318,3 +318,30 @@ def test_gradients_are_clipped_at_the_norm_of_the_config(base_config, tmp_path, 
     monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
     run(base_config(tmp_path / "run", max_steps=3, max_grad_norm=0.25, eval_every=3))
     assert norms == pytest.approx([0.25] * 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("shapes", [[(24, 10)], [(10, 24), (24, 10), (16, 16)]])
+def test_muons_update_is_the_published_one_in_double_precision(shapes):
+    """Jordan et al. 2024: momentum, Nesterov, five Newton-Schulz iterations; 0.2 sqrt(longer side) of Liu et al. 2025.
+
+    Also a contract: the library asks `_orthogonalize` for the update, one matrix or several at a time.
+    """
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    optimizer = Muon([{"params": weights, "lr": 0.01, "momentum": 0.9, "nesterov": True, "use_muon": True, "weight_decay": 0.0}],
+                     use_adjusted_lr=True)  # fmt: skip
+    buffers = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    for _ in range(3):
+        before = [weight.detach().double() for weight in weights]
+        gradients = [torch.randn(shape) for shape in shapes]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        optimizer.step()
+        for weight, old, gradient, buffer in zip(weights, before, gradients, buffers, strict=True):
+            buffer.lerp_(gradient.double(), 0.1)
+            x = gradient.double().lerp(buffer, 0.9)
+            x = x / x.norm()
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            expected = old - 0.01 * 0.2 * max(weight.shape) ** 0.5 * x
+            torch.testing.assert_close(weight.detach().double(), expected, rtol=0, atol=2e-6)
