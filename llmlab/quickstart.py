@@ -1,10 +1,10 @@
 """The whole pipeline on what ships: tokenizer, base training, SFT, GRPO, with held-out figures before and after; DPO beside it.
 
 It only writes configs and runs them, so everything it did can be replayed with `llmlab run`. All answers in the training data
-are right. The people who wrote the SFT data answered in two styles, a bare answer or a sentence, and the model learns both;
-alignment teaches it the one that is wanted: the bare one. GRPO goes on from the SFT model with a reward that can be checked.
-DPO starts from the same SFT model, for comparison: an answer of the model's own to a training question that is wrong or a
-sentence is the rejected one, the bare right answer the chosen one. Held-out questions occur in no training row.
+are right. The SFT data has them in two styles, a bare answer and a sentence, and the model learns both; alignment then teaches
+it to give bare answers. GRPO starts from the SFT model, with a reward that can be checked. DPO starts from the same SFT model,
+for comparison: its chosen answers are the bare right ones, its rejected answers are sampled from the SFT model and are wrong or
+sentences. Held-out questions occur in no training row.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ from llmlab.screen import LabConsole
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
 SENTENCE = "The answer is {}."  # the style of every other answer of the SFT data
-STYLES = """All answers in the SFT data are right, every other one as a sentence ("The answer is 7."). Exact match counts the
-bare ones ("7"): alignment teaches the style. "Right in either style" shows how far the knowledge stays."""
+STYLES = (
+    'All answers in the SFT data are right, every other one as a sentence ("The answer is 7."). Exact match counts the bare '
+    'ones ("7"): alignment teaches the style. "Right in either style" shows how far the knowledge stays.'
+)
 LONGEST = 20  # tokens of an answer
 DEFAULT_MINUTES = 5.0
 DEFAULT_SEED = 42
@@ -118,7 +120,7 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
         n_kv_heads=2, d_ff=432, max_seq_len=256,
     )  # fmt: skip
     save_config(shape, folder / "model.json")
-    steps = scale.steps(280)
+    steps = scale.steps(220)
     config = PretrainConfig(
         model=str(folder / "model.json"), datasets=[source], eval_fraction=0.05, max_steps=steps, optimizer="muon",
         learning_rate=1e-2, warmup_steps=min(20, steps // 5), batch_size=16, gradient_accumulation_steps=1,
@@ -139,7 +141,7 @@ def _sft(
     folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
 ) -> str:
     console.rule("2 of 4: supervised fine-tuning on questions and answers, every other answer as a sentence")
-    steps = scale.steps(16 if scale.small else 300)
+    steps = scale.steps(16 if scale.small else 260)
     rows = itertools.islice(questions(scale.seed, held_out=False), 2000 if scale.small else 40_000)
     styled = ((q, a if number % 2 else SENTENCE.format(a)) for number, q, a in _alternating(rows))
     _write_rows(folder / "sft.jsonl", [{"prompt": q, "completion": a} for q, a in styled])
@@ -216,7 +218,7 @@ def _dpo(
     console.rule("4 of 4: for comparison, preference training (DPO) of the SFT model")
     from llmlab.evaluate.pairs import preference_accuracy
 
-    train = list(itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else scale.steps(6000)))
+    train = list(itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else scale.steps(4000)))
     pairs = _own_mistakes(policy, train, console)
     test_pairs = _own_mistakes(policy, test, console, at_least=1)
     _write_rows(folder / "dpo.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs])
@@ -228,7 +230,7 @@ def _dpo(
     _write_rows(
         folder / "dpo_validation.jsonl", [dict(zip(("prompt", "chosen", "rejected"), p, strict=True)) for p in chosen_on]
     )
-    steps = scale.steps(8 if scale.small else 120)
+    steps = scale.steps(8 if scale.small else 80)
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-5, batch_size=4, mini_batch_size=2)
     own: dict[str, Any] = dict(learning_rate=1e-4, batch_size=64, mini_batch_size=64)
     config = DPOConfig(
@@ -311,10 +313,11 @@ def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: floa
         show = (lambda value: f"{value:.3f}") if figure == "bits per byte" else (lambda value: f"{value:.1%}")
         table.add_row(stage, figure, show(before), show(after))
     out.print(table)
-    out.print(STYLES, highlight=False, soft_wrap=True)
+    unbroken = not out.is_terminal  # what reads a pipe breaks lines itself
+    out.print(STYLES, highlight=False, soft_wrap=unbroken)
     half = 1.96 * math.sqrt(0.25 / asked)
     about = f"{asked} held-out questions: 95 % of such shares are within +-{half:.1%} or less of the true one"
-    out.print(f"{about}. GRPO and DPO both start from the SFT model.", highlight=False, soft_wrap=True)
+    out.print(f"{about}. GRPO and DPO both start from the SFT model.", highlight=False, soft_wrap=unbroken)
     figures = [{"stage": s, "figure": f, "before": b, "after": a} for s, f, b, a in report.rows]
     record = {"figures": figures, "minutes": report.minutes, "seconds": round(seconds, 1), "model": policy}
     write_text_atomically(folder / "quickstart.json", json.dumps(record, indent=2) + "\n")

@@ -98,9 +98,10 @@ def small_model(**changes):
 POSITIONS = ["sinusoidal", "rope", "alibi", "yarn"]
 
 
+def position_options(name):
+    yarn = {"yarn_original_max_seq_len": 16, "yarn_factor": 4.0} if name == "yarn" else {}
+    return {"positional_encoding": name, **yarn}
+
+
 def with_positions(name, **changes):
-    return small_model(
-        positional_encoding=name,
-        **({"yarn_original_max_seq_len": 16, "yarn_factor": 4.0} if name == "yarn" else {}),
-        **changes,
-    )
+    return small_model(**position_options(name), **changes)

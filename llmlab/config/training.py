@@ -386,7 +386,7 @@ class AdapterOptions(KindConfig):
 
     @property
     def adapter_dropout(self) -> float:
-        """Dropout of the adapter in effect; an adapter that goes on from a checkpoint without `adapter` has none."""
+        """Dropout of the adapter that is trained; 0 without `adapter`, even if the checkpoint itself is an adapter."""
         return self.lora_dropout if self.frozen_base else 0.0
 
     @property

@@ -38,7 +38,7 @@ from llmlab.files import read_object, write_text_atomically
 KEY_FILE = "KEY.json"
 KEY_BYTES = 16
 IN_USE = ".in-use-"
-GUARD = ".cache.lock"  # in the folder above: held while a cache is taken into use, and while one is deleted
+GUARD = ".cache.lock"  # lock file in `cache_dir`, held while a cache is opened and while one is deleted
 SUMS, TOKENS = "sums", "tokens"
 Item = Sequence[Sequence[int]]  # a prompt, then its answers
 

@@ -126,8 +126,8 @@ class RunFolder:
     def set_aside_after(self, step: int) -> list[str]:
         """Moves checkpoints and models of later steps to a folder of their own, with a copy of metrics and samples.
 
-        Until it is done the record says so (`back_to`): a run that is killed meanwhile goes on from no later step. A run
-        that was finished is so no more.
+        While they are moved the record holds `back_to`, the step to return to: if the run is killed meanwhile, the restart does
+        not resume from a later step. A finished run is marked as running again.
 
         Returns:
             The names of what was moved, and last the folder that it is in; nothing when there was none.

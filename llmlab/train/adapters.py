@@ -13,7 +13,7 @@ REFERENCE = "ref"  # the name of the adapter that TRL's trainers take for the re
 def add_reference_adapter(model: PeftModel) -> None:
     """Adds a frozen copy of the adapter as it is now, under the name that TRL's trainers use for the reference.
 
-    Without the copy they would take the bare base for the reference, which an adapter that goes on from a checkpoint has left.
+    Without the copy they would use the base model as the reference. That is wrong for an adapter that was trained before.
     """
     config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True

@@ -114,7 +114,8 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
     def held_out_batch(self, inputs: Any, loss: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
         """Returns the figures of a batch of answers, and of how many answers or tokens they are means."""
         rows, figures = len(inputs["completion_ids"]), self._library_figures()
-        return {"loss": loss.item(), **squares(figures, rows)}, answer_weights(rows, figures)
+        together = rows * self.accelerator.num_processes  # answers that the library's deviations are over
+        return {"loss": loss.item(), **squares(figures, together)}, answer_weights(rows, figures)
 
     def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
         """Returns the figures over all answers."""

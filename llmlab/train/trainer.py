@@ -285,7 +285,7 @@ class LabTrainerMixin:
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Puts figures over all tokens or rows in the place of means over batches."""
         self._held_out = HeldOutFigures(dataloader.batch_sampler.shares)
-        with _router_loss_aside(self):
+        with self._router_loss_left_out():
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         found = self.held_out_figures(self._held_out.totals(self._over_processes))
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -304,6 +304,23 @@ class LabTrainerMixin:
     def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
         """Returns the held-out figures, made of the means over all rows."""
         return totals
+
+    @contextmanager
+    def _router_loss_left_out(self) -> Iterator[None]:
+        """Leaves out the loss that balances a mixture's experts: it is one of a whole batch, not a mean over its tokens."""
+        about = self.model.config.get_text_config()
+        by_model, by_trl = getattr(about, "output_router_logits", None), getattr(self, "aux_loss_enabled", None)
+        if by_model:
+            about.output_router_logits = False
+        if by_trl:
+            self.aux_loss_enabled = False
+        try:
+            yield
+        finally:
+            if by_model:
+                about.output_router_logits = by_model
+            if by_trl:
+                self.aux_loss_enabled = by_trl
 
     def _library_figures(self) -> dict[str, float]:
         """Returns what TRL noted of the batch that was just read, and takes it from TRL, which would average over batches."""
@@ -325,21 +342,6 @@ class LabTrainerMixin:
         self.log(together)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, together)
         return {**figures, **together}
-
-
-@contextmanager
-def _router_loss_aside(trainer: Any) -> Iterator[None]:
-    """Leaves out the loss that spreads tokens over experts: it is one of a whole batch, not a sum over its tokens."""
-    about = trainer.model.config
-    if not getattr(about, "output_router_logits", False):
-        yield
-        return
-    enabled = getattr(trainer, "aux_loss_enabled", False)
-    about.output_router_logits = trainer.aux_loss_enabled = False
-    try:
-        yield
-    finally:
-        about.output_router_logits, trainer.aux_loss_enabled = True, enabled
 
 
 def over_sources(figures: dict[str, float], names: list[str]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import inspect
 
 import trl
+from accelerate.data_loader import DataLoaderShard
 
 
 def test_the_steps_of_a_rollout_are_where_they_were():
@@ -26,3 +27,14 @@ def test_answers_are_generated_by_the_config_of_the_trainer_and_kept_for_its_upd
     assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in inspect.getsource(
         trl.GRPOTrainer._prepare_inputs
     )
+
+
+def test_what_a_validation_reads_and_leaves_out_has_these_names():
+    """Figures of a batch stand in `_metrics`, the balancing loss hangs on `aux_loss_enabled`, a loader takes `_drop_last`."""
+    for trainer in (trl.SFTTrainer, trl.DPOTrainer, trl.GRPOTrainer):
+        source = inspect.getsource(trainer)
+        assert "self.aux_loss_enabled = " in source and "if self.aux_loss_enabled:" in source, trainer
+    for trainer in (trl.SFTTrainer, trl.DPOTrainer, trl.GRPOTrainer, trl.RewardTrainer):
+        assert "self._metrics[mode][" in inspect.getsource(trainer), trainer
+    assert "_drop_last" in inspect.signature(DataLoaderShard.__init__).parameters
+    assert "if not self._drop_last" in inspect.getsource(DataLoaderShard.begin)

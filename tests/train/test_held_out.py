@@ -74,7 +74,7 @@ def configs(base_run, base_config, tmp_path):
                                   gating_dropout=0.0, rm_dropout=0.0)  # fmt: skip
         return GRPOConfig(
             **mini, policy_checkpoint=str(base_run.folder), datasets=[asked], max_prompt_length=40, reward_model="length | 1 | 6",
-            max_new_tokens=8, group_size=4, top_k=1,
+            max_new_tokens=8, group_size=4, top_k=50,
         )  # fmt: skip
 
     return make

@@ -1,11 +1,13 @@
 """Mixtures of experts: an adapter leaves the routers alone; the loss that keeps experts in use is kept."""
 
+import math
+
 import pytest
 import torch
 from peft import PeftModel
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from llmlab.config import SFTConfig
+from llmlab.config import DPOConfig, SFTConfig
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.runs.folder import RunFolder
 from llmlab.train.engine import run
@@ -60,3 +62,29 @@ def test_routers_and_the_balancing_loss(mixture, adapter, tmp_path):
     assert routers
     same = [torch.equal(before.get_parameter(name), after.get_parameter(name)) for name in routers]
     assert all(same) if adapter == "lora" else not any(same)
+
+
+@pytest.mark.parametrize("mixture", ["mixtral"], indirect=True)
+@pytest.mark.parametrize("kind", [SFTConfig, DPOConfig])
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_held_out_loss_is_without_the_balancing_loss_of_a_batch(mixture, kind, adapter, tmp_path):
+    """That one is no mean over tokens or pairs: with it the loss would depend on the micro-batch."""
+    rows = [{"prompt": f"Who is {i}?", "completion": "Ahab " * (1 + i % 5)} for i in range(20)]
+    pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "Stubb"} for row in rows]
+    found = []
+    for size in (1, 4):
+        cut = (
+            dict(batch_size=8, mini_batch_size=size, reference="live", max_prompt_length=32)
+            if kind is DPOConfig
+            else dict(batch_size=size, packing=False)
+        )
+        (tmp_path / str(size)).mkdir()
+        result = run(kind(
+            policy_checkpoint=mixture, datasets=[write(tmp_path / str(size) / "rows.jsonl", rows if kind is SFTConfig else pairs)],
+            max_steps=1, learning_rate=1e-9, warmup_steps=0, eval_fraction=0.5, eval_rows=7, max_length=64, report_to=[],
+            adapter=adapter, sample_tokens=0, output_dir=str(tmp_path / str(size) / "run"), **cut,
+        ))  # fmt: skip
+        found.append(result.metrics["before_eval_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    if kind is DPOConfig:
+        assert found[0] == pytest.approx(math.log(2), rel=1e-5)

@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from llmlab.train.reward import RewardTrainer
-from tests.conftest import POSITIONS, small_config
+from tests.conftest import POSITIONS, position_options, small_config
 
 PAD, END = 0, 2
 PAIRS = [([5, 6, 7], [8, 9, 10, 11, END], [12, END]), ([20, 21], [22, END], [23, 24, 25, 26, 27, END]), ([30], [31, 32], [33])]
@@ -25,9 +25,7 @@ def scorer(kind, pad):
             initializer_range=0.2,
         )
     else:
-        config = small_config(
-            positional_encoding=kind, **({"yarn_original_max_seq_len": 16, "yarn_factor": 4.0} if kind == "yarn" else {})
-        )
+        config = small_config(**position_options(kind))
     config.num_labels, config.pad_token_id = 1, pad
     return AutoModelForSequenceClassification.from_config(config).eval()
 
