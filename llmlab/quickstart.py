@@ -141,7 +141,7 @@ def _sft(
     folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
 ) -> str:
     console.rule("2 of 4: supervised fine-tuning on questions and answers, every other answer as a sentence")
-    steps = scale.steps(16 if scale.small else 260)
+    steps = scale.steps(16 if scale.small else 300)
     rows = itertools.islice(questions(scale.seed, held_out=False), 2000 if scale.small else 40_000)
     styled = ((q, a if number % 2 else SENTENCE.format(a)) for number, q, a in _alternating(rows))
     _write_rows(folder / "sft.jsonl", [{"prompt": q, "completion": a} for q, a in styled])

@@ -47,7 +47,7 @@ from llmlab.train.environment import (
     keep_freed_memory,
     peak_flops,
     processes,
-    quiet_libraries,
+    quiet_within,
 )
 from llmlab.train.keys import KEYS, Keys
 from llmlab.train.loading import attention_in_use, choose_device, choose_precision
@@ -141,7 +141,6 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     """
     began = time.perf_counter()
     console = (console or screen()) if is_main() else LabConsole(quiet=True)
-    quiet_libraries()
     keep_freed_memory(sparing=config.gradient_checkpointing)
     if found := secret_in(json.dumps(config.to_json_dict(), ensure_ascii=False)):
         raise LabError(f"the config holds {found}, which would stand in records and on screens", remedy="take it out")
@@ -150,17 +149,18 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     for name in config.report_to:
         if importlib.util.find_spec(name) is None:
             raise LabError(f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out")
-    join_processes(device)
-    config = agreed(lambda: with_newest(config))
-    while True:
-        try:
-            plan = before_a_run(config)  # of the memory that is free before anything is loaded
-            return _run(config, resume, console, device, precision, began, plan)
-        except OutOfMemory as error:
-            config, resume = smaller(config, error.folder), "auto"
-            more = f"going on with {effective_batch(config)} (batch x accumulation x devices)"
-            console.print(f"out of memory: {more}", style="yellow", highlight=False)
-        free_memory()
+    with quiet_within(console):
+        join_processes(device)
+        config = agreed(lambda: with_newest(config))
+        while True:
+            try:
+                plan = before_a_run(config)  # of the memory that is free before anything is loaded
+                return _run(config, resume, console, device, precision, began, plan)
+            except OutOfMemory as error:
+                config, resume = smaller(config, error.folder), "auto"
+                more = f"going on with {effective_batch(config)} (batch x accumulation x devices)"
+                console.print(f"out of memory: {more}", style="yellow", highlight=False)
+            free_memory()
 
 
 def _run(

@@ -6,18 +6,33 @@ import ctypes
 import gc
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
+# What libraries warn of although it is as it should be: the start of the text, and why it is known.
+KNOWN_WARNINGS: dict[str, str] = {}
 
-def quiet_libraries() -> None:
-    """Lets the libraries speak only of errors: the dashboard says what is happening."""
+
+def quiet_libraries(console: Console | None = None) -> None:
+    """Lets the libraries' logs speak only of errors, and their warnings in one line each on the console (standard error).
+
+    Left out are the warnings that a user can do nothing about: deprecations, which are the lab's to mend (its tests fail on
+    them), and `KNOWN_WARNINGS`.
+    """
     import datasets
     import transformers
+
+    from llmlab.screen import screen
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -26,7 +41,30 @@ def quiet_libraries() -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    warnings.filterwarnings("ignore")
+    for deprecation in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", deprecation)
+    for start in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", message=re.escape(start))
+    told: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *place: object) -> None:
+        text = " ".join(str(message).split())
+        if text not in told:
+            told.add(text)
+            where, _, inside = filename.partition("site-packages/")
+            library = re.split(r"[/.]", inside)[0] if inside else Path(where).stem
+            line = f"{library} warns: {text}"
+            (console or screen()).print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    warnings.showwarning = show
+
+
+@contextmanager
+def quiet_within(console: Console) -> Iterator[None]:
+    """Does what `quiet_libraries` does; the process finds its own filters of warnings again behind it."""
+    with warnings.catch_warnings():
+        quiet_libraries(console)
+        yield
 
 
 def keep_freed_memory(*, sparing: bool) -> None:
