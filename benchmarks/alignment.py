@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig
-from llmlab.data.shapes import user
+from llmlab.data.schemas import user
 from llmlab.data.tasks import careless_answer, distinct_questions, questions
 from llmlab.data.tokenizer import load_tokenizer
-from llmlab.evaluate.answers import answer
-from llmlab.evaluate.pairs import preference_accuracy
+from llmlab.evaluation.answers import answer
+from llmlab.evaluation.pairs import preference_accuracy
+from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
-from llmlab.train.engine import run
-from llmlab.train.loading import load_model
-from llmlab.train.reward import load_scorer, scores
+from llmlab.training.engine.run import run
+from llmlab.training.methods.reward import load_scorer, scores
 
 QUICKSTART = Path("checkpoints/quickstart")
 SHARED: dict[str, Any] = dict(

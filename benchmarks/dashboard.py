@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
-from llmlab.train import dashboard
+from llmlab.training import dashboard
 
 STEP = 0.005  # seconds of a small model's step, which the panel comes on top of
 STEPS = 400

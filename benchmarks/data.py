@@ -51,7 +51,7 @@ def tokenise(file: str) -> None:
     from llmlab.config import PretrainConfig, SourceConfig
     from llmlab.data.prepare import document_texts, pretrain_data
     from llmlab.data.tokenizer import train_tokenizer
-    from llmlab.train.environment import quiet_libraries
+    from llmlab.training.engine.environment import quiet_libraries
 
     quiet_libraries()
     tokenizer = train_tokenizer(document_texts(SourceConfig(name="llmlab:moby-dick")), 8192)
@@ -77,8 +77,8 @@ def packing(steps: int, batch: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from llmlab.data.packing import PackedCollator, documents_table, pack, table_rows
-    from llmlab.model import LabConfig, LabForCausalLM
-    from llmlab.train.environment import keep_freed_memory
+    from llmlab.models import LabConfig, LabForCausalLM
+    from llmlab.training.engine.environment import keep_freed_memory
 
     keep_freed_memory(sparing=False)
     rng = np.random.default_rng(0)

@@ -30,14 +30,14 @@ from rich.console import Console
 from llmlab.config import DualHeadConfig, preset
 from llmlab.data.dual_head import DualHeadCollator
 from llmlab.data.tasks import distinct_questions, questions
-from llmlab.evaluate.answers import answer
-from llmlab.evaluate.pairs import dual_head_figures
-from llmlab.model import LabDualHeadConfig, LabDualHeadForCausalLM
-from llmlab.plan.dual_head import count_dual_head, generation_bytes, generation_flops, training_bytes
-from llmlab.plan.parameters import count_parameters
+from llmlab.evaluation.answers import answer
+from llmlab.evaluation.pairs import dual_head_figures
+from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM
+from llmlab.models.load import load_model
+from llmlab.planning.dual_head import count_dual_head, generation_bytes, generation_flops, training_bytes
+from llmlab.planning.parameters import count_parameters
 from llmlab.runs.folder import RunFolder
-from llmlab.train.engine import run
-from llmlab.train.loading import load_model
+from llmlab.training.engine.run import run
 
 
 def main() -> None:

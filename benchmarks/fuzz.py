@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llmlab.__main__ import main as program
 from llmlab.config import KINDS, SFTConfig, save_config
-from llmlab.runs.seal import seal
+from llmlab.runs.manifest import seal
 from tests.fuzzing import Case, case
 
 SECONDS = 2  # of the processor, from the start of the command; libraries are loaded by then
@@ -45,9 +45,9 @@ def make_material(folder: Path) -> None:
     """Writes a policy, an adapter, a run that was stopped behind step 4, a config and the cache of its data."""
     from kills import make_policy
 
-    from llmlab.train import callbacks
-    from llmlab.train.engine import run
-    from llmlab.train.loading import load_model
+    from llmlab.models.load import load_model
+    from llmlab.training.callbacks import core as callbacks
+    from llmlab.training.engine.run import run
 
     make_policy(folder / "policy")
     rows = folder / "rows.jsonl"

@@ -44,8 +44,8 @@ from safetensors.torch import load_file
 
 from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from llmlab.runs.folder import HOLDER, LEFTOVERS, RunFolder, read_json
-from llmlab.runs.seal import verify
-from llmlab.train import engine
+from llmlab.runs.manifest import verify
+from llmlab.training.engine import run as engine
 
 CLOCK = ("runtime", "per_second", "step_time", "preparation_time")
 EARLY = 2.0  # seconds from the first write
@@ -184,7 +184,7 @@ def curves_fault(run: RunFolder) -> str:
     """Returns what TensorBoard would show of a run that is not in its metrics, or what it would lack; "" where nothing is."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
-    from llmlab.train.tensorboard import tag_of
+    from llmlab.training.callbacks.tensorboard import tag_of
 
     if not (run.path / "tensorboard").is_dir():
         return "" if not run.record["config"]["report_to"] else "no curves"

@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 
 from llmlab.config import DPOConfig, ModelConfig
-from llmlab.data.reference_cache import caches
 from llmlab.data.tokenizer import load_tokenizer, save_tokenizer
-from llmlab.model import LabConfig, LabForCausalLM
+from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.runs.folder import RunFolder
-from llmlab.train import engine, reference
+from llmlab.training.engine import run as engine
+from llmlab.training.reference import scorer as reference
+from llmlab.training.reference.cache import caches
 
 PAIRS, PART = 120, 8
 

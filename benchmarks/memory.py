@@ -27,8 +27,8 @@ from real_model import _packaged, _run, _write
 from llmlab.config import parse_config
 from llmlab.data.tasks import questions
 from llmlab.data.tokenizer import load_tokenizer
-from llmlab.model import LabConfig, LabForCausalLM
-from llmlab.plan.memory import predicted
+from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.planning.memory import predicted
 
 TALK = "Tell me about the whale, at some length, and then of the ship and of those who sail in it. " * 12
 
@@ -127,7 +127,7 @@ def main() -> None:
         config = parse_config({**values, "output_dir": str(work / name)})
         if args.allocated:
             sys.path.insert(0, str(Path(__file__).parent.parent))
-            from tests.plan.counting import allocated
+            from tests.planning.counting import allocated
 
             print(f"{name} {allocated(config) / 1e9:.3f} {predicted(config).allocated / 1e9:.3f}", flush=True)
             continue

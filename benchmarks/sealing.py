@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from llmlab.config import ModelConfig, PretrainConfig
-from llmlab.train import trainer
-from llmlab.train.engine import run
+from llmlab.training.engine.run import run
+from llmlab.training.trainers import base as trainer
 
 
 def main() -> None:

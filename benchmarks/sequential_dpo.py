@@ -48,8 +48,8 @@ def job(kind: str, given: argparse.Namespace) -> None:
     from llmlab.config import DPOConfig
     from llmlab.data.prepare import dpo_data
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
-    from llmlab.train.environment import quiet_libraries
-    from llmlab.train.loading import load_policy
+    from llmlab.models.load import load_policy
+    from llmlab.training.engine.environment import quiet_libraries
 
     quiet_libraries()
     work = Path(given.folder)
@@ -74,8 +74,10 @@ def job(kind: str, given: argparse.Namespace) -> None:
         trainer_class.training_step = timed
 
     if kind == "ours":
-        import llmlab.train.callbacks as callbacks
-        from llmlab.train import dpo, engine, reference
+        import llmlab.training.callbacks.core as callbacks
+        from llmlab.training.engine import run as engine
+        from llmlab.training.methods import dpo
+        from llmlab.training.reference import scorer as reference
 
         clocked(dpo.DPOTrainer)
         engine.save_model = callbacks.save_model = lambda *a, **k: Path(given.folder).mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ import time
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from llmlab.model.convert import from_hf
+from llmlab.models.convert import from_hf
 
 SHAPES = {  # width, layers, heads, kv heads, feed-forward, vocabulary
     "12.6M, vocabulary 16,384": (320, 6, 5, 1, 1024, 16384),

@@ -17,7 +17,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client's retries; what came of them is said
     try:
         if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty():  # the menu does not wait for all the commands
-            from llmlab.wizard.menu import main_menu
+            from llmlab.ui.menu import main_menu
 
             main_menu()
         else:

@@ -50,7 +50,7 @@ def new(
     from llmlab.config.loader import kind_class
     from llmlab.config.presets import method_preset
     from llmlab.config.presets import preset as model_preset
-    from llmlab.runs.models import with_newest
+    from llmlab.models.resolve import with_newest
 
     cls = kind_class(kind)
     start = cls() if not preset else model_preset(preset) if kind == "model" else cls(**method_preset(kind, preset))
@@ -58,7 +58,7 @@ def new(
     if not yes:
         if not sys.stdin.isatty():
             raise LabError("there is no terminal to ask in", remedy="add --yes and --set KEY=VALUE")
-        from llmlab.wizard.forms import fill_in
+        from llmlab.ui.forms import fill_in
 
         config = fill_in(config, origin=preset or "")
         if config is None:
@@ -88,7 +88,7 @@ def check(
     loaded = _with_newest(_load(config, set_))
     if measure and loaded.kind == "model":
         raise LabError("is a model, of which no step can be measured", where=str(config), remedy="name a training config")
-    from llmlab.wizard import preflight
+    from llmlab.ui import preflight
 
     _quiet_datasets()
     console = LabConsole()
@@ -101,7 +101,7 @@ def check(
 @app.command()
 def methods() -> None:
     """What each training method learns from, what it costs, and when to choose it."""
-    from llmlab.train.report import methods_table
+    from llmlab.ui.methods import methods_table
 
     _print(methods_table())
 
@@ -122,17 +122,17 @@ def run(
     if loaded.kind == "model":
         raise LabError("is a model, which cannot be run", where=str(config), remedy='name it as `model` in a "pretrain" config')
     if dry_run:
-        from llmlab.plan.report import plan_table
-        from llmlab.wizard.preflight import check_inputs
+        from llmlab.planning.report import plan_table
+        from llmlab.ui.preflight import check_inputs
 
         _print(plan_table(loaded))
         for line in check_inputs(loaded):
             typer.echo(visible(line))
         return
-    from llmlab.train.engine import exit_code
-    from llmlab.train.engine import run as train
-    from llmlab.train.environment import is_main, leave_processes, quiet_libraries
-    from llmlab.wizard.preflight import check_inputs
+    from llmlab.training.engine.environment import is_main, leave_processes, quiet_libraries
+    from llmlab.training.engine.run import exit_code
+    from llmlab.training.engine.run import run as train
+    from llmlab.ui.preflight import check_inputs
 
     quiet_libraries()
     if trust:
@@ -190,8 +190,8 @@ def merge(
     from llmlab.runs.folder import find_model
 
     find_model(checkpoint)
-    from llmlab.train.environment import quiet_libraries
-    from llmlab.train.merge import merge as merge_adapter
+    from llmlab.models.merge import merge as merge_adapter
+    from llmlab.training.engine.environment import quiet_libraries
 
     quiet_libraries()
     for line in merge_adapter(checkpoint, output):
@@ -227,7 +227,7 @@ def evaluate(
         raise LabError("with `--reward` answers are always generated", remedy="leave out `--by`")
     sources = [_source(line, set_) for line in task]
     if reward and (max_length or stride):
-        from llmlab.evaluate.sources import refuse_lengths
+        from llmlab.evaluation.sources import refuse_lengths
 
         refuse_lengths(max_length, stride, "prompts that are answered", task[0])
     if against and not reward:
@@ -243,19 +243,19 @@ def evaluate(
         from llmlab.trust import TRUSTED
 
         TRUSTED.update(trust)
-    from llmlab.evaluate.sources import measure
-    from llmlab.train.environment import quiet_libraries
-    from llmlab.train.loading import choose_device, load_model
-    from llmlab.wizard.data import measured
+    from llmlab.evaluation.sources import measure
+    from llmlab.models.load import choose_device, load_model
+    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.ui.data import measured
 
     quiet_libraries()
     device = choose_device("auto")
     model, reader = load_model(checkpoint)
     model = model.to(device)
     if rewards:
-        from llmlab.evaluate.wins import Speaker, judged
-        from llmlab.train.loading import is_backbone_of
-        from llmlab.train.rewards import agree, weighted
+        from llmlab.evaluation.wins import Speaker, judged
+        from llmlab.models.load import is_backbone_of
+        from llmlab.training.rewards import agree, weighted
 
         agree(rewards)
         speakers = [Speaker(checkpoint, model, reader)]
@@ -289,9 +289,9 @@ def inspect_source(
     config = _source(source, set_)
     from llmlab.data.inspect import inspect
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+    from llmlab.models.resolve import runs_for
     from llmlab.runs.folder import find_model
-    from llmlab.runs.models import runs_for
-    from llmlab.wizard.data import inspection
+    from llmlab.ui.data import inspection
 
     name = tokenizer or next((str(run.path) for run in runs_for("tokenizer")), "byte")
     reader = load_tokenizer(name if name == "byte" else find_model(name, tokenizer=True))
@@ -310,7 +310,7 @@ def catalog(
 ) -> None:
     """Show the datasets that are known, or all that is known of one."""
     from llmlab.screen import LabConsole
-    from llmlab.wizard.data import show_catalogue
+    from llmlab.ui.data import show_catalogue
 
     show_catalogue(LabConsole(), word)
 
@@ -329,7 +329,7 @@ def _there(cache_dir: Path) -> Path:
 @cache.command("list")
 def list_caches(cache_dir: CacheDir = CACHES) -> None:
     """Every cache: its reference, pairs, size on disk, damaged parts."""
-    from llmlab.wizard.cache import caches_table
+    from llmlab.ui.cache import caches_table
 
     _print(caches_table(_there(cache_dir)))
 
@@ -342,7 +342,7 @@ def verify_caches(
 ) -> None:
     """Check every part; with a config, recompute a sample of its pairs and report the largest difference."""
     if config is None:
-        from llmlab.wizard.cache import verified
+        from llmlab.ui.cache import verified
 
         lines, whole = verified(_there(cache_dir))
         typer.echo(visible("\n".join(lines)))
@@ -350,8 +350,8 @@ def verify_caches(
     loaded = _with_newest(_load(config, None))
     if loaded.kind != "dpo" or loaded.reference != "sequential":
         raise LabError('is no "dpo" config with a sequential reference', where=str(config))
-    from llmlab.train.environment import quiet_libraries
-    from llmlab.train.reference import TOLERANCE, recompute
+    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.training.reference.scorer import TOLERANCE, recompute
 
     quiet_libraries()
     checked, largest = recompute(loaded, pairs)
@@ -367,7 +367,7 @@ def clear_caches(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a cache, or all of them; what a run is using is skipped."""
-    from llmlab.wizard.cache import clear, matching
+    from llmlab.ui.cache import clear, matching
 
     chosen = matching(cache_dir, name)
     if not yes:
@@ -416,7 +416,7 @@ def quickstart(
 @app.command()
 def info(checkpoint: Annotated[str, typer.Argument(help="A run or a model folder.")]) -> None:
     """Architecture, parameters, method, steps, lineage and seal of a checkpoint."""
-    from llmlab.runs.report import info_table
+    from llmlab.ui.runs import info_table
 
     _print(info_table(checkpoint))
 
@@ -427,7 +427,7 @@ def runs(
     name: Annotated[str | None, typer.Argument(help="The run to verify.")] = None,
 ) -> None:
     """Every run with its status, parent and best figure."""
-    from llmlab.runs.report import runs_table, verify_run
+    from llmlab.ui.runs import runs_table, verify_run
 
     if action is None:
         _print(runs_table())
@@ -522,7 +522,7 @@ def _load(path: Path, set_: list[str] | None) -> Any:
 
 
 def _with_newest(config: Any) -> Any:
-    from llmlab.runs.models import with_newest
+    from llmlab.models.resolve import with_newest
 
     return with_newest(config)
 
@@ -551,8 +551,8 @@ def _session(checkpoint: str, set_: list[str] | None) -> Any:
 
     find_model(checkpoint)  # a wrong path is told before torch is loaded
     from llmlab.chat.session import ChatSession
-    from llmlab.train.environment import quiet_libraries
-    from llmlab.train.loading import choose_device, load_model
+    from llmlab.models.load import choose_device, load_model
+    from llmlab.training.engine.environment import quiet_libraries
 
     quiet_libraries()
     model, tokenizer = load_model(checkpoint)
@@ -562,7 +562,7 @@ def _session(checkpoint: str, set_: list[str] | None) -> Any:
 def _beside(session: Any, name: str) -> Any:
     """Returns a session with another model; the backbone of a dual head is in memory already."""
     from llmlab.chat.session import ChatSession
-    from llmlab.train.loading import is_backbone_of, load_model
+    from llmlab.models.load import is_backbone_of, load_model
 
     if is_backbone_of(name, session.model):
         return ChatSession(session.model, session.tokenizer, session.settings, name=name, plain=True)

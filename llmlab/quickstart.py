@@ -87,7 +87,7 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
         raise LabError("is not empty", where=str(folder), remedy="choose another folder with -o, or remove it")
     if not 0 < minutes <= 1440:
         raise LabError(f"`--minutes` {minutes:g} is out of range", remedy="use 1 to 1440")
-    from llmlab.train.environment import quiet_libraries
+    from llmlab.training.engine.environment import quiet_libraries
 
     quiet_libraries()
     scale, report, began = Scale(minutes, model is not None, seed), Report(), time.perf_counter()
@@ -216,7 +216,7 @@ def _dpo(
     folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
 ) -> None:
     console.rule("4 of 4: for comparison, preference training (DPO) of the SFT model")
-    from llmlab.evaluate.pairs import preference_accuracy
+    from llmlab.evaluation.pairs import preference_accuracy
 
     train = list(itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else scale.steps(4000)))
     pairs = _own_mistakes(policy, train, console)
@@ -249,8 +249,8 @@ def _dpo(
 
 def _own_mistakes(policy: str, rows: list[Question], console: Console, at_least: int = 32) -> list[tuple[str, str, str]]:
     """Returns (question, bare right answer, another answer of the model's own), sampled at temperature 1."""
-    from llmlab.evaluate.answers import answer
-    from llmlab.train.loading import load_model
+    from llmlab.evaluation.answers import answer
+    from llmlab.models.load import load_model
 
     model, tokenizer = load_model(policy)
     console.print(f"asking the fine-tuned model {len(rows):,} questions; those not wanted become the rejected answers")
@@ -264,8 +264,8 @@ def _own_mistakes(policy: str, rows: list[Question], console: Console, at_least:
 
 def _answers(policy: str, test: list[Question], console: Console, *, keep: bool = False) -> Any:
     from llmlab.data.tokenizer import ensure_chat_template
-    from llmlab.evaluate.answers import answer
-    from llmlab.train.loading import load_model, stop_at_turn_ends
+    from llmlab.evaluation.answers import answer
+    from llmlab.models.load import load_model, stop_at_turn_ends
 
     model, tokenizer = load_model(policy)
     ensure_chat_template(tokenizer)
@@ -276,7 +276,7 @@ def _answers(policy: str, test: list[Question], console: Console, *, keep: bool 
 
 
 def _run(config: Any, file: Path, report: Report, console: Console) -> Any:
-    from llmlab.train.engine import exit_code, run
+    from llmlab.training.engine.run import exit_code, run
 
     save_config(config, file)
     result = run(config, console=console)
@@ -296,7 +296,7 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: float, console: Console) -> None:
-    from llmlab.train.dashboard import duration, loss_curve
+    from llmlab.training.dashboard import duration, loss_curve
 
     if report.losses:
         console.print("\nbase training: loss over steps", highlight=False)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import settings
 
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig
-from llmlab.model import LabConfig, LabForCausalLM
+from llmlab.models import LabConfig, LabForCausalLM
 
 settings.register_profile("ci", derandomize=True)  # new cases are looked for at the desk, not in the gate
 if os.environ.get("CI"):
@@ -80,7 +80,7 @@ def base_config(shape):
 
 @pytest.fixture(scope="session")
 def base_run(base_config, tmp_path_factory):
-    from llmlab.train.engine import run
+    from llmlab.training.engine.run import run
 
     return run(base_config(tmp_path_factory.mktemp("runs") / "base"))
 

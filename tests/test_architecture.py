@@ -1,4 +1,4 @@
-"""The house: imports go down, never up or sideways; the doors open without torch."""
+"""Imports go down, never up or sideways; the command line and the menu start without torch."""
 
 import ast
 import statistics
@@ -9,12 +9,17 @@ from pathlib import Path
 from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent / "llmlab"
-FLOORS = {"errors": 0, "deferred": 0, "files": 0, "trust": 0, "readable": 0, "screen": 0, "config": 0, "plan": 1, "model": 1, "data": 1, "runs": 1, "rewards": 1, "train": 2, "evaluate": 2, "chat": 2,
-          "wizard": 3, "quickstart": 3, "cli": 3, "__main__": 4}  # fmt: skip
-APART = {"train", "evaluate", "chat"}
+LAYERS = {
+    **dict.fromkeys(("errors", "deferred", "files", "trust", "readable", "screen", "config"), 0),
+    **dict.fromkeys(("planning", "models", "data", "runs", "rewards"), 1),
+    **dict.fromkeys(("training", "evaluation", "chat"), 2),
+    **dict.fromkeys(("ui", "quickstart", "cli"), 3),
+    "__main__": 4,
+}
+APART = {"training", "evaluation", "chat"}  # they do not import each other
 
 
-def imported_rooms(path):
+def imported_packages(path):
     for node in ast.walk(ast.parse(path.read_text())):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -28,11 +33,11 @@ def imported_rooms(path):
 def test_imports_go_down():
     wrong = []
     for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if room == "__init__":
+        package = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if package == "__init__":
             continue
-        for other in imported_rooms(path):
-            if FLOORS[other] > FLOORS[room] or (other != room and {other, room} <= APART):
+        for other in imported_packages(path):
+            if LAYERS[other] > LAYERS[package] or (other != package and {other, package} <= APART):
                 wrong.append(f"{path.relative_to(ROOT)} imports {other}")
     assert not wrong
 
@@ -45,7 +50,7 @@ def run_and_list_modules(code):
 
 
 def test_config_layer_never_imports_torch():
-    assert run_and_list_modules("import llmlab.config, llmlab.plan") == "False False"
+    assert run_and_list_modules("import llmlab.config, llmlab.planning") == "False False"
 
 
 def test_help_never_imports_torch():
@@ -54,16 +59,16 @@ def test_help_never_imports_torch():
 
 
 def test_menu_never_imports_torch(tmp_path):
-    code = f"import os; os.chdir({str(tmp_path)!r})\nimport llmlab.wizard.menu as m, llmlab.wizard.forms\nm.status()"
+    code = f"import os; os.chdir({str(tmp_path)!r})\nimport llmlab.ui.menu as m, llmlab.ui.forms\nm.status()"
     assert run_and_list_modules(code) == "False False"
 
 
-def test_the_three_doors_are_one_program():
+def test_every_entry_point_is_the_same_program():
     outputs = {
         subprocess.run(
-            [sys.executable, *door, "--help"], capture_output=True, text=True, cwd=ROOT.parent, timeout=PATIENCE
+            [sys.executable, *entry, "--help"], capture_output=True, text=True, cwd=ROOT.parent, timeout=PATIENCE
         ).stdout.split("Options")[1]
-        for door in (["-m", "llmlab"], ["llmlab_cli.py"])
+        for entry in (["-m", "llmlab"], ["llmlab_cli.py"])
     }
     assert len(outputs) == 1
 

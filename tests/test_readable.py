@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from llmlab.readable import ERRORS, PLAIN
-from llmlab.wizard.data import Learned
+from llmlab.ui.data import Learned
 from tests.waiting import PATIENCE
 
 ASCII = {"PYTHONIOENCODING": "ascii"}

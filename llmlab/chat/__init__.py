@@ -1,1 +1,1 @@
-"""Floor 2: talking to a model."""
+"""Talking to a model."""

@@ -19,10 +19,10 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 from llmlab.config.chat import ChatSettings
-from llmlab.data.render import decode_answer
+from llmlab.data.rendering import decode_answer
 from llmlab.errors import LabError
-from llmlab.model import LabDualHeadForCausalLM
-from llmlab.model.context import context_length
+from llmlab.models import LabDualHeadForCausalLM
+from llmlab.models.transformer.context import context_length
 
 LONGEST = 131_072  # tokens that are read by a model that names no end
 

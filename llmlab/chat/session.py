@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llmlab.chat.generation import Piece, is_chat_model, stream
 from llmlab.config.base import as_number, validate
 from llmlab.config.chat import ChatSettings
-from llmlab.data.render import render
+from llmlab.data.rendering import render
 from llmlab.errors import LabError
 from llmlab.files import in_home, write_text_atomically
-from llmlab.model import LabDualHeadForCausalLM
+from llmlab.models import LabDualHeadForCausalLM
 from llmlab.readable import visible
 
 HELP = {

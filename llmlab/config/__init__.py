@@ -1,4 +1,4 @@
-"""Floor 0: what a person may say. Pydantic only; torch is never imported here."""
+"""What a user may set: pydantic models. Torch is never imported here."""
 
 from llmlab.config.base import KindConfig, LabBaseConfig, option_info
 from llmlab.config.dpo import DPOConfig

@@ -1,1 +1,1 @@
-"""Floor 1: what models are trained on. source -> rows -> canonical shape -> template -> tokens -> packed sequences."""
+"""What models are trained on: source -> rows -> canonical shape -> template -> tokens -> packed sequences."""

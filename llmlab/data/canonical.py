@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, entry_like, reading_for
 from llmlab.data.parsers import TREE_COLUMNS, conversations_of_tree
-from llmlab.data.shapes import Reading, Row, RowFault, choose
+from llmlab.data.schemas import Reading, Row, RowFault, choose
 from llmlab.data.sources import PIECE, load_rows, row_place
 from llmlab.errors import LabError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmlab.data import parsers
-from llmlab.data.shapes import Reading
+from llmlab.data.schemas import Reading
 
 # hub ids of earlier days
 ALIASES = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from llmlab.data.render import IGNORED
+from llmlab.data.rendering import IGNORED
 
 PAYS = 0.85  # sharing a prompt takes a dense attention mask: it has to save at least this much
 

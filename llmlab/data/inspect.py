@@ -12,8 +12,8 @@ import numpy as np
 from llmlab.config import SourceConfig
 from llmlab.data.canonical import Tally, each_row, open_source
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
-from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair
-from llmlab.data.shapes import SHAPES, Row, RowFault, to_messages
+from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair
+from llmlab.data.schemas import SHAPES, Row, RowFault, to_messages
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmlab.data.render import IGNORED
+from llmlab.data.rendering import IGNORED
 
 if TYPE_CHECKING:
     import pyarrow as pa

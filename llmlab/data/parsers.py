@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from llmlab.data.shapes import Row, RowFault, at, choice, user
+from llmlab.data.schemas import Row, RowFault, at, choice, user
 
 LETTERS = "ABCDEFGHIJ"
 

@@ -18,8 +18,8 @@ from llmlab.data.canonical import Tally, open_source
 from llmlab.data.catalogue import entry, entry_like
 from llmlab.data.mixture import is_held_out, mixture
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
-from llmlab.data.render import IGNORED, render, tokenize_apart, tokenize_conversation, tokenize_pair
-from llmlab.data.shapes import PARTS_OF_A_TURN, TOOLS, Row, RowFault, to_messages
+from llmlab.data.rendering import IGNORED, render, tokenize_apart, tokenize_conversation, tokenize_pair
+from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, Row, RowFault, to_messages
 from llmlab.data.sources import PIECE, fingerprint
 from llmlab.data.tokens import Tokens, tokenised, tokenizer_hash
 from llmlab.errors import LabError

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmlab.data.render import turn_ends
+from llmlab.data.rendering import turn_ends
 from llmlab.errors import LabError
 from llmlab.readable import shortened
 from llmlab.trust import TRUSTED

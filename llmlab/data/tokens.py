@@ -15,7 +15,7 @@ from llmlab.config import SourceConfig
 from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.canonical import OpenSource, Tally, open_source
 from llmlab.data.mixture import is_held_out
-from llmlab.data.shapes import Row, RowFault
+from llmlab.data.schemas import Row, RowFault
 from llmlab.data.sources import fingerprint
 
 if TYPE_CHECKING:

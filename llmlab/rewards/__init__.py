@@ -1,4 +1,4 @@
-"""Floor 1: what an answer is worth, as small pure functions. No torch."""
+"""What an answer is worth, as small pure functions. No torch."""
 
 from llmlab.rewards.builtin import BUILT_IN, Answer
 

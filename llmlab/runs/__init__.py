@@ -1,1 +1,1 @@
-"""Floor 1: what happened. Run folders, seals, finding checkpoints. No torch."""
+"""What happened: run folders, manifests, finding checkpoints. No torch."""

@@ -14,7 +14,7 @@ from typing import Any
 from llmlab.errors import LabError
 from llmlab.files import BadFile, in_home, read_bytes, read_object, write_text_atomically
 from llmlab.readable import TYPE_WORDS, nested_deeper, shortened, type_words
-from llmlab.runs.seal import MANIFEST, verify
+from llmlab.runs.manifest import MANIFEST, verify
 from llmlab.trust import redact
 
 RUNS = Path("checkpoints")

@@ -11,7 +11,7 @@ from llmlab.chat.generation import stream
 from llmlab.chat.session import ChatSession, chat
 from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError
-from llmlab.train.loading import load_model
+from llmlab.models.load import load_model
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from llmlab.config import KINDS, PretrainConfig, load_config
 from llmlab.config.base import members, validate, validate_option
 from llmlab.errors import LabError
 from llmlab.screen import LabConsole
-from llmlab.train.place import begin
+from llmlab.training.engine.run_dir import begin
 from tests.fuzzing import EXCESSIVE, nested
 
 

@@ -25,7 +25,7 @@ from llmlab.config import (
     schema,
 )
 from llmlab.errors import LabError
-from llmlab.wizard.configs import configs_table
+from llmlab.ui.configs import configs_table
 
 
 def message(data):

@@ -6,7 +6,7 @@ from llmlab.cli import parse_changes
 from llmlab.config import KINDS, GRPOConfig, PretrainConfig, SFTConfig, SourceConfig, apply_changes
 from llmlab.config.base import in_words
 from llmlab.errors import LabError
-from llmlab.wizard.forms import _parse, explanation
+from llmlab.ui.forms import _parse, explanation
 
 WHOLE = {"4,000": 4000, "4k": 4000, "4 K": 4000, "1.5k": 1500, "1e3": 1000, "1_000": 1000, "1,000,000": 10**6, "2M": 2 * 10**6}
 REALS = {"1e-3": 1e-3, "0.5": 0.5, ".5": 0.5, "5e-6": 5e-6, "1_0": 10.0}

@@ -9,13 +9,13 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig
 
-from llmlab.train.loading import load_model
+from llmlab.models.load import load_model
 
 WITHOUT_QUANTISATION = """
 import sys
 import torch
-import llmlab.chat.session, llmlab.train.dpo, llmlab.train.engine, llmlab.train.grpo, llmlab.train.ppo
-from llmlab.train.loading import load_model
+import llmlab.chat.session, llmlab.training.methods.dpo, llmlab.training.engine.run, llmlab.training.methods.grpo, llmlab.training.methods.ppo
+from llmlab.models.load import load_model
 
 model, _ = load_model(sys.argv[1])
 model(torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()

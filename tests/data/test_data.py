@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, SourceConfig
 from llmlab.data.packing import PackedCollator
 from llmlab.data.prepare import dpo_data, pretrain_data, sft_data
-from llmlab.data.render import assistant_spans, tokenize_conversation
-from llmlab.data.shapes import Reading, RowFault, parse_conversation
+from llmlab.data.rendering import assistant_spans, tokenize_conversation
+from llmlab.data.schemas import Reading, RowFault, parse_conversation
 from llmlab.data.sources import load_rows
 from llmlab.data.tasks import TASKS, distinct_questions, is_held_out, questions
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer, train_tokenizer

@@ -7,7 +7,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from llmlab.data import templates
-from llmlab.data.render import render
+from llmlab.data.rendering import render
 from llmlab.data.templates import TooLong, at_most
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from llmlab.cli import app
-from llmlab.data.reference_cache import ReferenceCache, caches, item_key, nearest_difference
+from llmlab.training.reference.cache import ReferenceCache, caches, item_key, nearest_difference
 from tests.waiting import PATIENCE
 
 ABOUT = {"reference": "abc", "precision": "fp32", "stores": "sums"}
@@ -144,7 +144,7 @@ WRITER = """
 import sys
 from pathlib import Path
 
-from llmlab.data.reference_cache import ReferenceCache, item_key
+from llmlab.training.reference.cache import ReferenceCache, item_key
 
 with ReferenceCache.open(Path(sys.argv[1]), {"reference": "abc", "precision": "fp32", "stores": "sums"}) as cache:
     for number, line in enumerate(sys.stdin):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair
+from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 

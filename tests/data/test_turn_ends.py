@@ -10,14 +10,14 @@ from llmlab.chat.session import ChatSession
 from llmlab.cli import app
 from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, PPOConfig, SFTConfig
 from llmlab.config.chat import ChatSettings
-from llmlab.data.render import IGNORED, tokenize_conversation, tokenize_pair, turn_ends
-from llmlab.evaluate.answers import answer
-from llmlab.evaluate.classification import _word_ids
-from llmlab.model import LabConfig, LabForCausalLM
+from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair, turn_ends
+from llmlab.evaluation.answers import answer
+from llmlab.evaluation.classification import _word_ids
+from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.models.load import load_model
 from llmlab.screen import LabConsole
-from llmlab.train import dpo, dual_head, grpo, ppo, sft
-from llmlab.train.engine import run
-from llmlab.train.loading import load_model
+from llmlab.training.engine.run import run
+from llmlab.training.methods import dpo, dual_head, grpo, ppo, sft
 from tests.templates import FAMILIES
 
 OWN = 7  # an end that the model itself brings, as Llama 3's <|eom_id|>

@@ -14,8 +14,8 @@ from transformers import TrainerState
 from llmlab.config import SFTConfig, save_config
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.seal import verify
-from llmlab.train.callbacks import Record
+from llmlab.runs.manifest import verify
+from llmlab.training.callbacks.core import Record
 from tests.waiting import PATIENCE, until
 
 SIZE = 160_000_000  # a run wants to see 64 MB free before it begins

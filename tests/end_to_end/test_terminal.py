@@ -10,8 +10,8 @@ from rich.console import Console
 
 from llmlab.config import apply_changes, load_config
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.seal import verify
-from llmlab.train import engine
+from llmlab.runs.manifest import verify
+from llmlab.training.engine import run as engine
 from tests.end_to_end.terminal import CLEAR, CTRL_C, CTRL_D, DOWN, ENTER, ESCAPE, Terminal
 from tests.waiting import until
 

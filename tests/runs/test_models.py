@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 
 from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
 from llmlab.errors import LabError
+from llmlab.models.resolve import check_model, runs_for, with_newest
 from llmlab.runs.folder import find_model
-from llmlab.runs.models import check_model, runs_for, with_newest
-from llmlab.train.engine import run
+from llmlab.training.engine.run import run
 
 TUNING = [DPOConfig, GRPOConfig, PPOConfig, DualHeadConfig, RewardConfig]
 

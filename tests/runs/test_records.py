@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from llmlab.cli import app
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder, all_runs, read_record
-from llmlab.runs.report import verify_run
-from llmlab.train.engine import run
-from llmlab.wizard import menu
+from llmlab.training.engine.run import run
+from llmlab.ui import menu
+from llmlab.ui.runs import verify_run
 from tests.fuzzing import GOOD_RECORD, nested, record
 from tests.waiting import PATIENCE
 

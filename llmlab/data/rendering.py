@@ -1,0 +1,214 @@
+"""From messages to tokens: the chat template, and which tokens the assistant says."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, Messages, RowFault
+from llmlab.data.templates import SECONDS, TooLong, TooMuch, apply_template
+from llmlab.errors import LabError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+OTHER_TEMPLATE = 'set `chat_template` to "chatml", or take another copy of the model'
+PROBE = "Wqvxz"  # an answer that no template says by itself
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: bool = False) -> str:
+    """Returns the conversation as text; with `generate`, up to where the assistant's next answer begins.
+
+    The tools of the conversation are those of its first turn.
+
+    Raises:
+        LabError: when it fails, takes too long, or says far more than it was given.
+    """
+    tools = messages[0].get(TOOLS) if messages else None
+    if tools:
+        messages = [_without(messages[0], TOOLS), *messages[1:]]
+    try:
+        return apply_template(tokenizer, messages, tools, generate=generate)
+    except TooLong:
+        raise LabError(f"this chat template ran for {SECONDS:g} s and was stopped", remedy=OTHER_TEMPLATE) from None
+    except TooMuch as error:
+        raise LabError(f"this chat template was stopped: {error}", remedy=OTHER_TEMPLATE) from None
+    except Exception as error:  # a template is a program of others: it can raise anything
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LabError(f"this chat template cannot render the conversation ({text})", remedy=OTHER_TEMPLATE) from None
+
+
+def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
+    """Refuses a conversation with parts that the chat template leaves out: it is rendered with each of them and without.
+
+    Raises:
+        RowFault: naming the part and its turn.
+    """
+    held = [(index, part) for index, turn in enumerate(messages) for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
+    if not held:
+        return
+    whole = render(tokenizer, messages)
+    for index, part in held:
+        value = messages[index][part]
+        bare = [*messages[:index], _without(messages[index], part), *messages[index + 1 :]]
+        if render(tokenizer, bare) == whole and not (part == "name" and value in whole):
+            where = "the conversation" if part == TOOLS else f"turn {index + 1}"
+            raise RowFault(f"the chat template leaves out the `{part}` of {where}", wrong_form=True)
+
+
+def _without(turn: dict[str, Any], part: str) -> dict[str, Any]:
+    return {name: value for name, value in turn.items() if name != part}
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the id of the token that the chat template puts after an assistant's answer, or None where it puts none.
+
+    The last turn decides. A template that closes only earlier turns (GLM) ends an answer with what opens the next turn.
+    """
+    return _turn_end(tokenizer, str(tokenizer.chat_template)) if tokenizer.chat_template else None
+
+
+@lru_cache(maxsize=16)
+def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+    added = tokenizer.added_tokens_decoder
+    asked, said = {"role": "user", "content": "Question"}, {"role": "assistant", "content": PROBE}
+    for messages in ([asked, said], [asked, said, asked]):
+        try:
+            _, found, after = render(tokenizer, messages).rpartition(PROBE)
+        except LabError:  # told where a conversation is rendered
+            return None
+        for token in tokenizer(after, add_special_tokens=False)["input_ids"] if found else []:
+            if token in added:
+                return token
+            if tokenizer.decode([token]).strip():
+                break
+    return None
+
+
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids of the tokens that end an answer: the chat template's own, then the tokenizer's end of text."""
+    ends = [turn_end(tokenizer), tokenizer.eos_token_id]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: int | list[int] | None) -> str:
+    """Returns the text of an answer without the tokens that end it, whether or not the tokenizer calls them special."""
+    closing = {ends} if isinstance(ends, int) else set(ends or ())
+    return tokenizer.decode([token for token in ids if token not in closing], skip_special_tokens=True)
+
+
+def _closed_at(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> tuple[int, bool]:
+    """Returns where the answer in `text[start:]` ends, the token that ends it included, and whether there is such a token."""
+    end = turn_end(tokenizer)
+    mark = tokenizer.decode([end]).strip() if end is not None else ""
+    place = text.rfind(mark, start) if mark else -1
+    return (place + len(mark), True) if place >= 0 else (len(text.rstrip("\n")), False)
+
+
+def _end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns what ends an answer that the template leaves open: the model has to learn to stop."""
+    return turn_ends(tokenizer)[:1]
+
+
+def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the rendered conversation and the character spans of what the assistant says, its end token included.
+
+    What a template puts behind the whole conversation (Phi-3's end of text) is part of no turn.
+
+    Raises:
+        LabError: when the template renders a conversation differently once it goes on, so that no span is certain.
+    """
+    text = render(tokenizer, messages)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, until = render(tokenizer, messages[:index], generate=True), render(tokenizer, messages[: index + 1])
+        end, _ = _closed_at(tokenizer, until, len(before))
+        if not until.startswith(before) or text[:end] != until[:end]:
+            raise LabError(
+                "this chat template rewrites earlier turns, so the assistant's tokens cannot be told apart",
+                remedy='set `chat_template` to "chatml" or `loss_on` to "all"',
+            )
+        spans.append((len(before), end))
+    return text, spans
+
+
+def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages, loss_on: str) -> dict[str, list[int]]:
+    """Returns `input_ids` and `labels` of a conversation; labels are -100 on what is not learned.
+
+    Where the template closes the last answer with no token, one follows it: the model has to learn to stop.
+    """
+    check_parts(tokenizer, messages)
+    if loss_on == "all":
+        text, spans = render(tokenizer, messages), None
+    else:
+        text, spans = assistant_spans(tokenizer, messages)
+    leaves_open, end = False, len(text)
+    if messages[-1]["role"] == "assistant":
+        last = spans[-1][0] if spans else len(render(tokenizer, messages[:-1], generate=True))
+        end, closed = _closed_at(tokenizer, text, last)
+        leaves_open = not closed
+    encoded = tokenizer(text[:end] if leaves_open else text, add_special_tokens=False, return_offsets_mapping=spans is not None)
+    ids = encoded["input_ids"]
+    closing = _end_token(tokenizer) if leaves_open and ids[-1] not in tokenizer.all_special_ids else []
+    if spans is None:
+        return {"input_ids": [*ids, *closing], "labels": [*ids, *closing]}
+    labels = [IGNORED] * len(ids)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    for begin, end in spans:
+        for position in range(bisect_left(starts, begin), bisect_left(starts, end)):
+            labels[position] = ids[position]
+    return {"input_ids": [*ids, *closing], "labels": [*labels, *closing]}
+
+
+def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages) -> tuple[str, list[int]]:
+    """Returns the prompt as text and the tokens of the answer that follows it, the end of the turn included.
+
+    Raises:
+        LabError: when the template renders the prompt differently once it is answered.
+    """
+    check_parts(tokenizer, [*prompt, *answer])
+    before, whole = render(tokenizer, prompt, generate=True), render(tokenizer, [*prompt, *answer])
+    if not whole.startswith(before):
+        raise LabError("this chat template rewrites the prompt once it is answered", remedy='set `chat_template` to "chatml"')
+    end, closed = _closed_at(tokenizer, whole, len(before))
+    ids = tokenizer(whole[len(before) : end], add_special_tokens=False)["input_ids"]
+    leaves_open = not closed and not (ids and ids[-1] in tokenizer.all_special_ids)
+    return before, [*ids, *(_end_token(tokenizer) if leaves_open else [])]
+
+
+def tokenize_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str, list[int]]:
+    """Returns what an encoder-decoder reads, `input_ids`, and what it learns to write, the last answer, `labels`."""
+    check_parts(tokenizer, messages)
+    read = tokenizer(render(tokenizer, messages[:-1], generate=True))["input_ids"]
+    said = tokenizer(text_target=messages[-1]["content"])["input_ids"]
+    if not said or said[-1] != tokenizer.eos_token_id:
+        said = [*said, tokenizer.eos_token_id]
+    return {"input_ids": read, "labels": said}
+
+
+def tokenize_pair(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Messages,
+    chosen: str,
+    rejected: str,
+    max_length: int,
+    max_prompt_length: int,
+) -> dict[str, Any]:
+    """Returns `prompt_ids`, `chosen_ids` and `rejected_ids`, and whether something was `cut`.
+
+    The answers carry the template's end of a turn. A prompt that is too long loses its beginning, an answer its end.
+    """
+    pair: dict[str, Any] = {"cut": False}
+    for name, answer in (("chosen_ids", chosen), ("rejected_ids", rejected)):
+        before, ids = answer_tokens(tokenizer, prompt, [{"role": "assistant", "content": answer}])
+        if "prompt_ids" not in pair:
+            whole_prompt = tokenizer(before, add_special_tokens=False)["input_ids"]
+            pair["prompt_ids"] = whole_prompt[-max_prompt_length:]
+            pair["cut"] = len(whole_prompt) > max_prompt_length
+        pair[name] = ids[: max_length - len(pair["prompt_ids"])]
+        pair["cut"] |= len(ids) > len(pair[name])
+    return pair

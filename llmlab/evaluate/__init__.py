@@ -1,1 +1,0 @@
-"""Floor 2: how good a model is, on what it has not seen."""

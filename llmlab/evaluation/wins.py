@@ -1,0 +1,80 @@
+"""Answers judged by a reward: the mean of one model, and how often it wins against another on the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmlab.config import SourceConfig
+from llmlab.data.canonical import Tally, open_source
+from llmlab.data.prepare import prompt_shapes
+from llmlab.data.schemas import Row
+from llmlab.errors import LabError
+from llmlab.evaluation.answers import answer
+from llmlab.evaluation.sources import Measured
+
+Reward = Callable[[list[Any], list[str], list[str]], list[float]]  # prompts, answers, right answers -> values
+
+
+@dataclass
+class Speaker:
+    """Who answers.
+
+    Attributes:
+        name: shown.
+        model: of it.
+        tokenizer: its own.
+        plain: of a dual head, whether its backbone alone answers.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plain: bool = False
+
+    def answers(self, rows: list[Row], batch_size: int, max_new_tokens: int) -> list[str]:
+        """Returns the greedy answer to each row's prompt."""
+        asked = [("", row.get("prompt") or row["messages"][:-1], "") for row in rows]
+        before = getattr(self.model, "alignment", None)
+        if self.plain:
+            self.model.alignment = 0.0
+        try:
+            made = answer(self.model, self.tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
+        finally:
+            if self.plain:
+                self.model.alignment = before
+        return [given for *_, given in made.rows]
+
+
+def judged(
+    speakers: list[Speaker], source: SourceConfig, reward: Reward, *, batch_size: int = 16, max_new_tokens: int = 256
+) -> Measured:
+    """Returns the mean reward of each model on the prompts of a source; of two also how often the first one wins and ties.
+
+    Args:
+        speakers: one model, or two.
+        source: whose rows have prompts of any shape.
+        reward: of the answers.
+        batch_size: prompts at a time.
+        max_new_tokens: of an answer.
+
+    Raises:
+        LabError: when the source has no prompts.
+    """
+    opened, tally = open_source(source, prompt_shapes(source)), Tally()
+    rows = [row for _, row in islice(opened.canonical(tally), source.max_rows)]
+    if not rows:
+        raise LabError("has no prompts to answer", where=source.name, remedy="; ".join(tally.notes(source)))
+    prompts = [row.get("prompt") or row["messages"][:-1] for row in rows]
+    right = [row.get("answer") or row.get("completion") or row.get("chosen") or "" for row in rows]
+    values = [reward(prompts, speaker.answers(rows, batch_size, max_new_tokens), right) for speaker in speakers]
+    figures = {"reward": sum(values[0]) / len(rows)}
+    if len(values) > 1:
+        figures["reward_of_the_other"] = sum(values[1]) / len(rows)
+        figures["win_rate"] = sum(one > other for one, other in zip(*values, strict=True)) / len(rows)
+        figures["ties"] = sum(one == other for one, other in zip(*values, strict=True)) / len(rows)
+    return Measured(source.short(), len(rows), figures, notes=tally.notes(source))

@@ -1,0 +1,144 @@
+"""Weights of Llama, Qwen2 and Mistral to the lab's model and back, exactly.
+
+Parameter names are the same on both sides, so converting is translating the configuration and checking that nothing
+is left over. What one side cannot express is refused with the reason; nothing is approximated.
+"""
+
+from __future__ import annotations
+
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from llmlab.errors import LabError
+from llmlab.models.transformer.config import LabConfig
+from llmlab.models.transformer.modeling import LabForCausalLM
+
+NATIVE = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM, "mistral": MistralForCausalLM}
+
+
+def from_hf(model: PreTrainedModel) -> LabForCausalLM:
+    """Returns the lab's model with the weights of a Llama, Qwen2 or Mistral model (copied, same dtype).
+
+    Raises:
+        LabError: when its architecture has something that the lab's model does not.
+    """
+    config = model.config
+    if config.model_type not in NATIVE:
+        raise LabError(f"{config.model_type} models cannot be converted", remedy=f"known are {', '.join(NATIVE)}")
+    own = LabForCausalLM(_lab_config(config)).to(model.dtype)
+    _copy(model, own)
+    return own.train(model.training)
+
+
+def to_hf(model: LabForCausalLM) -> PreTrainedModel:
+    """Returns the same model as Llama, Qwen2 (bias on q, k, v) or Mistral (sliding window), weights copied.
+
+    Raises:
+        LabError: when none of them can express its architecture.
+    """
+    config = model.config
+    wanted = {
+        "positional_encoding": ("rope", "yarn"),
+        "norm_type": ("rmsnorm",),
+        "activation": ("swiglu",),
+        "dropout": (0.0,),
+    }
+    for name, values in wanted.items():
+        if getattr(config, name) not in values:
+            raise LabError(
+                f"`{name}` {getattr(config, name)!r} exists in none of {', '.join(NATIVE)}",
+                remedy=f"only {' or '.join(map(str, values))} converts; save_pretrained keeps it in the lab's own format",
+            )
+    native = NATIVE["qwen2" if config.attention_bias else "mistral" if config.sliding_window else "llama"](_hf_config(config))
+    native = native.to(model.dtype)
+    _copy(model, native)
+    return native.train(model.training)
+
+
+def _copy(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    weights = source.state_dict()
+    if source.config.tie_word_embeddings:
+        weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    target.load_state_dict(weights)  # strict: a missing or left-over name is an error
+    target.tie_weights()
+
+
+def _lab_config(config: LlamaConfig | Qwen2Config | MistralConfig) -> LabConfig:
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim * config.num_attention_heads != config.hidden_size:
+        raise LabError(f"head size {head_dim} x {config.num_attention_heads} heads is not the width {config.hidden_size}")
+    if config.hidden_act != "silu":
+        raise LabError(f"activation {config.hidden_act!r} cannot be converted", remedy="only silu (swiglu) can")
+    if config.model_type == "llama" and (config.attention_bias or config.mlp_bias):
+        raise LabError("a Llama with biases cannot be converted", remedy="the lab has biases on q, k and v only")
+    windows = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None)
+    if len(windows) > 1:
+        raise LabError("layers that differ in their attention window cannot be converted")
+    if config.model_type == "qwen2" and windows == {"full_attention"}:
+        window = None
+    rope = config.rope_parameters
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", "yarn"):
+        raise LabError(f"rope scaling {kind!r} cannot be converted", remedy="default and yarn can")
+    yarn = {}
+    if kind == "yarn":
+        known = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
+        if extra := {key for key, value in rope.items() if value is not None} - known:
+            raise LabError(f"yarn with {', '.join(sorted(extra))} cannot be converted")
+        yarn = {"yarn_factor": rope["factor"], "yarn_original_max_seq_len": rope["original_max_position_embeddings"]}
+    same = config.num_key_value_heads == config.num_attention_heads
+    return LabConfig(
+        vocab_size=config.vocab_size,
+        d_model=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        attention_type="mha" if same else "gqa",
+        n_kv_heads=config.num_key_value_heads,
+        d_ff=config.intermediate_size,
+        norm_eps=config.rms_norm_eps,
+        positional_encoding="yarn" if yarn else "rope",
+        rope_theta=rope["rope_theta"],
+        max_seq_len=config.max_position_embeddings,
+        sliding_window=window,
+        attention_bias=config.model_type == "qwen2",
+        tie_word_embeddings=config.tie_word_embeddings,
+        **yarn,
+        **{name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+    )
+
+
+def _hf_config(config: LabConfig) -> LlamaConfig | Qwen2Config | MistralConfig:
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.positional_encoding == "yarn":
+        rope.update(
+            rope_type="yarn",
+            factor=config.yarn_factor,
+            original_max_position_embeddings=config.yarn_original_max_seq_len,
+        )
+    common = dict(
+        vocab_size=config.vocab_size,
+        hidden_size=config.d_model,
+        num_hidden_layers=config.n_layers,
+        num_attention_heads=config.n_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        intermediate_size=config.d_ff,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters=rope,
+        max_position_embeddings=config.max_seq_len,
+        tie_word_embeddings=config.tie_word_embeddings,
+        **{name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
+    )
+    if config.attention_bias:
+        window = dict(use_sliding_window=True, sliding_window=config.sliding_window, max_window_layers=0)
+        return Qwen2Config(**common, **(window if config.sliding_window else {}))
+    if config.sliding_window:
+        return MistralConfig(**common, sliding_window=config.sliding_window)
+    return LlamaConfig(**common)

@@ -1,0 +1,445 @@
+"""A language-model head and a reward head on one frozen backbone, fused token by token by a gate.
+
+h_t is the backbone's last hidden state.
+
+    z_LM = W_LM h_t        z_RM = W_RM h_t + b        alpha_t = sigmoid(w_g . gelu(W_s MHA(LN h_t; LN h_1..t)) + b_g)
+    z_t = (1 - alpha_t) z_LM + alpha_t z_RM
+
+Both heads begin as the backbone's own, so that an untrained model says what its backbone says, whatever the gate.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import ModelOutput, cached_file
+
+from llmlab.errors import LabError
+from llmlab.models.identity import check_base
+from llmlab.models.transformer.attention import Attention
+from llmlab.models.transformer.config import LabConfig
+from llmlab.models.transformer.ops import SLICE_ELEMENTS
+
+WEIGHTS = "model.safetensors"
+
+
+class LabDualHeadConfig(PreTrainedConfig):
+    """Configuration of `LabDualHeadForCausalLM`.
+
+    Args:
+        backbone_config: of the frozen model, or its dictionary.
+        backbone: the name the frozen model is loaded by.
+        gating_num_heads: attention heads of the gate.
+        gating_size: width of the gate's last layer; None for a quarter of the backbone's.
+        gating_layer_norm: whether the gate reads normed hidden states.
+        gating_dropout: of the gate's attention and last layer.
+        rm_bias: whether the reward head has a bias.
+        rm_dropout: of the hidden states before the reward head.
+        **kwargs: of every configuration.
+    """
+
+    model_type = "llmlab_dual_head"
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __init__(
+        self, backbone_config: PreTrainedConfig | dict[str, Any] | None = None, backbone: str = "", gating_num_heads: int = 8,
+        gating_size: int | None = None, gating_layer_norm: bool = True, gating_dropout: float = 0.1, rm_bias: bool = False,
+        rm_dropout: float = 0.1, **kwargs: Any,
+    ):  # fmt: skip
+        if isinstance(backbone_config, dict):
+            backbone_config = CONFIG_MAPPING[backbone_config["model_type"]](**backbone_config)
+        # a copy: what the library sets for all parts of a model would reach into the backbone that is loaded already
+        self.backbone_config = copy.deepcopy(backbone_config) if backbone_config is not None else LabConfig()
+        self.backbone = backbone
+        about = self.backbone_config
+        self.vocab_size, self.hidden_size = about.vocab_size, about.hidden_size
+        # one layer more than the backbone's, so that its cache has a place for the gate's keys and values
+        self.num_hidden_layers = about.num_hidden_layers + 1
+        self.num_attention_heads = about.num_attention_heads
+        self.max_position_embeddings = getattr(about, "max_position_embeddings", None)
+        self.sliding_window = getattr(about, "sliding_window", None)
+        kind = "sliding_attention" if self.sliding_window and getattr(about, "use_sliding_window", True) else "full_attention"
+        kinds = getattr(about, "layer_types", None) or [kind] * about.num_hidden_layers
+        self.layer_types = [*kinds, "full_attention"]
+        self.gating_num_heads = gating_num_heads
+        self.gating_size = gating_size or max(1, about.hidden_size // 4)
+        self.gating_layer_norm, self.gating_dropout = gating_layer_norm, gating_dropout
+        self.rm_bias, self.rm_dropout = rm_bias, rm_dropout
+        self.initializer_range = getattr(about, "initializer_range", None) or 0.02
+        self.use_cache = kwargs.pop("use_cache", True)
+        for name in ("layer_types", "num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads"):
+            kwargs.pop(name, None)  # they follow from the backbone's
+        for name in ("max_position_embeddings", "sliding_window", "initializer_range"):
+            kwargs.pop(name, None)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(self, name, kwargs.pop(name, getattr(about, name, None)))
+        kwargs["tie_word_embeddings"] = False
+        super().__init__(**kwargs)
+
+
+class Gate(nn.Module):
+    """alpha_t from the hidden states up to t, by causal attention (Vaswani et al. 2017) and one small layer."""
+
+    def __init__(self, config: LabDualHeadConfig):
+        super().__init__()
+        width = config.hidden_size
+        # biases and no positions: what counts is what was said, not where
+        self.config = LabConfig(
+            d_model=width, n_heads=config.gating_num_heads, n_layers=1, attention_type="mha", attention_bias=True,
+            dropout=config.gating_dropout,
+        )  # fmt: skip
+        self.config._attn_implementation = "sdpa"
+        self.norm = nn.LayerNorm(width) if config.gating_layer_norm else nn.Identity()
+        self.attention = Attention(self.config, layer_idx=config.num_hidden_layers - 1)
+        self.narrow = nn.Linear(width, config.gating_size)
+        self.score = nn.Linear(config.gating_size, 1)
+        self.dropout = nn.Dropout(config.gating_dropout)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None = None) -> Tensor:
+        """hidden_states (B, T, D) -> alpha (B, T), each between 0 and 1, in fp32."""
+        hidden_states = self.norm(hidden_states.to(self.score.weight.dtype))
+        attended, _ = self.attention(hidden_states, mask, past_key_values=cache)
+        return torch.sigmoid(self.score(self.dropout(F.gelu(self.narrow(attended)))).squeeze(-1).float())
+
+
+@dataclass
+class DualHeadOutput(CausalLMOutputWithPast):
+    """What the library's decoders return, and the gate.
+
+    Attributes:
+        alpha: how much of each next token's distribution is the reward head's, (B, T); None where the gate was not asked.
+    """
+
+    alpha: Tensor | None = None
+
+
+@dataclass
+class AnswerScores(ModelOutput):
+    """What is learned from a batch of answers.
+
+    Attributes:
+        fused: log pi of each token of the chosen answers under the fused logits, (N,).
+        alpha: of the gate before each of them, (N,).
+        margin: log pi_r(y+) - log pi_r(y-) of each pair, sums over the answers' tokens under the reward head, (pairs,).
+    """
+
+    fused: Tensor | None = None
+    alpha: Tensor | None = None
+    margin: Tensor | None = None
+
+
+class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
+    """The frozen backbone, its two heads and the gate; `save_pretrained` leaves the backbone out and keeps its name.
+
+    Args:
+        config: of the heads and the gate.
+        backbone: the loaded model, which is frozen here; None loads the one that the config names.
+
+    Attributes:
+        alignment: how strongly the gate acts where a call does not say: 0 not at all, 1 as learned.
+        last_alpha: of the last position of the last call, (B,); for those who watch a generation.
+    """
+
+    config: LabDualHeadConfig
+    config_class = LabDualHeadConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+
+    def __init__(self, config: LabDualHeadConfig, backbone: PreTrainedModel | None = None):
+        backbone = backbone if backbone is not None else load_backbone(config.backbone)
+        check_fits(config, backbone)
+        super().__init__(config)
+        own = backbone.get_output_embeddings()
+        with torch.device(own.weight.device):
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=own.bias is not None)
+            self.rm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.rm_bias or own.bias is not None)
+            self.gate = Gate(config)
+        self.rm_dropout = nn.Dropout(config.rm_dropout)
+        self.post_init()  # before the backbone is here, whose weights it would draw anew
+        with torch.no_grad():
+            for head in (self.lm_head, self.rm_head):
+                head.weight.copy_(own.weight)
+                if head.bias is not None:
+                    head.bias.zero_() if own.bias is None else head.bias.copy_(own.bias)
+        self.backbone = backbone.requires_grad_(False).eval()
+        self.generation_config = GenerationConfig.from_dict(backbone.generation_config.to_dict())
+        self.alignment = 1.0
+        self.last_alpha: Tensor | None = None
+
+    # What is saved and what is loaded
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, config: LabDualHeadConfig | None = None,
+        backbone: PreTrainedModel | None = None, **kwargs: Any,
+    ) -> LabDualHeadForCausalLM:  # fmt: skip
+        """Returns heads and gate of a folder or hub id on their backbone.
+
+        Args:
+            pretrained_model_name_or_path: of the heads.
+            *args: unused.
+            config: of the heads; read where left out.
+            backbone: loaded already; where left out the one that the config names is loaded with the other arguments.
+            **kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config ...).
+
+        Raises:
+            LabError: when backbone and heads do not belong together.
+        """
+        where = str(pretrained_model_name_or_path)
+        config = config or LabDualHeadConfig.from_pretrained(where)
+        if backbone is None:
+            check_base(Path(where), config.backbone, made="heads")
+            kept = ("dtype", "torch_dtype", "device_map", "quantization_config", "attn_implementation", "trust_remote_code")
+            backbone = load_backbone(config.backbone, **{name: kwargs[name] for name in kept if name in kwargs})
+        model = cls(config, backbone)
+        weights = load_file(cached_file(where, WEIGHTS, local_files_only=bool(kwargs.get("local_files_only"))))
+        lacking = set(model.state_dict()) ^ set(weights)
+        wrong = [name for name, value in model.state_dict().items() if name in weights and weights[name].shape != value.shape]
+        if lacking or wrong:
+            raise LabError(
+                f"holds heads of another shape ({', '.join(sorted([*lacking, *wrong])[:3])})", where=where,
+                remedy="use the config.json they were saved with",
+            )  # fmt: skip
+        model.load_state_dict(weights, strict=False)
+        dtype = backbone.get_input_embeddings().weight.dtype
+        for part in (model.lm_head, model.rm_head, model.gate):
+            part.to(dtype)
+        with contextlib.suppress(OSError):  # else it is the backbone's
+            model.generation_config = GenerationConfig.from_pretrained(where)
+        return model.eval()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Returns the weights of heads and gate; those of the backbone are where they came from."""
+        found = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for name in [name for name in found if name.startswith(f"{prefix}backbone.")]:
+            del found[name]
+        return found
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads heads and gate; nothing of them may be missing."""
+        found = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in found.missing_keys if not name.startswith("backbone.")]
+        if strict and (missing or found.unexpected_keys):
+            raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
+        return found
+
+    def float_heads(self) -> LabDualHeadForCausalLM:
+        """Sets what learns to fp32, whatever the backbone is in."""
+        for part in (self.lm_head, self.rm_head, self.gate):
+            part.float()
+        return self
+
+    def train(self, mode: bool = True) -> LabDualHeadForCausalLM:
+        """Sets heads and gate to training; the backbone never drops anything out."""
+        super().train(mode)
+        if hasattr(self, "backbone"):
+            self.backbone.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the backbone's embedding."""
+        return self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Returns the language-model head."""
+        return self.lm_head
+
+    # What it computes
+
+    @torch.no_grad()
+    def hidden(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        """Returns the backbone's output without its head: `last_hidden_state` (B, T, D) and `past_key_values`."""
+        return self.backbone.base_model(input_ids=input_ids, **kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        alignment: float | None = None,
+        head: str = "fused",
+        chosen_at: Tensor | None = None,
+        **kwargs: Any,
+    ) -> DualHeadOutput | AnswerScores:
+        """Returns logits (B, T, V) and alpha (B, T).
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, S), 0 for padding.
+            position_ids: (B, T).
+            past_key_values: of earlier tokens; the gate's are in its last layer.
+            inputs_embeds: (B, T, D) in place of `input_ids`.
+            labels: (B, T), -100 where nothing counts; for the loss of the fused logits.
+            use_cache: whether keys and values are kept.
+            logits_to_keep: the last so many positions, 0 for all.
+            alignment: 0 gives the backbone's logits to the bit, 1 the learned fusion, more goes further; between 0 and 1 the
+                way from one to the other.
+            head: "fused", or "reward" for z_RM alone.
+            chosen_at: of a `DualHeadCollator`'s batch, which is the rest of the arguments then: the scores of its answers
+                are returned, without logits. Training comes through here, as wrappers of several processes need it.
+            **kwargs: for the backbone.
+        """
+        if chosen_at is not None:
+            return self.score_answers(input_ids, labels, chosen_at, attention_mask, position_ids, **kwargs)
+        alignment = self.alignment if alignment is None else alignment
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        gated = head == "fused" and alignment != 0
+        mask = None
+        if gated:  # before the backbone's turn: its layers tell how much came earlier
+            given = input_ids if input_ids is not None else inputs_embeds
+            like = torch.empty(*given.shape[:2], 0, dtype=self.lm_head.weight.dtype, device=given.device)
+            mask = create_causal_mask(self.gate.config, like, attention_mask, past_key_values, position_ids=position_ids)
+        out = self.hidden(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
+        )  # fmt: skip
+        hidden = out.last_hidden_state
+        alpha = self.gate(hidden, mask, past_key_values) if gated else None
+        self.last_alpha = alpha[:, -1].detach() if gated and not self.training else None
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = hidden[:, kept]
+        if head == "reward":
+            logits = self.reward_logits(hidden)
+        else:
+            logits = self.fused_logits(hidden, None if alpha is None else alpha[:, kept], alignment)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+        return DualHeadOutput(loss=loss, logits=logits, past_key_values=past_key_values, alpha=alpha)
+
+    def score_answers(
+        self, input_ids: Tensor, labels: Tensor, chosen_at: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None,
+        *, chosen_row: Tensor, rejected_ids: Tensor, rejected_at: Tensor, rejected_row: Tensor, paired: Tensor, **_: Any,
+    ) -> AnswerScores:  # fmt: skip
+        """Returns the scores of the answers of a batch (shapes: see `DualHeadCollator`)."""
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(self.get_input_embeddings().weight.dtype)
+        hidden = self.hidden(
+            input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state  # (R, T, D)
+        # what stands behind a chosen answer in its row comes later, so that the causal gate cannot see it
+        alpha = self.gate(hidden[: len(paired)], None).flatten()[chosen_at]
+        before = hidden.flatten(0, 1)[torch.cat([chosen_at, rejected_at])]
+        fused, said = self.log_probs(before, torch.cat([labels, rejected_ids]), alpha)
+        chosen, rejected = said.split([len(labels), len(rejected_ids)])
+        sums = torch.zeros(len(paired), device=alpha.device)
+        margin = sums.index_add(0, chosen_row, chosen).index_add(0, rejected_row, rejected, alpha=-1)
+        return AnswerScores(fused=fused, alpha=alpha, margin=margin[paired])
+
+    def reward_logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) -> z_RM (..., V)."""
+        return self.rm_head(self.rm_dropout(hidden.to(self.rm_head.weight.dtype)))
+
+    def fused_logits(self, hidden: Tensor, alpha: Tensor | None, alignment: float = 1.0) -> Tensor:
+        """hidden (..., D) and alpha (...) -> z (..., V).
+
+        z = z_LM + a alpha (z_RM - z_LM) with a = `alignment`; below 1 the backbone's own head takes the place of z_LM by
+        1 - a, so that turning alignment down ends at the backbone.
+        """
+        if alignment == 0:
+            return self.backbone.get_output_embeddings()(hidden)
+        plain = self.lm_head(hidden.to(self.lm_head.weight.dtype))
+        reward = self.reward_logits(hidden)
+        if alignment < 1:
+            plain = torch.lerp(self.backbone.get_output_embeddings()(hidden).to(plain.dtype), plain, alignment)
+        return torch.lerp(plain, reward, (alignment * alpha).to(plain.dtype).unsqueeze(-1))
+
+    def log_probs(self, hidden: Tensor, targets: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns log-probabilities of tokens without holding their logits: a slice at a time, made anew in the backward pass.
+
+        Args:
+            hidden: (N, D).
+            targets: token ids, (N,).
+            alpha: of the first M of them, for which the fused distribution is asked for, (M,).
+
+        Returns:
+            log pi(target) of the fused logits, (M,), and log pi_r(target) of the reward head's, (N,), both fp32.
+        """
+        dropped = self.rm_dropout(hidden)  # once for all slices: a repeated slice must drop the same
+        size = max(64, SLICE_ELEMENTS // self.config.vocab_size)
+        fused, said = [hidden.new_zeros(0, dtype=torch.float32)], [hidden.new_zeros(0, dtype=torch.float32)]
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            inputs = (hidden[part], dropped[part], targets[part], alpha[part])
+            if torch.is_grad_enabled():
+                made = checkpoint(self._slice, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                made = self._slice(*inputs)
+            fused.append(made[0])
+            said.append(made[1])
+        return torch.cat(fused), torch.cat(said)
+
+    def _slice(self, hidden: Tensor, dropped: Tensor, targets: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        reward = self.rm_head(dropped.to(self.rm_head.weight.dtype)).float()
+        said = -F.cross_entropy(reward, targets, reduction="none")
+        count = len(alpha)
+        if not count:
+            return said[:0], said
+        plain = self.lm_head(hidden[:count].to(self.lm_head.weight.dtype)).float()
+        fused = torch.lerp(plain, reward[:count], alpha.unsqueeze(-1))
+        return -F.cross_entropy(fused, targets[:count], reduction="none"), said
+
+
+def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:
+    """Returns the model of a folder, a GGUF file or a hub id by the library alone."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        return AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
+    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+
+
+def check_fits(config: LabDualHeadConfig, backbone: PreTrainedModel) -> None:
+    """Refuses a backbone that these heads do not belong to, or that has no head to begin from.
+
+    Raises:
+        LabError: with what differs.
+    """
+    about, own = backbone.config.get_text_config(), backbone.get_output_embeddings()
+    if own is None:
+        raise LabError(f"{type(backbone).__name__} has no head over a vocabulary", where=config.backbone)
+    for name in ("hidden_size", "vocab_size"):
+        if getattr(about, name) != getattr(config, name):
+            raise LabError(
+                f"heads with `{name}` {getattr(config, name)} do not fit a backbone with {getattr(about, name)}",
+                where=config.backbone, remedy="name the backbone that they were trained on",
+            )  # fmt: skip
+    if config.hidden_size % config.gating_num_heads:
+        fitting = [n for n in range(1, config.hidden_size + 1) if config.hidden_size % n == 0]
+        near = min(fitting, key=lambda n: abs(n - config.gating_num_heads))
+        raise LabError(
+            f"`gating_num_heads` {config.gating_num_heads} does not divide the backbone's width {config.hidden_size}",
+            remedy=f"use {near}",
+        )
+
+
+AutoConfig.register("llmlab_dual_head", LabDualHeadConfig)
+AutoModelForCausalLM.register(LabDualHeadConfig, LabDualHeadForCausalLM)

@@ -1,0 +1,1 @@
+"""The transformer's parts, and the model composed of them by its config."""

@@ -1,0 +1,117 @@
+"""What is worth a second thought before a run, and what would make one fit. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig
+from llmlab.config.loader import apply_changes
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.models.headers import checkpoint_shape
+from llmlab.planning.live import available_memory
+from llmlab.planning.memory import predicted
+from llmlab.planning.units import size
+
+# learning rates that published recipes lie within, whole models and adapters
+USUAL_RATES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
+    "pretrain": ((5e-5, 5e-3), (5e-5, 5e-3)),
+    "sft": ((1e-6, 3e-4), (2e-5, 1e-3)),
+    "reward": ((1e-6, 1e-4), (2e-5, 1e-3)),
+    "dpo": ((1e-8, 2e-5), (1e-6, 2e-4)),
+    "grpo": ((1e-7, 2e-5), (1e-6, 2e-4)),
+    "ppo": ((1e-7, 2e-5), (1e-6, 2e-4)),
+    "dual_head": ((5e-6, 1e-3), (5e-6, 1e-3)),
+}
+SMALL = 20_000_000  # parameters; what is smaller bears and needs more
+FILL = 0.9  # of the free memory that a run may be expected to take
+
+
+def warnings(config: LabBaseConfig) -> list[str]:
+    """Returns what a person would want to know before the run begins, one line each."""
+    if not isinstance(config, TrainingConfig):
+        return []
+    found = []
+    shape = None if isinstance(config, PretrainConfig) else checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
+    low, high = USUAL_RATES[config.kind][getattr(config, "adapter", "none") != "none"]
+    if config.optimizer == "lion":
+        low, high = low / 10, high / 3
+    if shape is not None and shape.parameters < SMALL:
+        high *= 100
+    if not low <= config.learning_rate <= high:
+        side, near = ("above", high) if config.learning_rate > high else ("below", low)
+        found.append(
+            f"`learning_rate` {config.learning_rate:g} is {side} what {config.kind} usually takes: {near:g} is the end"
+        )
+    length = getattr(config, "max_length", None)
+    if length and shape is not None and shape.longest and length > shape.longest:
+        found.append(f"`max_length` {length:,} is beyond the {shape.longest:,} positions that the model was made for")
+    trained = {(s.name, s.subset, s.split) for s in config.datasets}
+    for source in config.eval_datasets:
+        if (source.name, source.subset, source.split) in trained:
+            found.append(f"{source.line()} is trained on and validated on: its held-out figures would say nothing")
+    memory = predicted(config)
+    if memory is not None and memory.total > available_memory():
+        found.append(f"about {size(memory.total)} are needed and {size(available_memory())} are free: it will not fit")
+    return found
+
+
+def ways_to_fit(config: LabBaseConfig) -> list[tuple[str, dict[str, Any]]]:
+    """Returns (in words, changed options) of what would make a run fit that does not; none where it does, or nothing would."""
+    if not isinstance(config, TrainingConfig):
+        return []
+    memory, free = predicted(config), available_memory()
+    if memory is None or memory.total < FILL * free:
+        return []
+    ways = []
+    for start in _families(config):
+        changes, made = dict(start), _changed(config, start)
+        while made is not None and (needed := predicted(made)) is not None:
+            if needed.total < FILL * free:
+                words = ", ".join(f"{name} {value}" for name, value in changes.items())
+                ways.append((f"{words}: about {size(needed.total)}", changes))
+                break
+            halved = _halved(made)
+            if not halved:
+                break
+            changes |= halved
+            made = _changed(config, changes)
+    return ways
+
+
+def _families(config: TrainingConfig) -> list[dict[str, Any]]:
+    """Where to begin: smaller micro-batches alone, then with checkpointing, then with adapters."""
+    found: list[dict[str, Any]] = [{}]
+    if not config.gradient_checkpointing:
+        found.append({"gradient_checkpointing": True})
+    if getattr(config, "adapter", None) == "none":
+        found += [{"adapter": "lora"}, {"adapter": "qlora", "gradient_checkpointing": True}]
+    elif isinstance(config, PretrainConfig) and config.optimizer != "adafactor":
+        found.append({"optimizer": "adafactor", "gradient_checkpointing": True})
+    return found
+
+
+def _halved(config: TrainingConfig) -> dict[str, Any]:
+    """Returns the changes that halve a micro-batch and keep the effective batch; none at one row."""
+    if "mini_batch_size" in type(config).model_fields:
+        rows = config.mini_batch_size
+        return {} if rows % 2 else {"mini_batch_size": rows // 2}
+    if config.batch_size % 2:
+        return {}
+    return {"batch_size": config.batch_size // 2, "gradient_accumulation_steps": config.gradient_accumulation_steps * 2}
+
+
+def _changed(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig | None:
+    try:
+        return apply_changes(config, changes)
+    except LabError:
+        return None
+
+
+def verdict(config: LabBaseConfig) -> str:
+    """Returns "fits", "tight" or "does not fit"; "" where it is not known."""
+    memory = None if isinstance(config, ModelConfig) or not isinstance(config, TrainingConfig) else predicted(config)
+    if memory is None:
+        return ""
+    share = memory.total / available_memory()
+    return "fits" if share < 0.8 else "tight" if share < 1 else "does not fit"

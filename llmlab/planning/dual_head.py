@@ -1,0 +1,59 @@
+"""What a dual head adds to its backbone: parameters, FLOPs and bytes of a generated token, bytes of training. No torch."""
+
+from __future__ import annotations
+
+import math
+
+from llmlab.config import DualHeadConfig, ModelConfig
+from llmlab.errors import LabError
+from llmlab.models.headers import CheckpointShape
+from llmlab.planning.parameters import count_dual_head, count_parameters, kv_cache_bytes_per_token
+
+
+def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape) -> list[tuple[str, str]]:
+    """Returns (what, how much) of a dual head on a backbone."""
+    made = count_dual_head(
+        shape.width,
+        shape.vocabulary,
+        gating_size=config.gating_size,
+        layer_norm=config.gating_layer_norm,
+        rm_bias=config.rm_bias,
+    )
+    if shape.width % config.gating_num_heads:
+        raise LabError(
+            f"`gating_num_heads` {config.gating_num_heads} does not divide the backbone's width {shape.width}",
+            remedy=f"use {math.gcd(shape.width, 8)}",
+        )
+    whole = shape.parameters + made.trained
+    return [
+        ("heads", f"{made.head:,} parameters each, over {shape.vocabulary:,} tokens; the gate {made.gate:,}"),
+        ("trained", f"{made.trained:,} of {whole:,} parameters ({made.trained / whole:.1%})"),
+    ]
+
+
+def generation_flops(config: ModelConfig, context: int) -> tuple[int, int]:
+    """Returns FLOPs of one generated token after `context` others, by the backbone alone and with both heads and the gate.
+
+    Two for each weight in a matrix product, and 4 x width for each layer and earlier token in attention.
+    """
+    parts, made = count_parameters(config), count_dual_head(config.d_model, config.vocab_size)
+    looks = 4 * config.d_model * context
+    alone = 2 * (parts.attention + parts.feed_forward + made.head) + config.n_layers * looks
+    return alone, alone + 2 * (made.head + made.gate) + looks
+
+
+def generation_bytes(config: ModelConfig, context: int) -> tuple[int, int]:
+    """Returns the bytes of weights and cache (bf16) that one generated token reads, alone and with both heads and the gate."""
+    made = count_dual_head(config.d_model, config.vocab_size)
+    alone = 2 * count_parameters(config).total + context * kv_cache_bytes_per_token(config)
+    return alone, alone + 2 * (made.head + made.gate) + context * 4 * config.d_model
+
+
+def training_bytes(config: ModelConfig) -> tuple[int, int]:
+    """Returns bytes of weights, gradients and AdamW's moments: of the dual head, and of DPO on all weights beside a reference.
+
+    Frozen models are in bf16; what trains has fp32 weights, gradients and two moments. Activations are left out: DPO keeps
+    those of every layer, the dual head those of the gate.
+    """
+    whole = count_parameters(config).total
+    return 2 * whole + 16 * count_dual_head(config.d_model, config.vocab_size).trained, 16 * whole + 2 * whole

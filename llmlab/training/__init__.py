@@ -1,0 +1,1 @@
+"""Training: the table of methods, the methods, the engine that runs them."""

@@ -1,0 +1,111 @@
+"""Trouble in the numbers: updates that are not finite are skipped and counted, then the run stops; spikes are told."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import TrainerCallback
+
+from llmlab.errors import LabError
+from llmlab.runs.folder import RunFolder
+from llmlab.training.engine.environment import everywhere
+
+RECENT = 50  # logged losses that a spike is measured against
+SPIKE = 6.0  # standard deviations above their mean
+SHOWN_ROWS, SHOWN_CHARACTERS = 3, 80
+FP16_SKIPS = 20  # a loss scale that begins at 65,536 may have to be halved so often
+
+
+class Trouble(TrainerCallback):
+    """Counts skipped updates and stops the run after too many in a row; reports losses far above the recent ones.
+
+    Args:
+        folder: of the run, whose metrics get a line for every skipped update.
+        console: where a person is told.
+        limit: skipped updates in a row that are borne.
+    """
+
+    def __init__(self, folder: RunFolder, console: Console, limit: int):
+        self.folder = folder
+        self.console = console
+        self.limit = limit
+        self.in_a_row = 0
+        self._losses: deque[float] = deque(maxlen=RECENT)
+
+    def note(self, step: int, bad: bool, norm: Any, rows: tuple[str, ...], *, fp16: bool = False) -> None:
+        """Takes in one update.
+
+        Raises:
+            LabError: when more than `limit` in a row were skipped.
+        """
+        if not bad:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        what = "the loss is not finite" if rows else f"the gradients are not finite (norm {float(norm)})"
+        self.folder.log({"step": step, "skipped": what, "rows": list(rows)})
+        shown = "".join(f"\n  {row[:SHOWN_CHARACTERS]}" for row in rows[:SHOWN_ROWS])
+        self.console.print(f"step {step} skipped: {what}{shown}", style="yellow", highlight=False)
+        if self.in_a_row <= (max(self.limit, FP16_SKIPS) if fp16 else self.limit):
+            return
+        raise LabError(
+            f"{what} at step {step}, and {self.in_a_row} updates in a row were skipped{shown}",
+            where=str(self.folder.path), exit_code=1, remedy=self._remedy(),
+        )  # fmt: skip
+
+    def _remedy(self) -> str:
+        checkpoint, _ = self.folder.newest_sealed()
+        back = f"`llmlab run {self.folder.path}` goes on from {checkpoint.name}" if checkpoint else "nothing was sealed yet"
+        return f"lower `learning_rate` or look at these rows; {back}"
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Compares a loss with the recent ones."""
+        loss = (logs or {}).get("loss")
+        if loss is None or not math.isfinite(loss):
+            return
+        if len(self._losses) >= RECENT // 2:
+            mean, spread = statistics.fmean(self._losses), statistics.stdev(self._losses)
+            if loss > mean + SPIKE * spread and loss > 1.2 * mean:
+                self.console.print(
+                    f"step {state.global_step}: the loss jumped to {loss:.3g} from {mean:.3g} (the mean of the last "
+                    f"{len(self._losses)} logged)", style="yellow", highlight=False,
+                )  # fmt: skip
+        self._losses.append(loss)
+
+    def check_weights(self, model: Any, checkpoint: Path) -> None:
+        """Looks at the weights before a checkpoint is sealed, in all processes at once: each may hold a part of its own.
+
+        Raises:
+            LabError: in every process, when those of any are not finite; no resume will take them.
+        """
+        sound = all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
+        if everywhere(sound):
+            return
+        raise LabError(
+            f"the weights are not finite; {checkpoint.name} was not sealed",
+            where=str(self.folder.path), exit_code=1, remedy=self._remedy(),
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def suspects(trainer: Any, model: Any, inputs: Any) -> tuple[str, ...]:
+    """Returns the texts of the rows of a micro-batch whose loss is not finite: alone, where rows can be computed alone."""
+    tokenizer = trainer.processing_class
+    if isinstance(inputs, list):
+        return tuple(str(row.get("prompt", row)) for row in inputs)
+    rows = inputs.get("input_ids")
+    if not torch.is_tensor(rows):
+        return ("(rows without text)",)
+    alone = range(len(rows))
+    tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value) and value.dim() == 2}
+    if len(rows) > 1 and "labels" in tensors and all(len(value) == len(rows) for value in tensors.values()):
+        parts = [{name: value[i : i + 1] for name, value in tensors.items()} for i in alone]
+        losses = [model(**{name: value.to(model.device) for name, value in part.items()}).loss for part in parts]
+        alone = [i for i, loss in enumerate(losses) if not torch.isfinite(loss)] or alone
+    return tuple(tokenizer.decode(rows[i][rows[i] != tokenizer.pad_token_id]).replace("\n", " ") for i in alone)

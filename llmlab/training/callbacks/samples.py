@@ -1,0 +1,93 @@
+"""What the model says as it learns: after every validation the greedy answer to one held-out prompt, the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+from llmlab.data.prepare import Prepared
+from llmlab.data.rendering import decode_answer, render
+from llmlab.runs.folder import RunFolder
+from llmlab.training.engine.snapshot import Stopped
+
+OPENING = 16  # tokens of a held-out text that a base model goes on from
+
+
+def opening(data: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the tokens of a held-out prompt: what precedes the first answer of a row, or how a text begins; none where
+    nothing is held out."""
+    for rows in data.eval.values():
+        for row in rows.select(range(min(len(rows), 1))):
+            if "prompt" in row:
+                return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)["input_ids"]
+            parts = {name: [int(token) for token in row[name]] for name in row if name.endswith(("ids", "labels"))}
+            if parts.get("prompt_ids"):
+                return parts["prompt_ids"]
+            ids = parts.get("chosen_ids") or parts.get("input_ids") or []
+            labels = parts.get("chosen_labels") or parts.get("labels") or []
+            if labels and len(labels) != len(ids):  # of an encoder-decoder: the prompt is a sequence by itself
+                return ids
+            return ids[: next((place for place, label in enumerate(labels) if label >= 0), 0) or OPENING]
+    return []
+
+
+class Samples(TrainerCallback):
+    """Lets the model answer after every validation, and keeps the answers in `samples.jsonl`.
+
+    Nothing of the run changes by it: the answer is greedy, so no random number is drawn.
+
+    Args:
+        folder: of the run.
+        model: that learns.
+        tokenizer: of the model.
+        prompt: tokens that it goes on from.
+        length: tokens of an answer, at most.
+        show: takes step, prompt and answer.
+    """
+
+    def __init__(
+        self, folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], length: int,
+        show: Callable[[int, str, str], None],
+    ):  # fmt: skip
+        self.folder, self.model, self.tokenizer = folder, model, tokenizer
+        self.prompt, self.length, self.show = prompt, length, show
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Makes up for a sample that a stop broke off."""
+        if state.global_step and any(
+            line["step"] == state.global_step and any(key.startswith("eval_") for key in line) for line in self.folder.metrics()
+        ):
+            self.on_evaluate(args, state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes a sample, one a step."""
+        taken = self.folder.samples()
+        if not self.prompt or (taken and taken[-1]["step"] == state.global_step):
+            return
+        try:
+            said = self.answer()
+        except Stopped:  # the next forward pass hears it as well; the validation before this is whole
+            return
+        prompt = self.tokenizer.decode(self.prompt, skip_special_tokens=True)
+        self.folder.log_sample({"step": state.global_step, "prompt": prompt, "answer": said})
+        self.show(state.global_step, prompt, said)
+
+    def answer(self) -> str:
+        """Returns the greedy answer."""
+        model, was = self.model, self.model.training
+        ids = torch.tensor([self.prompt], device=model.device)
+        greedy = GenerationConfig(
+            max_new_tokens=self.length, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=model.generation_config.eos_token_id,
+        )  # fmt: skip
+        model.eval()
+        try:
+            with torch.no_grad():
+                out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+        finally:
+            model.train(was)
+        new = out[0, 1 if model.config.is_encoder_decoder else ids.shape[1] :]
+        return decode_answer(self.tokenizer, new.tolist(), greedy.eos_token_id)

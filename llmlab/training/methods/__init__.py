@@ -1,0 +1,1 @@
+"""One file a method: what it trains on, with which model, by which loss."""

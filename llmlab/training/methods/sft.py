@@ -1,0 +1,101 @@
+"""Supervised fine-tuning: next-token cross-entropy on the assistant's tokens, through TRL."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+import trl
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llmlab.config import SFTConfig
+from llmlab.data.packing import PackedCollator, document_bounds, takes_bounds
+from llmlab.data.prepare import sft_data
+from llmlab.data.tokenizer import ensure_chat_template
+from llmlab.errors import LabError
+from llmlab.models.load import load_policy, stop_at_turn_ends
+from llmlab.runs.folder import find_model
+from llmlab.training.engine.run import Job
+from llmlab.training.held_out import EACH, learned_tokens
+from llmlab.training.trainers.base import LabTrainerMixin
+
+
+class Seq2SeqTrainer(LabTrainerMixin, transformers.Seq2SeqTrainer):
+    """The library's trainer of encoder-decoders: the prompt is read by the encoder, the answer is learned by the decoder."""
+
+    def held_out_weights(self, inputs: Any) -> dict[str, float]:
+        """Returns the tokens of the answers, of which the first is predicted too."""
+        return {EACH: learned_tokens(inputs["labels"], shifted=False)}
+
+
+class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):
+    """TRL's trainer on rows that are tokenised, masked and packed already."""
+
+
+def prepare(config: SFTConfig, device: str, precision: str, console: Console) -> Job:
+    """Returns the job of a fine-tuning run.
+
+    Raises:
+        LabError: when the policy or the data do not load, or packed rows would leak in this architecture.
+    """
+    model, tokenizer = load_policy(config, device, precision)
+    if model.config.is_encoder_decoder:
+        return _encoder_decoder(config, model, tokenizer)
+    ensure_chat_template(tokenizer, config.chat_template)
+    stop_at_turn_ends(model, tokenizer)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    data = sft_data(config, tokenizer)
+    if config.packing and packing_leaks(model):
+        raise LabError(
+            f"`packing`: {type(model).__name__} lets packed rows see each other with this attention backend",
+            remedy="set it to false",
+        )
+    return Job(
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        arguments=partial(trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}),
+        trainer=partial(SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))),
+        parent=find_model(config.policy_checkpoint),
+    )
+
+
+def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Job:
+    """The job for T5, BART and their like."""
+    kind = f"{config.policy_checkpoint} is an encoder-decoder ({model.config.model_type})"
+    if config.packing:
+        raise LabError(f"`packing`: {kind}, whose rows cannot be packed", remedy="set it to false")
+    if config.loss_on == "all":
+        raise LabError(f'`loss_on` "all": {kind}, which reads the prompt and learns the answer', remedy='set it to "assistant"')
+    if any(source.streaming for source in config.datasets):
+        raise LabError(f"`streaming`: {kind}, for which rows are stored", where="datasets", remedy="set it to false")
+    ensure_chat_template(tokenizer, config.chat_template, reads_apart=True)
+    stop_at_turn_ends(model, tokenizer)
+    return Job(
+        model=model,
+        tokenizer=tokenizer,
+        data=sft_data(config, tokenizer, apart=True),
+        arguments=transformers.Seq2SeqTrainingArguments,
+        trainer=partial(Seq2SeqTrainer, data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, model)),
+        parent=find_model(config.policy_checkpoint),
+    )
+
+
+@torch.no_grad()
+def packing_leaks(model: PreTrainedModel) -> bool:
+    """Returns whether a document's logits change with the document packed before it: tried on the model itself, in two rows."""
+    was_training = model.training
+    model.eval()
+    size = min(model.config.get_text_config().vocab_size, 50)
+    document = torch.arange(1, 9, device=model.device) % size
+    logits = []
+    for shift in (0, 5):
+        ids = torch.cat([(document + shift) % size, document]).repeat(2, 1)  # (2, 16)
+        positions = torch.arange(8, device=model.device).repeat(2).repeat(2, 1)
+        bounds = document_bounds(positions) if takes_bounds(model) else {}
+        logits.append(model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[:, 8:].float())
+    model.train(was_training)
+    return not torch.allclose(logits[0], logits[1], atol=1e-3, rtol=1e-3)

@@ -1,0 +1,373 @@
+"""The frozen reference by itself: loaded alone, asked what is not known yet, and freed before the policy is there.
+
+Rafailov et al. 2023, eq. 7 needs log ref(y|x), the sum over the tokens of the answer, of a model that never changes: it is
+computed once, in whatever order is fast, and found by content later (`data/reference_cache.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from datasets import Dataset
+from peft import PeftModel, prepare_model_for_kbit_training
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedModel
+
+from llmlab.config import DPOConfig
+from llmlab.data.packing import document_bounds, takes_bounds
+from llmlab.data.prepare import dpo_data
+from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+from llmlab.data.tokens import tokenizer_hash
+from llmlab.errors import LabError
+from llmlab.models.identity import weights_fingerprint
+from llmlab.models.load import choose_device, choose_precision, load_model, loading_kwargs
+from llmlab.runs.folder import find_model
+from llmlab.training.engine.environment import free_memory, processes
+from llmlab.training.padding_free import answers_alone, rows_of
+from llmlab.training.reference.cache import SUMS, TOKENS, Item, ReferenceCache, item_key, nearest_difference
+
+ANSWERS = ("chosen", "rejected")
+PART_ITEMS = 256  # values sealed at once: what a kill loses at most
+PART_SECONDS = 30.0
+TOLERANCE = 0.5  # of a recomputed log-probability of an answer: 16 bit products round to a few hundredths a token
+TOKENS_AT_ONCE = 4096  # in one pass, where the config names no number of pairs
+
+
+@dataclass
+class Filled:
+    """What filling a cache did.
+
+    Attributes:
+        computed: items that were not known.
+        known: items that were.
+        seconds: wall time, loading included.
+        memory: bytes in use before the reference was loaded, at its peak, and after it was freed.
+        left: items without values, which the run does not read.
+    """
+
+    computed: int
+    known: int
+    seconds: float
+    memory: tuple[int, int, int]
+    left: int = 0
+
+    def note(self) -> str:
+        """Returns the line for the screen and the record."""
+        unread = f", {self.left:,} that this run does not read left out" if self.left else ""
+        if not self.computed:
+            return f"reference: {self.known:,} pairs known, none computed{unread}; the reference was not loaded"
+        before, peak, after = (f"{value / 1e9:.2f}" for value in self.memory)
+        return (
+            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.known:,} known{unread}; "
+            f"memory {before} GB before, {peak} GB with it, {after} GB after it was freed"
+        )
+
+
+def description(config: DPOConfig, tokenizer: Any, precision: str, stores: str = SUMS) -> dict[str, Any]:
+    """Returns everything beside the token ids that the values of a reference depend on."""
+    name = config.reference_checkpoint or config.policy_checkpoint
+    return {
+        "reference": weights_fingerprint(name), "name": str(name),
+        "quantisation": config.quantised if config.adapter != "none" else "none",
+        "precision": precision, "frozen_dtype": str(loading_kwargs(config, "cpu", precision)["dtype"]),
+        "tokenizer": tokenizer_hash(tokenizer)[:16],
+        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
+        "max_length": config.max_length, "max_prompt_length": config.max_prompt_length, "stores": stores,
+    }  # fmt: skip
+
+
+def load_reference(config: DPOConfig, device: str, precision: str) -> PreTrainedModel:
+    """Returns the reference as training with `reference: live` would have it: same numbers, quantisation and kernels.
+
+    Raises:
+        LabError: when it does not load.
+    """
+    name = config.reference_checkpoint or config.policy_checkpoint
+    kwargs = loading_kwargs(config, device, precision)
+    model, _ = load_model(name, **kwargs)
+    if config.adapter != "none" and config.quantised != "none" and not isinstance(model, PeftModel):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    elif "device_map" not in kwargs:
+        model = model.to(device)
+    return model.eval().requires_grad_(False)
+
+
+def with_reference(
+    datasets: dict[str, Dataset], read: dict[str, Sequence[int]], config: DPOConfig, tokenizer: Any, device: str,
+    precision: str, console: Console,
+) -> tuple[dict[str, Dataset], str]:  # fmt: skip
+    """Returns pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, and a note on how they were got.
+
+    Only what the run reads and the cache does not hold is computed; for that the reference is loaded, alone, and freed.
+
+    Args:
+        datasets: pairs by name.
+        read: indices of the pairs of each that the run reads; what is not known of all others is NaN.
+        config: of the run.
+        tokenizer: of policy and reference.
+        device: where the reference computes.
+        precision: of its products.
+        console: for progress and notes.
+
+    Raises:
+        LabError: when the reference does not load or gives values that are no numbers.
+    """
+    about = description(config, tokenizer, precision)
+    keys = {name: [item_key(item) for item in pairs_of(rows)] for name, rows in datasets.items()}
+    with ReferenceCache.open(Path(config.cache_dir), about) as cache:
+        filled = fill(
+            cache, [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
+            [keys[name][index] for name, indices in read.items() for index in indices],
+            lambda: load_reference(config, device, precision), console,
+            device=device, precision=precision, pad=tokenizer.pad_token_id, per_pass=config.reference_batch_size,
+            packed=config.padding_free,
+        )  # fmt: skip
+    filled.left = len({key for part in keys.values() for key in part if key not in cache})
+    made = {}
+    unknown = [math.nan] * len(ANSWERS)
+    for name, rows in datasets.items():
+        values = [cache.get(key) if key in cache else unknown for key in keys[name]]
+        columns = {f"ref_{answer}_logps": [float(value[index]) for value in values] for index, answer in enumerate(ANSWERS)}
+        table = rows.with_format("arrow")[:]
+        import pyarrow as pa
+
+        for column, numbers in columns.items():
+            table = table.append_column(column, pa.array(numbers, pa.float32()))
+        made[name] = Dataset(table)
+    return made, filled.note()
+
+
+def pairs_of(rows: Dataset) -> Iterator[Item]:
+    """Yields prompt, chosen and rejected ids of every pair."""
+    for row in rows:
+        yield row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]
+
+
+def fill(
+    cache: ReferenceCache, items: list[Item], keys: list[bytes], load: Callable[[], PreTrainedModel], console: Console,
+    *, device: str, precision: str, pad: int, per_pass: int | None = None, packed: bool = True,
+) -> Filled:  # fmt: skip
+    """Computes and stores the values of all items that the cache does not hold.
+
+    Args:
+        cache: to fill.
+        items: prompt and answers as token ids.
+        keys: of the items.
+        load: loads the reference; called only when something is missing.
+        console: for progress and notes.
+        device: where the reference computes.
+        precision: of its products.
+        pad: id that fills rows.
+        per_pass: items in one pass; left out, as many as fill `TOKENS_AT_ONCE` tokens.
+        packed: whether sequences share rows.
+
+    Raises:
+        LabError: when the reference gives values that are no numbers, or the disk is full.
+    """
+    began = time.perf_counter()
+    for fault in cache.faults:
+        console.print(fault, style="yellow")
+    missing = cache.missing(keys)
+    if not len(cache) and (other := nearest_difference(cache.folder.parent, cache.description)):
+        console.print(f"reference cache: {other}", style="yellow")
+    before = memory_now(device)
+    peak = before
+    mine = missing[int(_rank()) :: processes()]
+    if missing:
+        model = load()
+        peak = memory_now(device)
+        order = sorted(mine, key=lambda index: -sum(map(len, items[index])))  # the longest first: memory fails at once or never
+        done_keys: list[bytes] = []
+        done_values: list[Any] = []
+        sealed = time.perf_counter()
+        with _progress(console, len(mine)) as advance:
+            for part in _passes(order, items, per_pass):
+                values = reference_values(
+                    model, [items[index] for index in part], pad, precision, packed=packed,
+                    stores=cache.description.get("stores", SUMS),
+                )  # fmt: skip
+                done_keys += [keys[index] for index in part]
+                done_values += values
+                peak = max(peak, memory_now(device))
+                advance(len(part))
+                if len(done_keys) >= PART_ITEMS or time.perf_counter() - sealed > PART_SECONDS:
+                    _seal(cache, done_keys, done_values)
+                    done_keys, done_values, sealed = [], [], time.perf_counter()
+        _seal(cache, done_keys, done_values)
+        del model
+        free_memory()
+    _meet()
+    cache.read()
+    left = cache.missing(keys)
+    if left:
+        raise LabError(f"{len(left):,} pairs have no reference values", where=str(cache.folder), exit_code=1,
+                       remedy="start again: they are computed then")  # fmt: skip
+    return Filled(
+        computed=len(missing), known=len(set(keys)) - len(missing), seconds=time.perf_counter() - began,
+        memory=(before, peak, memory_now(device)),
+    )  # fmt: skip
+
+
+def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
+    """Computes some of a config's cached pairs again; returns how many, and the largest difference to what is stored.
+
+    Raises:
+        LabError: when none of its pairs is cached.
+    """
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
+    ensure_chat_template(tokenizer)
+    data = dpo_data(config, tokenizer)
+    with ReferenceCache.open(Path(config.cache_dir), description(config, tokenizer, precision)) as cache:
+        pass  # all of it is read
+    known = {item_key(item): item for rows in (data.train, *data.eval.values()) for item in pairs_of(rows)}
+    keys = [key for key in known if key in cache]
+    if not keys:
+        other = nearest_difference(cache.folder.parent, cache.description)
+        raise LabError("holds none of this config's pairs" + (f" ({other})" if other else ""), where=config.cache_dir)
+    keys = [keys[index * len(keys) // min(count, len(keys))] for index in range(min(count, len(keys)))]
+    model = load_reference(config, device, precision)
+    largest = 0.0
+    for part in _passes(list(range(len(keys))), [known[key] for key in keys], config.reference_batch_size):
+        items = [known[keys[index]] for index in part]
+        values = reference_values(model, items, tokenizer.pad_token_id, precision, packed=config.padding_free)
+        for index, value in zip(part, values, strict=True):
+            largest = max(largest, *(abs(new - float(old)) for new, old in zip(value, cache.get(keys[index]), strict=True)))
+    return len(keys), largest
+
+
+@torch.no_grad()
+def reference_values(
+    model: PreTrainedModel, items: Sequence[Item], pad: int, precision: str, *, packed: bool = True, stores: str = SUMS
+) -> list[Any]:
+    """Returns log ref(y|x) of every answer of each item: sums over its tokens, or with `stores: tokens` each token's.
+
+    Prompt and padding never count. Sequences share rows of the longest one's width when `packed`.
+    """
+    from trl.trainer.utils import add_fused_lm_head
+
+    if not getattr(model, "has_fused_head", False):
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        add_fused_lm_head(inner)
+        model.has_fused_head = True
+    sequences = [(list(item[0]), list(answer)) for item in items for answer in item[1:]]
+    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
+    width = max(lengths)
+    places = rows_of(lengths, width) if packed else [(row, 0) for row in range(len(lengths))]
+    ids = torch.full((max(row for row, _ in places) + 1, width), pad)
+    labels, positions = torch.full_like(ids, -100), torch.zeros_like(ids)
+    filled = torch.zeros_like(ids)
+    for (prompt, answer), (row, start), length in zip(sequences, places, lengths, strict=True):
+        ids[row, start : start + length] = torch.tensor(prompt + answer)
+        labels[row, start + len(prompt) : start + length] = torch.tensor(answer)
+        positions[row, start : start + length] = torch.arange(length)
+        filled[row, start : start + length] = 1
+    labels[positions == 0] = -100  # the first token of a sequence follows from nothing
+    device = model.device
+    if packed and len(ids) < len(lengths):
+        ends = filled.sum(dim=1).tolist()
+        for row, end in enumerate(ends):
+            positions[row, end:] = torch.arange(width - end)
+        inputs = {"position_ids": positions.to(device)}
+        inputs |= document_bounds(inputs["position_ids"]) if takes_bounds(model) else {}
+    else:
+        inputs = {"attention_mask": filled.to(device)}
+    kind = torch.bfloat16 if precision == "bf16" else torch.float16
+    with answers_alone(), torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
+        out = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True, use_cache=False, **inputs)
+    log_probs = out.log_probs.float()
+    if stores == SUMS and len(ids) == len(lengths):  # added up as TRL's trainer does: whole rows, zeros included
+        sums = log_probs.sum(dim=1).tolist()
+        answers = iter([sums[row] for row, _ in places])
+    else:
+        log_probs = log_probs.cpu()
+        said = [
+            log_probs[row, start + max(0, len(prompt) - 1) : start + length - 1]
+            for (prompt, _), (row, start), length in zip(sequences, places, lengths, strict=True)
+        ]
+        answers = iter([part.numpy() if stores == TOKENS else part.sum().item() for part in said])
+    return [[next(answers) for _ in item[1:]] for item in items]
+
+
+def _passes(order: list[int], items: list[Item], per_pass: int | None) -> Iterator[list[int]]:
+    part: list[int] = []
+    tokens = 0
+    for index in order:
+        size = sum(len(items[index][0]) + len(answer) for answer in items[index][1:])
+        full = len(part) >= per_pass if per_pass else tokens + size > TOKENS_AT_ONCE
+        if part and full:
+            yield part
+            part, tokens = [], 0
+        part.append(index)
+        tokens += size
+    if part:
+        yield part
+
+
+def _seal(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
+    try:
+        cache.append(keys, values)
+    except ValueError as error:
+        raise LabError(str(error), where=str(cache.folder), exit_code=1, remedy="look at the reference, or use fp32") from None
+    except OSError as error:
+        there = cache.folder.is_dir()
+        raise LabError(
+            f"writing failed ({error.strerror})" if there else "was deleted while it was being filled",
+            where=str(cache.folder), exit_code=1,
+            remedy="free space and start again: what was sealed is kept" if there else "start again: it is filled anew",
+        ) from None  # fmt: skip
+
+
+class _progress:
+    """A bar with the time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, total: int):
+        self.console, self.total, self.done = console, total, 0
+        self.bar = Progress(
+            TextColumn("reference"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+            disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.bar.start()
+        self.task = self.bar.add_task("", total=self.total)
+        self.told = self.began = time.perf_counter()
+        return self.advance
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.bar.advance(self.task, count)
+        now = time.perf_counter()
+        if not self.console.is_terminal and now - self.told > 15:
+            left = (now - self.began) / self.done * (self.total - self.done)
+            self.console.print(f"reference: {self.done:,} of {self.total:,} pairs, {left:.0f} s left", highlight=False)
+            self.told = now
+
+
+def memory_now(device: str) -> int:
+    """Returns the bytes in use: on the GPU, or of this process."""
+    return torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
+
+
+def _rank() -> str:
+    import os
+
+    return os.environ.get("RANK", "0")
+
+
+def _meet() -> None:
+    if processes() > 1:
+        torch.distributed.barrier()

@@ -1,0 +1,151 @@
+"""Rewards of a config as the functions that TRL's trainers call; a fault in one is told with its name and the answer."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from llmlab.config.rewards import RewardSource
+from llmlab.data.schemas import user
+from llmlab.data.tokenizer import load_tokenizer
+from llmlab.errors import LabError
+from llmlab.rewards import BUILT_IN, Answer
+from llmlab.runs.folder import find_model
+from llmlab.training.methods.reward import load_scorer, scores
+from llmlab.trust import TRUSTED
+
+
+def reward_function(source: RewardSource, device: str) -> Callable[..., list[float]]:
+    """Returns the function of a reward: (prompts, completions, **columns) -> one number a completion.
+
+    Raises:
+        LabError: when a reward model does not load, or a function of one's own was not agreed to or is not there.
+    """
+    if source.kind == "built-in":
+        made = _built_in(source)
+    elif source.kind == "function":
+        made = _own(source)
+    else:
+        made = _scored(source, device)
+
+    def checked(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
+        texts = [_text(completion) for completion in completions]
+        try:
+            values = made(prompts, texts, columns)
+        except LabError:
+            raise
+        except Exception as error:
+            raise _fault(source, f"failed ({type(error).__name__}: {error})", texts[:1]) from None
+        if not isinstance(values, (list, tuple)) or len(values) != len(texts):
+            count = len(values) if isinstance(values, (list, tuple)) else type(values).__name__
+            raise _fault(source, f"gave {count} values for {len(texts)} answers", [])
+        for value, text in zip(values, texts, strict=True):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise _fault(source, f"gave {value!r}, which is no finite number", [text])
+        return [float(value) for value in values]
+
+    checked.__name__ = source.name.split("/")[-1].split(":")[-1]
+    return checked
+
+
+def weighted(sources: list[RewardSource], device: str) -> Callable[[list[Any], list[str], list[str]], list[float]]:
+    """Returns the weighted sum of rewards as a function of prompts, answers and right answers.
+
+    Raises:
+        LabError: as `reward_function`.
+    """
+    functions = [(source.weight, reward_function(source, device)) for source in sources]
+
+    def total(prompts: list[Any], answers: list[str], right: list[str]) -> list[float]:
+        columns = [[weight * value for value in function(prompts, answers, answer=right)] for weight, function in functions]
+        return [sum(values) for values in zip(*columns, strict=True)]
+
+    return total
+
+
+def agree(sources: list[RewardSource]) -> None:
+    """Asks for consent to every function of the person's own: its name has to be typed.
+
+    Raises:
+        LabError: when there is no terminal to ask in, or another name was typed.
+    """
+    for source in sources:
+        if source.kind != "function" or source.name in TRUSTED:
+            continue
+        refused = LabError(
+            f"the reward {source.name!r} is code of your own, which runs only when you agree to it by name",
+            remedy=f"add --trust {source.name}",
+        )
+        if not sys.stdin.isatty() or os.environ.get("WORLD_SIZE", "1") != "1":
+            raise refused
+        print(f"The reward {source.name} is code that will be imported and run. Type its name to agree:", file=sys.stderr)
+        if input().strip() != source.name:
+            raise refused
+        TRUSTED.add(source.name)
+
+
+def _built_in(source: RewardSource) -> Callable[[list, list[str], dict], list[float]]:
+    function = BUILT_IN[source.name]
+
+    def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> list[float]:
+        right = columns.get("answer") or [""] * len(texts)
+        return [
+            function(Answer(text, _text(prompt), answer or "", source.setting or ""))
+            for text, prompt, answer in zip(texts, prompts, right, strict=True)
+        ]
+
+    return rewards
+
+
+def _own(source: RewardSource) -> Callable[[list, list[str], dict], Any]:
+    if source.name not in TRUSTED:
+        raise LabError(f"the reward {source.name!r} was not agreed to", remedy=f"add --trust {source.name}")
+    module, _, name = source.name.partition(":")
+    sys.path.insert(0, os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise LabError(
+            f"the reward {source.name!r} is not there ({error})", remedy="name a function as module:function"
+        ) from None
+    except Exception as error:
+        raise LabError(f"the module of the reward {source.name!r} fails ({type(error).__name__}: {error})") from None
+    finally:
+        sys.path.pop(0)
+
+    def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> Any:
+        own = {key: value for key, value in columns.items() if isinstance(value, list) and len(value) == len(texts)}
+        return function(prompts=[_text(prompt) for prompt in prompts], completions=texts, **own)
+
+    return rewards
+
+
+def _scored(source: RewardSource, device: str) -> Callable[[list, list[str], dict], list[float]]:
+    where = find_model(source.name)
+    tokenizer = load_tokenizer(where)
+    model = load_scorer(source.name, pad=tokenizer.pad_token_id).to(device).eval().requires_grad_(False)
+
+    def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> list[float]:
+        turns = [
+            [*(prompt if isinstance(prompt, list) else user(prompt)), {"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        return scores(model, tokenizer, turns)
+
+    return rewards
+
+
+def _text(value: Any) -> str:
+    return value[-1]["content"] if isinstance(value, list) else value
+
+
+def _fault(source: RewardSource, what: str, answers: list[str]) -> LabError:
+    shown = f"; the answer was {answers[0][:80]!r}" if answers else ""
+    return LabError(
+        f"the reward {source.name!r} {what}{shown}", exit_code=1,
+        remedy="mend it; the run goes on from its last checkpoint",
+    )  # fmt: skip

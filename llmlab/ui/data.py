@@ -1,0 +1,211 @@
+"""The screens of the data: what a source holds, and what the catalogue knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from llmlab.config import SourceConfig
+from llmlab.config.base import validate
+from llmlab.config.sources import shares
+from llmlab.data.catalogue import CATALOGUE, Entry, entry, real_id
+from llmlab.data.inspect import PERCENTILES, Inspection
+from llmlab.errors import LabError
+from llmlab.screen import styled
+
+if TYPE_CHECKING:
+    from llmlab.config.training import TrainingConfig
+    from llmlab.evaluation.sources import Measured
+
+BARS = 12
+SHOWN = 700  # characters of the sample
+
+
+def inspection(found: Inspection, tokenizer: str) -> RenderableType:
+    """Returns the screen of an inspected source."""
+    of_all = f"{found.rows:,} rows" if found.complete else f"the first {found.rows:,} rows"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="cyan", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("source", f"{found.source.line()} ({of_all})")
+    facts.add_row("shape", found.shape.replace("_", " + "))
+    if found.columns:
+        facts.add_row("columns", ", ".join(f"{part}: {column}" for part, column in found.columns.items()))
+    if found.prompt:
+        facts.add_row("prompt", found.prompt.replace("\n", "⏎ "))
+    if found.labels:
+        total = sum(found.labels.values())
+        facts.add_row("labels", ", ".join(f"{word} {count:,} ({count / total:.1%})" for word, count in found.labels.items()))
+    facts.add_row("tokens of", tokenizer)
+    for note in found.notes:
+        facts.add_row("note", Text(note, style="yellow"))
+    if not found.lengths:
+        return facts
+    measured = len(found.lengths["row"])
+    parts: list[RenderableType] = [facts, Text()]
+    parts += [Learned("one row", found.sample), Text()]
+    table = Table("tokens", *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES), title_justify="left",
+                  title=f"lengths of {measured:,} rows")  # fmt: skip
+    for part, values in found.percentiles.items():
+        table.add_row(part, *(f"{value:,}" for value in values))
+    parts += [table, histogram(found.lengths["row"]), Text()]
+    fits = Table("max_length", "rows that fit", "padded to it", "to the longest of 8", "packed", title_justify="left",
+                 title="padding at each length")  # fmt: skip
+    for fit in found.fits:
+        mark = "bold" if fit.length == found.suggested[0] else ""
+        shares = (fit.fits, fit.padded, fit.longest, fit.packed)
+        fits.add_row(f"{fit.length:,}", *(f"{share:.1%}" for share in shares), style=mark)
+    parts += [fits, Text(f"suggested max_length: {found.suggested[0]:,} ({found.suggested[1]})", style="bold")]
+    return Group(*parts)
+
+
+class Learned:
+    """A rendered row: what is learned is green, or between « and » where there are no colours; long pieces lose their middle.
+
+    Args:
+        title: what it is.
+        pieces: of its text, and whether they are learned.
+    """
+
+    def __init__(self, title: str, pieces: list[tuple[str, bool]]):
+        self.title, self.pieces = title, pieces
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        colours = bool(console.color_system) and not console.no_color
+        yield Text(f"{self.title}; what is learned {'is green' if colours else 'stands between « and »'}", style="bold")
+        text = Text()
+        for piece, learned in self.pieces:
+            if len(piece) > SHOWN:
+                piece = f"{piece[: SHOWN // 2]} [...] {piece[-SHOWN // 2 :]}"
+            marked = f"«{piece}»" if learned and not colours else piece
+            text.append(marked, style="green" if learned else "dim")
+        yield text
+
+
+def histogram(lengths: np.ndarray) -> Table:
+    """Returns the lengths as bars, in bins of equal width on a logarithmic scale."""
+    low, high = max(1, int(lengths.min())), int(lengths.max())
+    edges = np.unique(np.geomspace(low, high + 1, BARS + 1).astype(int))
+    counts, edges = np.histogram(lengths, edges if len(edges) > 1 else [low, low + 1])
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", style="cyan")
+    table.add_column()
+    table.add_column(justify="right")
+    for count, start, end in zip(counts, edges[:-1], edges[1:], strict=True):
+        width = 40 * count / counts.max()
+        bar = "█" * int(width) + ("▌" if width - int(width) >= 0.5 else "")
+        table.add_row(f"{start:,} to {end - 1:,}" if end - start > 1 else f"{start:,}", bar, f"{count:,}")
+    return table
+
+
+def catalogue(word: str = "") -> Table:
+    """Returns the known datasets whose id, domain, shape or stage contains a word.
+
+    Raises:
+        LabError: when there is none.
+    """
+    wanted = real_id(word).lower()
+    shown = [known for known in CATALOGUE if wanted in " ".join([known.id, known.domain, known.becomes, *known.stages]).lower()]
+    if not shown:
+        raise LabError(f"the catalogue knows nothing of {word!r}", remedy="any dataset works: `llmlab data inspect NAME`")
+    table = Table(show_header=True)
+    table.add_column("dataset", overflow="fold", ratio=5)
+    table.add_column("what it becomes, rows, and what it is for", overflow="fold", ratio=6)
+    for known in shown:
+        name, about = Text(known.id), styled("{} · {} · [cyan]{}[/cyan]", known.becomes, known.rows, ", ".join(known.stages))
+        if known.subsets:
+            name.append("\n" + ", ".join(known.subsets), style="dim")
+        if known.note:
+            about.append("\n" + known.note, style="dim")
+        table.add_row(name, about)
+    return table
+
+
+def about(known: Entry) -> Table:
+    """Returns all that is known of one dataset."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("dataset", known.id)
+    for title, values in (("subsets", known.subsets), ("splits", known.splits), ("stages", known.stages)):
+        if values:
+            table.add_row(title, ", ".join(values))
+    table.add_row("rows", known.rows)
+    table.add_row("domain", known.domain)
+    for reading in known.readings:
+        table.add_row("becomes", reading.shape.replace("_", " + "))
+        if reading.columns:
+            table.add_row("  columns", ", ".join(f"{part}: {column}" for part, column in reading.columns.items()))
+        if reading.prompt:
+            table.add_row("  prompt", reading.prompt.replace("\n", "⏎ "))
+        if reading.labels:
+            table.add_row("  labels", ", ".join(f"{number} {word}" for number, word in enumerate(reading.labels)))
+        if reading.parser:
+            table.add_row("  read by", (reading.parser.__doc__ or "").split("\n")[0].removeprefix("Returns "))
+    if known.streamed:
+        table.add_row("size", "large: set `streaming` to true")
+    if known.note:
+        table.add_row("note", known.note)
+    return table
+
+
+def sources_table(config: TrainingConfig, shapes: tuple[str, ...]) -> Table:
+    """Returns each source of a run as a look at its first rows finds it.
+
+    Raises:
+        LabError: when a source on this machine cannot be used. One that the hub has to give is not looked at.
+    """
+    from llmlab.data.canonical import open_source
+    from llmlab.data.sources import local_files
+
+    table = Table("data", "share", "rows", "read as", title_justify="left")
+    parts = [*zip(config.datasets, (f"{share:.1%}" for share in shares(config.datasets)), strict=True),
+             *((source, "held out") for source in config.eval_datasets)]  # fmt: skip
+    for source, share in parts:
+        known = entry(source.name, source.subset)
+        if not local_files(source.name, source.split):
+            table.add_row(source.line(), share, known.rows if known else "?", f"{known.becomes if known else '?'} (on the hub)")
+            continue
+        opened = open_source(source, shapes)
+        opened.look()
+        rows = "streamed" if opened.is_stream else f"{len(opened.rows):,}"
+        table.add_row(source.line(), share, rows, opened.reading.shape.replace("_", " + "))
+    return table
+
+
+def measured(found: list[Measured]) -> RenderableType:
+    """Returns the figures of each source, their mean and spread, and the confusion of each classification."""
+    names = list(dict.fromkeys(name for figures in found for name in figures.figures))
+    table = Table("source", "rows", *(name.replace("_", " ") for name in names))
+    for figures in found:
+        cells = (f"{figures.figures[name]:.4f}" if name in figures.figures else "" for name in names)
+        table.add_row(figures.name, f"{figures.rows:,}", *cells)
+    if len(found) > 1:
+        columns = [[figures.figures[name] for figures in found if name in figures.figures] for name in names]
+        table.add_row("mean", "", *(f"{np.mean(values):.4f}" for values in columns), style="bold")
+        table.add_row("spread", "", *(f"{np.std(values):.4f}" for values in columns))
+    parts: list[RenderableType] = [table]
+    for figures in found:
+        if figures.classified:
+            labels = [*figures.classified.labels, "other"]
+            confusion = Table("right, and given", *labels, title=figures.name, title_justify="left")
+            for label, row in zip(labels, figures.classified.confusion, strict=False):
+                confusion.add_row(label, *(f"{count:,}" for count in row))
+            parts.append(confusion)
+        if how := figures.reading:
+            step = f" every {how['stride']:,}" if "stride" in how else ""
+            share = f"{how['share_read']:.1%} of {how['tokens']:,} tokens read"
+            parts.append(Text(f"{figures.name}: windows of {how['window']:,} tokens{step}, {share}", style="dim"))
+        parts += [Text(note, style="yellow") for note in figures.notes]
+    return Group(*parts)
+
+
+def show_catalogue(console: Console, word: str = "") -> None:
+    """Prints one dataset when the word names it, else the table."""
+    source = validate(SourceConfig, word) if word else None
+    known = entry(source.name, source.subset) if source else None
+    console.print(about(known) if known else catalogue(word))

@@ -1,0 +1,107 @@
+"""A resumed run sees exactly the rows that an uninterrupted one sees: stored, streamed, with loader processes, with ranks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmlab.config import save_config
+from llmlab.runs.folder import RunFolder
+from llmlab.training.engine.run import run
+from tests.waiting import PATIENCE
+
+
+def sources(folder, *, streaming):
+    folder.mkdir(exist_ok=True)
+    for name, count in (("a", 150), ("b", 60)):
+        text = "".join(json.dumps({"text": f"{name} {i} the whale and the sea and the ship"}) + "\n" for i in range(count))
+        (folder / f"{name}.jsonl").write_text(text)
+    return [
+        {"name": str(folder / "a.jsonl"), "streaming": streaming, "weight": 3.0},
+        {"name": str(folder / "b.jsonl"), "weight": 1.0},
+    ]
+
+
+def job(base_config, folder, data, **changes):
+    values = dict(datasets=data, max_steps=12, save_every=6, eval_every=12, log_every=1, batch_size=2,
+                  gradient_accumulation_steps=2, save_best_only=False, report_to=[])  # fmt: skip
+    return base_config(folder, **{**values, **changes})
+
+
+def cut_back(whole, folder):
+    """A copy of a finished run as it was when it died after step 6."""
+    shutil.copytree(whole, folder)
+    for left in ("checkpoint-12", "best", "final"):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    RunFolder(folder).update(status="running", config={**RunFolder(folder).record["config"], "output_dir": str(folder)})
+
+
+def same_ending(whole, resumed):
+    weights = [load_file(folder / "final" / "model.safetensors") for folder in (whole, resumed)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    curves = [[(x["step"], x["loss"]) for x in RunFolder(f).metrics() if "loss" in x] for f in (whole, resumed)]
+    assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("streaming, workers", [(False, 2), (True, 0), (True, 2)])
+def test_one_process(base_config, tmp_path, streaming, workers):
+    data = sources(tmp_path, streaming=streaming)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    run(job(base_config, whole, data, dataloader_workers=workers))
+    assert (whole / "checkpoint-6" / "data_position.json").exists() == (streaming and not workers)
+    cut_back(whole, again)
+    run(job(base_config, again, data, dataloader_workers=workers))
+    same_ending(whole, again)
+
+
+def test_what_a_stream_left_out_is_told(base_config, tmp_path):
+    rows = [{"text": "the whale " * 5 if i % 3 else " "} for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run(job(base_config, tmp_path / "run", [{"name": str(tmp_path / "a.jsonl"), "streaming": True}], max_steps=6))
+    (note,) = RunFolder(result.folder).record["data_notes"]
+    assert "rows of the stream: empty text" in note
+
+
+def test_weights_of_mixture_and_sources_by_themselves(base_config, tmp_path):
+    result = run(job(base_config, tmp_path / "run", sources(tmp_path, streaming=False)))
+    figures = result.metrics
+    assert figures["eval_loss"] == pytest.approx((figures["eval_a_loss"] + figures["eval_b_loss"]) / 2)
+    assert figures["eval_loss_spread"] == pytest.approx(abs(figures["eval_a_loss"] - figures["eval_b_loss"]) / 2)
+    assert figures["eval_bits_per_byte"] == pytest.approx(
+        (figures["eval_a_bits_per_byte"] + figures["eval_b_bits_per_byte"]) / 2
+    )
+    assert figures["before_eval_loss"] > figures["eval_loss"] and result.model.name == "final"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_processes(base_config, tmp_path, streaming):
+    data = sources(tmp_path, streaming=streaming)
+    whole, again = tmp_path / "whole", tmp_path / "again"  # of stored rows in the second epoch
+    config = save_config(job(base_config, whole, data), tmp_path / "config.json")
+    for folder in (whole, again):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "llmlab",
+            "run",
+        ]
+        done = subprocess.run(
+            [*command, str(config), "--set", f"output_dir={folder}"], capture_output=True, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("final") == 1, "one process speaks for the job"
+        if folder == whole:
+            cut_back(whole, again)
+    same_ending(whole, again)
+    assert "2 x 2 x 2 = 8" in done.stderr

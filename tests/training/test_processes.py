@@ -1,0 +1,139 @@
+"""Several processes do what one does: GRPO and PPO, and a run that goes from one to two and back."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from llmlab.config import GRPOConfig, PPOConfig, SFTConfig, save_config
+from llmlab.runs.folder import RunFolder
+from llmlab.training.engine.run import run
+
+METHODS = {
+    GRPOConfig: dict(beta=0.05, iterations=2, group_size=4, grpo_temperature=0.9),
+    PPOConfig: dict(kl_coef=0.05, ppo_epochs=2, temperature=0.9, missing_end_penalty=0.5),
+}
+CLOCK = ("step_time", "runtime", "per_second", "profiling", "flos")
+
+
+def together(config, path, *more, count=2):
+    """Runs a config in several processes."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "llmlab", "run"]
+    return subprocess.run(
+        [sys.executable, *command, str(save_config(config, path)), *more], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def figures(folder):
+    """Returns the logged figures that are no times, by step and name."""
+    lines = RunFolder(folder).metrics()
+    return {
+        (line["step"], name): value for line in lines for name, value in line.items() if not any(part in name for part in CLOCK)
+    }
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
+    """Answers, rewards, losses, every other figure and the weights, while the policy moves."""
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Who is {'very ' * (i % 4)}{i}?"}) + "\n" for i in range(32)))
+    for name, share in (("one", 16), ("two", 8)):
+        config = kind(
+            policy_checkpoint=str(base_run.folder), datasets=[str(data)], reward_model="length | 1 | 6", top_k=50, top_p=0.95,
+            batch_size=share, mini_batch_size=share // 2, max_new_tokens=6, max_steps=8, learning_rate=1e-3, warmup_steps=0,
+            scheduler="none", eval_fraction=0.0, log_every=1, save_every=8, max_prompt_length=64, output_dir=str(tmp_path / name),
+            report_to=[], **METHODS[kind],
+        )  # fmt: skip
+        if name == "one":
+            run(config)
+        else:
+            done = together(config, tmp_path / "two.json")
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert "Tried to track" not in done.stderr  # a library's raw log, of the second process
+    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+    assert one.keys() == two.keys() and len({value for (_, name), value in one.items() if name == "reward"}) > 1
+    for place, value in one.items():
+        assert two[place] == pytest.approx(value, rel=1e-5, abs=2e-5), place
+    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two")]
+    start = load_file(base_run.model / "model.safetensors")
+    moved = [sum((w[name] - start[name]).norm() ** 2 for name in start) ** 0.5 for w in weights]
+    apart = sum((weights[0][name] - weights[1][name]).norm() ** 2 for name in start) ** 0.5
+    assert moved[0] > 0.1 and apart < 1e-3 * moved[0]
+
+
+def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, capsys):
+    """A real run goes from one process to two and back, each time between two logged losses: what was summed is kept."""
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"Who is {'very ' * (i % 4)}{i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(64)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def config(steps, batch, name="run"):
+        return SFTConfig(
+            policy_checkpoint=str(base_run.folder), datasets=[str(data)], batch_size=batch, gradient_accumulation_steps=1,
+            max_steps=steps, learning_rate=1e-3, warmup_steps=0, scheduler="none", max_length=64, packing=False, log_every=4,
+            eval_fraction=0.2, eval_every=5, eval_rows=8, save_every=3, sample_tokens=0, output_dir=str(tmp_path / name),
+            report_to=[],
+        )  # fmt: skip
+
+    whole = run(config(9, 8, "whole"))
+    folder = tmp_path / "run"
+    run(config(3, 8))
+    done = together(config(6, 4), tmp_path / "two.json", "--resume", str(folder / "checkpoint-3"))
+    assert done.returncode == 0 and "1 processes -> 2: an update reads 8 rows" in done.stderr, done.stderr[-3000:]
+    assert {path.name for path in (folder / "checkpoint-6").glob("lab_state*")} == {"lab_state_0.json", "lab_state_1.json"}
+    capsys.readouterr()
+    result = run(config(9, 8), resume=str(folder / "checkpoint-6"))
+    assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
+    found, wanted = ([line for line in RunFolder(path).metrics() if "loss" in line] for path in (result.folder, whole.folder))
+    assert [line["step"] for line in found] == [line["step"] for line in wanted] == [1, 4, 8]
+    for line, same in zip(found, wanted, strict=True):
+        assert line["loss"] == pytest.approx(same["loss"], rel=1e-5)
+    weights, others = (load_file(one.folder / "best" / "model.safetensors") for one in (result, whole))
+    assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 1e-5
+
+
+PART_OF_ITS_OWN = """
+import os, sys
+from pathlib import Path
+import torch
+from llmlab.errors import LabError
+from llmlab.runs.folder import RunFolder
+from llmlab.screen import LabConsole
+from llmlab.training.engine.environment import join_processes, leave_processes
+from llmlab.training.callbacks.non_finite import Trouble
+join_processes("cpu")
+part, rank = torch.nn.Linear(2, 2), os.environ["RANK"]
+def train():
+    shared = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    shared.trainer = shared  # trainers hold themselves
+    shared(torch.ones(1, 2)).sum().backward()
+train()
+trouble = Trouble(RunFolder(Path(sys.argv[1])), LabConsole(quiet=True), 1)
+trouble.check_weights(part, Path("checkpoint-1"))
+if rank == "1":
+    part.weight.data.fill_(float("nan"))
+try:
+    trouble.check_weights(part, Path("checkpoint-2"))
+except LabError as error:
+    (Path(sys.argv[1]) / f"refused-by-{rank}").write_text(str(error))
+leave_processes()
+threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
+(Path(sys.argv[1]) / f"left-by-{rank}").write_text(" ".join(name.strip() for name in threads if "gloo" in name))
+"""
+
+
+def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all_and_none_leaves_a_thread(tmp_path):
+    """A thread of the connection that still runs when Python ends can abort the process, after all its work."""
+    (tmp_path / "part.py").write_text(PART_OF_ITS_OWN)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "part.py"),
+         str(tmp_path)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        assert "checkpoint-2 was not sealed" in (tmp_path / f"refused-by-{rank}").read_text()
+        assert (tmp_path / f"left-by-{rank}").read_text() == ""

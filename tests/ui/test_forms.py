@@ -1,0 +1,186 @@
+"""Forms, driven by keys as a person would."""
+
+import io
+import json
+import re
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from llmlab.config import KINDS, SFTConfig, SourceConfig, preset
+from llmlab.config.rewards import RewardSource
+from llmlab.errors import LabError
+from llmlab.ui import drafts
+from llmlab.ui.forms import ADVANCED, FIXED, Form, _parse, ask_field, explanation, fill_in
+
+ENTER, CLEAR, DOWN, BACK, CTRL_C = "\r", "\x15", "\x1b[B", "\x1b[Z", "\x03"
+
+
+@pytest.fixture(autouse=True)
+def own_drafts(tmp_path, monkeypatch):
+    monkeypatch.setattr(drafts, "DRAFTS", tmp_path / "drafts")
+
+
+def answer(config, keys):
+    console = Console(record=True, width=100, file=io.StringIO())
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        keyboard.send_text(keys)
+        made = fill_in(config, console)
+    return made, console.export_text()
+
+
+@pytest.mark.parametrize("config", [preset("tiny"), *(cls() for cls in KINDS.values())], ids=lambda c: c.kind)
+def test_enter_keeps_everything(config):
+    made, shown = answer(config, ENTER * 60)
+    assert made == config
+    assert "review" in shown and "Advanced" not in shown
+
+
+def test_a_typed_value_arrives_and_is_marked():
+    made, shown = answer(preset("tiny"), ENTER * 2 + CLEAR + "192" + ENTER * 60)
+    assert made.d_model == 192 and "changed" in shown
+
+
+def test_a_combination_that_cannot_be_is_asked_again():
+    keys = ENTER * 2 + CLEAR + "130" + ENTER * 12  # 130 over 4 heads; the form comes to its end
+    made, shown = answer(preset("tiny"), keys + CLEAR + "136" + ENTER * 40)
+    assert "use 128 or 136" in shown and made.d_model == 136
+
+
+def test_fields_that_do_not_apply_are_not_asked():
+    _, shown = answer(preset("llama-7b"), ENTER * 60)
+    assert "Attention type" in shown and "Key/value heads" not in shown
+    _, shown = answer(SFTConfig(), ENTER * 60)
+    assert "LoRA rank" not in shown
+
+
+def test_the_warm_up_offered_follows_the_steps():
+    names = [name for name, info in SFTConfig.options().items() if name not in ("kind", "schema_version") and not info.advanced]
+    keys = ENTER * (1 + names.index("max_steps")) + CLEAR + "30" + ENTER * 60
+    made, _ = answer(SFTConfig(), keys)
+    assert (made.max_steps, made.warmup_steps) == (30, 3)
+
+
+def test_ctrl_c_leaves():
+    made, _ = answer(preset("tiny"), ENTER + CTRL_C)
+    assert made is None and not drafts.kept(type(preset("tiny")))
+
+
+def test_back_keeps_the_answers():
+    keys = ENTER * 2 + CLEAR + "192" + ENTER + BACK + BACK + CLEAR + "4096" + ENTER * 60
+    made, _ = answer(preset("tiny"), keys)
+    assert (made.vocab_size, made.d_model) == (4096, 192)
+    made, _ = answer(preset("tiny"), BACK * 3 + ENTER * 60)  # there is nothing before the first question
+    assert made == preset("tiny")
+
+
+def test_what_was_answered_is_kept_as_a_draft():
+    typed = ENTER * 2 + CLEAR + "192" + ENTER
+    made, shown = answer(preset("tiny"), typed + CTRL_C + ENTER)
+    assert made is None and "kept as" in shown
+    made, _ = answer(preset("tiny"), ENTER + ENTER * 60)  # the draft is offered, Enter takes it
+    assert made.d_model == 192 and not drafts.kept(type(made))
+    made, _ = answer(preset("tiny"), typed + CTRL_C + CTRL_C)  # even in a hurry nothing is lost
+    assert made is None and drafts.kept(type(preset("tiny")))["d_model"] == 192
+    made, _ = answer(preset("tiny"), "n" + ENTER * 60)
+    assert made == preset("tiny")
+
+
+def test_a_damaged_draft_harms_nothing():
+    folder = drafts.DRAFTS
+    folder.mkdir()
+    for text in ("{", "[1]", '{"d_model": "x", "attention_type": 3, "no_such": 1, "n_layers": 3}'):
+        (folder / "model.json").write_text(text)
+        found = drafts.kept(type(preset("tiny")))
+        assert found == ({"n_layers": 3} if "n_layers" in text else {})
+
+
+def test_a_question_mark_in_a_list_loses_no_line():
+    made, shown = answer(SFTConfig(), ENTER + CLEAR + "b.jsonl" + ENTER + "?" + "c.jsonl" + ENTER * 60)
+    assert [source.line() for source in made.datasets] == ["b.jsonl", "c.jsonl"] and "Default" in shown
+
+
+def test_a_plan_that_cannot_be_made_loses_no_answer(tmp_path):
+    made, shown = answer(KINDS["pretrain"](model=str(tmp_path / "gone.json")), ENTER * 60)
+    assert made is not None and "there is no such config" in " ".join(shown.split())
+
+
+def test_lists_are_asked_line_by_line(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    keys = ENTER + CLEAR + str(data) + ENTER + "b.jsonl | | 2" + ENTER + BACK + CLEAR + "c.jsonl" + ENTER + ENTER * 60
+    made, _ = answer(SFTConfig(), keys)
+    assert [source.line() for source in made.datasets] == [str(data), "c.jsonl"]
+
+
+def typed(value):
+    """A value as a person would type it."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "cls", [*KINDS.values(), SourceConfig, RewardSource], ids=lambda cls: getattr(cls, "KIND", cls.__name__)
+)
+def test_what_an_explanation_says_is_so(cls):
+    """The default it names and every choice are taken, its bounds hold on both sides, anything else is refused by name."""
+    console = Console(record=True, width=200, file=io.StringIO())
+    bounds = 0
+    for name in (name for name in cls.options() if name not in FIXED):
+        info, field = cls.options()[name], cls.model_fields[name]
+        console.print(explanation(cls, name))
+        shown = " ".join(console.export_text().replace("│", " ").split())
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if default is not None and not (isinstance(default, list) and default and hasattr(default[0], "line")):
+            assert _parse(cls, name, typed(default)) == default, name
+        for choice, advice in info.choices.items():
+            assert _parse(cls, name, choice) == choice and f"{choice} {advice}" in shown
+        annotation = str(field.annotation)
+        if (info.choices or "int" in annotation or "float" in annotation) and "list" not in annotation:
+            with pytest.raises(LabError, match=f"`{name}`"):
+                _parse(cls, name, "a whale")
+        step = 1 if "int" in annotation else 1e-6
+        for words, inside, outside in (("at least", 0, -step), ("at most", 0, step), ("above", step, 0), ("below", -step, 0)):
+            for said in re.findall(rf"(?:Must be|and) {words} ([-+\d.,e]*\d)", shown):
+                bound = float(said) if step != 1 else int(said.replace(",", ""))
+                assert _parse(cls, name, json.dumps(bound + inside)) == bound + inside, name
+                with pytest.raises(LabError, match=f"`{name}`"):
+                    _parse(cls, name, json.dumps(bound + outside))
+                bounds += 1
+    assert bounds or cls is RewardSource
+
+
+@pytest.mark.parametrize("cls", KINDS.values(), ids=lambda cls: cls.KIND)
+def test_every_option_is_reached_by_some_answers(cls):
+    """Each option is a step of the walk as soon as what it depends on is answered that way."""
+    for name, info in cls.options().items():
+        if name in FIXED:
+            continue
+        values = {other: field.get_default(call_default_factory=True) for other, field in cls.model_fields.items()}
+        for other, allowed in info.applies_when.items():
+            values[other] = allowed[0]
+            for further, more in cls.options()[other].applies_when.items():
+                values[further] = more[0]
+        form = Form(cls, values, values, Console())
+        form._advanced = True
+        assert name in form.steps() and ADVANCED in form.steps()
+
+
+def test_a_question_mark_shows_the_value_of_the_preset():
+    console = Console(record=True, width=100, file=io.StringIO())
+    config = preset("small")
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        keyboard.send_text("?" + ENTER)
+        values = {name: getattr(config, name) for name in type(config).model_fields}
+        Form(type(config), values, dict(values), console, "small").ask("n_layers", back=False)
+    shown = console.export_text()
+    assert f"small has {config.n_layers}; the default is 24." in shown and "Default: 24" not in shown
+
+
+def test_a_question_mark_explains_and_asks_again():
+    console = Console(record=True, width=100, file=io.StringIO())
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        keyboard.send_text("?" + CLEAR + "0.002" + ENTER)
+        assert ask_field(SFTConfig, "learning_rate", 1e-5, console) == 0.002
+    assert "Presets, after published recipes" in console.export_text()

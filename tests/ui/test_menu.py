@@ -1,0 +1,153 @@
+"""The menu's screens of what is saved, driven by keys."""
+
+import io
+import json
+import shutil
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from llmlab.config import SFTConfig, load_config, preset, save_config
+from llmlab.ui import drafts, menu
+
+ENTER, DOWN, CTRL_C, ESCAPE, CLEAR = "\r", "\x1b[B", "\x03", "\x1b[Z", "\x15"
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder, what is started from the menu, and a way to press keys."""
+    monkeypatch.chdir(tmp_path)
+    started = []
+    monkeypatch.setattr(menu, "_llmlab", lambda *arguments: started.append(arguments))
+
+    def press(act, keys):
+        console = Console(record=True, width=120, file=io.StringIO())
+        with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+            keyboard.send_text(keys)
+            made = act(console)
+        return made, " ".join(console.export_text().split())
+
+    return tmp_path, press, started
+
+
+def test_a_name_that_is_taken_is_not_replaced_without_a_word(desk):
+    folder, press, _ = desk
+    save_config(preset("tiny"), folder / "model_configs" / "tiny.json")
+    keys = ENTER + "n" + ENTER  # offered again as tiny-2
+    made, shown = press(lambda console: menu._save(preset("small"), "tiny", console), keys)
+    assert made.name == "tiny-2.json" and load_config(made) == preset("small") and "saved as" in shown
+    assert load_config(folder / "model_configs" / "tiny.json") == preset("tiny")
+
+
+@pytest.mark.parametrize("key", [CTRL_C, ESCAPE])
+def test_a_config_that_is_not_saved_is_kept_as_a_draft(desk, key):
+    _, press, _ = desk
+    made, shown = press(lambda console: menu._save(SFTConfig(learning_rate=0.25), "sft", console), key)
+    assert made is None and "kept as" in shown and drafts.kept(SFTConfig)["learning_rate"] == 0.25
+
+
+def test_configs_are_copied_compared_and_deleted(desk):
+    folder, press, _ = desk
+    for name, rate in (("a", 0.25), ("b", 0.5)):
+        save_config(SFTConfig(learning_rate=rate), folder / "model_configs" / f"{name}.json")
+    press(menu.saved, ENTER + DOWN * 3 + ENTER * 2)  # the first, duplicate, under the name that is offered
+    assert load_config(folder / "model_configs" / "a-2.json") == SFTConfig(learning_rate=0.25)
+    _, shown = press(lambda console: menu.with_config(menu.CONFIGS / "a.json", console), DOWN * 4 + ENTER + DOWN + ENTER)
+    assert "learning_rate │ 0.25 │ 0.5" in shown
+    press(lambda console: menu.with_config(menu.CONFIGS / "a-2.json", console), DOWN * 5 + ENTER + "y")
+    assert not (folder / "model_configs" / "a-2.json").exists()
+
+
+def test_a_config_that_no_longer_validates_says_why_and_can_be_deleted(desk):
+    folder, press, _ = desk
+    (folder / "model_configs").mkdir()
+    (folder / "model_configs" / "old.json").write_text('{"kind": "sft", "learning_rate": "[fast]"}')
+    _, shown = press(menu.saved, ENTER + ENTER + "n")
+    assert "'[fast]'" in shown and (folder / "model_configs" / "old.json").exists()
+
+
+def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
+    folder, press, started = desk
+    for name, status, kind in (("a", "stopped", "dpo"), ("b", "done", "dpo"), ("c", "done", "reward")):
+        run = folder / "checkpoints" / name
+        (run / "final").mkdir(parents=True)
+        (run / "run.json").write_text(
+            json.dumps({"status": status, "config": {"kind": kind}, "result": "final", "started": name})
+        )
+        if status == "done":
+            (run / "final" / "config.json").write_text("{}")
+    runs = {run.path.name: run for run in menu.all_runs()}
+    for name, keys in (("a", ENTER), ("b", ENTER), ("b", DOWN + ENTER), ("c", DOWN + ENTER), ("c", DOWN * 2 + ENTER)):
+        press(lambda console, name=name: menu.with_run(runs[name], console), keys)
+    assert started == [
+        ("run", "checkpoints/a"), ("chat", "checkpoints/b"), ("info", "checkpoints/b"), ("runs", "verify", "checkpoints/c"),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def brought(tmp_path, base_run):
+    """A model that the lab did not make as a run here, in a folder with a blank in its name."""
+    shutil.copytree(base_run.model, tmp_path / "my model")
+    return str(tmp_path / "my model")
+
+
+def test_who_brings_a_model_finds_every_entry_open(desk, brought, monkeypatch):
+    _, press, started = desk
+    asked = []
+    monkeypatch.setattr("llmlab.ui.forms.fill_in", lambda config, console, **_: asked.append(config))
+    another = ENTER + f" '{brought}' " + ENTER  # as it is dragged into a terminal
+    for key, kind in (("3", "sft"), ("4", "reward"), ("5", "dpo"), ("8", "dual_head")):
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}{another}{ENTER}0{ENTER}")
+        assert asked[-1].kind == kind and getattr(asked[-1], asked[-1].STARTS_FROM) == brought
+    for key in "67":  # and a rule that rewards
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}{another}{ENTER}{ENTER}0{ENTER}")
+        assert asked[-1].policy_checkpoint == brought and asked[-1].reward_model[0].name == "exact_match"
+    press(lambda _: menu.main_menu(), f"9{ENTER}{another}0{ENTER}")
+    assert started == [("chat", brought)]
+
+
+def test_a_model_that_is_typed_is_checked_at_once(desk, brought):
+    folder, press, _ = desk
+    (folder / "empty").mkdir()
+    keys = "banana" + ENTER + CLEAR + "empty" + ENTER + CLEAR + "./none" + ENTER + CLEAR + brought + ENTER
+    made, shown = press(lambda console: menu.type_model("sft", console), keys)
+    assert made == brought
+    assert (
+        "banana: there is no such model" in shown and "empty: is no checkpoint" in shown and "./none: there is no such" in shown
+    )
+    made, shown = press(lambda console: menu.type_model("sft", console), "some/model" + ENTER)
+    assert made == "some/model" and "not checked (offline)" in shown
+
+
+def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
+    _, press, _ = desk
+    for name in ("configure_model", "train", "test_model", "saved", "look_at_data", "compare_methods"):
+        monkeypatch.setattr(menu, name, lambda *arguments, name=name: opened.append((name, arguments[0])))
+    for key, expected in {"1": "configure_model", "9": "test_model", "s": "saved", "d": "look_at_data",
+                          "m": "compare_methods"}.items():  # fmt: skip
+        opened = []
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}0{ENTER}")
+        assert [name for name, _ in opened] == [expected]
+    for key, kind in zip("2345678", ("pretrain", "sft", "reward", "dpo", "grpo", "ppo", "dual_head"), strict=True):
+        opened = []
+        press(lambda _: menu.main_menu(), f"{key}{ENTER}0{ENTER}")
+        assert opened == [("train", kind)]
+
+
+def test_a_reward_model_judges_and_is_not_trained(desk, monkeypatch, brought):
+    folder, press, _ = desk
+    run = folder / "checkpoints" / "judge"
+    shutil.copytree(brought, run / "final")
+    about = json.loads((run / "final" / "config.json").read_text())
+    (run / "final" / "config.json").write_text(json.dumps({**about, "architectures": ["LlamaForSequenceClassification"]}))
+    record = {"status": "running", "config": {"kind": "reward"}, "result": "final", "started": "1"}
+    (run / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(menu, "_llmlab", lambda *_: (run / "run.json").write_text(json.dumps({**record, "status": "done"})))
+    asked = []
+    monkeypatch.setattr("llmlab.ui.forms.fill_in", lambda config, console, **_: asked.append(config))
+    keys = ENTER + ENTER + brought + ENTER + ENTER  # the next step, another model, its name, the defaults
+    press(lambda console: menu.run_and_go_on(run, "reward", console), keys)
+    assert (asked[0].kind, asked[0].policy_checkpoint, asked[0].reward_model[0].name) == ("grpo", brought, "checkpoints/judge")
