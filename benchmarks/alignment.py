@@ -1,10 +1,12 @@
-"""What alignment learns on held-out questions, by method and seed, all from one checkpoint: the quickstart's SFT model.
+"""What alignment learns on held-out questions, by method and seed, all from one checkpoint: the quickstart's
+SFT model.
 
-    llmlab quickstart                                        # in a folder of its own; makes checkpoints/quickstart
-    python benchmarks/alignment.py --seeds 1 2 3 ppo ppo-no-critic grpo dpo reward
+    llmlab quickstart                                        # in a folder of its own; makes
+    checkpoints/quickstart python benchmarks/alignment.py --seeds 1 2 3 ppo ppo-no-critic grpo dpo reward
 
-Judged on 400 questions, 252 pairs, that no training row contains: the greedy answer's exact match, the share of pairs whose
-chosen answer is likelier (dpo) or scores higher (reward). Every line is one run; the last ones are means and spreads.
+Judged on 400 questions, 252 pairs, that no training row contains: the greedy answer's exact match, the share
+of pairs whose chosen answer is likelier (dpo) or scores higher (reward). Every line is one run; the last ones
+are means and spreads.
 """
 
 from __future__ import annotations
@@ -31,11 +33,22 @@ from llmlab.training.methods.reward import load_scorer, scores
 
 QUICKSTART = Path("checkpoints/quickstart")
 SHARED: dict[str, Any] = dict(
-    policy_checkpoint=str(QUICKSTART / "sft"), eval_fraction=0.02, eval_steps=2, save_every=100_000, log_every=1,
-    save_best_only=False, report_to=[], max_prompt_length=64,
-)  # fmt: skip
+    policy_checkpoint=str(QUICKSTART / "sft"),
+    eval_fraction=0.02,
+    eval_steps=2,
+    save_every=100_000,
+    log_every=1,
+    save_best_only=False,
+    report_to=[],
+    max_prompt_length=64,
+)
 ROLLOUTS: dict[str, Any] = dict(
-    reward_model="exact_match", batch_size=128, mini_batch_size=64, max_new_tokens=14, learning_rate=3e-4, warmup_steps=5
+    reward_model="exact_match",
+    batch_size=128,
+    mini_batch_size=64,
+    max_new_tokens=14,
+    learning_rate=3e-4,
+    warmup_steps=5,
 )
 PPO: dict[str, Any] = dict(**ROLLOUTS, ppo_epochs=2, kl_coef=0.01, max_steps=240)
 CRITIC: dict[str, Any] = dict(vf_coef=1.0, value_learning_rate=3e-3)
@@ -49,13 +62,22 @@ METHODS: dict[str, tuple[type, dict[str, Any]]] = {
     "dpo": (DPOConfig, dict(**PAIRS, **UPDATES, beta=0.3, learning_rate=1e-4, mini_batch_size=32)),
     "reward": (
         RewardConfig,
-        dict(max_length=128, learning_rate=5e-4, max_steps=900, warmup_steps=20, batch_size=32, gradient_accumulation_steps=1),
+        dict(
+            max_length=128,
+            learning_rate=5e-4,
+            max_steps=900,
+            warmup_steps=20,
+            batch_size=32,
+            gradient_accumulation_steps=1,
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("methods", nargs="*", default=["ppo", "ppo-no-critic", "grpo", "dpo", "reward"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--set", default="{}", help="JSON of options to change")
@@ -74,7 +96,11 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     for method, seed in itertools.product(args.methods, args.seeds):
         cls, values = METHODS[method]
-        data = {"datasets": [str(careless if method == "reward" else prompts)]} if "datasets" not in values else {}
+        data = (
+            {"datasets": [str(careless if method == "reward" else prompts)]}
+            if "datasets" not in values
+            else {}
+        )
         folder = tempfile.mkdtemp() + "/run"
         merged = {**SHARED, **data, **values, **json.loads(args.set), "seed": seed, "output_dir": folder}
         merged.setdefault("eval_every", merged["max_steps"])
@@ -122,7 +148,11 @@ def held_out_scores(folder: Path, pairs: list[dict[str, str]]) -> float:
     tokenizer = load_tokenizer(str(folder))
     model = load_scorer(str(folder), pad=tokenizer.pad_token_id)
     chosen, rejected = (
-        scores(model, tokenizer, [[*user(pair["prompt"]), {"role": "assistant", "content": pair[side]}] for pair in pairs])
+        scores(
+            model,
+            tokenizer,
+            [[*user(pair["prompt"]), {"role": "assistant", "content": pair[side]}] for pair in pairs],
+        )
         for side in ("chosen", "rejected")
     )
     return sum(a > b for a, b in zip(chosen, rejected, strict=True)) / len(pairs)

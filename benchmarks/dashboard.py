@@ -1,4 +1,5 @@
-"""What the panel of a run costs, with as many points on its curve: building it, and a step of a run with short steps.
+"""What the panel of a run costs, with as many points on its curve: building it, and a step of a run with
+short steps.
 
 python benchmarks/dashboard.py
 """
@@ -18,10 +19,14 @@ STEPS = 400
 
 
 def main() -> None:
-    """Prints milliseconds for curves of 10, 1,000 and 20,000 points, with all points drawn at every step and as it is."""
+    """Prints milliseconds for curves of 10, 1,000 and 20,000 points,
+    with all points drawn at every step and as it is.
+    """
     print(f"{'points':>8} {'all, every step':>16} {'thinned':>10} {'a step':>10}   (ms)")
     for points in (10, 1_000, 20_000):
-        panel = dashboard.Dashboard("run", Console(file=io.StringIO(), force_terminal=True, width=80, height=24))
+        panel = dashboard.Dashboard(
+            "run", Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+        )
         panel.losses = [(step, 1 / (1 + step)) for step in range(points)]
         state = SimpleNamespace(global_step=points, max_steps=2 * points, num_input_tokens_seen=points)
         panel.on_train_begin(None, state, None)

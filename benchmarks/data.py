@@ -3,11 +3,11 @@
     python benchmarks/data.py tokenise --megabytes 10 100
     python benchmarks/data.py packing
 
-`tokenise` compares tokenising + packing + caching with the tokenizer library alone (`encode_batch_fast`, all cores, its ids
-taken as lists) on the same text in the same run; each size is a process of its own, whose peak memory is printed.
-`packing` trains on short instruction rows (log-normal lengths, median 60 tokens, at most 512) in three kinds of batches,
-with the lab's model and with a transformers model of the same shape, and prints useful tokens per second: those that are
-no padding.
+`tokenise` compares tokenising + packing + caching with the tokenizer library alone (`encode_batch_fast`, all
+cores, its ids taken as lists) on the same text in the same run; each size is a process of its own, whose peak
+memory is printed. `packing` trains on short instruction rows (log-normal lengths, median 60 tokens, at most
+512) in three kinds of batches, with the lab's model and with a transformers model of the same shape, and
+prints useful tokens per second: those that are no padding.
 """
 
 from __future__ import annotations
@@ -64,11 +64,14 @@ def tokenise(file: str) -> None:
     texts = [json.loads(line)["text"] for line in Path(file).read_text().splitlines()]
     began = time.perf_counter()
     for start in range(0, len(texts), 500):
-        [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 500])]
+        [
+            encoding.ids
+            for encoding in tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 500])
+        ]
     alone = time.perf_counter() - began
     print(
-        f"{size:6.1f} MB: tokenise + pack + cache {size / ours:.2f} MB/s, tokenizer alone {size / alone:.2f} MB/s, "
-        f"ratio {alone / ours:.3f}; peak memory {peak:.0f} MB ({base:.0f} MB before); {data.facts}"
+        f"{size:6.1f} MB: tokenise + pack + cache {size / ours:.2f} MB/s, tokenizer alone {size / alone:.2f}"
+        f" MB/s, ratio {alone / ours:.3f}; peak memory {peak:.0f} MB ({base:.0f} MB before); {data.facts}"
     )
 
 
@@ -89,7 +92,13 @@ def packing(steps: int, batch: int) -> None:
     rows = [{"input_ids": document} for document in documents]
     per_packed = max(1, round(batch * lengths.mean() / LENGTH))
     collate = PackedCollator(0)
-    shape = dict(hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4, intermediate_size=768)
+    shape = dict(
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        intermediate_size=768,
+    )
     ours = dict(d_model=256, n_layers=6, n_heads=8, n_kv_heads=4, d_ff=768)
     models = {
         "llmlab": LabForCausalLM(LabConfig(vocab_size=8192, max_seq_len=LENGTH, **ours)),
@@ -105,7 +114,8 @@ def packing(steps: int, batch: int) -> None:
             mask[index, : len(row["input_ids"])] = 1
         labels = np.where(mask, ids, -100)
         return {
-            name: torch.from_numpy(value) for name, value in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))
+            name: torch.from_numpy(value)
+            for name, value in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))
         }
 
     def widest(part: list) -> int:
@@ -113,7 +123,9 @@ def packing(steps: int, batch: int) -> None:
 
     kinds = {
         "padded to max_length": lambda i: padded(rows[i * batch : (i + 1) * batch], LENGTH),
-        "padded to the longest": lambda i: padded(rows[i * batch : (i + 1) * batch], widest(rows[i * batch : (i + 1) * batch])),
+        "padded to the longest": lambda i: padded(
+            rows[i * batch : (i + 1) * batch], widest(rows[i * batch : (i + 1) * batch])
+        ),
         "packed": lambda i: collate(packed[i * per_packed : (i + 1) * per_packed]),
     }
     for name, model in models.items():
@@ -139,7 +151,9 @@ def packing(steps: int, batch: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["tokenise", "packing"])
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--file", help=argparse.SUPPRESS)
@@ -154,5 +168,11 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as folder:
             for size in given.megabytes:
                 file = corpus(size, Path(folder))
-                cache = {**os.environ, "LLMLAB_CACHE": str(Path(folder) / "cache"), "HF_HOME": str(Path(folder) / "hf")}
-                subprocess.run([sys.executable, __file__, "tokenise", "--file", str(file)], check=True, env=cache)
+                cache = {
+                    **os.environ,
+                    "LLMLAB_CACHE": str(Path(folder) / "cache"),
+                    "HF_HOME": str(Path(folder) / "hf"),
+                }
+                subprocess.run(
+                    [sys.executable, __file__, "tokenise", "--file", str(file)], check=True, env=cache
+                )

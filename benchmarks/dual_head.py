@@ -1,13 +1,15 @@
-"""The dual head: what it learns on held-out pairs, what it costs on SmolLM2's shape, and the same ratios counted for 7B.
+"""The dual head: what it learns on held-out pairs, what it costs on SmolLM2's shape, and the same ratios
+counted for 7B.
 
     llmlab quickstart                              # in a folder of its own; makes checkpoints/quickstart
     python benchmarks/dual_head.py learning        # 3 seeds on the quickstart's SFT model
     python benchmarks/dual_head.py generation      # time per token beside the backbone alone, SmolLM2-135M
-    python benchmarks/dual_head.py training        # peak memory beside full DPO with a live reference; loss parts in 8 steps
-    python benchmarks/dual_head.py sharing         # prompts read once for both answers, beside reading them twice
-    python benchmarks/dual_head.py counted         # the 7B shape
+    python benchmarks/dual_head.py training        # peak memory beside full DPO with a live reference; loss
+    parts in 8 steps python benchmarks/dual_head.py sharing         # prompts read once for both answers,
+    beside reading them twice python benchmarks/dual_head.py counted         # the 7B shape
 
-Every job of `training` is a process of its own; its peak is its largest resident memory, Python and libraries included.
+Every job of `training` is a process of its own; its peak is its largest resident memory, Python and libraries
+included.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ from llmlab.training.engine.run import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=["learning", "generation", "training", "sharing", "counted"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
@@ -52,7 +56,9 @@ def main() -> None:
 
 
 def learning(seeds: list[int]) -> None:
-    """Right answers before careless ones: held-out figures of each seed, and exact match as alignment is turned up."""
+    """Right answers before careless ones: held-out figures of each seed,
+    and exact match as alignment is turned up.
+    """
     work = Path(tempfile.mkdtemp())
     rows = itertools.islice(questions(12, held_out=False), 20_000)
     _write(work / "pairs.jsonl", [pair for row in rows if (pair := careless_pair(*row))])
@@ -61,14 +67,29 @@ def learning(seeds: list[int]) -> None:
     results: list[dict[str, float]] = []
     for seed in seeds:
         config = DualHeadConfig(
-            backbone=str(QUICKSTART / "sft"), datasets=[str(work / "pairs.jsonl")], max_length=128, batch_size=64,
-            gradient_accumulation_steps=1, learning_rate=3e-3, max_steps=600, warmup_steps=20, epochs=100, eval_every=200,
-            save_every=100_000, save_best_only=False, report_to=[], seed=seed, output_dir=str(work / f"seed{seed}"),
-        )  # fmt: skip
+            backbone=str(QUICKSTART / "sft"),
+            datasets=[str(work / "pairs.jsonl")],
+            max_length=128,
+            batch_size=64,
+            gradient_accumulation_steps=1,
+            learning_rate=3e-3,
+            max_steps=600,
+            warmup_steps=20,
+            epochs=100,
+            eval_every=200,
+            save_every=100_000,
+            save_best_only=False,
+            report_to=[],
+            seed=seed,
+            output_dir=str(work / f"seed{seed}"),
+        )
         result = run(config, console=Console(quiet=True))
         before = RunFolder(result.folder).metrics()[0]
         model, tokenizer = load_model(str(result.folder / "final"))
-        figures = {"accuracy before": before["eval_reward_accuracy"], **dual_head_figures(model, tokenizer, pairs)}
+        figures = {
+            "accuracy before": before["eval_reward_accuracy"],
+            **dual_head_figures(model, tokenizer, pairs),
+        }
         for alignment in (0.0, 0.5, 1.0, 2.0, 4.0):
             model.alignment = alignment
             figures[f"exact match at {alignment:g}"] = answer(model, tokenizer, test, batch_size=128).accuracy
@@ -87,7 +108,9 @@ def generation(tokens: int = 48, rounds: int = 9) -> None:
     backbone, tokenizer = load_model(str(path))
     dual = LabDualHeadForCausalLM(LabDualHeadConfig(backbone.config, backbone=str(path)), backbone).eval()
     ids = torch.tensor([tokenizer("The whale swam " * 20)["input_ids"]])
-    given: dict[str, Any] = dict(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    given: dict[str, Any] = dict(
+        max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
     speakers = {"backbone": (backbone, {}), "dual head": (dual, {}), "alignment 0": (dual, {"alignment": 0})}
     times: dict[str, list[float]] = {name: [] for name in speakers}
     for number in range(rounds + 1):
@@ -99,7 +122,8 @@ def generation(tokens: int = 48, rounds: int = 9) -> None:
     own = statistics.median(times["backbone"])
     for name, values in times.items():
         print(
-            f"{name:12} {statistics.median(values) * 1000:.1f} ms a token, {statistics.median(values) / own:.3f} x the backbone"
+            f"{name:12} {statistics.median(values) * 1000:.1f} ms a token,"
+            f" {statistics.median(values) / own:.3f} x the backbone"
         )
     trained = sum(p.numel() for p in dual.parameters() if p.requires_grad)
     print(f"{trained:,} parameters beside the backbone's {sum(p.numel() for p in backbone.parameters()):,}")
@@ -113,13 +137,28 @@ def training(steps: int = 8) -> None:
     # a whole sentence before a bare number, which a model finds likelier at first, being shorter
     _write(work / "pairs.jsonl", [{"prompt": q, "chosen": said(a), "rejected": a} for _, q, a in rows])
     shared: dict[str, Any] = dict(
-        datasets=[str(work / "pairs.jsonl")], max_length=96, max_prompt_length=64, max_steps=steps, warmup_steps=0,
-        scheduler="none", eval_fraction=0.0, log_every=1, save_every=100_000, report_to=[],
-    )  # fmt: skip
+        datasets=[str(work / "pairs.jsonl")],
+        max_length=96,
+        max_prompt_length=64,
+        max_steps=steps,
+        warmup_steps=0,
+        scheduler="none",
+        eval_fraction=0.0,
+        log_every=1,
+        save_every=100_000,
+        report_to=[],
+    )
     name = str(_packaged())
     dual = dict(backbone=name, batch_size=4, gradient_accumulation_steps=8, learning_rate=2e-4)
     jobs: dict[str, dict[str, Any]] = {
-        "dpo": dict(kind="dpo", policy_checkpoint=name, batch_size=32, mini_batch_size=4, reference="live", learning_rate=1e-6),
+        "dpo": dict(
+            kind="dpo",
+            policy_checkpoint=name,
+            batch_size=32,
+            mini_batch_size=4,
+            reference="live",
+            learning_rate=1e-6,
+        ),
         "dual": dict(kind="dual_head", **dual),
         "dual4bit": dict(kind="dual_head", **dual, load_in="4bit"),
     }
@@ -153,7 +192,14 @@ def sharing(prompt: int = 256, said: int = 32, pairs: int = 4) -> None:
     rows = []
     for _ in range(pairs):
         chosen = tokens(said)
-        rows.append({"prompt_ids": tokens(prompt), "chosen_ids": chosen, "chosen_labels": chosen, "rejected_ids": tokens(said)})
+        rows.append(
+            {
+                "prompt_ids": tokens(prompt),
+                "chosen_ids": chosen,
+                "chosen_labels": chosen,
+                "rejected_ids": tokens(said),
+            }
+        )
     batches = {share: DualHeadCollator(0, share=share)(rows) for share in (False, True)}
     times: dict[bool, list[float]] = {False: [], True: []}
     for number in range(6):
@@ -171,14 +217,20 @@ def counted(context: int = 1024) -> None:
     """The arithmetic for a Llama of 7B."""
     shape = preset("llama-7b")
     made, whole = count_dual_head(shape.d_model, shape.vocab_size), count_parameters(shape).total
-    print(f"heads {made.head:,} each, gate {made.gate:,}, trained {made.trained:,} of {whole + made.trained:,}: "
-          f"{made.trained / (whole + made.trained):.2%}")  # fmt: skip
+    print(
+        f"heads {made.head:,} each, gate {made.gate:,}, trained {made.trained:,} of {whole + made.trained:,}:"
+        f" {made.trained / (whole + made.trained):.2%}"
+    )
     for name, (alone, both) in (
-        ("FLOPs", generation_flops(shape, context)), ("bytes", generation_bytes(shape, context)),
-    ):  # fmt: skip
+        ("FLOPs", generation_flops(shape, context)),
+        ("bytes", generation_bytes(shape, context)),
+    ):
         print(f"generation, {name} a token behind {context}: {both:.4g} / {alone:.4g} = {both / alone:.3f}")
     dual, dpo = training_bytes(shape)
-    print(f"training, bytes of weights, gradients, optimizer, reference: {dual:.4g} / {dpo:.4g} = {dual / dpo:.3f}")
+    print(
+        f"training, bytes of weights, gradients, optimizer, reference: {dual:.4g} / {dpo:.4g} ="
+        f" {dual / dpo:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python benchmarks/fuzz.py --count 10000 --workers 2
 
-Names, run records, configs, datasets, what is typed, model folders, checkpoints with manifests made to fit, the data cache
-(the generator is `tests/fuzzing.py`). Each input is tried in an empty folder by a process of its own, forked from one in
-which the libraries are loaded. Counted as failures: a traceback; an end by a signal; more than 2 s of the processor; foreign
-code that ran; control characters on the output; an exit code that is neither 0 nor 2. Each failure is printed with its number.
+Names, run records, configs, datasets, what is typed, model folders, checkpoints with manifests made to fit,
+the data cache (the generator is `tests/fuzzing.py`). Each input is tried in an empty folder by a process of
+its own, forked from one in which the libraries are loaded. Counted as failures: a traceback; an end by a
+signal; more than 2 s of the processor; foreign code that ran; control characters on the output; an exit code
+that is neither 0 nor 2. Each failure is printed with its number.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def make_material(folder: Path) -> None:
-    """Writes a policy, an adapter, a run that was stopped behind step 4, a config and the cache of its data."""
+    """Writes a policy, an adapter, a run that was stopped behind step 4,
+    a config and the cache of its data.
+    """
     from kills import make_policy
 
     from llmlab.models.load import load_model
@@ -51,10 +54,22 @@ def make_material(folder: Path) -> None:
 
     make_policy(folder / "policy")
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(40)))
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(40))
+    )
     os.environ["LLMLAB_CACHE"] = str(folder / "cache")
-    values = dict(policy_checkpoint=str(folder / "policy"), datasets=[str(rows)], batch_size=2, max_length=64, report_to=[],
-                  gradient_accumulation_steps=1, eval_fraction=0.0, warmup_steps=0, save_every=2, sample_tokens=0)  # fmt: skip
+    values = dict(
+        policy_checkpoint=str(folder / "policy"),
+        datasets=[str(rows)],
+        batch_size=2,
+        max_length=64,
+        report_to=[],
+        gradient_accumulation_steps=1,
+        eval_fraction=0.0,
+        warmup_steps=0,
+        save_every=2,
+        sample_tokens=0,
+    )
     lora = SFTConfig(**values, max_steps=2, adapter="lora", output_dir=str(folder / "lora"))
     shutil.copytree(run(lora).model, folder / "adapter")
     save_config(SFTConfig(**values, max_steps=1), folder / "cached.json")
@@ -92,7 +107,10 @@ def child(made: Case, folder: Path) -> None:
     os.chdir(folder)
     for number, name in enumerate((".stdin", ".stdout", ".stderr")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
-    sys.stdin, sys.stdout = io.TextIOWrapper(io.FileIO(0), "utf-8"), io.TextIOWrapper(io.FileIO(1, "w"), "utf-8")
+    sys.stdin, sys.stdout = (
+        io.TextIOWrapper(io.FileIO(0), "utf-8"),
+        io.TextIOWrapper(io.FileIO(1, "w"), "utf-8"),
+    )
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), "utf-8", "backslashreplace")
     os.environ["LLMLAB_CACHE"] = str(folder / "cache")
     sys.argv = ["llmlab", *made.argv]
@@ -129,8 +147,14 @@ def tried(made: Case, folder: Path) -> tuple[list[str], float]:
             return ["stuck" if used.ru_utime < 1 else "hang"], float(WAIT)
         time.sleep(0.003)
     code, used = os.waitstatus_to_exitcode(ended[1]), ended[2]
-    seconds = float((folder / ".seconds").read_text()) if (folder / ".seconds").exists() else used.ru_utime + used.ru_stime
-    said = "".join((folder / name).read_bytes().decode("utf-8", "backslashreplace") for name in (".stdout", ".stderr"))
+    seconds = (
+        float((folder / ".seconds").read_text())
+        if (folder / ".seconds").exists()
+        else used.ru_utime + used.ru_stime
+    )
+    said = "".join(
+        (folder / name).read_bytes().decode("utf-8", "backslashreplace") for name in (".stdout", ".stderr")
+    )
     faults = {
         "hang": code == -signal.SIGXCPU or seconds > SECONDS,
         "crash": code < 0 and code != -signal.SIGXCPU,
@@ -148,16 +172,26 @@ def worker(given: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
     material, wanted = Path(given.material), tuple(filter(None, given.kinds.split(",")))
-    for warm in (["runs"], ["methods"], ["generate", str(material / "adapter"), "-p", "Who?", "--set", "max_new_tokens=2"]):
+    for warm in (
+        ["runs"],
+        ["methods"],
+        ["generate", str(material / "adapter"), "-p", "Who?", "--set", "max_new_tokens=2"],
+    ):
         sys.argv = ["llmlab", *warm]  # whatever these load, the processes that are forked have
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
             program()
-    with open(given.results, "w", encoding="utf-8", errors="backslashreplace") as out, tempfile.TemporaryDirectory() as work:
+    with (
+        open(given.results, "w", encoding="utf-8", errors="backslashreplace") as out,
+        tempfile.TemporaryDirectory() as work,
+    ):
         for number in range(given.worker, given.count, given.workers):
             if time.time() > given.until:
                 break
             made = case(random.Random(f"{given.seed}:{number}"), material, KINDS, wanted)
-            for attempt in ("", "-again"):  # a lock that another thread held is never freed in a process that was forked then
+            for attempt in (
+                "",
+                "-again",
+            ):  # a lock that another thread held is never freed in a process that was forked then
                 folder = Path(work) / f"{number}{attempt}"
                 folder.mkdir()
                 faults, seconds = tried(made, folder)
@@ -174,7 +208,9 @@ def worker(given: argparse.Namespace) -> None:
 
 def main() -> None:
     """Tries them and prints the counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -186,7 +222,12 @@ def main() -> None:
     if given.worker is not None:
         worker(given)
         return
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TERM": "dumb"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TERM": "dumb",
+    }
     until = time.time() + 60 * given.minutes
     with tempfile.TemporaryDirectory() as place:
         material, home = Path(place) / "material", Path(place) / "home"
@@ -198,10 +239,23 @@ def main() -> None:
         make_material(material)
         results = [Path(place) / f"{index}.jsonl" for index in range(given.workers)]
         started = [
-            subprocess.Popen([sys.executable, str(script), *sys.argv[1:], "--worker", str(index), "--material", str(material),
-                              "--results", str(file), "--until", str(until)])
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    str(script),
+                    *sys.argv[1:],
+                    "--worker",
+                    str(index),
+                    "--material",
+                    str(material),
+                    "--results",
+                    str(file),
+                    "--until",
+                    str(until),
+                ]
+            )
             for index, file in enumerate(results)
-        ]  # fmt: skip
+        ]
         ended = [process.wait() for process in started]
         if any(ended):
             sys.exit("a worker ended with an error of its own")
@@ -214,14 +268,20 @@ def report(lines: list[dict], outside: list[str]) -> None:
     """Prints failures and counts, and ends the program with 1 where there is a failure."""
     for line in sorted(lines, key=lambda line: line["number"]):
         if line["faults"]:
-            print(f"{line['number']} {', '.join(line['faults'])} {line['seconds']:.1f} s: {line['case']}\n{line['said']}\n")
+            print(
+                f"{line['number']} {', '.join(line['faults'])} {line['seconds']:.1f} s:"
+                f" {line['case']}\n{line['said']}\n"
+            )
     if outside:
         print(f"written outside: {outside}")
     faults = Counter(fault for line in lines for fault in line["faults"])
     kinds = Counter(line["kind"] for line in lines)
     told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
     found = ", ".join(f"{faults[name]:,} {name}" for name in FAULTS)
-    print(f"{len(lines):,} inputs ({told}): {found}; longest {max(line['seconds'] for line in lines):.2f} s of the processor")
+    print(
+        f"{len(lines):,} inputs ({told}): {found}; longest {max(line['seconds'] for line in lines):.2f} s of"
+        " the processor"
+    )
     sys.exit(1 if faults or outside else 0)
 
 

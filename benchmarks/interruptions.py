@@ -1,21 +1,24 @@
-"""SIGKILL or SIGTERM at random moments of runs of every stage: each goes on until it ends as one that was never interrupted.
+"""SIGKILL or SIGTERM at random moments of runs of every stage: each goes on until it ends as one that was
+never interrupted.
 
     python benchmarks/interruptions.py --kills 100
     python benchmarks/interruptions.py --signal TERM --kills 50
-    python benchmarks/interruptions.py --kills 60 --early 0.33 --earlier 0.2 --stages pretrain sft-lora dpo grpo ppo
+    python benchmarks/interruptions.py --kills 60 --early 0.33 --earlier 0.2 --stages pretrain sft-lora dpo
+    grpo ppo
 
-A run is started, interrupted after a random time (inside saving, validating and generating too), started again, until it is
-done. Every finished run must have the weights and the metrics of one that was never interrupted, to the bit; its best model,
-its samples and what TensorBoard reads of it too, in the folder that it began in, with nothing left over. After a SIGTERM
-the process must end by itself with 143, and what it had learned must be in a sealed checkpoint; the longest wait is printed.
+A run is started, interrupted after a random time (inside saving, validating and generating too), started
+again, until it is done. Every finished run must have the weights and the metrics of one that was never
+interrupted, to the bit; its best model, its samples and what TensorBoard reads of it too, in the folder that
+it began in, with nothing left over. After a SIGTERM the process must end by itself with 143, and what it had
+learned must be in a sealed checkpoint; the longest wait is printed.
 
-`--early` is the share of interruptions that fall within two seconds of a run's first write, or of a restart's.
-`--earlier` is the share of restarts that name an earlier checkpoint (`--resume RUN/checkpoint-N`), of finished runs too:
-one does whenever there is such a checkpoint and fewer did so far.
+`--early` is the share of interruptions that fall within two seconds of a run's first write, or of a
+restart's. `--earlier` is the share of restarts that name an earlier checkpoint (`--resume RUN/checkpoint-N`),
+of finished runs too: one does whenever there is such a checkpoint and fewer did so far.
 
-Runs are forked from this process, which has imported everything and computed nothing. Of every other run the data cache is its
-own, so that interruptions meet it being filled. `benchmarks/kills.py` does the same while the cache of a sequential reference
-is filled.
+Runs are forked from this process, which has imported everything and computed nothing. Of every other run the
+data cache is its own, so that interruptions meet it being filled. `benchmarks/kills.py` does the same while
+the cache of a sequential reference is filled.
 """
 
 from __future__ import annotations
@@ -42,7 +45,16 @@ import torch
 from kills import finished, forked, make_policy
 from safetensors.torch import load_file
 
-from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from llmlab.config import (
+    DPOConfig,
+    DualHeadConfig,
+    GRPOConfig,
+    ModelConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from llmlab.runs.folder import HOLDER, LEFTOVERS, RunFolder, read_json
 from llmlab.runs.manifest import verify
 from llmlab.training.engine import run as engine
@@ -53,11 +65,26 @@ AT_MOST = 8  # interruptions of a run
 PHASES = ("before its folder", "first 2 s", "first 2 s of a restart", "saving", "later", "done")
 QUIET: dict[str, Any] = {"report_to": []}  # TensorBoard is on where nothing is said
 SHARED: dict[str, Any] = dict(
-    max_steps=14, learning_rate=1e-3, warmup_steps=2, log_every=3, eval_every=4, save_every=5, eval_fraction=0.15, eval_steps=2,
-    save_best_only=False, sample_tokens=12,
-)  # fmt: skip
+    max_steps=14,
+    learning_rate=1e-3,
+    warmup_steps=2,
+    log_every=3,
+    eval_every=4,
+    save_every=5,
+    eval_fraction=0.15,
+    eval_steps=2,
+    save_best_only=False,
+    sample_tokens=12,
+)
 SHAPE = ModelConfig(
-    tokenizer_name="byte", vocab_size=260, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, max_seq_len=128
+    tokenizer_name="byte",
+    vocab_size=260,
+    d_model=64,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    d_ff=128,
+    max_seq_len=128,
 )
 TEXT: dict[str, Any] = dict(model=SHAPE, batch_size=4, gradient_accumulation_steps=2)
 ROLLOUT: dict[str, Any] = dict(
@@ -68,16 +95,34 @@ STAGES: dict[str, tuple[type, str, dict[str, Any]]] = {
     "pretrain": (PretrainConfig, "text", TEXT),
     "pretrain-stream": (PretrainConfig, "stream", {**TEXT, **QUIET}),
     "sft": (SFTConfig, "answers", dict(batch_size=4, gradient_accumulation_steps=2, max_length=96)),
-    "sft-lora": (SFTConfig, "answers", dict(
-        batch_size=4, gradient_accumulation_steps=2, max_length=96, adapter="lora", log_every=1, eval_every=4, save_every=4,
-    )),
+    "sft-lora": (
+        SFTConfig,
+        "answers",
+        dict(
+            batch_size=4,
+            gradient_accumulation_steps=2,
+            max_length=96,
+            adapter="lora",
+            log_every=1,
+            eval_every=4,
+            save_every=4,
+        ),
+    ),
     "reward": (RewardConfig, "pairs", dict(batch_size=4, gradient_accumulation_steps=2, **PAIR, **QUIET)),
     "dpo": (DPOConfig, "pairs", dict(batch_size=8, mini_batch_size=4, **PAIR, log_every=1, save_every=2)),
-    "dpo-live": (DPOConfig, "pairs", dict(batch_size=8, mini_batch_size=4, reference="live", **PAIR, **QUIET)),
-    "dual-head": (DualHeadConfig, "pairs", dict(batch_size=4, gradient_accumulation_steps=2, epochs=9, **PAIR)),
+    "dpo-live": (
+        DPOConfig,
+        "pairs",
+        dict(batch_size=8, mini_batch_size=4, reference="live", **PAIR, **QUIET),
+    ),
+    "dual-head": (
+        DualHeadConfig,
+        "pairs",
+        dict(batch_size=4, gradient_accumulation_steps=2, epochs=9, **PAIR),
+    ),
     "grpo": (GRPOConfig, "prompts", dict(**ROLLOUT, group_size=4, beta=0.05, iterations=3, save_every=2)),
     "ppo": (PPOConfig, "prompts", dict(**ROLLOUT, ppo_epochs=3, kl_coef=0.05, save_every=3, **QUIET)),
-}  # fmt: skip
+}
 
 
 def write_data(work: Path) -> None:
@@ -85,7 +130,9 @@ def write_data(work: Path) -> None:
     from llmlab.config import SourceConfig
     from llmlab.data.sources import load_rows
 
-    text = " ".join(row["text"] for row in itertools.islice(load_rows(SourceConfig(name="llmlab:moby-dick")), 400)).split()
+    text = " ".join(
+        row["text"] for row in itertools.islice(load_rows(SourceConfig(name="llmlab:moby-dick")), 400)
+    ).split()
     says = [" ".join(text[i : i + 3 + i % 5]) for i in range(0, 3000, 9)]
     rows = {
         "text": [{"text": " ".join(text[i : i + 60])} for i in range(0, 20000, 60)],
@@ -97,7 +144,9 @@ def write_data(work: Path) -> None:
         (work / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
 
 
-def job(work: Path, stage: str, name: str, *, resume: str = "auto", own_cache: bool = False) -> Callable[[], None]:
+def job(
+    work: Path, stage: str, name: str, *, resume: str = "auto", own_cache: bool = False
+) -> Callable[[], None]:
     """Returns what a process of a run does."""
     cls, data, values = STAGES[stage]
     source: Any = str(work / f"{data}.jsonl")
@@ -105,7 +154,16 @@ def job(work: Path, stage: str, name: str, *, resume: str = "auto", own_cache: b
         source = {"name": str(work / "text.jsonl"), "streaming": True}
     policy = {} if cls is PretrainConfig else {cls.STARTS_FROM: str(work / "policy")}
     cache = {"cache_dir": str(work / name / "cache")} if stage == "dpo" else {}
-    config = cls(**{**SHARED, **policy, **cache, **values, "datasets": [source], "output_dir": str(work / name / "run")})
+    config = cls(
+        **{
+            **SHARED,
+            **policy,
+            **cache,
+            **values,
+            "datasets": [source],
+            "output_dir": str(work / name / "run"),
+        }
+    )
 
     def start() -> None:
         torch.set_num_threads(1)
@@ -151,7 +209,11 @@ def ending(folder: Path) -> dict[str, Any]:
     """Returns what two runs must have in common beside their weights."""
     run = RunFolder(folder / "run")
     best = read_json(run.path / "best" / "MANIFEST.json")
-    figures = {name: value for name, value in run.record["metrics"].items() if not any(part in name for part in CLOCK)}
+    figures = {
+        name: value
+        for name, value in run.record["metrics"].items()
+        if not any(part in name for part in CLOCK)
+    }
     return {
         "folders": sorted(path.name for path in folder.iterdir() if path.name.startswith("run")),
         "status": (run.record["status"], run.record["step"], run.record["result"], figures),
@@ -181,7 +243,9 @@ def differs(whole: Path, other: Path) -> str:
 
 
 def curves_fault(run: RunFolder) -> str:
-    """Returns what TensorBoard would show of a run that is not in its metrics, or what it would lack; "" where nothing is."""
+    """Returns what TensorBoard would show of a run that is not in its metrics, or what it would lack;
+    "" where nothing is.
+    """
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     from llmlab.training.callbacks.tensorboard import tag_of
@@ -204,8 +268,12 @@ def curves_fault(run: RunFolder) -> str:
 
 
 def phase_of(run: Path, elapsed: float, *, restarted: bool) -> str:
-    """Returns where an interruption came: `elapsed` seconds after the first write of this process, -1 before it."""
-    if RunFolder(run).status == "done":  # while the process was leaving, or before a named start had begun to write
+    """Returns where an interruption came: `elapsed` seconds after the first write of this process,
+    -1 before it.
+    """
+    if (
+        RunFolder(run).status == "done"
+    ):  # while the process was leaving, or before a named start had begun to write
         return "done"
     if (run / ".saving").exists():
         return "saving"
@@ -222,9 +290,12 @@ def earlier_checkpoint(run: RunFolder, rng: random.Random) -> str:
     return str(rng.choice(older)) if older else ""
 
 
-def wait_for(child: int, rng: random.Random, run: Path, length: float, early: bool) -> tuple[int | None, float]:
-    """Waits for the moment of an interruption; returns the status of a process that ended before it, else None, and how
-    many seconds before that the process began to write, -1 where it did not."""
+def wait_for(
+    child: int, rng: random.Random, run: Path, length: float, early: bool
+) -> tuple[int | None, float]:
+    """Waits for the moment of an interruption; returns the status of a process that ended before it, else
+    None, and how many seconds before that the process began to write, -1 where it did not.
+    """
     began = time.perf_counter()
     wrote = None
     limit = began + rng.uniform(0.05, length)
@@ -243,10 +314,16 @@ def wait_for(child: int, rng: random.Random, run: Path, length: float, early: bo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--early", type=float, default=0.0, help="share within two seconds of the first write")
-    parser.add_argument("--earlier", type=float, default=0.0, help="share of restarts that name an earlier checkpoint")
+    parser.add_argument(
+        "--early", type=float, default=0.0, help="share within two seconds of the first write"
+    )
+    parser.add_argument(
+        "--earlier", type=float, default=0.0, help="share of restarts that name an earlier checkpoint"
+    )
     parser.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--seed", type=int, default=0)
@@ -298,7 +375,9 @@ def main() -> None:
                         continue
                     if os.waitstatus_to_exitcode(status) == 143:
                         if run.record.get("step", 0) and verify(run.checkpoints()[0]):
-                            sys.exit(f"{name} ({stage}): {run.checkpoints()[0]} {verify(run.checkpoints()[0])}")
+                            sys.exit(
+                                f"{name} ({stage}): {run.checkpoints()[0]} {verify(run.checkpoints()[0])}"
+                            )
                         continue
                     if os.waitstatus_to_exitcode(status) == -15:  # before the run had begun
                         continue
@@ -313,9 +392,15 @@ def main() -> None:
                 break
             difference = differs(work / f"whole-{stage}", work / name)
             if difference:
-                sys.exit(f"{name} ({stage}) differs from an uninterrupted run: {difference}\n{log.read_text()[-3000:]}")
+                sys.exit(
+                    f"{name} ({stage}) differs from an uninterrupted run:"
+                    f" {difference}\n{log.read_text()[-3000:]}"
+                )
             shutil.rmtree(work / name)
-            print(f"{name} ({stage}): alike; {sum(kills.values())} so far, {sum(named.values())} named", flush=True)
+            print(
+                f"{name} ({stage}): alike; {sum(kills.values())} so far, {sum(named.values())} named",
+                flush=True,
+            )
     for stage in given.stages:
         places = ", ".join(f"{kills[stage, phase]} {phase}" for phase in PHASES if kills[stage, phase])
         print(f"{stage}: {places or 'none'}; {named[stage]} starts from a named earlier checkpoint")

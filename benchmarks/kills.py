@@ -1,10 +1,12 @@
-"""SIGKILL at random moments of a sequential DPO run, while the reference's values are filled in and while it trains.
+"""SIGKILL at random moments of a sequential DPO run, while the reference's values are filled in and while it
+trains.
 
     python benchmarks/kills.py --fill 50 --train 50
 
-A run is started, killed after a random time, started again, until it is done; then the next one. Every finished run must
-have the weights, the metrics and the reference values of one that was never interrupted, and no pair may have been computed
-twice beyond the last, unsealed part. Runs are forked from this process, which has imported everything and computed nothing.
+A run is started, killed after a random time, started again, until it is done; then the next one. Every
+finished run must have the weights, the metrics and the reference values of one that was never interrupted,
+and no pair may have been computed twice beyond the last, unsealed part. Runs are forked from this process,
+which has imported everything and computed nothing.
 """
 
 from __future__ import annotations
@@ -60,11 +62,18 @@ def finished(work, log: Path) -> None:
 def make_policy(folder: Path) -> None:
     torch.manual_seed(0)
     shape = ModelConfig(
-        tokenizer_name="byte", vocab_size=260, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=128, max_seq_len=128
+        tokenizer_name="byte",
+        vocab_size=260,
+        d_model=64,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=128,
+        max_seq_len=128,
     )
-    LabForCausalLM(LabConfig.from_model_config(shape, pad_token_id=0, bos_token_id=None, eos_token_id=1)).save_pretrained(
-        folder
-    )
+    LabForCausalLM(
+        LabConfig.from_model_config(shape, pad_token_id=0, bos_token_id=None, eos_token_id=1)
+    ).save_pretrained(folder)
     save_tokenizer(load_tokenizer("byte"), folder / "tokenizer")
     for file in (folder / "tokenizer").iterdir():
         shutil.move(file, folder / file.name)
@@ -73,12 +82,26 @@ def make_policy(folder: Path) -> None:
 
 def job(work: Path, name: str):
     config = DPOConfig(
-        policy_checkpoint=str(work / "policy"), datasets=[str(work / "pairs.jsonl")], max_steps=12, batch_size=4,
-        mini_batch_size=2, max_length=120, max_prompt_length=60, learning_rate=1e-3, warmup_steps=0, log_every=1, eval_every=6,
+        policy_checkpoint=str(work / "policy"),
+        datasets=[str(work / "pairs.jsonl")],
+        max_steps=12,
+        batch_size=4,
+        mini_batch_size=2,
+        max_length=120,
+        max_prompt_length=60,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        log_every=1,
+        eval_every=6,
         save_every=3,
-        eval_fraction=0.1, group_by_length=True, reference_batch_size=4, save_best_only=False, report_to=[],
-        output_dir=str(work / name / "run"), cache_dir=str(work / name / "cache"),
-    )  # fmt: skip
+        eval_fraction=0.1,
+        group_by_length=True,
+        reference_batch_size=4,
+        save_best_only=False,
+        report_to=[],
+        output_dir=str(work / name / "run"),
+        cache_dir=str(work / name / "cache"),
+    )
     computed = work / name / "computed.log"
     real = reference.reference_values
 
@@ -114,18 +137,24 @@ def compare(whole: Path, other: Path) -> str:
     wanted = ("step", "loss", "eval_loss", "grad_norm", "rewards/margins")
     curves = []
     for folder in (whole, other):
-        lines = [line for line in RunFolder(folder / "run").metrics() if "loss" in line or "eval_loss" in line]
+        lines = [
+            line for line in RunFolder(folder / "run").metrics() if "loss" in line or "eval_loss" in line
+        ]
         curves.append([{name: line[name] for name in wanted if name in line} for line in lines])
     if curves[0] != curves[1]:
         return f"metrics: {curves[0]} and {curves[1]}"
     values = [caches(folder / "cache")[0]._values for folder in (whole, other)]
-    if values[0].keys() != values[1].keys() or any((values[0][key] != values[1][key]).any() for key in values[0]):
+    if values[0].keys() != values[1].keys() or any(
+        (values[0][key] != values[1][key]).any() for key in values[0]
+    ):
         return "reference values"
     return ""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fill", type=int, default=50, help="kills while filling")
     parser.add_argument("--train", type=int, default=50, help="kills while training")
     parser.add_argument("--seed", type=int, default=0)
@@ -139,7 +168,10 @@ def main() -> None:
         def say(most: int) -> str:
             return " ".join(rng.choices(words, k=rng.randint(1, most)))
 
-        rows = [{"prompt": f"{i} {say(6)}?", "chosen": f"{say(8)} A", "rejected": f"{say(8)} B"} for i in range(PAIRS)]
+        rows = [
+            {"prompt": f"{i} {say(6)}?", "chosen": f"{say(8)} A", "rejected": f"{say(8)} B"}
+            for i in range(PAIRS)
+        ]
         (work / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         log = work / "log"
         finished(lambda: make_policy(work / "policy"), log)

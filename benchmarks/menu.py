@@ -2,9 +2,10 @@
 
     python benchmarks/menu.py
 
-The menu: from the start of the process to its last entry on the screen, beside a Python that only prints and one that imports
-torch first, in the same kind of terminal. A question: from the Enter that answers it to the next one on the screen; of a
-text, also from a typed character to the live figures below it.
+The menu: from the start of the process to its last entry on the screen, beside a Python that only prints and
+    one that imports
+torch first, in the same kind of terminal. A question: from the Enter that answers it to the next one on the
+    screen; of a text, also from a typed character to the live figures below it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,14 @@ class Desk:
     def __init__(self, *arguments: str, folder: str, program: tuple[str, ...] = ("-m", "llmlab")):
         self.screen = pyte.Screen(120, 40)
         self.began = time.perf_counter()
-        self.child = pexpect.spawn(sys.executable, [*program, *arguments], cwd=folder, dimensions=(40, 120),
-                                   encoding="utf-8", env={**os.environ, "TERM": "xterm-256color"})  # fmt: skip
+        self.child = pexpect.spawn(
+            sys.executable,
+            [*program, *arguments],
+            cwd=folder,
+            dimensions=(40, 120),
+            encoding="utf-8",
+            env={**os.environ, "TERM": "xterm-256color"},
+        )
         self.child.delaybeforesend = None
         self.screen.write_process_input = self.child.send
         self.stream = pyte.Stream(self.screen)
@@ -89,7 +96,9 @@ def bare(code: str, folder: str) -> float:
 
 
 def form(kind: str, folder: str) -> dict[str, list[tuple[float, str]]]:
-    """Returns seconds until the next question, and until the figures below a question follow what is typed."""
+    """Returns seconds until the next question,
+    and until the figures below a question follow what is typed.
+    """
     desk = Desk("new", kind, "-o", f"{folder}/made.json", folder=folder)
     desk.until(lambda text: "? " in text)
     desk.settle()
@@ -130,15 +139,24 @@ def main() -> None:
     ):
         call()
         times = [call() for _ in range(REPEATS)]
-        print(f"{name:10} {statistics.median(times):.3f} s (of {REPEATS}: {min(times):.3f} to {max(times):.3f})", flush=True)
+        print(
+            f"{name:10} {statistics.median(times):.3f} s (of {REPEATS}: {min(times):.3f} to"
+            f" {max(times):.3f})",
+            flush=True,
+        )
     for kind in ("model", "pretrain", "sft", "dpo", "ppo", "dual_head"):
         for what, times in form(kind, folder).items():
             if times:
                 median, longest = (
                     sorted(times)[len(times) // 2][0] * 1e3,
-                    ", ".join(f"{name} {seconds * 1e3:.0f}" for seconds, name in sorted(times, reverse=True)[:3]),
+                    ", ".join(
+                        f"{name} {seconds * 1e3:.0f}" for seconds, name in sorted(times, reverse=True)[:3]
+                    ),
                 )
-                print(f"{kind:10} {what:6} median {median:4.0f} ms of {len(times)}; longest: {longest} ms", flush=True)
+                print(
+                    f"{kind:10} {what:6} median {median:4.0f} ms of {len(times)}; longest: {longest} ms",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

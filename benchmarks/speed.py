@@ -1,8 +1,8 @@
 """Training speed and memory of the lab's transformer beside transformers' Qwen2ForCausalLM.
 
 Same process, same weights, same batch, AdamW fused, fp32, steps in turn. Run:  python benchmarks/speed.py
-Prints tokens per second of both (median), their ratio, the share of the measured matmul peak; then the peak memory of
-one step at a vocabulary of 151,936, each in a process of its own.
+Prints tokens per second of both (median), their ratio, the share of the measured matmul peak; then the peak
+memory of one step at a vocabulary of 151,936, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,9 +33,16 @@ def peer(shape):
     width, layers, heads, kv, ff, vocab = shape
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv,
-        intermediate_size=ff, tie_word_embeddings=True, max_position_embeddings=1024, use_cache=False,
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        intermediate_size=ff,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024,
+        use_cache=False,
+    )
     return Qwen2ForCausalLM(config).train()
 
 
@@ -62,7 +69,9 @@ def timed(call):
 def speed(name, rounds, peak):
     shape = SHAPES[name]
     theirs = peer(shape)
-    pair = [(m, torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True)) for m in (theirs, from_hf(theirs).train())]
+    pair = [
+        (m, torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True)) for m in (theirs, from_hf(theirs).train())
+    ]
     ids = torch.randint(0, shape[-1], (4, 256))
     losses = [[step(model, optimizer, ids) for _ in range(3)] for model, optimizer in pair]
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-3, losses
@@ -76,8 +85,9 @@ def speed(name, rounds, peak):
     medians = [statistics.median(t) for t in times]
     rates = [ids.numel() / t for t in medians]
     print(
-        f"{name} ({parameters / 1e6:.1f}M): transformers {rates[0]:,.0f} tokens/s ({flops / medians[0] / peak:.0%} of peak), "
-        f"llmlab {rates[1]:,.0f} tokens/s ({flops / medians[1] / peak:.0%} of peak), ratio {medians[0] / medians[1]:.2f}"
+        f"{name} ({parameters / 1e6:.1f}M): transformers {rates[0]:,.0f} tokens/s"
+        f" ({flops / medians[0] / peak:.0%} of peak), llmlab {rates[1]:,.0f} tokens/s"
+        f" ({flops / medians[1] / peak:.0%} of peak), ratio {medians[0] / medians[1]:.2f}"
     )
 
 
@@ -95,7 +105,9 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--memory-of", choices=["llmlab", "transformers"])
-    parser.add_argument("--keep-memory", action="store_true", help="with the lab's allocator setting, for both")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="with the lab's allocator setting, for both"
+    )
     arguments = parser.parse_args()
     if arguments.memory_of:
         peak_memory(arguments.memory_of)
@@ -113,8 +125,8 @@ def main():
         command = [sys.executable, __file__, "--memory-of", which]
         used[which] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     print(
-        f"peak memory of a step, vocabulary 151,936, 4 x 1024 tokens: transformers {used['transformers']:.2f} GB, "
-        f"llmlab {used['llmlab']:.2f} GB, ratio {used['llmlab'] / used['transformers']:.2f}"
+        f"peak memory of a step, vocabulary 151,936, 4 x 1024 tokens: transformers {used['transformers']:.2f}"
+        f" GB, llmlab {used['llmlab']:.2f} GB, ratio {used['llmlab'] / used['transformers']:.2f}"
     )
 
 

@@ -13,10 +13,14 @@ from llmlab.trust import redact
 def main() -> None:
     """Runs the command line; a person's error is one message and its exit code, never a traceback."""
     make_readable()
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries read it when they are imported; the dashboard shows progress
+    os.environ.setdefault(
+        "TQDM_DISABLE", "1"
+    )  # the libraries read it when they are imported; the dashboard shows progress
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client's retries; what came of them is said
     try:
-        if len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty():  # the menu does not wait for all the commands
+        if (
+            len(sys.argv) == 1 and sys.stdin.isatty() and sys.stdout.isatty()
+        ):  # the menu does not wait for all the commands
             from llmlab.ui.menu import main_menu
 
             main_menu()

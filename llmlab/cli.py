@@ -1,4 +1,6 @@
-"""The door: one short function a command. Everything heavy is imported where it is used, so that help appears at once."""
+"""The door: one short function a command. Everything heavy is imported where it is used,
+so that help appears at once.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ cache = typer.Typer(help="The reference log-probabilities that sequential DPO ke
 app.add_typer(cache, name="cache")
 CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Where the caches are.")]
 CACHES = Path("checkpoints/reference_cache")
-SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the config.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the config.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -40,7 +44,9 @@ def menu(context: typer.Context) -> None:
 @app.command()
 def new(
     kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo, ppo or dual_head.")],
-    preset: Annotated[str | None, typer.Option(help="Start from a known shape; of methods from 100m, 1b or 7b.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Start from a known shape; of methods from 100m, 1b or 7b.")
+    ] = None,
     set_: SetOption = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Take the defaults and ask nothing.")] = False,
@@ -53,7 +59,13 @@ def new(
     from llmlab.models.resolve import with_newest
 
     cls = kind_class(kind)
-    start = cls() if not preset else model_preset(preset) if kind == "model" else cls(**method_preset(kind, preset))
+    start = (
+        cls()
+        if not preset
+        else model_preset(preset)
+        if kind == "model"
+        else cls(**method_preset(kind, preset))
+    )
     config = with_newest(apply_changes(start, parse_changes(set_)), required=False)
     if not yes:
         if not sys.stdin.isatty():
@@ -69,7 +81,9 @@ def new(
 
 
 @app.command()
-def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo, ppo or dual_head.")]) -> None:
+def schema(
+    kind: Annotated[str, typer.Argument(help="model, pretrain, sft, reward, dpo, grpo, ppo or dual_head.")],
+) -> None:
     """Print the JSON Schema of a config, for editors."""
     from llmlab.config import schema as json_schema
 
@@ -80,14 +94,18 @@ def schema(kind: Annotated[str, typer.Argument(help="model, pretrain, sft, rewar
 def check(
     config: Annotated[Path, typer.Argument(help="A config file.")],
     set_: SetOption = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Run three steps in a folder that is removed again.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run three steps in a folder that is removed again.")
+    ] = False,
 ) -> None:
     """Validate a config, show what it will cost and look at its data; starts nothing."""
     from llmlab.screen import LabConsole
 
     loaded = _with_newest(_load(config, set_))
     if measure and loaded.kind == "model":
-        raise LabError("is a model, of which no step can be measured", where=str(config), remedy="name a training config")
+        raise LabError(
+            "is a model, of which no step can be measured", where=str(config), remedy="name a training config"
+        )
     from llmlab.ui import preflight
 
     _quiet_datasets()
@@ -113,14 +131,19 @@ def run(
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     trust: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Agree to run code: a reward `module:function`, or a model's own.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Agree to run code: a reward `module:function`, or a model's own."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")] = False,
 ) -> None:
     """Train as a config says; progress on stderr, the result on stdout."""
     loaded = _with_newest(_load(config, set_))
     if loaded.kind == "model":
-        raise LabError("is a model, which cannot be run", where=str(config), remedy='name it as `model` in a "pretrain" config')
+        raise LabError(
+            "is a model, which cannot be run",
+            where=str(config),
+            remedy='name it as `model` in a "pretrain" config',
+        )
     if dry_run:
         from llmlab.planning.report import plan_table
         from llmlab.ui.preflight import check_inputs
@@ -184,7 +207,9 @@ def generate(
 @app.command()
 def merge(
     checkpoint: Annotated[str, typer.Argument(help="A run with an adapter, or its folder.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the merged model goes.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where the merged model goes.")
+    ] = None,
 ) -> None:
     """Add an adapter's weights to its base: a plain model folder that needs no adapter."""
     from llmlab.runs.folder import find_model
@@ -201,22 +226,34 @@ def merge(
 @app.command()
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(help="A run, a model folder, a GGUF file or a hub id.")],
-    task: Annotated[list[str], typer.Option("--task", metavar="SOURCE", help="What to measure it on; may be given again.")],
+    task: Annotated[
+        list[str], typer.Option("--task", metavar="SOURCE", help="What to measure it on; may be given again.")
+    ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How the sources are read: split, max_rows ...")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How the sources are read: split, max_rows ..."),
     ] = None,
     by: Annotated[str, typer.Option(help="score or generate: how a label or an answer is found.")] = "score",
     reward: Annotated[
-        list[str] | None, typer.Option(metavar="REWARD", help="Answer the prompts, too, and score the answers by this.")
+        list[str] | None,
+        typer.Option(metavar="REWARD", help="Answer the prompts, too, and score the answers by this."),
     ] = None,
-    against: Annotated[str | None, typer.Option(help="With --reward: another model, for how often each wins.")] = None,
-    trust: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Agree to run a reward `module:function`.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="With --reward: another model, for how often each wins.")
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Agree to run a reward `module:function`.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens of a text or conversation read at once; left out, 1,024 or the context.")
+        int | None,
+        typer.Option(
+            min=2, help="Tokens of a text or conversation read at once; left out, 1,024 or the context."
+        ),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="Tokens from one window of a text to the next; left out, half a window.")
+        int | None,
+        typer.Option(min=1, help="Tokens from one window of a text to the next; left out, half a window."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
@@ -231,13 +268,20 @@ def evaluate(
 
         refuse_lengths(max_length, stride, "prompts that are answered", task[0])
     if against and not reward:
-        raise LabError("`--against` compares answers by a reward", remedy="add --reward NAME (`llmlab new grpo` lists them)")
+        raise LabError(
+            "`--against` compares answers by a reward",
+            remedy="add --reward NAME (`llmlab new grpo` lists them)",
+        )
     from llmlab.config.base import validate
     from llmlab.config.rewards import RewardSource
     from llmlab.runs.folder import find_model
 
     rewards = [validate(RewardSource, line) for line in reward or []]
-    for name in [checkpoint, *([against] if against else []), *(one.name for one in rewards if one.kind == "model")]:
+    for name in [
+        checkpoint,
+        *([against] if against else []),
+        *(one.name for one in rewards if one.kind == "model"),
+    ]:
         find_model(name)
     if trust:
         from llmlab.trust import TRUSTED
@@ -264,7 +308,9 @@ def evaluate(
         elif against:
             other, its_reader = load_model(against)
             speakers.append(Speaker(against, other.to(device), its_reader))
-        found = [judged(speakers, source, weighted(rewards, device), batch_size=batch_size) for source in sources]
+        found = [
+            judged(speakers, source, weighted(rewards, device), batch_size=batch_size) for source in sources
+        ]
     else:
         how = {"by": by, "batch_size": batch_size, "max_length": max_length, "stride": stride}
         found = [measure(model, reader, source, **how) for source in sources]
@@ -276,12 +322,16 @@ def evaluate(
 
 @data.command("inspect")
 def inspect_source(
-    source: Annotated[str, typer.Argument(help="A hub id, a file, a folder or what ships; also `name | subset`.")],
+    source: Annotated[
+        str, typer.Argument(help="A hub id, a file, a folder or what ships; also `name | subset`.")
+    ],
     tokenizer: Annotated[
-        str | None, typer.Option(help="Whose tokens are counted: a model, a tokenizer folder, a hub id, `byte`.")
+        str | None,
+        typer.Option(help="Whose tokens are counted: a model, a tokenizer folder, a hub id, `byte`."),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="How it is read: split, format, columns, labels ...")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How it is read: split, format, columns, labels ..."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
 ) -> None:
@@ -336,7 +386,9 @@ def list_caches(cache_dir: CacheDir = CACHES) -> None:
 
 @cache.command("verify")
 def verify_caches(
-    config: Annotated[Path | None, typer.Argument(help="A DPO config: recompute some of its pairs with the reference.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="A DPO config: recompute some of its pairs with the reference.")
+    ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs to recompute.")] = 32,
     cache_dir: CacheDir = CACHES,
 ) -> None:
@@ -355,14 +407,21 @@ def verify_caches(
 
     quiet_libraries()
     checked, largest = recompute(loaded, pairs)
-    typer.echo(f"{checked:,} pairs recomputed: the largest difference is {largest:.3g} (log-probability of an answer)")
+    typer.echo(
+        f"{checked:,} pairs recomputed: the largest difference is {largest:.3g} (log-probability of an"
+        " answer)"
+    )
     if largest > TOLERANCE:
-        raise LabError("the cache disagrees with its reference", where=loaded.cache_dir, remedy="llmlab cache clear")
+        raise LabError(
+            "the cache disagrees with its reference", where=loaded.cache_dir, remedy="llmlab cache clear"
+        )
 
 
 @cache.command("clear")
 def clear_caches(
-    name: Annotated[str | None, typer.Argument(help="One cache, by the beginning of its name; left out, all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One cache, by the beginning of its name; left out, all.")
+    ] = None,
     cache_dir: CacheDir = CACHES,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -381,9 +440,13 @@ def clear_caches(
 
 @app.command()
 def tokenizer(
-    sources: Annotated[list[str], typer.Argument(help="Text to learn from: files, folders, hub ids, llmlab:moby-dick.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Text to learn from: files, folders, hub ids, llmlab:moby-dick.")
+    ],
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 8192,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The tokenizer's folder.")] = Path("checkpoints/tokenizer"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="The tokenizer's folder.")] = Path(
+        "checkpoints/tokenizer"
+    ),
 ) -> None:
     """Train a byte-level BPE tokenizer on your text."""
     from llmlab.config import SourceConfig
@@ -400,7 +463,9 @@ def tokenizer(
 @app.command()
 def quickstart(
     minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 5.0,
-    model: Annotated[str | None, typer.Option(help="Fine-tune this model with LoRA in place of a new one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Fine-tune this model with LoRA in place of a new one.")
+    ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path(
         "checkpoints/quickstart"
     ),
@@ -436,7 +501,9 @@ def runs(
         typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
     elif action == "verify":
-        raise LabError("`runs verify` needs the name of a run", remedy="`llmlab runs` lists them: llmlab runs verify RUN")
+        raise LabError(
+            "`runs verify` needs the name of a run", remedy="`llmlab runs` lists them: llmlab runs verify RUN"
+        )
     else:
         raise LabError(f"unknown action {action!r}", remedy="llmlab runs, or llmlab runs verify RUN")
 
@@ -464,15 +531,20 @@ def command_line(arguments: list[str] | None = None) -> int:
         raise KeyboardInterrupt from None
     except typer.TyperException as error:
         place = error.ctx.command_path if getattr(error, "ctx", None) else "llmlab"
-        raise LabError(error.format_message().rstrip("."), remedy=f"`{place} -h` says what can be given") from None
-    except OSError as error:  # a name too long, a link in a circle, a folder that cannot be entered: told by the system
+        raise LabError(
+            error.format_message().rstrip("."), remedy=f"`{place} -h` says what can be given"
+        ) from None
+    except (
+        OSError
+    ) as error:  # a name too long, a link in a circle, a folder that cannot be entered: told by the system
         if not error.filename:
             raise
         raise LabError(f"cannot be used ({error.strerror})", where=str(error.filename)) from None
 
 
 def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
-    """Returns `key=value` pairs as a dictionary; values are JSON where they parse as such (1e3 as the whole number), else text.
+    """Returns `key=value` pairs as a dictionary; values are JSON where they parse as such (1e3 as the whole
+    number), else text.
 
     Raises:
         LabError: when a pair has no `=`.
@@ -496,7 +568,10 @@ def _changes(cls: Any, set_: list[str] | None) -> dict[str, Any]:
     from llmlab.config.base import as_number
 
     changes = parse_changes(set_)
-    return {name: as_number(cls, name, value) if isinstance(value, str) else value for name, value in changes.items()}
+    return {
+        name: as_number(cls, name, value) if isinstance(value, str) else value
+        for name, value in changes.items()
+    }
 
 
 def _load(path: Path, set_: list[str] | None) -> Any:
@@ -507,7 +582,9 @@ def _load(path: Path, set_: list[str] | None) -> Any:
         record = RunFolder(path).record
         if damage := RunFolder(path).damage:
             raise LabError(
-                f"the record of this run is damaged: {RECORD} {damage}", where=str(path), remedy="run its config file"
+                f"the record of this run is damaged: {RECORD} {damage}",
+                where=str(path),
+                remedy="run its config file",
             )
         if "config" not in record:
             raise LabError("holds no run", where=str(path), remedy="name a config file or a run folder")
@@ -532,7 +609,11 @@ def _source(line: str, set_: list[str] | None) -> Any:
     from llmlab.config.base import validate
 
     source = validate(SourceConfig, line)
-    return validate(SourceConfig, {**source.model_dump(exclude_unset=True), **_changes(SourceConfig, set_)}) if set_ else source
+    return (
+        validate(SourceConfig, {**source.model_dump(exclude_unset=True), **_changes(SourceConfig, set_)})
+        if set_
+        else source
+    )
 
 
 def _quiet_datasets() -> None:

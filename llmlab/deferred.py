@@ -1,7 +1,8 @@
 """Packages that are loaded when something of them is first used, not when another library imports them.
 
-peft imports bitsandbytes wherever it is installed. Where nothing is quantised that costs time and memory, and on processors
-with AVX512-BF16 it prints a line about a kernel that it could not fetch, at the head of every command.
+peft imports bitsandbytes wherever it is installed. Where nothing is quantised that costs time and memory, and
+on processors with AVX512-BF16 it prints a line about a kernel that it could not fetch, at the head of every
+command.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 class DeferredModule(ModuleType):
     """Stands in `sys.modules` for a package until an attribute of it is asked for.
 
-    Unlike the modules of `importlib.util.LazyLoader` it answers `__spec__` without loading: that is how libraries find out
-    whether a package is installed.
+    Unlike the modules of `importlib.util.LazyLoader` it answers `__spec__` without loading: that is how
+    libraries find out whether a package is installed.
     """
 
     def __init__(self, spec: ModuleSpec):
@@ -32,7 +33,8 @@ class DeferredModule(ModuleType):
         """Loads the package and returns its attribute.
 
         Raises:
-            AttributeError: for special names that only inspection asks for, and for those that the package has not.
+            AttributeError: for special names that only inspection asks for, and for those that the package
+                has not.
         """
         name = self.__name__
         if attribute.startswith("__") and attribute not in ("__path__", "__version__"):
@@ -45,14 +47,17 @@ class DeferredModule(ModuleType):
 class LoadedSubmodules(MetaPathFinder, Loader):
     """Answers `import package.part` where asking for the package's `__path__` has just loaded the part.
 
-    The import system looks into `sys.modules` before it asks for the path and would run the part's code a second time.
+    The import system looks into `sys.modules` before it asks for the path and would run the part's code a
+    second time.
     """
 
     def __init__(self, package: str):
         self.prefix = f"{package}."
         self.specs: dict[str, ModuleSpec | None] = {}
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Returns a spec for a part that is loaded, None for every other module."""
         if target is not None or not name.startswith(self.prefix) or name not in sys.modules:
             return None
@@ -69,7 +74,8 @@ class LoadedSubmodules(MetaPathFinder, Loader):
 
 
 def defer_import(name: str) -> None:
-    """Lets `import name` load nothing until something of the package is used; nothing happens where it is loaded or missing.
+    """Lets `import name` load nothing until something of the package is used; nothing happens where it is
+    loaded or missing.
 
     The package's own log is limited to errors.
     """

@@ -1,4 +1,6 @@
-"""Files that are written whole or not at all, and read within bounds: whatever a name stands for, reading it ends."""
+"""Files that are written whole or not at all, and read within bounds: whatever a name stands for,
+reading it ends.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class BadFile(ValueError):
 
 
 def in_home(name: str) -> Path:
-    """Returns the path of a name; `~` is the home folder, what looks like a person that there is not a name as any other."""
+    """Returns the path of a name; `~` is the home folder,
+    what looks like a person that there is not a name as any other.
+    """
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -33,7 +37,8 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
 
     Raises:
         OSError: when it is not there or cannot be read.
-        BadFile: when it is a folder, a pipe or a device, longer than `largest` bytes, or no name that a file can have.
+        BadFile: when it is a folder, a pipe or a device, longer than `largest` bytes, or no name that a file
+            can have.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
@@ -42,7 +47,9 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise BadFile("is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, not a file")
+            raise BadFile(
+                "is a folder, not a file" if stat.S_ISDIR(mode) else "is a pipe or a device, not a file"
+            )
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(largest + 1)
     finally:
@@ -65,7 +72,9 @@ def read_json(path: Path, *, largest: int = LARGEST, deepest: int = DEEPEST) -> 
     except UnicodeDecodeError as error:
         raise BadFile(f"is not UTF-8 text ({error.reason} at byte {error.start + 1:,})") from None
     except json.JSONDecodeError as error:
-        raise BadFile(f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})") from None
+        raise BadFile(
+            f"is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno})"
+        ) from None
     except ValueError:  # Python reads no more than 4,300 digits
         raise BadFile("holds a number of too many digits") from None
     except RecursionError:
@@ -97,15 +106,22 @@ def write_text_atomically(path: Path, text: str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as file:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+        ) as file:
             temporary = file.name
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, half of a surrogate pair in the text
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a NUL in the name, half of a surrogate pair in the text
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
         reason = getattr(error, "strerror", None) or error
-        raise LabError(f"cannot be written ({reason})", where=str(path), remedy="free space or choose another place") from None
+        raise LabError(
+            f"cannot be written ({reason})", where=str(path), remedy="free space or choose another place"
+        ) from None

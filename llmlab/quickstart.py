@@ -1,10 +1,12 @@
-"""The whole pipeline on what ships: tokenizer, base training, SFT, GRPO, with held-out figures before and after; DPO beside it.
+"""The whole pipeline on what ships: tokenizer, base training, SFT, GRPO, with held-out figures before and
+after; DPO beside it.
 
-It only writes configs and runs them, so everything it did can be replayed with `llmlab run`. All answers in the training data
-are right. The SFT data has them in two styles, a bare answer and a sentence, and the model learns both; alignment then teaches
-it to give bare answers. GRPO starts from the SFT model, with a reward that can be checked. DPO starts from the same SFT model,
-for comparison: its chosen answers are the bare right ones, its rejected answers are sampled from the SFT model and are wrong or
-sentences. Held-out questions occur in no training row.
+It only writes configs and runs them, so everything it did can be replayed with `llmlab run`. All answers in
+the training data are right. The SFT data has them in two styles, a bare answer and a sentence, and the model
+learns both; alignment then teaches it to give bare answers. GRPO starts from the SFT model, with a reward
+that can be checked. DPO starts from the same SFT model, for comparison: its chosen answers are the bare right
+ones, its rejected answers are sampled from the SFT model and are wrong or sentences. Held-out questions occur
+in no training row.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from llmlab.config import DPOConfig, GRPOConfig, ModelConfig, PretrainConfig, SFTConfig, SourceConfig, save_config
+from llmlab.config import (
+    DPOConfig,
+    GRPOConfig,
+    ModelConfig,
+    PretrainConfig,
+    SFTConfig,
+    SourceConfig,
+    save_config,
+)
 from llmlab.data.tasks import distinct_questions, questions
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
@@ -33,8 +43,9 @@ Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
 SENTENCE = "The answer is {}."  # the style of every other answer of the SFT data
 STYLES = (
-    'All answers in the SFT data are right, every other one as a sentence ("The answer is 7."). Exact match counts the bare '
-    'ones ("7"): alignment teaches the style. "Right in either style" shows how far the knowledge stays.'
+    'All answers in the SFT data are right, every other one as a sentence ("The answer is 7."). Exact match'
+    ' counts the bare ones ("7"): alignment teaches the style. "Right in either style" shows how far the'
+    " knowledge stays."
 )
 LONGEST = 20  # tokens of an answer
 DEFAULT_MINUTES = 5.0
@@ -70,7 +81,9 @@ class Report:
     held_out: list[tuple[int, float]] = field(default_factory=list)
 
 
-def quickstart(folder: Path, *, minutes: float, model: str | None, console: Console, seed: int = DEFAULT_SEED) -> Path:
+def quickstart(
+    folder: Path, *, minutes: float, model: str | None, console: Console, seed: int = DEFAULT_SEED
+) -> Path:
     """Runs the pipeline in `folder` and returns the final model's folder.
 
     Args:
@@ -84,7 +97,9 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
         LabError: when the folder is taken or the model does not load.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise LabError("is not empty", where=str(folder), remedy="choose another folder with -o, or remove it")
+        raise LabError(
+            "is not empty", where=str(folder), remedy="choose another folder with -o, or remove it"
+        )
     if not 0 < minutes <= 1440:
         raise LabError(f"`--minutes` {minutes:g} is out of range", remedy="use 1 to 1440")
     from llmlab.training.engine.environment import quiet_libraries
@@ -93,7 +108,10 @@ def quickstart(folder: Path, *, minutes: float, model: str | None, console: Cons
     scale, report, began = Scale(minutes, model is not None, seed), Report(), time.perf_counter()
     size = HELD_OUT if model is None else 40
     held_out = distinct_questions(size + size // 2, seed=1)
-    test, validation = held_out[:size], held_out[size:]  # the weights kept are chosen on the second, judged on the first
+    test, validation = (
+        held_out[:size],
+        held_out[size:],
+    )  # the weights kept are chosen on the second, judged on the first
     if model is None:
         policy = _base(folder, scale, report, console)
     else:
@@ -116,17 +134,33 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
     tokenizer = train_tokenizer(document_texts(source), 1024)
     save_tokenizer(tokenizer, folder / "tokenizer")
     shape = ModelConfig(
-        tokenizer_name=str(folder / "tokenizer"), vocab_size=len(tokenizer), d_model=160, n_layers=4, n_heads=4,
-        n_kv_heads=2, d_ff=432, max_seq_len=256,
-    )  # fmt: skip
+        tokenizer_name=str(folder / "tokenizer"),
+        vocab_size=len(tokenizer),
+        d_model=160,
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=2,
+        d_ff=432,
+        max_seq_len=256,
+    )
     save_config(shape, folder / "model.json")
     steps = scale.steps(220)
     config = PretrainConfig(
-        model=str(folder / "model.json"), datasets=[source], eval_fraction=0.05, max_steps=steps, optimizer="muon",
-        learning_rate=1e-2, warmup_steps=min(20, steps // 5), batch_size=16, gradient_accumulation_steps=1,
-        eval_every=max(1, steps // 4), save_every=steps, seed=scale.seed,
-        output_dir=str(folder / "base"), report_to=[],
-    )  # fmt: skip
+        model=str(folder / "model.json"),
+        datasets=[source],
+        eval_fraction=0.05,
+        max_steps=steps,
+        optimizer="muon",
+        learning_rate=1e-2,
+        warmup_steps=min(20, steps // 5),
+        batch_size=16,
+        gradient_accumulation_steps=1,
+        eval_every=max(1, steps // 4),
+        save_every=steps,
+        seed=scale.seed,
+        output_dir=str(folder / "base"),
+        report_to=[],
+    )
     result = _run(config, folder / "base.json", report, console)
     _figure(report, "base", "bits per byte", result.metrics, "eval_bits_per_byte")
     for line in (json.loads(text) for text in (result.folder / "metrics.jsonl").read_text().splitlines()):
@@ -138,7 +172,13 @@ def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
 
 
 def _sft(
-    folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
+    folder: Path,
+    policy: str,
+    scale: Scale,
+    test: list[Question],
+    validation: list[Question],
+    report: Report,
+    console: Console,
 ) -> str:
     console.rule("2 of 4: supervised fine-tuning on questions and answers, every other answer as a sentence")
     steps = scale.steps(16 if scale.small else 300)
@@ -150,11 +190,19 @@ def _sft(
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-4, batch_size=2, max_length=256)
     own: dict[str, Any] = dict(optimizer="muon", learning_rate=4e-3, batch_size=16, max_length=256)
     config = SFTConfig(
-        policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "sft.jsonl"))],
-        eval_datasets=[SourceConfig(name=str(folder / "validation.jsonl"))], max_steps=steps, warmup_steps=min(20, steps // 5),
-        gradient_accumulation_steps=1, eval_every=max(1, steps // 2), save_every=steps,
-        seed=scale.seed, output_dir=str(folder / "sft"), report_to=[], **(small if scale.small else own),
-    )  # fmt: skip
+        policy_checkpoint=policy,
+        datasets=[SourceConfig(name=str(folder / "sft.jsonl"))],
+        eval_datasets=[SourceConfig(name=str(folder / "validation.jsonl"))],
+        max_steps=steps,
+        warmup_steps=min(20, steps // 5),
+        gradient_accumulation_steps=1,
+        eval_every=max(1, steps // 2),
+        save_every=steps,
+        seed=scale.seed,
+        output_dir=str(folder / "sft"),
+        report_to=[],
+        **(small if scale.small else own),
+    )
     before = _answers(policy, test, console)
     result = _run(config, folder / "sft.json", report, console)
     after = _answers(str(result.model), test, console)
@@ -179,28 +227,50 @@ def _compare(report: Report, stage: str, before: Any, after: Any) -> None:
     """Adds how many answers are right to the letter, and how many in either style."""
     report.rows.append((stage, "exact match", before.accuracy, after.accuracy))
     either = [
-        sum(in_either_style(right, given) for _, _, right, given in side.rows) / len(side.rows) for side in (before, after)
+        sum(in_either_style(right, given) for _, _, right, given in side.rows) / len(side.rows)
+        for side in (before, after)
     ]
     report.rows.append((stage, "right in either style", *either))
 
 
 def _grpo(
-    folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
+    folder: Path,
+    policy: str,
+    scale: Scale,
+    test: list[Question],
+    validation: list[Question],
+    report: Report,
+    console: Console,
 ) -> str:
-    console.rule("3 of 4: reward training (GRPO); an answer is worth 1 when it is right to the letter, else 0")
+    console.rule(
+        "3 of 4: reward training (GRPO); an answer is worth 1 when it is right to the letter, else 0"
+    )
     steps = scale.steps(4 if scale.small else 60)
     rows = itertools.islice(questions(scale.seed + 1, held_out=False), 400 if scale.small else 8000)
     _write_rows(folder / "prompts.jsonl", [{"prompt": q, "answer": a} for _, q, a in rows])
     _write_rows(folder / "prompts_validation.jsonl", [{"prompt": q, "answer": a} for _, q, a in validation])
-    small: dict[str, Any] = dict(adapter="lora", learning_rate=1e-4, batch_size=16, mini_batch_size=8, group_size=4)
+    small: dict[str, Any] = dict(
+        adapter="lora", learning_rate=1e-4, batch_size=16, mini_batch_size=8, group_size=4
+    )
     own: dict[str, Any] = dict(learning_rate=3e-4, batch_size=128, mini_batch_size=64, group_size=8)
     config = GRPOConfig(
-        policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "prompts.jsonl"))],
-        eval_datasets=[SourceConfig(name=str(folder / "prompts_validation.jsonl"))], reward_model=["exact_match"], beta=0.0,
-        iterations=1, max_steps=steps, warmup_steps=min(5, steps // 5), max_new_tokens=LONGEST, max_prompt_length=96,
-        eval_every=max(1, steps // 2), save_every=steps, seed=scale.seed, output_dir=str(folder / "grpo"),
-        report_to=[], **(small if scale.small else own),
-    )  # fmt: skip
+        policy_checkpoint=policy,
+        datasets=[SourceConfig(name=str(folder / "prompts.jsonl"))],
+        eval_datasets=[SourceConfig(name=str(folder / "prompts_validation.jsonl"))],
+        reward_model=["exact_match"],
+        beta=0.0,
+        iterations=1,
+        max_steps=steps,
+        warmup_steps=min(5, steps // 5),
+        max_new_tokens=LONGEST,
+        max_prompt_length=96,
+        eval_every=max(1, steps // 2),
+        save_every=steps,
+        seed=scale.seed,
+        output_dir=str(folder / "grpo"),
+        report_to=[],
+        **(small if scale.small else own),
+    )
     before = _answers(policy, test, console)
     result = _run(config, folder / "grpo.json", report, console)
     after = _answers(str(result.model), test, console)
@@ -213,47 +283,75 @@ def _grpo(
 
 
 def _dpo(
-    folder: Path, policy: str, scale: Scale, test: list[Question], validation: list[Question], report: Report, console: Console
+    folder: Path,
+    policy: str,
+    scale: Scale,
+    test: list[Question],
+    validation: list[Question],
+    report: Report,
+    console: Console,
 ) -> None:
     console.rule("4 of 4: for comparison, preference training (DPO) of the SFT model")
     from llmlab.evaluation.pairs import preference_accuracy
 
-    train = list(itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else scale.steps(4000)))
+    train = list(
+        itertools.islice(questions(scale.seed + 2, held_out=False), 48 if scale.small else scale.steps(4000))
+    )
     pairs = _own_mistakes(policy, train, console)
     test_pairs = _own_mistakes(policy, test, console, at_least=1)
-    _write_rows(folder / "dpo.jsonl", [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs])
+    _write_rows(
+        folder / "dpo.jsonl",
+        [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in pairs],
+    )
     _write_rows(
         folder / "dpo_test.jsonl",
         [dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in test_pairs],
     )
     chosen_on = _own_mistakes(policy, validation, console, at_least=1)
     _write_rows(
-        folder / "dpo_validation.jsonl", [dict(zip(("prompt", "chosen", "rejected"), p, strict=True)) for p in chosen_on]
+        folder / "dpo_validation.jsonl",
+        [dict(zip(("prompt", "chosen", "rejected"), p, strict=True)) for p in chosen_on],
     )
     steps = scale.steps(8 if scale.small else 80)
     small: dict[str, Any] = dict(adapter="lora", learning_rate=5e-5, batch_size=4, mini_batch_size=2)
     own: dict[str, Any] = dict(learning_rate=1e-4, batch_size=64, mini_batch_size=64)
     config = DPOConfig(
-        policy_checkpoint=policy, datasets=[SourceConfig(name=str(folder / "dpo.jsonl"))],
-        eval_datasets=[SourceConfig(name=str(folder / "dpo_validation.jsonl"))], beta=0.3, max_steps=steps,
-        warmup_steps=min(10, steps // 5), max_length=128, max_prompt_length=96, eval_every=max(1, steps // 2), 
-        save_every=steps, seed=scale.seed, output_dir=str(folder / "dpo"), report_to=[], **(small if scale.small else own),
-    )  # fmt: skip
+        policy_checkpoint=policy,
+        datasets=[SourceConfig(name=str(folder / "dpo.jsonl"))],
+        eval_datasets=[SourceConfig(name=str(folder / "dpo_validation.jsonl"))],
+        beta=0.3,
+        max_steps=steps,
+        warmup_steps=min(10, steps // 5),
+        max_length=128,
+        max_prompt_length=96,
+        eval_every=max(1, steps // 2),
+        save_every=steps,
+        seed=scale.seed,
+        output_dir=str(folder / "dpo"),
+        report_to=[],
+        **(small if scale.small else own),
+    )
     before, model, tokenizer = _answers(policy, test, console, keep=True)
     ranked_before = preference_accuracy(model, tokenizer, test_pairs)
     result = _run(config, folder / "dpo.json", report, console)
     after, model, tokenizer = _answers(str(result.model), test, console, keep=True)
     _compare(report, "DPO", before, after)
-    report.rows.append(("DPO", "preference accuracy", ranked_before, preference_accuracy(model, tokenizer, test_pairs)))
+    report.rows.append(
+        ("DPO", "preference accuracy", ranked_before, preference_accuracy(model, tokenizer, test_pairs))
+    )
 
 
-def _own_mistakes(policy: str, rows: list[Question], console: Console, at_least: int = 32) -> list[tuple[str, str, str]]:
+def _own_mistakes(
+    policy: str, rows: list[Question], console: Console, at_least: int = 32
+) -> list[tuple[str, str, str]]:
     """Returns (question, bare right answer, another answer of the model's own), sampled at temperature 1."""
     from llmlab.evaluation.answers import answer
     from llmlab.models.load import load_model
 
     model, tokenizer = load_model(policy)
-    console.print(f"asking the fine-tuned model {len(rows):,} questions; those not wanted become the rejected answers")
+    console.print(
+        f"asking the fine-tuned model {len(rows):,} questions; those not wanted become the rejected answers"
+    )
     given = answer(model, tokenizer, rows, batch_size=256, max_new_tokens=LONGEST, temperature=1.0)
     pairs = [(question, right, wrong) for _, question, right, wrong in given.rows if wrong and wrong != right]
     if len(pairs) < at_least:  # a model that is nearly always right: answers to other questions stand in
@@ -271,7 +369,10 @@ def _answers(policy: str, test: list[Question], console: Console, *, keep: bool 
     ensure_chat_template(tokenizer)
     stop_at_turn_ends(model, tokenizer)
     answers = answer(model, tokenizer, test, batch_size=128, max_new_tokens=LONGEST)
-    console.print(f"{Path(policy).parent.name or policy}: {answers.accuracy:.1%} of {len(test)} held-out questions right")
+    console.print(
+        f"{Path(policy).parent.name or policy}: {answers.accuracy:.1%} of {len(test)} held-out questions"
+        " right"
+    )
     return (answers, model, tokenizer) if keep else answers
 
 
@@ -301,9 +402,13 @@ def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: floa
     if report.losses:
         console.print("\nbase training: loss over steps", highlight=False)
         width, height = min(console.width, 100), 12
-        console.print(loss_curve(report.losses, report.held_out, width, height), highlight=False, soft_wrap=True)
+        console.print(
+            loss_curve(report.losses, report.held_out, width, height), highlight=False, soft_wrap=True
+        )
     if report.samples:
-        samples = Table("question", "right", "model says", title="three held-out questions", title_justify="left")
+        samples = Table(
+            "question", "right", "model says", title="three held-out questions", title_justify="left"
+        )
         for row in report.samples:
             samples.add_row(*row)
         console.print(samples)
@@ -321,6 +426,10 @@ def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: floa
     figures = [{"stage": s, "figure": f, "before": b, "after": a} for s, f, b, a in report.rows]
     record = {"figures": figures, "minutes": report.minutes, "seconds": round(seconds, 1), "model": policy}
     write_text_atomically(folder / "quickstart.json", json.dumps(record, indent=2) + "\n")
-    configs = [f"{name}.json" for name in ("base", "sft", "grpo", "dpo") if (folder / f"{name}.json").exists()]
-    out.print(f"took {duration(seconds)}; configs to replay are in {folder}: {', '.join(configs)}", highlight=False)
+    configs = [
+        f"{name}.json" for name in ("base", "sft", "grpo", "dpo") if (folder / f"{name}.json").exists()
+    ]
+    out.print(
+        f"took {duration(seconds)}; configs to replay are in {folder}: {', '.join(configs)}", highlight=False
+    )
     out.print(f"talk to it:  llmlab chat {folder / 'grpo'}", highlight=False, soft_wrap=True)

@@ -1,5 +1,5 @@
-"""Text on its way to a person: what a terminal would obey is shown as a symbol, what it lacks in plain letters, and no more
-of it than can be read.
+"""Text on its way to a person: what a terminal would obey is shown as a symbol, what it lacks in plain
+letters, and no more of it than can be read.
 
 Nothing here knows rich; the console that prints such text is in `llmlab.screen`.
 """
@@ -16,18 +16,27 @@ BRAILLE = ("\u2800", "\u28ff")  # which curves are drawn with; the first one is 
 PAIRS = "·- –- —- »> «< ●* ○o █# ▌# ░. ━= ╸= ╺- ─- │| “\" ”\" ‘' ’' ┌+ ┐+ └+ ┘+ ├+ ┤+ ┬+ ┴+ ┼+ ╭+ ╮+ ╰+ ╯+"
 PLAIN = {**dict(PAIRS.split()), "…": "...", "→": "->", "←": "<-", BRAILLE[0]: " "}
 
-# What a terminal obeys or cannot be encoded, each as one character, so that positions in a text stay as they are: control
-# characters other than newline and tab (C0 as their pictures), marks that turn the direction of writing, lone surrogates.
+# What a terminal obeys or cannot be encoded, each as one character, so that positions in a text stay as they
+# are: control characters other than newline and tab (C0 as their pictures), marks that turn the direction of
+# writing, lone surrogates.
 SYMBOLS = {
-    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}, 0x7F: "\u2421",
-    **dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], "\ufffd"),
-}  # fmt: skip
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: "\u2421",
+    **dict.fromkeys(
+        [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)], "\ufffd"
+    ),
+}
 LONGEST, MOST_LINES = 2_000, 30  # characters of a line, and lines, of a message
 LISTED = 20  # names of a list
 TYPE_WORDS = {
-    str: "a text", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object",
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
     type(None): "null",
-}  # fmt: skip
+}
 
 
 def visible(text: str) -> str:
@@ -36,7 +45,9 @@ def visible(text: str) -> str:
 
 
 def shortened(text: str, longest: int = LONGEST) -> str:
-    """Returns a text without its middle where it has more than `longest` characters, saying how many are left out."""
+    """Returns a text without its middle where it has more than `longest` characters,
+    saying how many are left out.
+    """
     if len(text) <= longest:
         return text
     end = longest // 4
@@ -49,7 +60,9 @@ def bounded(message: str) -> str:
         return message
     lines = message.split("\n")
     kept = [shortened(line) for line in lines[:MOST_LINES]]
-    return "\n".join([*kept, *([f"and {len(lines) - MOST_LINES:,} lines more"] if len(lines) > MOST_LINES else [])])
+    return "\n".join(
+        [*kept, *([f"and {len(lines) - MOST_LINES:,} lines more"] if len(lines) > MOST_LINES else [])]
+    )
 
 
 def listed(names: Iterable[Any], most: int = LISTED) -> str:
@@ -67,8 +80,12 @@ def nested_deeper(data: Any, depth: int) -> bool:
     """Returns whether lists and objects stand inside one another more than `depth` deep."""
     level = [data]
     for _ in range(depth):  # level by level: a recursion would end where the data begins to be deep
-        level = [value for item in level if isinstance(item, (dict, list)) for value in
-                 (item.values() if isinstance(item, dict) else item)]  # fmt: skip
+        level = [
+            value
+            for item in level
+            if isinstance(item, (dict, list))
+            for value in (item.values() if isinstance(item, dict) else item)
+        ]
         if not level:
             return False
     return True
@@ -78,14 +95,18 @@ def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
-    return "".join("*" if BRAILLE[0] < sign <= BRAILLE[1] else PLAIN.get(sign, "?") for sign in lacking), error.end
+    return "".join(
+        "*" if BRAILLE[0] < sign <= BRAILLE[1] else PLAIN.get(sign, "?") for sign in lacking
+    ), error.end
 
 
 codecs.register_error(ERRORS, _in_plain_letters)
 
 
 def make_readable() -> None:
-    """Lets the standard streams carry any text: what an encoding lacks is written in plain letters, and UTF-8 is read."""
+    """Lets the standard streams carry any text: what an encoding lacks is written in plain letters,
+    and UTF-8 is read.
+    """
     for stream in (sys.stdout, sys.stderr):
         if not is_unicode(stream) and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=ERRORS)
@@ -99,6 +120,8 @@ def is_unicode(stream: Any) -> bool:
 
 
 def said(text: str) -> str:
-    """Returns a text in the letters that standard output has, with nothing in it that a terminal would obey."""
+    """Returns a text in the letters that standard output has,
+    with nothing in it that a terminal would obey.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return visible(text).encode(encoding, ERRORS).decode(encoding)

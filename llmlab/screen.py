@@ -1,5 +1,6 @@
-"""The console of the lab: a text is printed as it is. Square brackets are no markup, colons no emoji, escape sequences no
-commands, so that a name, a row or an answer can hold anything. Styles come from `styled`, which knows what is ours.
+"""The console of the lab: a text is printed as it is. Square brackets are no markup, colons no emoji, escape
+sequences no commands, so that a name, a row or an answer can hold anything. Styles come from `styled`, which
+knows what is ours.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class LabConsole(Console):
 
 
 def styled(pattern: str, *values: object) -> Text:
-    """Returns a text from rich's markup; each `{}` in it takes a value, which is shown as it is, in the style of its place."""
+    """Returns a text from rich's markup; each `{}` in it takes a value, which is shown as it is,
+    in the style of its place.
+    """
     text = Text.from_markup(pattern, emoji=False)
     places = [match.start() for match in re.finditer(r"\{\}", text.plain)]
     pieces = list(text.divide([offset for place in places for offset in (place, place + 2)]))

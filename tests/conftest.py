@@ -38,7 +38,9 @@ def tokenizer_folder(tmp_path_factory, own_cache):
     from llmlab.data.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_tokenizer(document_texts(SourceConfig(name="llmlab:moby-dick", max_rows=20)), 512).save_pretrained(folder)
+    train_tokenizer(document_texts(SourceConfig(name="llmlab:moby-dick", max_rows=20)), 512).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -69,10 +71,21 @@ def base_config(shape):
 
     def make(folder, **changes):
         values = dict(
-            model=shape, datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)], eval_fraction=0.1, max_steps=30,
-            learning_rate=3e-3, warmup_steps=3, batch_size=8, gradient_accumulation_steps=1, eval_every=10, eval_rows=32,
-            save_every=10, log_every=5, output_dir=str(folder), report_to=[],
-        )  # fmt: skip
+            model=shape,
+            datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)],
+            eval_fraction=0.1,
+            max_steps=30,
+            learning_rate=3e-3,
+            warmup_steps=3,
+            batch_size=8,
+            gradient_accumulation_steps=1,
+            eval_every=10,
+            eval_rows=32,
+            save_every=10,
+            log_every=5,
+            output_dir=str(folder),
+            report_to=[],
+        )
         return PretrainConfig(**{**values, **changes})
 
     return make

@@ -66,7 +66,11 @@ def test_menu_never_imports_torch(tmp_path):
 def test_every_entry_point_is_the_same_program():
     outputs = {
         subprocess.run(
-            [sys.executable, *entry, "--help"], capture_output=True, text=True, cwd=ROOT.parent, timeout=PATIENCE
+            [sys.executable, *entry, "--help"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT.parent,
+            timeout=PATIENCE,
         ).stdout.split("Options")[1]
         for entry in (["-m", "llmlab"], ["llmlab_cli.py"])
     }

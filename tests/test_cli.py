@@ -46,25 +46,37 @@ def place(tmp_path, base_config):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["new", "model", "--yes", "--set", "d_modle=3"], "unknown option `d_modle`: did you mean `d_model`?"),
+        (
+            ["new", "model", "--yes", "--set", "d_modle=3"],
+            "unknown option `d_modle`: did you mean `d_model`?",
+        ),
         (["new", "model", "--yes", "--set", "n_heads=0"], "`n_heads` 0 must be at least 1"),
         (["new", "model", "--yes", "--preset", "tinny"], "did you mean tiny?"),
         (["new", "modl", "--yes"], "did you mean 'model'?"),
         (["new", "model"], "there is no terminal to ask in"),
         (["new", "model", "--yes", "-o", "/proc/none/x.json"], "cannot be written"),
         (["run", "half.json"], "not valid JSON"),
-        (["new", "dual_head", "--yes", "--set", "policy_checkpoint=x"], "here the model to begin with is `backbone`"),
-        (["run", "base.json", "--resume", "latest"], "`--resume auto`, the default, takes the newest checkpoint"),
+        (
+            ["new", "dual_head", "--yes", "--set", "policy_checkpoint=x"],
+            "here the model to begin with is `backbone`",
+        ),
+        (
+            ["run", "base.json", "--resume", "latest"],
+            "`--resume auto`, the default, takes the newest checkpoint",
+        ),
         (["run", "none.json"], "no such config"),
         (["run", "folder"], "holds no run"),
-        (["run", "base.json", "--set", "datasets=[\"empty.txt\"]"], "is empty"),
-        (["run", "base.json", "--set", "datasets=[\"binary.txt\"]"], "is a binary file"),
-        (["run", "base.json", "--set", "datasets=[\"some/dataset\"]"], "the hub did not give it"),
+        (["run", "base.json", "--set", 'datasets=["empty.txt"]'], "is empty"),
+        (["run", "base.json", "--set", 'datasets=["binary.txt"]'], "is a binary file"),
+        (["run", "base.json", "--set", 'datasets=["some/dataset"]'], "the hub did not give it"),
         (["run", "base.json", "--set", "model.vocab_size=300"], "is smaller than the 512 tokens"),
-        (["run", "base.json", "--set", "model.tokenizer_name=\"Qwen/Qwen2.5-0.5B\""], "the hub did not give it"),
-        (["run", "base.json", "--set", "output_dir=\"/proc/none\""], "cannot be made"),
-        (["run", "base.json", "--set", "device=\"cuda\""], "is not on this machine"),
-        (["run", "base.json", "--set", "report_to=[\"trackio\"]"], "is not installed"),
+        (
+            ["run", "base.json", "--set", 'model.tokenizer_name="Qwen/Qwen2.5-0.5B"'],
+            "the hub did not give it",
+        ),
+        (["run", "base.json", "--set", 'output_dir="/proc/none"'], "cannot be made"),
+        (["run", "base.json", "--set", 'device="cuda"'], "is not on this machine"),
+        (["run", "base.json", "--set", 'report_to=["trackio"]'], "is not installed"),
         (["chat", "folder"], "is no checkpoint"),
         (["chat", "org/model"], "the hub did not give it"),
         (["generate", "./none", "--prompt", "x"], "no such checkpoint"),
@@ -76,7 +88,7 @@ def place(tmp_path, base_config):
         (["tokenizer", "llmlab:moby-dick", "-o", "/proc/none/x", "--vocab-size", "300"], "cannot be written"),
         (["tokenizer", "llmlab:moby-dick", "-o", "."], "is taken"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_one_line_and_exit_2(place, arguments, expected, monkeypatch, capfd):
     """In this process, which has torch loaded already; the next test tries processes of their own."""
     before = sorted(str(p) for p in place.rglob("*"))
@@ -91,11 +103,17 @@ def test_bad_input_is_one_line_and_exit_2(place, arguments, expected, monkeypatc
     assert sorted(str(p) for p in place.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (["new", "model", "--yes", "--set", "d_modle=3"], "unknown option `d_modle`: did you mean `d_model`?"),
-    (["run", "half.json"], "is not valid JSON"),
-    (["run", "base.json", "--set", 'datasets=["empty.txt"]'], "is empty"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (
+            ["new", "model", "--yes", "--set", "d_modle=3"],
+            "unknown option `d_modle`: did you mean `d_model`?",
+        ),
+        (["run", "half.json"], "is not valid JSON"),
+        (["run", "base.json", "--set", 'datasets=["empty.txt"]'], "is empty"),
+    ],
+)
 def test_bad_input_of_a_process(place, arguments, expected):
     before = sorted(str(p) for p in place.rglob("*"))
     refused(llmlab(*arguments, cwd=place), expected)
@@ -108,7 +126,20 @@ def test_without_a_terminal_it_prints_help(tmp_path):
 
 
 def test_new_check_schema(tmp_path):
-    made = llmlab("new", "model", "--preset", "small", "--set", "n_layers=3", "--set", "tokenizer_name=byte", "--yes", "-o", "m.json", cwd=tmp_path)  # fmt: skip
+    made = llmlab(
+        "new",
+        "model",
+        "--preset",
+        "small",
+        "--set",
+        "n_layers=3",
+        "--set",
+        "tokenizer_name=byte",
+        "--yes",
+        "-o",
+        "m.json",
+        cwd=tmp_path,
+    )
     assert made.returncode == 0 and made.stdout.strip() == "m.json"
     assert json.loads((tmp_path / "m.json").read_text())["n_layers"] == 3
     checked = llmlab("check", "m.json", cwd=tmp_path)
@@ -130,22 +161,48 @@ def test_run_stop_resume_generate_info(place):
     settings = ["--set", "max_steps=60", "--set", "save_every=50"]
     whole = llmlab("run", "base.json", "--json", *settings, "--set", 'output_dir="whole"', cwd=place)
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen([sys.executable, "-m", "llmlab", "run", "base.json", *settings], cwd=place, env=environment,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmlab", "run", "base.json", *settings],
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = place / "run" / "metrics.jsonl"
     until(lambda: (metrics.exists() and '"step": 10,' in metrics.read_text()) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
-    assert "goes on from here" in out and json.loads((place / "run" / "run.json").read_text())["status"] == "stopped"
+    assert (
+        "goes on from here" in out
+        and json.loads((place / "run" / "run.json").read_text())["status"] == "stopped"
+    )
     resumed = llmlab("run", "run", "--json", cwd=place)
     assert resumed.returncode == 0 and "resuming from" in resumed.stderr
     ends = [json.loads(r.stdout)["metrics"] for r in (whole, resumed)]
     assert ends[0] == ends[1]
 
-    said = llmlab("generate", "run", "--prompt", "Call me", "--set", "temperature=0", "--set", "max_new_tokens=8", cwd=place)
+    said = llmlab(
+        "generate",
+        "run",
+        "--prompt",
+        "Call me",
+        "--set",
+        "temperature=0",
+        "--set",
+        "max_new_tokens=8",
+        cwd=place,
+    )
     piped = llmlab(
-        "chat", "run", "--set", "temperature=0", "--set", "max_new_tokens=8", cwd=place, stdin="Call me\n\nCall me\n"
+        "chat",
+        "run",
+        "--set",
+        "temperature=0",
+        "--set",
+        "max_new_tokens=8",
+        cwd=place,
+        stdin="Call me\n\nCall me\n",
     )
     assert said.returncode == 0 and piped.stdout.count(said.stdout.strip()) == 2
     info = llmlab("info", "run", cwd=place).stdout

@@ -11,10 +11,17 @@ from llmlab.files import BadFile, read_json, read_object
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[" * 200 + b"]" * 200, "nested more than 100 deep"), (b"[" * 10**6, "nested"), (b"9" * 5000, "too many digits"),
-     (b'{"a": }', "line 1, column 7"), (b"[1]" + b" " * 10**7, "more than 10,000,000 bytes"), (b"", "line 1, column 1"),
-     (b'{"a": "\xff"}', "not UTF-8 text"), (b"[1]", "holds no JSON object")],
-)  # fmt: skip
+    [
+        (b"[" * 200 + b"]" * 200, "nested more than 100 deep"),
+        (b"[" * 10**6, "nested"),
+        (b"9" * 5000, "too many digits"),
+        (b'{"a": }', "line 1, column 7"),
+        (b"[1]" + b" " * 10**7, "more than 10,000,000 bytes"),
+        (b"", "line 1, column 1"),
+        (b'{"a": "\xff"}', "not UTF-8 text"),
+        (b"[1]", "holds no JSON object"),
+    ],
+)
 def test_content(tmp_path, content, message):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(BadFile, match=message):

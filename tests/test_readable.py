@@ -18,7 +18,10 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 def llmlab(*arguments, **environment):
     done = subprocess.run(
-        [sys.executable, "-m", "llmlab", *arguments], capture_output=True, env={**os.environ, **environment}, timeout=PATIENCE
+        [sys.executable, "-m", "llmlab", *arguments],
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=PATIENCE,
     )
     return done.returncode, done.stdout.decode("ascii"), done.stderr.decode("ascii")
 
@@ -40,13 +43,17 @@ def test_what_an_encoding_lacks_is_written_in_plain_letters():
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"force_terminal": True, "color_system": "standard"}, "is green"),
-     ({"force_terminal": True, "color_system": "standard", "no_color": True}, "user«19»"),
-     ({}, "user«19»")],
+    [
+        ({"force_terminal": True, "color_system": "standard"}, "is green"),
+        ({"force_terminal": True, "color_system": "standard", "no_color": True}, "user«19»"),
+        ({}, "user«19»"),
+    ],
     ids=["colours", "no colours", "a pipe"],
-)  # fmt: skip
+)
 def test_what_is_learned_is_marked_with_and_without_colours(options, expected):
     out = io.StringIO()
     Console(file=out, width=80, **options).print(Learned("a row", [("user", False), ("19", True)]))
     text = out.getvalue()
-    assert expected in text.replace("\x1b[2m", "").replace("\x1b[0m", "") and ("\x1b[32m" in text) == (expected == "is green")
+    assert expected in text.replace("\x1b[2m", "").replace("\x1b[0m", "") and ("\x1b[32m" in text) == (
+        expected == "is green"
+    )

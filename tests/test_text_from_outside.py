@@ -1,4 +1,6 @@
-"""Text from outside on the screen: brackets are shown, escape sequences are not obeyed, long messages are cut."""
+"""Text from outside on the screen: brackets are shown, escape sequences are not obeyed,
+long messages are cut.
+"""
 
 import io
 import json
@@ -15,7 +17,20 @@ from llmlab.readable import bounded, listed, shortened, visible
 from llmlab.screen import LabConsole, styled
 
 ESCAPE = "\x1b]0;owned\x1b\\\x1b[2J"
-NAMES = ["[/]", "[draft]x", "[bold]y[/bold]", ESCAPE + "z", "a\x9bb", "\u202efdp", "-", "' '", "|", ":smile:", "\\", "[red\\"]
+NAMES = [
+    "[/]",
+    "[draft]x",
+    "[bold]y[/bold]",
+    ESCAPE + "z",
+    "a\x9bb",
+    "\u202efdp",
+    "-",
+    "' '",
+    "|",
+    ":smile:",
+    "\\",
+    "[red\\",
+]
 
 
 def printed(renderable, **options):
@@ -29,8 +44,13 @@ def test_every_way_to_print_shows_a_text_as_it_is(name):
     table = Table("head", name, title=name)
     table.add_row(name, Text(name))
     shown = visible(name)
-    for renderable, times in ((name, 1), (Text(name), 1), (table, 4), (Panel(Text(name), title=Text(name)), 2),
-                              (styled("[bold]{}[/bold] {}", name, name), 2)):  # fmt: skip
+    for renderable, times in (
+        (name, 1),
+        (Text(name), 1),
+        (table, 4),
+        (Panel(Text(name), title=Text(name)), 2),
+        (styled("[bold]{}[/bold] {}", name, name), 2),
+    ):
         out = printed(renderable)
         assert out.count(shown) == times, out
         assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out)
@@ -69,8 +89,23 @@ def program(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("name", [*NAMES, "a" * 300, "a/" * 3000, "\udc80x", " ", "~nobody/x"])
-@pytest.mark.parametrize("command", ["info {}", "chat {}", "run {}", "check {}", "runs verify {}", "data catalog {}", "data inspect {}",
-                                     "tokenizer {} -o new", "cache list --cache-dir {}", "runs {}", "{}", "merge {}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    [
+        "info {}",
+        "chat {}",
+        "run {}",
+        "check {}",
+        "runs verify {}",
+        "data catalog {}",
+        "data inspect {}",
+        "tokenizer {} -o new",
+        "cache list --cache-dir {}",
+        "runs {}",
+        "{}",
+        "merge {}",
+    ],
+)
 def test_any_name_is_one_clear_line(program, command, name, tmp_path):
     arguments = [part.replace("{}", name) for part in command.split()]
     if command == "{}" and name == "-":
@@ -86,9 +121,13 @@ def test_any_name_is_one_clear_line(program, command, name, tmp_path):
 def test_runs_of_any_name_are_listed(program, tmp_path, name):
     folder = tmp_path / "checkpoints" / name
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"config": {"kind": "sft"}, "status": "[/]", "step": 3, "parent": name}))
+    (folder / "run.json").write_text(
+        json.dumps({"config": {"kind": "sft"}, "status": "[/]", "step": 3, "parent": name})
+    )
     (folder / "best").mkdir()
-    (folder / "best" / "config.json").write_text(json.dumps({"model_type": "[/]\x1b]0;x\x07", "architectures": ["x"]}))
+    (folder / "best" / "config.json").write_text(
+        json.dumps({"model_type": "[/]\x1b]0;x\x07", "architectures": ["x"]})
+    )
     code, out, err = program("runs")
     assert code == 0 and not err and visible(name) in out and "[/]" in out and "\x1b" not in out
     code, out, err = program("info", f"checkpoints/{name}")

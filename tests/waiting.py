@@ -3,7 +3,9 @@
 import os
 import time
 
-PATIENCE = float(os.environ.get("LLMLAB_PATIENCE", "300"))  # seconds until a test that waits for something gives up
+PATIENCE = float(
+    os.environ.get("LLMLAB_PATIENCE", "300")
+)  # seconds until a test that waits for something gives up
 
 
 def until(condition, said=lambda: "", pause=0.02):

@@ -32,7 +32,9 @@ class _Stop(StoppingCriteria):
         self.asked = threading.Event()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self.asked.is_set(), device=input_ids.device, dtype=torch.bool)
+        return torch.full(
+            (input_ids.shape[0],), self.asked.is_set(), device=input_ids.device, dtype=torch.bool
+        )
 
 
 class Piece(str):
@@ -49,9 +51,12 @@ class _Pieces(BaseStreamer):
     """Hands tokens over as pieces of text; a token that ends within a character waits for the next."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, skip_prompt: bool, alpha: Callable[[], float | None],
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        skip_prompt: bool,
+        alpha: Callable[[], float | None],
         ends: list[int] | int | None,
-    ):  # fmt: skip
+    ):
         self.tokenizer, self.alpha, self.ends = tokenizer, alpha, ends
         self.said: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self._ids: list[int] = []
@@ -84,12 +89,16 @@ class _Pieces(BaseStreamer):
             piece.alpha = sum(self._waiting) / len(self._waiting)
         self._shown, self._waiting = text, []
         self.said.put(piece)
-        if text.endswith("\n"):  # a new line begins anew, so that long answers are not decoded again and again
+        if text.endswith(
+            "\n"
+        ):  # a new line begins anew, so that long answers are not decoded again and again
             self._ids, self._shown = [], ""
 
 
 def is_chat_model(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Returns whether conversations can be put to the model; a base model's tokenizer has no chat template."""
+    """Returns whether conversations can be put to the model;
+    a base model's tokenizer has no chat template.
+    """
     return bool(tokenizer.chat_template)
 
 
@@ -106,8 +115,11 @@ def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(map(len, tokenizer.get_vocab()), default=1)
 
 
-def stream(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings) -> Iterator[Piece]:
-    """Yields the continuation of `prompt` piece by piece; closing the iterator stops the model after the current token.
+def stream(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
+) -> Iterator[Piece]:
+    """Yields the continuation of `prompt` piece by piece; closing the iterator stops the model after the
+    current token.
 
     An answer ends where the model's positions do.
 

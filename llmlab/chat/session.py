@@ -49,9 +49,14 @@ class ChatSession:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: ChatSettings, *, name: str = "",
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ChatSettings,
+        *,
+        name: str = "",
         plain: bool = False,
-    ):  # fmt: skip
+    ):
         self.name, self.plain = name or model.config.name_or_path, plain
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -69,8 +74,14 @@ class ChatSession:
             raise LabError("what was said is not UTF-8 text", remedy="save it as UTF-8")
         if not self.chats:
             return said
-        system = [{"role": "system", "content": self.settings.system_prompt}] if self.settings.system_prompt else []
-        return render(self.tokenizer, [*system, *self.messages, {"role": "user", "content": said}], generate=True)
+        system = (
+            [{"role": "system", "content": self.settings.system_prompt}]
+            if self.settings.system_prompt
+            else []
+        )
+        return render(
+            self.tokenizer, [*system, *self.messages, {"role": "user", "content": said}], generate=True
+        )
 
     @property
     def fused(self) -> bool:
@@ -78,7 +89,9 @@ class ChatSession:
         return isinstance(self.model, LabDualHeadForCausalLM) and not self.plain
 
     def reply(self, said: str, write: Callable[[Piece], None]) -> tuple[str, bool]:
-        """Streams the answer to `write`; returns it and whether it was cut short by Ctrl+C. Both are remembered."""
+        """Streams the answer to `write`; returns it and whether it was cut short by Ctrl+C.
+        Both are remembered.
+        """
         parts: list[str] = []
         settings = self.settings.model_copy(update={"alignment": 0.0}) if self.plain else self.settings
         pieces = stream(self.model, self.tokenizer, self.prompt(said), settings)
@@ -143,9 +156,14 @@ class ChatSession:
         name, _, value = rest.replace("=", " ", 1).partition(" ")
         value = value.strip()
         if not value:
-            raise LabError(f"/set {name} needs a value", remedy=f"/set {name} {getattr(self.settings, name, '...')}")
+            raise LabError(
+                f"/set {name} needs a value", remedy=f"/set {name} {getattr(self.settings, name, '...')}"
+            )
         if name in OF_A_DUAL_HEAD and not self.fused:
-            raise LabError(f"{self.name} has no alignment to turn", remedy="`llmlab new dual_head` trains a model that has")
+            raise LabError(
+                f"{self.name} has no alignment to turn",
+                remedy="`llmlab new dual_head` trains a model that has",
+            )
         try:
             parsed = json.loads(value)
         except (ValueError, RecursionError):
@@ -158,7 +176,9 @@ class ChatSession:
 
 
 def coloured(piece: Piece) -> Text:
-    """Returns a piece on a ground from none (alpha 0) to deep orange (alpha 1), whatever the terminal's own colours."""
+    """Returns a piece on a ground from none (alpha 0) to deep orange (alpha 1),
+    whatever the terminal's own colours.
+    """
     if piece.alpha is None:
         return Text(piece)
     share = min(1.0, max(0.0, piece.alpha))
@@ -231,12 +251,15 @@ def _lines(source: TextIO) -> Iterator[str]:
     while line := raw.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-            raise LabError(f"line {number} of standard input has more than {LONGEST_LINE:,} bytes", remedy="cut it up")
+            raise LabError(
+                f"line {number} of standard input has more than {LONGEST_LINE:,} bytes", remedy="cut it up"
+            )
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise LabError(
-                f"line {number} of standard input is not UTF-8 text ({error.reason} at byte {error.start + 1:,})",
+                f"line {number} of standard input is not UTF-8 text ({error.reason} at byte"
+                f" {error.start + 1:,})",
                 remedy="save it as UTF-8",
             ) from None
 
@@ -273,9 +296,14 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
     names = Text(" beside ", style="dim").join(Text(one.name, style="bold not dim") for one in sessions)
     console.print(names, Text(f"({kind}; /help for commands)", style="dim"))
     if session.fused:
-        console.print("a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts", style="dim")
+        console.print(
+            "a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts",
+            style="dim",
+        )
     prompt = PromptSession(
-        HTML("<ansicyan><b>you</b></ansicyan> ") if session.chats else HTML("<ansicyan><b>text</b></ansicyan> ")
+        HTML("<ansicyan><b>you</b></ansicyan> ")
+        if session.chats
+        else HTML("<ansicyan><b>text</b></ansicyan> ")
     )
     interrupted = False
     while True:

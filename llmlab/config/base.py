@@ -1,4 +1,6 @@
-"""The base of all configs: strict fields, aliases, and pydantic's complaints turned into one clear message each."""
+"""The base of all configs: strict fields, aliases,
+and pydantic's complaints turned into one clear message each.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SCHEMA_VERSION = 1
 class LabBaseConfig(BaseModel):
     """A block of options: unknown names are refused, types are not guessed, aliases are renamed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, validate_default=True, defer_build=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_default=True, defer_build=True, protected_namespaces=()
+    )
 
     @classmethod
     def options(cls) -> dict[str, OptionInfo]:
@@ -111,7 +115,11 @@ def no_text(data: Any) -> str:
             waiting += [(place, held) for held in value]
         elif isinstance(value, str) and "\0" in value:
             return f"`{shortened(place, 100)}` holds a NUL character"
-        elif isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+        elif (
+            isinstance(value, str)
+            and not value.isascii()
+            and any("\ud800" <= sign <= "\udfff" for sign in value)
+        ):
             return f"`{shortened(place, 100)}` is not UTF-8 text: it holds half of a character"
     return ""
 
@@ -126,7 +134,9 @@ def validate_option(cls: type[LabBaseConfig], name: str, value: Any) -> Any:
     if fault := no_text({name: value}):
         raise LabError(fault)
     try:
-        return TypeAdapter(Annotated[field.annotation, *field.metadata, option_info(field)]).validate_python(value, strict=True)
+        return TypeAdapter(Annotated[field.annotation, *field.metadata, option_info(field)]).validate_python(
+            value, strict=True
+        )
     except ValidationError as error:
         fault = _likeliest(error.errors())[0]
         raise LabError(_explain(cls, {**fault, "loc": (name, *fault["loc"])})) from None
@@ -134,15 +144,18 @@ def validate_option(cls: type[LabBaseConfig], name: str, value: Any) -> Any:
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
 NUMBER = re.compile(
-    r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*|(?=\.\d))(?:\.\d+)?(?:e[+-]?\d{1,3})?)\s*([kmb%]?)", re.IGNORECASE | re.ASCII
+    r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+(?:_\d+)*|(?=\.\d))(?:\.\d+)?(?:e[+-]?\d{1,3})?)\s*([kmb%]?)",
+    re.IGNORECASE | re.ASCII,
 )
 
 
 def as_number(cls: type[LabBaseConfig], name: str, text: str) -> Any:
-    """Returns the number that a person wrote for an option, as its type takes it: "4,000", "4k", "1e3", "1_000", "20%".
+    """Returns the number that a person wrote for an option, as its type takes it: "4,000", "4k", "1e3",
+    "1_000", "20%".
 
-    The text itself is returned where the option takes texts, or where it is no number of that kind: a share takes "20%", a
-    whole number takes only what is whole ("1.5k", but not "1.000", which is a thousand in some countries).
+    The text itself is returned where the option takes texts, or where it is no number of that kind: a share
+    takes "20%", a whole number takes only what is whole ("1.5k", but not "1.000", which is a thousand in some
+    countries).
     """
     field = cls.model_fields.get(name)
     kinds = set(members(field.annotation)) if field else set()
@@ -157,7 +170,11 @@ def as_number(cls: type[LabBaseConfig], name: str, text: str) -> Any:
     value = Decimal(digits) * (Decimal("0.01") if unit == "%" else Decimal(SUFFIXES.get(unit, 1)))
     if float not in kinds:
         return int(value) if value == value.to_integral_value() and value.adjusted() < 40 else text
-    return int(value) if int in kinds and value == value.to_integral_value() and value.adjusted() < 40 else float(value)
+    return (
+        int(value)
+        if int in kinds and value == value.to_integral_value() and value.adjusted() < 40
+        else float(value)
+    )
 
 
 def _is_share(field: Any) -> bool:
@@ -181,7 +198,11 @@ def _likeliest(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _explain(cls: type[LabBaseConfig], fault: dict[str, Any]) -> str:
-    path = [part for part in fault["loc"] if isinstance(part, int) or not part.startswith(("function-", "list[", "literal["))]
+    path = [
+        part
+        for part in fault["loc"]
+        if isinstance(part, int) or not part.startswith(("function-", "list[", "literal["))
+    ]
     owner, field = _owner_of(cls, path)
     name = ".".join(str(part) for part in path)
     value, kind = fault.get("input"), fault["type"]
@@ -241,20 +262,40 @@ _TYPE_WORDS = {
 def _nearest(kind: str, bound: Any, value: Any, field: Any) -> str:
     if kind in ("greater_than_equal", "less_than_equal"):
         return f": use {bound}"
-    if kind == "greater_than" and isinstance(value, int) and isinstance(bound, int) and field.annotation is int:
+    if (
+        kind == "greater_than"
+        and isinstance(value, int)
+        and isinstance(bound, int)
+        and field.annotation is int
+    ):
         return f": use {bound + 1} or more"
     return ""
 
 
-STARTS = ("policy_checkpoint", "backbone", "policy", "base_model")  # what kinds call the model they begin with
+STARTS = (
+    "policy_checkpoint",
+    "backbone",
+    "policy",
+    "base_model",
+)  # what kinds call the model they begin with
 
 
 def _suggest(name: str, owner: type[LabBaseConfig] | None) -> str:
-    names = [known for field, info in (owner.options() if owner else {}).items() for known in (field, *info.aliases)]
+    names = [
+        known
+        for field, info in (owner.options() if owner else {}).items()
+        for known in (field, *info.aliases)
+    ]
     if name in STARTS and (start := getattr(owner, "STARTS_FROM", "")):
         return f": here the model to begin with is `{start}`"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f": did you mean `{near[0]}`?" if near else f": the options are {', '.join(owner.options())}" if owner else ""
+    return (
+        f": did you mean `{near[0]}`?"
+        if near
+        else f": the options are {', '.join(owner.options())}"
+        if owner
+        else ""
+    )
 
 
 def _owner_of(cls: type[LabBaseConfig], path: list) -> tuple[type[LabBaseConfig] | None, Any]:
@@ -276,7 +317,11 @@ def _owner_of(cls: type[LabBaseConfig], path: list) -> tuple[type[LabBaseConfig]
 def members(annotation: Any) -> list[Any]:
     """Returns the types that an annotation takes, None aside."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    return [member for member in (typing.get_args(annotation) if union else (annotation,)) if member is not type(None)]
+    return [
+        member
+        for member in (typing.get_args(annotation) if union else (annotation,))
+        if member is not type(None)
+    ]
 
 
 def _flat(annotation: Any) -> list[Any]:
@@ -289,5 +334,8 @@ def _literals(owner: type[LabBaseConfig] | None, path: list) -> list[Any]:
     if name is None:
         return []
     return [
-        v for t in _flat(owner.model_fields[name].annotation) if typing.get_origin(t) is Literal for v in typing.get_args(t)
+        v
+        for t in _flat(owner.model_fields[name].annotation)
+        if typing.get_origin(t) is Literal
+        for v in typing.get_args(t)
     ]

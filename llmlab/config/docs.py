@@ -1,4 +1,6 @@
-"""The docs page of all options, rendered from the fields: `python -m llmlab.config.docs > docs/options.md`."""
+"""The docs page of all options, rendered from the fields:
+`python -m llmlab.config.docs > docs/options.md`.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,25 @@ from llmlab.config.sources import SourceConfig
 def options_page() -> str:
     """Returns the page as Markdown."""
     parts = ["# Options\n\nRendered from the config fields by `python -m llmlab.config.docs`; do not edit.\n"]
-    sections: list[tuple[str, type[LabBaseConfig]]] = [(f'`kind: "{kind}"`: {cls.TITLE}', cls) for kind, cls in KINDS.items()]
-    for title, cls in [*sections, ("Sources", SourceConfig), ("Rewards", RewardSource), ("Chat", ChatSettings)]:
+    sections: list[tuple[str, type[LabBaseConfig]]] = [
+        (f'`kind: "{kind}"`: {cls.TITLE}', cls) for kind, cls in KINDS.items()
+    ]
+    for title, cls in [
+        *sections,
+        ("Sources", SourceConfig),
+        ("Rewards", RewardSource),
+        ("Chat", ChatSettings),
+    ]:
         parts.append(f"\n## {title}\n\n| option | default | what it is |\n| --- | --- | --- |\n")
         for name, info in cls.options().items():
             if name in ("kind", "schema_version"):
                 continue
             field = cls.model_fields[name]
-            default = "required" if field.is_required() else f"`{_shown(field.get_default(call_default_factory=True))}`"
+            default = (
+                "required"
+                if field.is_required()
+                else f"`{_shown(field.get_default(call_default_factory=True))}`"
+            )
             parts.append(f"| `{name}` | {default} | {_about(info)} |\n")
     return "".join(parts)
 
@@ -40,9 +53,9 @@ def _about(info: Any) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return json.dumps([item.line() if isinstance(item, (SourceConfig, RewardSource)) else item for item in value]).replace(
-            "|", "\\|"
-        )
+        return json.dumps(
+            [item.line() if isinstance(item, (SourceConfig, RewardSource)) else item for item in value]
+        ).replace("|", "\\|")
     return json.dumps(value)
 
 

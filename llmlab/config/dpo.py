@@ -36,8 +36,20 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         aliases=["clip_range"],
     )
     loss_type: Literal[
-        "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-        "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "exo_pair",
+        "nca_pair",
+        "robust",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sigmoid_norm",
     ] = option(
         "sigmoid",
         "Loss",
@@ -59,7 +71,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
             "sigmoid_norm": "DPO on log-probabilities per token, as OLMo 3 (needs a larger beta)",
         },
         advanced=True,
-    )  # fmt: skip
+    )
     label_smoothing: float = option(
         0.001,
         "Label smoothing",
@@ -71,7 +83,10 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         lt=0.5,
     )
     reference_checkpoint: str | None = option(
-        None, "Reference", "The frozen model to stay close to; left out, the policy before training.", advanced=True
+        None,
+        "Reference",
+        "The frozen model to stay close to; left out, the policy before training.",
+        advanced=True,
     )
     reference: Literal["sequential", "live"] = option(
         "sequential",
@@ -114,7 +129,9 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         advanced=True,
     )
     lora_dropout: float = option(0.0, **COMPARED)
-    max_length: int = option(1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2)
+    max_length: int = option(
+        1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2
+    )
     max_prompt_length: int = option(
         512,
         "Longest prompt",
@@ -137,7 +154,9 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    warmup_steps: int = option(
+        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+    )
     batch_size: int = option(128, "Batch size", "Pairs per device and optimizer update.", unit="pairs", ge=1)
     mini_batch_size: int = option(
         32, "Mini-batch size", "Pairs per device and micro-step; divides the batch size.", unit="pairs", ge=1
@@ -149,12 +168,13 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
             divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
             near = min(divisors, key=lambda d: abs(d - self.mini_batch_size))
             raise ValueError(
-                f"`mini_batch_size` {self.mini_batch_size} does not divide `batch_size` {self.batch_size}: use {near}"
+                f"`mini_batch_size` {self.mini_batch_size} does not divide `batch_size` {self.batch_size}:"
+                f" use {near}"
             )
         if self.max_prompt_length >= self.max_length:
             raise ValueError(
-                f"`max_prompt_length` {self.max_prompt_length} leaves no room for an answer within `max_length` "
-                f"{self.max_length}: use {self.max_length // 2}"
+                f"`max_prompt_length` {self.max_prompt_length} leaves no room for an answer within"
+                f" `max_length` {self.max_length}: use {self.max_length // 2}"
             )
         return self
 

@@ -1,4 +1,6 @@
-"""`kind: "dual_head"`: a language-model head and a reward head on one frozen backbone, fused by a learned gate."""
+"""`kind: "dual_head"`: a language-model head and a reward head on one frozen backbone,
+fused by a learned gate.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     backbone: str = option(
         NEWEST,
         "Backbone",
-        "The model that stays frozen: a run of the lab, a Hugging Face folder, a hub id or a GGUF file; `newest` is the newest "
-        "run that fits.",
+        "The model that stays frozen: a run of the lab, a Hugging Face folder, a hub id or a GGUF file;"
+        " `newest` is the newest run that fits.",
         min_length=1,
     )
     objective: Literal["preference", "sft", "mixed"] = option(
@@ -34,7 +36,9 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         "Objective",
         "What the rows teach.",
         choices={
-            "preference": "pairs: the chosen answer is learned, and the reward head tells it from the rejected one",
+            "preference": (
+                "pairs: the chosen answer is learned, and the reward head tells it from the rejected one"
+            ),
             "sft": "answers alone (of pairs the chosen one): no preference is learned",
             "mixed": "both: some rows teach an answer alone",
         },
@@ -42,13 +46,19 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     sft_ratio: float = option(
         0.1,
         "Share of answers alone",
-        "Share of the rows that teach an answer alone: rows of conversations, or pairs whose rejected answer is left out.",
+        "Share of the rows that teach an answer alone: rows of conversations, or pairs whose rejected answer"
+        " is left out.",
         applies_when={"objective": ["mixed"]},
         gt=0,
         lt=1,
     )
     lambda_r: float = option(
-        1.0, "Weight of the preference", "Weight of the preference loss.", applies_when=WITH_PAIRS, advanced=True, ge=0
+        1.0,
+        "Weight of the preference",
+        "Weight of the preference loss.",
+        applies_when=WITH_PAIRS,
+        advanced=True,
+        ge=0,
     )
     lambda_g: float = option(
         0.01,
@@ -67,12 +77,23 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         advanced=True,
         gt=0,
     )
-    rm_bias: bool = option(False, "Bias of the reward head", "Whether the reward head has a bias.", advanced=True)
+    rm_bias: bool = option(
+        False, "Bias of the reward head", "Whether the reward head has a bias.", advanced=True
+    )
     rm_dropout: float = option(
-        0.1, "Dropout of the reward head", "Dropout of the hidden states before it.", advanced=True, ge=0, lt=1
+        0.1,
+        "Dropout of the reward head",
+        "Dropout of the hidden states before it.",
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     gating_num_heads: int = option(
-        8, "Heads of the gate", "Attention heads of the gate; divides the backbone's width.", advanced=True, ge=1
+        8,
+        "Heads of the gate",
+        "Attention heads of the gate; divides the backbone's width.",
+        advanced=True,
+        ge=1,
     )
     gating_size: int | None = option(
         None,
@@ -83,7 +104,12 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         le=LARGEST,
     )
     gating_dropout: float = option(
-        0.1, "Dropout of the gate", "Dropout of the gate's attention and last layer.", advanced=True, ge=0, lt=1
+        0.1,
+        "Dropout of the gate",
+        "Dropout of the gate's attention and last layer.",
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     gating_layer_norm: bool = option(
         True, "Norm of the gate", "Layer norm of the hidden states before the gate.", advanced=True
@@ -102,7 +128,10 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         "auto",
         "Chat template",
         "How a conversation becomes text.",
-        choices={"auto": "the model's own, ChatML where it has none", "chatml": "ChatML whatever the model has"},
+        choices={
+            "auto": "the model's own, ChatML where it has none",
+            "chatml": "ChatML whatever the model has",
+        },
         advanced=True,
     )
     share_prompts: bool = option(
@@ -113,7 +142,12 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         advanced=True,
     )
     max_length: int = option(
-        2048, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", typical="512 to 4096", ge=2
+        2048,
+        "Longest row",
+        "Prompt and answer together; longer answers are cut.",
+        unit="tokens",
+        typical="512 to 4096",
+        ge=2,
     )
     max_prompt_length: int = option(
         1024,
@@ -123,7 +157,9 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         ge=1,
     )
     epochs: float = option(3.0, "Epochs", "Passes over the rows.", unit="passes", gt=0)
-    max_steps: int = option(10000, "Steps", "Optimizer updates, at most; the epochs may be over before.", unit="steps", ge=1)
+    max_steps: int = option(
+        10000, "Steps", "Optimizer updates, at most; the epochs may be over before.", unit="steps", ge=1
+    )
     optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
         5e-5,
@@ -140,8 +176,12 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
-    batch_size: int = option(8, "Batch size", "Rows (pairs or answers) per device and micro-step.", unit="rows", ge=1)
+    warmup_steps: int = option(
+        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+    )
+    batch_size: int = option(
+        8, "Batch size", "Rows (pairs or answers) per device and micro-step.", unit="rows", ge=1
+    )
     gradient_accumulation_steps: int = option(
         8,
         "Accumulation",
@@ -155,11 +195,14 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
             self.__dict__["max_prompt_length"] = min(self.max_prompt_length, max(1, self.max_length // 2))
         if self.max_prompt_length >= self.max_length:
             raise ValueError(
-                f"`max_prompt_length` {self.max_prompt_length} leaves no room for an answer within `max_length` "
-                f"{self.max_length}: use {self.max_length // 2}"
+                f"`max_prompt_length` {self.max_prompt_length} leaves no room for an answer within"
+                f" `max_length` {self.max_length}: use {self.max_length // 2}"
             )
         if self.gradient_checkpointing:
-            raise ValueError("`gradient_checkpointing` saves nothing here: no gradient goes through the backbone; leave it out")
+            raise ValueError(
+                "`gradient_checkpointing` saves nothing here: no gradient goes through the backbone; leave"
+                " it out"
+            )
         return self
 
     @property

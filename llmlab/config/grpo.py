@@ -18,27 +18,51 @@ class GRPOConfig(RolloutConfig):
     METHOD: ClassVar[str] = "grpo"
     kind: Literal["grpo"] = "grpo"
 
-    group_size: int = option(4, "Group size", "Answers to each prompt, compared with each other.", typical="4 to 16", ge=2)
+    group_size: int = option(
+        4, "Group size", "Answers to each prompt, compared with each other.", typical="4 to 16", ge=2
+    )
     grpo_temperature: float = option(
-        1.0, "Temperature", "Of the answers: lower ones are more alike.", advanced=True, gt=0, aliases=["temperature"]
+        1.0,
+        "Temperature",
+        "Of the answers: lower ones are more alike.",
+        advanced=True,
+        gt=0,
+        aliases=["temperature"],
     )
     beta: float = option(
-        0.1, "KL weight", "How strongly the policy is held to the reference; 0 loads no reference.", typical="0 to 0.1", ge=0,
+        0.1,
+        "KL weight",
+        "How strongly the policy is held to the reference; 0 loads no reference.",
+        typical="0 to 0.1",
+        ge=0,
         aliases=["grpo_beta"],
-    )  # fmt: skip
-    clip_range: float = option(0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1)
+    )
+    clip_range: float = option(
+        0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1
+    )
     iterations: int = option(
-        4, "Iterations", "Updates on each batch of answers.", typical="1 to 4", advanced=True, ge=1, aliases=["ppo_epochs"]
+        4,
+        "Iterations",
+        "Updates on each batch of answers.",
+        typical="1 to 4",
+        advanced=True,
+        ge=1,
+        aliases=["ppo_epochs"],
     )
     use_vllm: bool = option(
-        False, "vLLM", "Generate with vLLM, where it is installed: several times as fast on a GPU.", advanced=True
+        False,
+        "vLLM",
+        "Generate with vLLM, where it is installed: several times as fast on a GPU.",
+        advanced=True,
     )
 
     @model_validator(mode="after")
     def _check_groups(self) -> GRPOConfig:
         if self.batch_size % self.group_size:
             near = max(self.group_size, self.batch_size // self.group_size * self.group_size)
-            raise ValueError(f"`batch_size` {self.batch_size} is no multiple of `group_size` {self.group_size}: use {near}")
+            raise ValueError(
+                f"`batch_size` {self.batch_size} is no multiple of `group_size` {self.group_size}: use {near}"
+            )
         return self
 
     @property

@@ -1,4 +1,6 @@
-"""Configs on disk: one loader that tells the kinds apart by `kind`, migrates old versions, and writes atomically."""
+"""Configs on disk: one loader that tells the kinds apart by `kind`, migrates old versions,
+and writes atomically.
+"""
 
 from __future__ import annotations
 
@@ -70,21 +72,30 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
         raise LabError(
             f"`schema_version` {version!r} is not known here (this is {SCHEMA_VERSION})",
             where=where,
-            remedy="update llmlab" if isinstance(version, int) and version > SCHEMA_VERSION else f"write {SCHEMA_VERSION}",
+            remedy=(
+                "update llmlab"
+                if isinstance(version, int) and version > SCHEMA_VERSION
+                else f"write {SCHEMA_VERSION}"
+            ),
         )
     changed: list[str] = []
     for old in range(version, SCHEMA_VERSION):
         data, notes = MIGRATIONS[old](dict(data))
         changed += notes
     if not isinstance(data["kind"], str):
-        raise LabError(f"`kind` is {str(data['kind'])[:60]!r}, not a text", where=where, remedy=f"one of {', '.join(KINDS)}")
+        raise LabError(
+            f"`kind` is {str(data['kind'])[:60]!r}, not a text",
+            where=where,
+            remedy=f"one of {', '.join(KINDS)}",
+        )
     try:
         made = validate(kind_class(data["kind"]), {**data, "schema_version": SCHEMA_VERSION})
     except LabError as error:
         raise error.at(where) if where else error from None
     if version < SCHEMA_VERSION:
         made._migrated = (
-            f"schema {version} was read as schema {SCHEMA_VERSION}: {'; '.join(changed) or 'nothing had to change'}"
+            f"schema {version} was read as schema {SCHEMA_VERSION}:"
+            f" {'; '.join(changed) or 'nothing had to change'}"
         )
     return made
 
@@ -99,9 +110,15 @@ def load_config(path: str | Path) -> KindConfig:
     try:
         data = read_json(path, largest=MAX_BYTES)
     except FileNotFoundError:
-        raise LabError("there is no such config file", where=str(path), remedy="`llmlab new KIND -o FILE` writes one") from None
+        raise LabError(
+            "there is no such config file", where=str(path), remedy="`llmlab new KIND -o FILE` writes one"
+        ) from None
     except BadFile as error:
-        remedy = "it may be cut off or mistyped there" if "valid JSON" in str(error) else "`llmlab new KIND` writes a config"
+        remedy = (
+            "it may be cut off or mistyped there"
+            if "valid JSON" in str(error)
+            else "`llmlab new KIND` writes a config"
+        )
         raise LabError(str(error), where=str(path), remedy=remedy) from None
     except OSError as error:
         raise LabError(f"cannot be read ({error.strerror})", where=str(path)) from None
@@ -122,14 +139,18 @@ def save_config(config: LabBaseConfig, path: str | Path) -> Path:
 def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
     """Returns the config with options replaced; `a.b` names an option of a nested block.
 
-    Values that no longer apply after the change fall back to their defaults; a changed option that does not apply
-    is an error.
+    Values that no longer apply after the change fall back to their defaults; a changed option that does not
+    apply is an error.
 
     Raises:
         LabError: when an option is unknown or the result does not validate.
     """
     cls = type(config)
-    given = {"kind", "schema_version", *config.model_fields_set}  # defaults may follow from other options: warm-up from steps
+    given = {
+        "kind",
+        "schema_version",
+        *config.model_fields_set,
+    }  # defaults may follow from other options: warm-up from steps
     data = {name: value for name, value in config.to_json_dict().items() if name in given}
     aliases = {alias: name for name, info in cls.options().items() for alias in info.aliases}
     for key, value in changes.items():
@@ -146,7 +167,10 @@ def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
             target.pop(kind := "eval_rows", None)
         target[last] = as_number(type(block), kind, value) if isinstance(value, str) else value
     changed = {aliases.get(key, key) for key in changes}
-    draft = {**{name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()}, **data}
+    draft = {
+        **{name: field.get_default(call_default_factory=True) for name, field in cls.model_fields.items()},
+        **data,
+    }
     for name, info in cls.options().items():
         met = all(draft.get(other) in values for other, values in info.applies_when.items())
         if not met and name not in changed:

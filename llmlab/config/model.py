@@ -42,7 +42,9 @@ class ModelConfig(KindConfig):
         ge=1,
     )
     n_layers: int = option(24, "Layers", "Number of transformer blocks.", typical="4 to 32", ge=1)
-    n_heads: int = option(14, "Attention heads", "Number of query heads.", typical="d_model / 64 or d_model / 128", ge=1)
+    n_heads: int = option(
+        14, "Attention heads", "Number of query heads.", typical="d_model / 64 or d_model / 128", ge=1
+    )
     attention_type: Literal["mha", "mqa", "gqa"] = option(
         "gqa",
         "Attention type",
@@ -126,7 +128,12 @@ class ModelConfig(KindConfig):
         le=LARGEST,
     )
     max_seq_len: int = option(
-        1024, "Context length", "Longest sequence it is trained on.", unit="tokens", typical="256 to 32,768", ge=1
+        1024,
+        "Context length",
+        "Longest sequence it is trained on.",
+        unit="tokens",
+        typical="256 to 32,768",
+        ge=1,
     )
     sliding_window: int | None = option(
         None,
@@ -196,7 +203,8 @@ class ModelConfig(KindConfig):
             divisors = [d for d in range(1, self.n_heads + 1) if self.n_heads % d == 0]
             nearest = sorted(sorted(divisors, key=lambda d: abs(d - self.n_kv_heads))[:2])
             raise ValueError(
-                f"`n_kv_heads` {self.n_kv_heads} does not divide `n_heads` {self.n_heads}: use {' or '.join(map(str, nearest))}"
+                f"`n_kv_heads` {self.n_kv_heads} does not divide `n_heads` {self.n_heads}: use"
+                f" {' or '.join(map(str, nearest))}"
             )
         return self
 
@@ -204,7 +212,7 @@ class ModelConfig(KindConfig):
     def _check_yarn(self) -> ModelConfig:
         if self.positional_encoding == "yarn" and self.yarn_original > self.max_seq_len:
             raise ValueError(
-                f"`yarn_original_max_seq_len` {self.yarn_original} is above `max_seq_len` {self.max_seq_len}: "
-                f"use at most {self.max_seq_len}"
+                f"`yarn_original_max_seq_len` {self.yarn_original} is above `max_seq_len` {self.max_seq_len}:"
+                f" use at most {self.max_seq_len}"
             )
         return self

@@ -1,7 +1,8 @@
-"""How an option is declared: one call that holds everything a form, a help text, a schema or a docs page says of it.
+"""How an option is declared: one call that holds everything a form, a help text, a schema or a docs page says
+of it.
 
-An option's field carries, besides pydantic's own constraints: a title, a description, a unit, a typical range,
-one sentence for every choice, and the condition under which the option applies at all.
+An option's field carries, besides pydantic's own constraints: a title, a description, a unit, a typical
+range, one sentence for every choice, and the condition under which the option applies at all.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class OptionInfo:
     aliases: list[str] = field(default_factory=list)
 
 
-LARGEST, LARGEST_STEP = 10_000_000, 1_000_000_000  # above what any machine does with a size, a count, and steps
+LARGEST, LARGEST_STEP = (
+    10_000_000,
+    1_000_000_000,
+)  # above what any machine does with a size, a count, and steps
 _SCHEMA_KEYS = ("unit", "typical", "choices", "applies_when", "advanced", "aliases")
 
 
@@ -57,15 +61,17 @@ def option(
 ) -> Any:
     """Returns a pydantic field for an option; `constraints` are pydantic's own (`gt`, `ge`, `lt`, `le` ...).
 
-    `default` may be a function without arguments, for lists. Whole numbers have an upper bound in any case: `LARGEST`,
-    or `LARGEST_STEP` where the unit is steps.
+    `default` may be a function without arguments, for lists. Whole numbers have an upper bound in any case:
+    `LARGEST`, or `LARGEST_STEP` where the unit is steps.
     """
     values = (unit, typical, choices, applies_when, advanced, aliases)
     extra = {key: value for key, value in zip(_SCHEMA_KEYS, values, strict=True) if value}
     if type(default) is int and not {"le", "lt"} & set(constraints):
         constraints["le"] = LARGEST_STEP if unit == "steps" else LARGEST
     kind = "default_factory" if callable(default) else "default"
-    return Field(title=title, description=description, json_schema_extra=extra, **{kind: default}, **constraints)
+    return Field(
+        title=title, description=description, json_schema_extra=extra, **{kind: default}, **constraints
+    )
 
 
 def option_info(field_info: FieldInfo) -> OptionInfo:

@@ -1,4 +1,6 @@
-"""`kind: "ppo"`: proximal policy optimisation with a value function (Schulman et al. 2017; Ouyang et al. 2022)."""
+"""`kind: "ppo"`: proximal policy optimisation with a value function (Schulman et al. 2017; Ouyang et al.
+2022).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ class PPOConfig(RolloutConfig):
     METHOD: ClassVar[str] = "ppo"
     kind: Literal["ppo"] = "ppo"
 
-    temperature: float = option(1.0, "Temperature", "Of the answers: lower ones are more alike.", advanced=True, gt=0)
+    temperature: float = option(
+        1.0, "Temperature", "Of the answers: lower ones are more alike.", advanced=True, gt=0
+    )
     ppo_epochs: int = option(4, "Epochs", "Passes over each batch of answers.", typical="1 to 4", ge=1)
-    clip_range: float = option(0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1)
+    clip_range: float = option(
+        0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1
+    )
     kl_coef: float = option(
         0.05,
         "KL weight",
@@ -31,11 +37,21 @@ class PPOConfig(RolloutConfig):
         ge=0,
     )
     critic: bool = option(
-        True, "Critic", "A value head on the policy; without it every token is worth the whitened return.", advanced=True
+        True,
+        "Critic",
+        "A value head on the policy; without it every token is worth the whitened return.",
+        advanced=True,
     )
-    vf_coef: float = option(0.1, "Value weight", "Weight of the value loss.", applies_when=CRITIC, advanced=True, gt=0)
+    vf_coef: float = option(
+        0.1, "Value weight", "Weight of the value loss.", applies_when=CRITIC, advanced=True, gt=0
+    )
     value_clip_range: float = option(
-        0.2, "Value clip range", "How far one batch may move a value.", applies_when=CRITIC, advanced=True, gt=0
+        0.2,
+        "Value clip range",
+        "How far one batch may move a value.",
+        applies_when=CRITIC,
+        advanced=True,
+        gt=0,
     )
     value_learning_rate: float = option(
         1e-3,
@@ -47,7 +63,13 @@ class PPOConfig(RolloutConfig):
     )
     gamma: float = option(1.0, "Gamma", "How much later rewards count, per token.", advanced=True, gt=0, le=1)
     gae_lambda: float = option(
-        0.95, "GAE lambda", "1 trusts the returns, 0 the critic.", applies_when=CRITIC, advanced=True, ge=0, le=1
+        0.95,
+        "GAE lambda",
+        "1 trusts the returns, 0 the critic.",
+        applies_when=CRITIC,
+        advanced=True,
+        ge=0,
+        le=1,
     )
     missing_end_penalty: float = option(
         0.0, "Penalty without an end", "Taken from answers that are cut before they end.", advanced=True, ge=0
@@ -57,7 +79,8 @@ class PPOConfig(RolloutConfig):
     def _check_even(self) -> PPOConfig:
         if self.batch_size % 2:
             raise ValueError(
-                f"`batch_size` {self.batch_size} is odd, and every prompt is answered twice: use {self.batch_size + 1}"
+                f"`batch_size` {self.batch_size} is odd, and every prompt is answered twice: use"
+                f" {self.batch_size + 1}"
             )
         return self
 

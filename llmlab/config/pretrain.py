@@ -19,7 +19,9 @@ class PretrainConfig(TrainingConfig):
     STARTS_FROM: ClassVar[str] = "model"
     kind: Literal["pretrain"] = "pretrain"
 
-    model: ModelConfig | str = option("model_configs/model.json", "Model", "A model config: a file, or the config itself.")
+    model: ModelConfig | str = option(
+        "model_configs/model.json", "Model", "A model config: a file, or the config itself."
+    )
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="HuggingFaceFW/fineweb-edu", subset="sample-10BT", streaming=True)],
         "Datasets",
@@ -44,5 +46,8 @@ class PretrainConfig(TrainingConfig):
         ge=1,
     )
     init_from: str | None = option(
-        None, "Continue from", "A checkpoint of the same architecture whose weights to start from.", advanced=True
+        None,
+        "Continue from",
+        "A checkpoint of the same architecture whose weights to start from.",
+        advanced=True,
     )

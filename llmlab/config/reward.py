@@ -31,13 +31,18 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
         **{
             **POLICY,
             "title": "Checkpoint",
-            "description": "What gets the scoring head: a run, a folder, a hub id, a GGUF file; `newest` is the newest "
-            "run that fits.",
+            "description": (
+                "What gets the scoring head: a run, a folder, a hub id, a GGUF file; `newest` is the newest "
+                "run that fits."
+            ),
         },
         min_length=1,
     )
     datasets: list[SourceConfig] = option(
-        lambda: [SourceConfig(name="Anthropic/hh-rlhf")], "Datasets", "Where the preference pairs come from.", min_length=1
+        lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
+        "Datasets",
+        "Where the preference pairs come from.",
+        min_length=1,
     )
     center_rewards: float = option(
         0.01,
@@ -48,7 +53,9 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
         ge=0,
     )
     lora_dropout: float = option(0.0, **COMPARED)
-    max_length: int = option(1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2)
+    max_length: int = option(
+        1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2
+    )
     max_prompt_length: int = option(
         512, "Longest prompt", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1
     )
@@ -69,7 +76,9 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    warmup_steps: int = option(
+        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+    )
     batch_size: int = option(16, "Batch size", "Pairs per device and micro-step.", unit="pairs", ge=1)
     gradient_accumulation_steps: int = option(
         4,

@@ -1,4 +1,6 @@
-"""What answers are rewarded for: built-in functions, reward models, functions of the person's own, with weights."""
+"""What answers are rewarded for: built-in functions, reward models, functions of the person's own,
+with weights.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,15 @@ from llmlab.config.base import LabBaseConfig, as_number
 from llmlab.config.options import option
 
 FUNCTIONS = (
-    "exact_match", "numeric_match", "arithmetic_steps", "label_match", "format", "length", "compiles", "repetition",
-)  # fmt: skip
+    "exact_match",
+    "numeric_match",
+    "arithmetic_steps",
+    "label_match",
+    "format",
+    "length",
+    "compiles",
+    "repetition",
+)
 OWN = re.compile(r"^[\w.]+:\w+$")  # module:function
 
 
@@ -24,11 +33,14 @@ class RewardSource(LabBaseConfig):
     name: str = option(
         ...,
         "Name",
-        f"A built-in function ({', '.join(FUNCTIONS)}), `module:function`, or a reward model (a run, a folder, a hub id).",
+        f"A built-in function ({', '.join(FUNCTIONS)}), `module:function`, or a reward model (a run, a"
+        " folder, a hub id).",
         min_length=1,
     )
     weight: float = option(1.0, "Weight", "What it counts in the sum; negative weights punish.")
-    setting: str | None = option(None, "Setting", "The regular expression of `format`, the number of words of `length`.")
+    setting: str | None = option(
+        None, "Setting", "The regular expression of `format`, the number of words of `length`."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -49,14 +61,18 @@ class RewardSource(LabBaseConfig):
     @model_validator(mode="after")
     def _check(self) -> RewardSource:
         if not math.isfinite(self.weight) or self.weight == 0:
-            raise ValueError(f"`weight` {self.weight} of the reward {self.name!r} must be a number other than 0")
+            raise ValueError(
+                f"`weight` {self.weight} of the reward {self.name!r} must be a number other than 0"
+            )
         if self.name == "format":
             try:
                 re.compile(self.setting or "")
             except re.error as error:
                 raise ValueError(f"`setting` {self.setting!r} is no regular expression ({error})") from None
             if not self.setting:
-                raise ValueError("the reward `format` needs a regular expression: write `format | 1.0 | ^\\d+$`")
+                raise ValueError(
+                    "the reward `format` needs a regular expression: write `format | 1.0 | ^\\d+$`"
+                )
         if self.setting and self.name not in ("format", "length"):
             raise ValueError(f"the reward {self.name!r} takes no setting ({self.setting!r}): leave it out")
         if self.name == "length" and self.setting and not (self.setting.isdigit() and int(self.setting) > 0):
@@ -65,7 +81,11 @@ class RewardSource(LabBaseConfig):
 
     def line(self) -> str:
         """Returns the reward as one line of the wizard."""
-        parts = [self.name, f"{self.weight:g}" if self.weight != 1 or self.setting else "", self.setting or ""]
+        parts = [
+            self.name,
+            f"{self.weight:g}" if self.weight != 1 or self.setting else "",
+            self.setting or "",
+        ]
         return " | ".join(part for part in parts if part)
 
     @property

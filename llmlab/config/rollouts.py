@@ -10,7 +10,14 @@ from llmlab.config.options import option
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import COMPARED, NEWEST, AdapterOptions, FirstOrder, TrainingConfig, first_order_option
+from llmlab.config.training import (
+    COMPARED,
+    NEWEST,
+    AdapterOptions,
+    FirstOrder,
+    TrainingConfig,
+    first_order_option,
+)
 
 
 class RolloutConfig(AdapterOptions, TrainingConfig):
@@ -32,8 +39,12 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
     )
     max_new_tokens: int = option(128, "Longest answer", "Answers are cut there.", unit="tokens", ge=1)
     top_k: int = option(0, "Top k", "Only the k likeliest tokens are said; 0 for all.", advanced=True, ge=0)
-    top_p: float = option(1.0, "Top p", "Only the likeliest tokens of this mass are said.", advanced=True, gt=0, le=1)
-    max_prompt_length: int = option(512, "Longest prompt", "Longer prompts are left out and counted.", unit="tokens", ge=1)
+    top_p: float = option(
+        1.0, "Top p", "Only the likeliest tokens of this mass are said.", advanced=True, gt=0, le=1
+    )
+    max_prompt_length: int = option(
+        512, "Longest prompt", "Longer prompts are left out and counted.", unit="tokens", ge=1
+    )
     lora_dropout: float = option(0.0, **COMPARED)
     optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
@@ -51,12 +62,22 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    warmup_steps: int = option(
+        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+    )
     batch_size: int = option(
-        128, "Batch size", "Answers per device and update; a multiple of the group size.", unit="answers", ge=2
+        128,
+        "Batch size",
+        "Answers per device and update; a multiple of the group size.",
+        unit="answers",
+        ge=2,
     )
     mini_batch_size: int = option(
-        32, "Mini-batch size", "Answers per device and micro-step; divides the batch size.", unit="answers", ge=1
+        32,
+        "Mini-batch size",
+        "Answers per device and micro-step; divides the batch size.",
+        unit="answers",
+        ge=1,
     )
 
     @model_validator(mode="before")
@@ -73,7 +94,8 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
             divisors = [d for d in range(1, self.batch_size + 1) if self.batch_size % d == 0]
             near = min(divisors, key=lambda d: abs(d - self.mini_batch_size))
             raise ValueError(
-                f"`mini_batch_size` {self.mini_batch_size} does not divide `batch_size` {self.batch_size}: use {near}"
+                f"`mini_batch_size` {self.mini_batch_size} does not divide `batch_size` {self.batch_size}:"
+                f" use {near}"
             )
         return self
 

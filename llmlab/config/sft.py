@@ -9,8 +9,10 @@ from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, Traini
 
 POLICY = dict(
     title="Policy checkpoint",
-    description="What to train: a run of the lab, a Hugging Face folder, a hub id or a GGUF file; `newest` is the newest run "
-    "that fits.",
+    description=(
+        "What to train: a run of the lab, a Hugging Face folder, a hub id or a GGUF file; `newest` is the"
+        " newest run that fits."
+    ),
 )
 
 
@@ -24,10 +26,17 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1)
     max_length: int = option(
-        1024, "Longest row", "Longer rows are cut at the end and counted.", unit="tokens", typical="512 to 8192", ge=2
+        1024,
+        "Longest row",
+        "Longer rows are cut at the end and counted.",
+        unit="tokens",
+        typical="512 to 8192",
+        ge=2,
     )
     packing: bool = option(
-        True, "Packing", "Several rows in one sequence, attention kept within each row: no padding is computed."
+        True,
+        "Packing",
+        "Several rows in one sequence, attention kept within each row: no padding is computed.",
     )
     loss_on: Literal["assistant", "all"] = option(
         "assistant",
@@ -39,7 +48,10 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
         "auto",
         "Chat template",
         "How a conversation becomes text.",
-        choices={"auto": "the model's own, ChatML where it has none", "chatml": "ChatML whatever the model has"},
+        choices={
+            "auto": "the model's own, ChatML where it has none",
+            "chatml": "ChatML whatever the model has",
+        },
         advanced=True,
     )
     max_steps: int = option(5000, "Steps", "Optimizer updates.", unit="steps", ge=1)
@@ -58,7 +70,9 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    warmup_steps: int = option(
+        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+    )
     batch_size: int = option(4, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
         16,

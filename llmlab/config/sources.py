@@ -19,25 +19,41 @@ PARTS = (
 
 
 class SourceConfig(LabBaseConfig):
-    """One dataset. In the wizard, and wherever a text is accepted, it is the line `name | subset | weight`."""
+    """One dataset. In the wizard, and wherever a text is accepted,
+    it is the line `name | subset | weight`.
+    """
 
     LINE: ClassVar[tuple[str, ...]] = ("name", "subset", "weight")
     name: str = option(
         ...,
         "Name",
-        "A hub id, a local file or folder (.txt .md .jsonl .json .csv .parquet .arrow, also .gz and .zst), or what ships: "
-        "`llmlab:moby-dick`, `llmlab:spam-mails`.",
+        "A hub id, a local file or folder (.txt .md .jsonl .json .csv .parquet .arrow, also .gz and .zst), or"
+        " what ships: `llmlab:moby-dick`, `llmlab:spam-mails`.",
         min_length=1,
     )
     subset: str | None = option(None, "Subset", "The configuration of a hub dataset.")
     split: str = option("train", "Split", "Which split of a hub dataset to read.")
-    weight: float = option(1.0, "Weight", "Share relative to the other sources, counted in rows; 0 only evaluates it.", ge=0)
-    streaming: bool = option(False, "Streaming", "Read rows as they are needed, without a download of the whole.")
+    weight: float = option(
+        1.0, "Weight", "Share relative to the other sources, counted in rows; 0 only evaluates it.", ge=0
+    )
+    streaming: bool = option(
+        False, "Streaming", "Read rows as they are needed, without a download of the whole."
+    )
     max_rows: int | None = option(
-        None, "Row limit", "Read at most this many rows, spread evenly over the source (the first ones of a stream).", ge=1
+        None,
+        "Row limit",
+        "Read at most this many rows, spread evenly over the source (the first ones of a stream).",
+        ge=1,
     )
     format: Literal[
-        "auto", "text", "messages", "prompt_completion", "preference", "prompt_answer", "prompt", "classification"
+        "auto",
+        "text",
+        "messages",
+        "prompt_completion",
+        "preference",
+        "prompt_answer",
+        "prompt",
+        "classification",
     ] = option(
         "auto",
         "Format",
@@ -46,7 +62,9 @@ class SourceConfig(LabBaseConfig):
             "auto": "as the catalogue knows it, else recognised from the columns",
             "text": "a `text` column",
             "messages": "a `messages` column of role and content",
-            "prompt_completion": "`prompt` and `completion`, `instruction` and `output`, or `question` and `answer`",
+            "prompt_completion": (
+                "`prompt` and `completion`, `instruction` and `output`, or `question` and `answer`"
+            ),
             "preference": "`prompt`, `chosen` and `rejected`",
             "prompt_answer": "`prompt` and the right `answer`, for rewards",
             "prompt": "a `prompt` alone, for rewards that need no right answer",
@@ -55,7 +73,10 @@ class SourceConfig(LabBaseConfig):
         advanced=True,
     )
     like: str | None = option(
-        None, "Like", "Read it as the catalogue reads this dataset, `stanfordnlp/imdb` or `nyu-mll/glue/sst2`.", advanced=True
+        None,
+        "Like",
+        "Read it as the catalogue reads this dataset, `stanfordnlp/imdb` or `nyu-mll/glue/sst2`.",
+        advanced=True,
     )
     columns: dict[str, str] | None = option(
         None,
@@ -71,13 +92,19 @@ class SourceConfig(LabBaseConfig):
         min_length=1,
     )
     labels: list[str] | None = option(
-        None, "Label words", "The word of each label of a classification, in the order of their numbers.", advanced=True
+        None,
+        "Label words",
+        "The word of each label of a classification, in the order of their numbers.",
+        advanced=True,
     )
     bad_rows: Literal["stop", "drop"] = option(
         "stop",
         "Rows of a wrong form",
         "What happens to rows with a missing column, a wrong type or roles out of turn.",
-        choices={"stop": "the first one ends the run before it starts, with its number", "drop": "left out and counted"},
+        choices={
+            "stop": "the first one ends the run before it starts, with its number",
+            "drop": "left out and counted",
+        },
         advanced=True,
     )
     duplicates: Literal["keep", "drop"] = option(
@@ -120,12 +147,28 @@ class SourceConfig(LabBaseConfig):
 
     def line(self) -> str:
         """Returns the source as one line of the wizard."""
-        return " | ".join([self.name, self.subset or "", f"{self.weight:g}"]) if self.subset or self.weight != 1 else self.name
+        return (
+            " | ".join([self.name, self.subset or "", f"{self.weight:g}"])
+            if self.subset or self.weight != 1
+            else self.name
+        )
 
     def short(self) -> str:
-        """Returns a name for figures and folders: `imdb`, `sst2`, `fineweb-2-fra_Latn`, the stem of a file."""
+        """Returns a name for figures and folders: `imdb`, `sst2`, `fineweb-2-fra_Latn`,
+        the stem of a file.
+        """
         stem = PurePath(self.name.split(":")[-1].rstrip("/")).name
-        while PurePath(stem).suffix in (".gz", ".zst", ".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".arrow"):
+        while PurePath(stem).suffix in (
+            ".gz",
+            ".zst",
+            ".txt",
+            ".md",
+            ".jsonl",
+            ".json",
+            ".csv",
+            ".parquet",
+            ".arrow",
+        ):
             stem = PurePath(stem).stem
         parts = [self.subset] if self.subset and stem == "glue" else [stem, self.subset or ""]
         return re.sub(r"[^\w.+-]+", "-", "-".join(part for part in parts if part)).strip("-")
@@ -138,7 +181,9 @@ def check_weights(sources: list[SourceConfig], where: str) -> None:
         ValueError: when all weights are 0.
     """
     if sources and not any(source.weight for source in sources):
-        raise ValueError(f"`{where}` have weights that are all 0: give at least one of them a positive weight")
+        raise ValueError(
+            f"`{where}` have weights that are all 0: give at least one of them a positive weight"
+        )
 
 
 def shares(sources: list[SourceConfig]) -> list[float]:

@@ -38,7 +38,10 @@ class TrainingConfig(KindConfig):
         pattern=r"^[\w.+-]+$",
     )
     datasets: list[SourceConfig] = option(
-        lambda: [SourceConfig(name="llmlab:moby-dick")], "Datasets", "Where the training rows come from.", min_length=1
+        lambda: [SourceConfig(name="llmlab:moby-dick")],
+        "Datasets",
+        "Where the training rows come from.",
+        min_length=1,
     )
     eval_datasets: list[SourceConfig] = option(
         list, "Validation datasets", "Held-out rows; left empty, a part of the training rows is held out."
@@ -100,7 +103,12 @@ class TrainingConfig(KindConfig):
         lt=1,
     )
     adam_eps: float = option(
-        1e-8, "Adam epsilon", "Added to the denominator.", applies_when={"optimizer": ADAM_PARTS}, advanced=True, gt=0
+        1e-8,
+        "Adam epsilon",
+        "Added to the denominator.",
+        applies_when={"optimizer": ADAM_PARTS},
+        advanced=True,
+        gt=0,
     )
     lion_beta1: float = option(
         0.9,
@@ -112,7 +120,13 @@ class TrainingConfig(KindConfig):
         lt=1,
     )
     lion_beta2: float = option(
-        0.99, "Lion beta 2", "Memory of the momentum.", applies_when={"optimizer": ["lion"]}, advanced=True, ge=0, lt=1
+        0.99,
+        "Lion beta 2",
+        "Memory of the momentum.",
+        applies_when={"optimizer": ["lion"]},
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     muon_momentum: float = option(
         0.95,
@@ -137,7 +151,9 @@ class TrainingConfig(KindConfig):
             "polynomial": "a straight line down to a ten-millionth",
         },
     )
-    warmup_steps: int = option(1000, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0)
+    warmup_steps: int = option(
+        1000, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+    )
     max_grad_norm: float = option(
         1.0, "Gradient clipping", "Largest norm of the gradient.", advanced=True, gt=0, aliases=["grad_clip"]
     )
@@ -161,14 +177,19 @@ class TrainingConfig(KindConfig):
     )
     eval_every: int = option(500, "Validate every", "Steps between two validations.", unit="steps", ge=1)
     eval_rows: int = option(
-        200, "Validation rows",
-        "Held-out rows that a validation reads, of each source: the first so many, whatever the batch size. In its place "
-        "`eval_steps` is accepted: so many micro-batches.", unit="rows", advanced=True, ge=1,
-    )  # fmt: skip
+        200,
+        "Validation rows",
+        "Held-out rows that a validation reads, of each source: the first so many, whatever the batch size."
+        " In its place `eval_steps` is accepted: so many micro-batches.",
+        unit="rows",
+        advanced=True,
+        ge=1,
+    )
     sample_tokens: int = option(
         48,
         "Sample",
-        "Tokens of the answer to a held-out prompt that is taken with every validation (`samples.jsonl`); 0 takes none.",
+        "Tokens of the answer to a held-out prompt that is taken with every validation (`samples.jsonl`); 0"
+        " takes none.",
         unit="tokens",
         advanced=True,
         ge=0,
@@ -189,7 +210,8 @@ class TrainingConfig(KindConfig):
     save_best_only: bool = option(
         True,
         "Keep the best only",
-        "The run's result is the weights with the lowest validation loss (`best/`); false also keeps the last (`final/`).",
+        "The run's result is the weights with the lowest validation loss (`best/`); false also keeps the last"
+        " (`final/`).",
         advanced=True,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
@@ -209,7 +231,9 @@ class TrainingConfig(KindConfig):
         "Recompute activations in the backward pass: less memory, a third slower.",
         advanced=True,
     )
-    compile: bool = option(False, "Compile", "torch.compile the model: a slow start, faster steps.", advanced=True)
+    compile: bool = option(
+        False, "Compile", "torch.compile the model: a slow start, faster steps.", advanced=True
+    )
     attention_backend: Literal["auto", "sdpa", "flex", "flash", "eager"] = option(
         "auto",
         "Attention backend",
@@ -258,7 +282,11 @@ class TrainingConfig(KindConfig):
         lambda: ["tensorboard"], "Report to", "Where curves go besides the run folder.", advanced=True
     )
     output_dir: str | None = option(
-        None, "Output folder", "Folder of the run; left out, `checkpoints/<name>`.", advanced=True, min_length=1
+        None,
+        "Output folder",
+        "Folder of the run; left out, `checkpoints/<name>`.",
+        advanced=True,
+        min_length=1,
     )
 
     @model_validator(mode="after")
@@ -268,11 +296,14 @@ class TrainingConfig(KindConfig):
 
     @model_validator(mode="after")
     def _check_warmup(self) -> TrainingConfig:
-        if "warmup_steps" not in self.model_fields_set:  # the default is meant for long runs: at most a tenth of this one
+        if (
+            "warmup_steps" not in self.model_fields_set
+        ):  # the default is meant for long runs: at most a tenth of this one
             self.__dict__["warmup_steps"] = min(self.warmup_steps, self.max_steps // 10)
         if self.warmup_steps > self.max_steps:
             raise ValueError(
-                f"`warmup_steps` {self.warmup_steps} is above `max_steps` {self.max_steps}: use at most {self.max_steps}"
+                f"`warmup_steps` {self.warmup_steps} is above `max_steps` {self.max_steps}: use at most"
+                f" {self.max_steps}"
             )
         return self
 
@@ -305,7 +336,9 @@ class TrainingConfig(KindConfig):
 
 
 def first_order_option() -> Any:
-    """Returns the option `optimizer` of a method whose loss is no next-token loss; its type is `FirstOrder`."""
+    """Returns the option `optimizer` of a method whose loss is no next-token loss;
+    its type is `FirstOrder`.
+    """
     choices = {name: advice for name, advice in OPTIMIZERS.items() if name != "sophia"}
     return option("adamw", "Optimizer", "How gradients become updates.", choices=choices)
 
@@ -324,8 +357,10 @@ class LengthOptions(KindConfig):
 
 COMPARED = {
     "title": "LoRA dropout",
-    "description": "Dropout before the added matrices, the only dropout there is: it makes the log-probabilities that this "
-    "method compares differ where the weights do not.",
+    "description": (
+        "Dropout before the added matrices, the only dropout there is: it makes the log-probabilities that"
+        " this method compares differ where the weights do not."
+    ),
     "applies_when": WITH_ADAPTER,
     "advanced": True,
     "ge": 0,
@@ -346,7 +381,9 @@ class AdapterOptions(KindConfig):
             "qlora": "lora on a 4-bit model: fits where nothing else does",
         },
     )
-    lora_r: int = option(16, "LoRA rank", "Width of the added matrices.", typical="8 to 64", applies_when=WITH_ADAPTER, ge=1)
+    lora_r: int = option(
+        16, "LoRA rank", "Width of the added matrices.", typical="8 to 64", applies_when=WITH_ADAPTER, ge=1
+    )
     lora_alpha: int = option(
         32,
         "LoRA alpha",
@@ -357,7 +394,13 @@ class AdapterOptions(KindConfig):
         ge=1,
     )
     lora_dropout: float = option(
-        0.05, "LoRA dropout", "Dropout before the added matrices.", applies_when=WITH_ADAPTER, advanced=True, ge=0, lt=1
+        0.05,
+        "LoRA dropout",
+        "Dropout before the added matrices.",
+        applies_when=WITH_ADAPTER,
+        advanced=True,
+        ge=0,
+        lt=1,
     )
     lora_targets: Literal["all-linear", "attention", "ffn"] | list[str] = option(
         "all-linear",
@@ -386,7 +429,9 @@ class AdapterOptions(KindConfig):
 
     @property
     def adapter_dropout(self) -> float:
-        """Dropout of the adapter that is trained; 0 without `adapter`, even if the checkpoint itself is an adapter."""
+        """Dropout of the adapter that is trained; 0 without `adapter`,
+        even if the checkpoint itself is an adapter.
+        """
         return self.lora_dropout if self.frozen_base else 0.0
 
     @property

@@ -1,4 +1,6 @@
-"""Prepared data on disk: folders of Arrow files keyed by a fingerprint of everything they depend on, complete or absent."""
+"""Prepared data on disk: folders of Arrow files keyed by a fingerprint of everything they depend on,
+complete or absent.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,20 @@ SUMMED = 32 << 20  # bytes at either end of a file that its sum is of; of smalle
 
 def cache_root() -> Path:
     """Returns the folder of prepared data: `LLMLAB_CACHE`, else `llmlab` in the user's cache folder."""
-    base = os.environ.get("LLMLAB_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmlab"
+    base = (
+        os.environ.get("LLMLAB_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmlab"
+    )
     return Path(base)
 
 
 def cached(key: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """Returns the folder stored under `key` and the facts kept with it, building both first where there are none.
+    """Returns the folder stored under `key` and the facts kept with it, building both first where there are
+    none.
 
-    `build` gets an empty folder to write to and returns the facts. The folder is written aside, synced and renamed: a
-    killed build leaves nothing that would be taken for data. One that was damaged since, or cut, is built again. Of two
-    processes that want the same, the second waits for the first and uses what it made.
+    `build` gets an empty folder to write to and returns the facts. The folder is written aside, synced and
+    renamed: a killed build leaves nothing that would be taken for data. One that was damaged since, or cut,
+    is built again. Of two processes that want the same, the second waits for the first and uses what it made.
 
     Raises:
         LabError: when the cache folder cannot be written.
@@ -92,7 +98,11 @@ def _build(folder: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> d
         facts = build(aside)
         (aside / "key.json").write_text(key)
         (aside / FACTS).write_text(json.dumps(facts))
-        sums = {file.relative_to(aside).as_posix(): _sum(file) for file in sorted(aside.rglob("*")) if file.is_file()}
+        sums = {
+            file.relative_to(aside).as_posix(): _sum(file)
+            for file in sorted(aside.rglob("*"))
+            if file.is_file()
+        }
         (aside / SUMS).write_text(json.dumps(sums))
         for file in aside.rglob("*"):
             if file.is_file():

@@ -1,4 +1,6 @@
-"""A source that is open for reading: its raw rows, and how each becomes canonical; what was left out, and why."""
+"""A source that is open for reading: its raw rows, and how each becomes canonical; what was left out,
+and why.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class Tally:
     def notes(self, source: SourceConfig, verb: str = "left out") -> list[str]:
         """Returns one line for each reason, with the place of the first row."""
         return [
-            f"{verb} {count:,} row{'s' if count > 1 else ''}: {reason} (first: {row_place(source, self.first[reason])})"
+            f"{verb} {count:,} row{'s' if count > 1 else ''}: {reason} (first:"
+            f" {row_place(source, self.first[reason])})"
             for reason, count in self.counts.items()
         ]
 
@@ -81,7 +84,9 @@ class OpenSource:
     def bad_row(self, number: int, reason: str) -> LabError:
         """Returns the message about a row of a wrong form."""
         return LabError(
-            reason, where=row_place(self.config, number), remedy='mend it, or set the source\'s `bad_rows` to "drop"'
+            reason,
+            where=row_place(self.config, number),
+            remedy='mend it, or set the source\'s `bad_rows` to "drop"',
         )
 
     def look(self, count: int = LOOKED_AT_FIRST) -> None:
@@ -114,10 +119,18 @@ def open_source(
     if source.like:
         known = entry_like(source.like)
         if known is None:
-            raise LabError(f"`like` {source.like!r} is not in the catalogue", where=source.name, remedy="`llmlab data catalog`")
+            raise LabError(
+                f"`like` {source.like!r} is not in the catalogue",
+                where=source.name,
+                remedy="`llmlab data catalog`",
+            )
         by_hand = {"format": source.format != "auto", "columns": source.columns, "prompt": source.prompt}
         if beside := next((option for option, given in by_hand.items() if given), ""):
-            raise LabError(f"`like` and `{beside}` both say how rows are read", where=source.name, remedy="give one of them")
+            raise LabError(
+                f"`like` and `{beside}` both say how rows are read",
+                where=source.name,
+                remedy="give one of them",
+            )
     rows = load_rows(source, streaming=streaming, piece=piece)
     if (known and known.id == "OpenAssistant/oasst1") or set(rows.column_names or ()) >= TREE_COLUMNS:
         rows = _untangled(source, rows)
@@ -127,27 +140,38 @@ def open_source(
     label = (source.columns or {}).get("label", "label")
     names = getattr((rows.features or {}).get(label), "names", None)
     reading = choose(
-        columns, sample, needed, source.name,
-        shape=source.format, mapping=source.columns, prompt=source.prompt or "",
-        labels=tuple(source.labels or (() if known else names or ())), known=reading_for(known, needed),
-    )  # fmt: skip
+        columns,
+        sample,
+        needed,
+        source.name,
+        shape=source.format,
+        mapping=source.columns,
+        prompt=source.prompt or "",
+        labels=tuple(source.labels or (() if known else names or ())),
+        known=reading_for(known, needed),
+    )
     if source.labels and reading.shape != "classification":
         raise LabError(
-            f"`labels` names the labels of a classification; the rows are read as {reading.shape}", where=source.name,
+            f"`labels` names the labels of a classification; the rows are read as {reading.shape}",
+            where=source.name,
             remedy='leave it out, or set `format` to "classification"',
-        )  # fmt: skip
+        )
     if reading.shape in ("messages", "prompt_completion") and not {"prompt", "prompt_answer"} & set(needed):
         marks = [name for name in ("label", "labels") if isinstance(sample.get(name), bool)]
         if marks:
             raise LabError(
-                f"holds answers marked good or bad (`{marks[0]}` is true or false: KTO rows), and all would be learned as good",
-                where=source.name, remedy=f"keep the rows with a true `{marks[0]}` in a file of their own, without that column",
-            )  # fmt: skip
+                f"holds answers marked good or bad (`{marks[0]}` is true or false: KTO rows), and all would"
+                " be learned as good",
+                where=source.name,
+                remedy=f"keep the rows with a true `{marks[0]}` in a file of their own, without that column",
+            )
     return OpenSource(source, rows, reading)
 
 
 def each_row(rows: Any, batch_size: int = 100) -> Iterator[Row]:
-    """Yields all rows, in every process alike: plain iteration over a stream would share them among loader processes."""
+    """Yields all rows, in every process alike:
+    plain iteration over a stream would share them among loader processes.
+    """
     for columns in rows.iter(batch_size=batch_size):
         for values in zip(*columns.values(), strict=True):
             yield dict(zip(columns, values, strict=True))
@@ -157,7 +181,9 @@ def _first(source: SourceConfig, rows: Any) -> Row:
     try:
         return next(each_row(rows, 1))
     except StopIteration:
-        raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it") from None
+        raise LabError(
+            "holds no rows", where=source.name, remedy="point to a file or folder with text in it"
+        ) from None
     except LabError:
         raise
     except Exception as error:  # a stream meets a damaged file only when it is read
@@ -170,7 +196,11 @@ def _untangled(source: SourceConfig, rows: Any) -> Dataset:
     from datasets import Dataset
 
     if source.streaming:
-        raise LabError("is a tree of messages, which cannot be streamed", where=source.name, remedy="set `streaming` to false")
+        raise LabError(
+            "is a tree of messages, which cannot be streamed",
+            where=source.name,
+            remedy="set `streaming` to false",
+        )
     try:
         return Dataset.from_list(list(conversations_of_tree(rows)))
     except RowFault as fault:

@@ -14,14 +14,14 @@ PAYS = 0.85  # sharing a prompt takes a dense attention mask: it has to save at 
 class DualHeadCollator:
     """Makes a batch of pairs, and of answers that stand alone.
 
-    Rows have `prompt_ids`, `chosen_ids`, `chosen_labels` (-100 where nothing is learned) and `rejected_ids` (empty for an
-    answer alone). The batch:
-    - `input_ids` (R, T): each prompt with its chosen answer, then each prompt with its rejected one; or, where prompts are
-      shared and that is less work, each prompt once with both answers behind it. Padding is on the right. Then also
-      `position_ids` (R, T), in which the second answer begins where the first does, and `attention_mask` (R, 1, T, T),
-      added to the scores, by which the answers do not see each other.
-    - `labels` (N,): the tokens of the chosen answers; `chosen_at` (N,): where in the flattened rows the hidden state before
-      each stands; `chosen_row` (N,): its row.
+    Rows have `prompt_ids`, `chosen_ids`, `chosen_labels` (-100 where nothing is learned) and `rejected_ids`
+      (empty for an answer alone). The batch: - `input_ids` (R, T): each prompt with its chosen answer, then
+      each prompt with its rejected one; or, where prompts are shared and that is less work, each prompt once
+      with both answers behind it. Padding is on the right. Then also `position_ids` (R, T), in which the
+      second answer begins where the first does, and `attention_mask` (R, 1, T, T), added to the scores, by
+      which the answers do not see each other.
+    - `labels` (N,): the tokens of the chosen answers; `chosen_at` (N,): where in the flattened rows the
+      hidden state before each stands; `chosen_row` (N,): its row.
     - `rejected_ids`, `rejected_at`, `rejected_row` (M,): of the rejected answers.
     - `paired` (B,): whether a row is a pair. The first B of the R rows hold the chosen answers.
 
@@ -37,18 +37,24 @@ class DualHeadCollator:
         """Returns the batch of `rows`."""
         import torch
 
-        parts = [[np.asarray(row[name], np.int64) for name in ("prompt_ids", "chosen_ids", "rejected_ids")] for row in rows]
+        parts = [
+            [np.asarray(row[name], np.int64) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+            for row in rows
+        ]
         apart = [np.concatenate([prompt, chosen]) for prompt, chosen, _ in parts]
         apart += [np.concatenate([prompt, rejected]) for prompt, _, rejected in parts if len(rejected)]
         shared = [np.concatenate(row) for row in parts]
-        together = self.share and len(shared) * max(map(len, shared)) < PAYS * len(apart) * max(map(len, apart))
+        together = self.share and len(shared) * max(map(len, shared)) < PAYS * len(apart) * max(
+            map(len, apart)
+        )
         sequences = shared if together else apart
         longest = max(map(len, sequences))
         ids = np.full((len(sequences), longest), self.pad_token_id, np.int64)
         for index, sequence in enumerate(sequences):
             ids[index, : len(sequence)] = sequence
         found: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("labels", "chosen_at", "chosen_row", "rejected_ids", "rejected_at", "rejected_row")
+            name: []
+            for name in ("labels", "chosen_at", "chosen_row", "rejected_ids", "rejected_at", "rejected_row")
         }
         second = len(rows)  # the row of the next rejected answer, where prompts are not shared
         for index, ((prompt, chosen, rejected), row) in enumerate(zip(parts, rows, strict=True)):
@@ -62,7 +68,9 @@ class DualHeadCollator:
                 continue
             before = len(prompt) + np.arange(len(rejected)) - 1
             if together:
-                before[1:] += len(chosen)  # the first token is predicted by the prompt, the others by the answer itself
+                before[1:] += len(
+                    chosen
+                )  # the first token is predicted by the prompt, the others by the answer itself
             place = index if together else second
             said = before >= 0
             found["rejected_ids"].append(rejected[said])
@@ -78,7 +86,9 @@ class DualHeadCollator:
 
 
 def answers_apart(parts: list[list[np.ndarray]], longest: int) -> tuple[Any, Any]:
-    """Returns `position_ids` (B, T) and the additive mask (B, 1, T, T) of rows of prompt, first and second answer."""
+    """Returns `position_ids` (B, T) and the additive mask (B, 1, T, T) of rows of prompt,
+    first and second answer.
+    """
     import torch
 
     segments = np.full((len(parts), longest), 3, np.int64)  # 0 prompt, 1 and 2 the answers, 3 padding

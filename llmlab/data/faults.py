@@ -14,15 +14,22 @@ from typing import Any
 from llmlab.errors import LabError
 
 OPENERS = {".gz": "gzip", ".zst": "zstd"}
-MAX_LINE = 10_000_000  # bytes of a row or a line: tokenizers and readers abort the process, or take minutes, above
+MAX_LINE = (
+    10_000_000  # bytes of a row or a line: tokenizers and readers abort the process, or take minutes, above
+)
 MAX_COLUMNS = 2_000
-MAX_UNPACKED, MAX_RATIO = 1 << 30, 300  # bytes, and times its size, that a packed file may unpack to (text: 3 to 30 times)
+MAX_UNPACKED, MAX_RATIO = (
+    1 << 30,
+    300,
+)  # bytes, and times its size, that a packed file may unpack to (text: 3 to 30 times)
 FEW_BRACKETS = 500  # openings in a row that no reader is troubled by, however they are nested
 SCANNED_OF_STREAM = 64 << 20  # bytes looked at of a file that is read as a stream
 
 
 def explain(files: list[Path], kind: str, error: BaseException) -> LabError:
-    """Returns what is wrong with the first of `files` that cannot be read as `kind` ("text", "json", "csv" ...)."""
+    """Returns what is wrong with the first of `files` that cannot be read as `kind` ("text", "json",
+    "csv" ...).
+    """
     for file in files:
         found = _fault(file, kind)
         if found:
@@ -61,7 +68,8 @@ def not_utf8(file: Path) -> LabError | None:
 
 
 def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | None:
-    """Returns what in a file would abort or hang its reader: a row without end, nesting, nothing but nulls, a bomb; or None.
+    """Returns what in a file would abort or hang its reader: a row without end, nesting, nothing but nulls, a
+    bomb; or None.
 
     Args:
         file: a file of text, JSON or CSV.
@@ -83,17 +91,25 @@ def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | N
                 array = kind == "json" and first == b"["
                 if len(line) > MAX_LINE and not array:
                     return LabError(
-                        f"row {number} has more than {MAX_LINE:,} bytes", where=str(file), remedy="split it, or leave it out"
+                        f"row {number} has more than {MAX_LINE:,} bytes",
+                        where=str(file),
+                        remedy="split it, or leave it out",
                     )
                 if total > MAX_UNPACKED and total > MAX_RATIO * size:
                     return LabError(
-                        f"unpacks to more than {MAX_RATIO} times its size", where=str(file), remedy="unpack it first"
+                        f"unpacks to more than {MAX_RATIO} times its size",
+                        where=str(file),
+                        remedy="unpack it first",
                     )
                 if kind == "csv" and number == 1 and (columns := line.count(b",") + 1) > MAX_COLUMNS:
                     return _too_wide(file, columns)
                 if kind != "json":
                     continue
-                if not array and line.count(b"[") + line.count(b"{") > FEW_BRACKETS and (fault := _too_deep(line)):
+                if (
+                    not array
+                    and line.count(b"[") + line.count(b"{") > FEW_BRACKETS
+                    and (fault := _too_deep(line))
+                ):
                     return LabError(f"row {number} {fault}", where=str(file), remedy="leave it out")
                 if not objects and line.startswith(b"{") and (columns := line.count(b'":')) > MAX_COLUMNS:
                     with suppress(ValueError, RecursionError):
@@ -105,7 +121,11 @@ def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | N
     except Exception:  # damaged in another way, which its reader finds
         return None
     if kind == "json" and number and not objects:
-        return LabError("row 1 is null, not an object, as are all others", where=str(file), remedy="one JSON object a line")
+        return LabError(
+            "row 1 is null, not an object, as are all others",
+            where=str(file),
+            remedy="one JSON object a line",
+        )
     if kind == "json" and null and by_line:  # pyarrow, where a block of rows begins with one
         return LabError(f"row {null} is null, not an object", where=str(file), remedy="leave it out")
     return None
@@ -113,7 +133,9 @@ def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | N
 
 def _too_wide(file: Path, columns: int) -> LabError:
     return LabError(
-        f"has {columns:,} columns, more than {MAX_COLUMNS:,}", where=str(file), remedy="keep the columns with text in them"
+        f"has {columns:,} columns, more than {MAX_COLUMNS:,}",
+        where=str(file),
+        remedy="keep the columns with text in them",
     )
 
 
@@ -128,7 +150,9 @@ def _too_deep(text: bytes) -> str:
 
 
 def _array_fault(text: bytes) -> str:
-    """Returns what in an array of rows aborts its reader: nesting, or a row that is no object (pyarrow, where one is null)."""
+    """Returns what in an array of rows aborts its reader: nesting, or a row that is no object (pyarrow,
+    where one is null).
+    """
     try:
         rows = json.loads(text)
     except RecursionError:
@@ -159,36 +183,51 @@ def _fault(file: Path, kind: str) -> LabError | None:
                 if found:
                     return found
     except (OSError, EOFError, ValueError) as error:
-        return LabError(f"is damaged after line {number} ({error})", where=str(file), remedy="unpack or download it again")
+        return LabError(
+            f"is damaged after line {number} ({error})", where=str(file), remedy="unpack or download it again"
+        )
     except Exception as error:  # zstandard has an error class of its own
-        return LabError(f"is damaged after line {number} ({error})", where=str(file), remedy="unpack or download it again")
+        return LabError(
+            f"is damaged after line {number} ({error})", where=str(file), remedy="unpack or download it again"
+        )
     if kind == "json" and _is_array(file):
         try:
             json.loads(b"".join(_lines(file)))
         except RecursionError:
             return LabError("is nested too deep to be read", where=str(file))
         except json.JSONDecodeError as error:
-            return LabError(f"is not valid JSON ({error.msg} in line {error.lineno}, column {error.colno})", where=str(file))
+            return LabError(
+                f"is not valid JSON ({error.msg} in line {error.lineno}, column {error.colno})",
+                where=str(file),
+            )
     if kind == "csv":
         return _csv_fault(file)
     return None
 
 
 def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, int]]) -> LabError | None:
-    """Returns what is wrong with a line of JSONL; `types` remembers the type of each column and where it was seen."""
+    """Returns what is wrong with a line of JSONL;
+    `types` remembers the type of each column and where it was seen.
+    """
     try:
         row = json.loads(text)
     except RecursionError:
         return LabError(f"row {number} is nested too deep to be read", where=str(file), remedy="leave it out")
     except json.JSONDecodeError as error:
-        cut = " (it seems cut off)" if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg else ""
+        cut = (
+            " (it seems cut off)"
+            if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg
+            else ""
+        )
         return LabError(
             f"row {number} is not valid JSON{cut}: {error.msg} at column {error.colno}",
             where=str(file),
             remedy="mend or remove that line",
         )
     if not isinstance(row, dict):
-        return LabError(f"row {number} is {_type(row)}, not an object", where=str(file), remedy="one JSON object a line")
+        return LabError(
+            f"row {number} is {_type(row)}, not an object", where=str(file), remedy="one JSON object a line"
+        )
     for column, value in row.items():
         if value is None:
             continue
@@ -210,10 +249,14 @@ def _csv_fault(file: Path) -> LabError | None:
             width = width or len(row)
             if len(row) > width:
                 return LabError(
-                    f"row {number} has {len(row)} columns instead of {width}", where=str(file), remedy="quote its commas"
+                    f"row {number} has {len(row)} columns instead of {width}",
+                    where=str(file),
+                    remedy="quote its commas",
                 )
     except csv.Error as error:
-        return LabError(f"cannot be read as csv behind row {number} ({error})", where=str(file), remedy="is it JSON?")
+        return LabError(
+            f"cannot be read as csv behind row {number} ({error})", where=str(file), remedy="is it JSON?"
+        )
     return None
 
 
@@ -234,7 +277,9 @@ def _table_fault(file: Path, kind: str) -> LabError | None:
                     pa.ipc.open_file(content).read_all()
     except (pa.ArrowException, OSError) as error:
         text = " ".join(str(error).split())[:160]
-        return LabError(f"is damaged or no {kind} file ({text})", where=str(file), remedy="download or write it again")
+        return LabError(
+            f"is damaged or no {kind} file ({text})", where=str(file), remedy="download or write it again"
+        )
     return None
 
 
@@ -262,6 +307,11 @@ def _count(file: Path, kind: str) -> int | None:
 
 def _type(value: Any) -> str:
     return {
-        str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object",
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
         type(None): "null",
-    }[type(value)]  # fmt: skip
+    }[type(value)]

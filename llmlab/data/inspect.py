@@ -1,4 +1,6 @@
-"""What a source holds, before anything is trained on it: rows, shape, lengths, padding, duplicates, a fitting length."""
+"""What a source holds, before anything is trained on it: rows, shape, lengths, padding, duplicates,
+a fitting length.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ WITHOUT_LIMIT = 1 << 30
 
 @dataclass
 class Fit:
-    """What a longest row of `length` tokens means: the share of rows that fit, and of padding in three kinds of batches."""
+    """What a longest row of `length` tokens means: the share of rows that fit,
+    and of padding in three kinds of batches.
+    """
 
     length: int
     fits: float
@@ -75,12 +79,21 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Returns the figures as JSON data."""
         return {
-            "source": self.source.line(), "rows": self.rows, "complete": self.complete, "shape": self.shape,
-            "columns": self.columns, "labels": self.labels, "notes": self.notes,
-            "percentiles": {part: dict(zip(map(str, PERCENTILES), values, strict=True))
-                            for part, values in self.percentiles.items()},
-            "fits": [vars(fit) for fit in self.fits], "suggested_max_length": self.suggested[0], "reason": self.suggested[1],
-        }  # fmt: skip
+            "source": self.source.line(),
+            "rows": self.rows,
+            "complete": self.complete,
+            "shape": self.shape,
+            "columns": self.columns,
+            "labels": self.labels,
+            "notes": self.notes,
+            "percentiles": {
+                part: dict(zip(map(str, PERCENTILES), values, strict=True))
+                for part, values in self.percentiles.items()
+            },
+            "fits": [vars(fit) for fit in self.fits],
+            "suggested_max_length": self.suggested[0],
+            "reason": self.suggested[1],
+        }
 
 
 def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: int = READ) -> Inspection:
@@ -122,11 +135,15 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
         {},
     )
     if rows:
-        chosen = [rows[index * len(rows) // min(MEASURED, len(rows))] for index in range(min(MEASURED, len(rows)))]
+        chosen = [
+            rows[index * len(rows) // min(MEASURED, len(rows))] for index in range(min(MEASURED, len(rows)))
+        ]
         try:
             found.lengths = lengths_of(chosen, tokenizer)
         except RowFault as fault:
-            raise LabError(fault.reason, where=source.name, remedy="another `--tokenizer` may have a template for it") from None
+            raise LabError(
+                fault.reason, where=source.name, remedy="another `--tokenizer` may have a template for it"
+            ) from None
         found.percentiles = {
             part: [int(value) for value in np.percentile(values, PERCENTILES, method="higher")]
             for part, values in found.lengths.items()
@@ -149,11 +166,17 @@ def lengths_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str,
         if "text" in row:
             add(row=len(tokenizer(row["text"], add_special_tokens=False)["input_ids"]) + 1)
         elif "chosen" in row:
-            pair = tokenize_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], WITHOUT_LIMIT, WITHOUT_LIMIT)
-            prompt, chosen, rejected = (len(pair[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
+            pair = tokenize_pair(
+                tokenizer, row["prompt"], row["chosen"], row["rejected"], WITHOUT_LIMIT, WITHOUT_LIMIT
+            )
+            prompt, chosen, rejected = (
+                len(pair[name]) for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+            )
             add(prompt=prompt, chosen=chosen, rejected=rejected, row=prompt + max(chosen, rejected))
         elif "answer" in row:
-            pair = tokenize_pair(tokenizer, row["prompt"], row["answer"], row["answer"], WITHOUT_LIMIT, WITHOUT_LIMIT)
+            pair = tokenize_pair(
+                tokenizer, row["prompt"], row["answer"], row["answer"], WITHOUT_LIMIT, WITHOUT_LIMIT
+            )
             add(prompt=len(pair["prompt_ids"]), answer=len(pair["chosen_ids"]), row=len(pair["prompt_ids"]))
         else:
             made = tokenize_conversation(tokenizer, to_messages(row), "assistant")
@@ -169,7 +192,13 @@ def fit(lengths: np.ndarray, length: int) -> Fit:
     drawn = sum(len(batch) * int(batch.max()) for batch in batches)
     table = documents_table({"input_ids": [np.zeros(size, np.int32) for size in cut]})
     packed = padding_share(row_lengths(pack(table, length, "best_fit")), length)
-    return Fit(length, float((lengths <= length).mean()), padding_share(cut, length), 1 - float(cut.sum()) / drawn, packed)
+    return Fit(
+        length,
+        float((lengths <= length).mean()),
+        padding_share(cut, length),
+        1 - float(cut.sum()) / drawn,
+        packed,
+    )
 
 
 def suggest(lengths: np.ndarray) -> tuple[int, str]:
@@ -179,7 +208,11 @@ def suggest(lengths: np.ndarray) -> tuple[int, str]:
     share, more = (lengths <= length).mean(), (lengths <= 2 * length).mean()
     if share == 1:
         return length, "every row fits, and half of it would cut some"
-    gain = f"twice of it would hold {more - share:.1%} more for twice the memory" if more > share else "few rows are longer"
+    gain = (
+        f"twice of it would hold {more - share:.1%} more for twice the memory"
+        if more > share
+        else "few rows are longer"
+    )
     return length, f"{share:.1%} of the rows fit; {gain}"
 
 
@@ -188,14 +221,23 @@ def sample_pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[tuple[st
     if "text" in row:
         return [(row["text"], True)]
     if "chosen" in row:
-        pair = tokenize_pair(tokenizer, row["prompt"], row["chosen"], row["rejected"], WITHOUT_LIMIT, WITHOUT_LIMIT)
+        pair = tokenize_pair(
+            tokenizer, row["prompt"], row["chosen"], row["rejected"], WITHOUT_LIMIT, WITHOUT_LIMIT
+        )
         return [
-            (tokenizer.decode(pair["prompt_ids"]), False), (tokenizer.decode(pair["chosen_ids"]), True),
-            ("\n  or, rejected:\n", False), (tokenizer.decode(pair["rejected_ids"]), True),
-        ]  # fmt: skip
+            (tokenizer.decode(pair["prompt_ids"]), False),
+            (tokenizer.decode(pair["chosen_ids"]), True),
+            ("\n  or, rejected:\n", False),
+            (tokenizer.decode(pair["rejected_ids"]), True),
+        ]
     if "answer" in row:
-        pair = tokenize_pair(tokenizer, row["prompt"], row["answer"], row["answer"], WITHOUT_LIMIT, WITHOUT_LIMIT)
-        return [(tokenizer.decode(pair["prompt_ids"]), False), (f"\n  the right answer: {row['answer']}", False)]
+        pair = tokenize_pair(
+            tokenizer, row["prompt"], row["answer"], row["answer"], WITHOUT_LIMIT, WITHOUT_LIMIT
+        )
+        return [
+            (tokenizer.decode(pair["prompt_ids"]), False),
+            (f"\n  the right answer: {row['answer']}", False),
+        ]
     made = tokenize_conversation(tokenizer, to_messages(row), "assistant")
     pieces: list[tuple[str, bool]] = []
     start = 0

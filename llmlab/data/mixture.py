@@ -1,7 +1,9 @@
-"""Mixtures: which source and which of its rows comes at each position, as a function of seed and position alone.
+"""Mixtures: which source and which of its rows comes at each position, as a function of seed and position
+alone.
 
-The source at a position is drawn by a sequence of even spread (the multiples of the golden ratio, Weyl 1916; its
-discrepancy falls with log n / n), so that the shares of any stretch are those of the weights far closer than by chance.
+The source at a position is drawn by a sequence of even spread (the multiples of the golden ratio, Weyl 1916;
+its discrepancy falls with log n / n), so that the shares of any stretch are those of the weights far closer
+than by chance.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def mixture(sizes: list[int], shares: list[float], seed: int, stop: str) -> tupl
         sizes: rows of each source.
         shares: of each source, adding up to 1; a share of 0 leaves it out.
         seed: of the order.
-        stop: "first_exhausted" ends before a source would be repeated, "all_exhausted" once every row was seen.
+        stop: "first_exhausted" ends before a source would be repeated, "all_exhausted" once every row was
+            seen.
     """
     drawn = [index for index, share in enumerate(shares) if share and sizes[index]]
     if not drawn:
@@ -55,9 +58,11 @@ def mixture(sizes: list[int], shares: list[float], seed: int, stop: str) -> tupl
 
 
 def is_held_out(position: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns whether each row of a source is held out: an exact share, spread evenly, from the second row on.
+    """Returns whether each row of a source is held out: an exact share, spread evenly, from the second row
+    on.
 
-    It depends on the position alone, so that neither a seed nor the next stage of training moves a row across.
+    It depends on the position alone, so that neither a seed nor the next stage of training moves a row
+    across.
     """
     if not fraction:
         return np.zeros(len(position), bool)

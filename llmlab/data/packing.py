@@ -1,7 +1,7 @@
 """Packing: documents side by side in rows of one length; positions and attention restart at each document.
 
-Documents travel as Arrow tables of list columns (`input_ids`, and `labels` where not every token is learned); packed
-rows have `seq_lengths` beside them, the lengths of the documents in a row.
+Documents travel as Arrow tables of list columns (`input_ids`, and `labels` where not every token is learned);
+packed rows have `seq_lengths` beside them, the lengths of the documents in a row.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def pack(table: pa.Table, length: int, how: str) -> pa.Table:
     """Returns rows of at most `length` tokens, with the column `seq_lengths`.
 
     Args:
-        table: documents, from `documents_table`; documents longer than a row are cut into pieces of its length.
+        table: documents, from `documents_table`; documents longer than a row are cut into pieces of its
+            length.
         length: tokens of a row.
-        how: "end_to_end" lays documents one after the other, cutting at the end of a row: only the last row is short;
-            "best_fit" keeps every piece whole, each in the fullest row that still has room for it (best-fit decreasing,
-            Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+        how: "end_to_end" lays documents one after the other, cutting at the end of a row: only the last row
+            is short; "best_fit" keeps every piece whole, each in the fullest row that still has room for it
+            (best-fit decreasing, Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
     """
     import pyarrow as pa
 
@@ -46,14 +47,18 @@ def pack(table: pa.Table, length: int, how: str) -> pa.Table:
     sizes = sizes[sizes > 0]
     if how == "end_to_end":
         total = int(sizes.sum())
-        cuts = np.union1d(np.cumsum(sizes), np.append(np.arange(length, total, length), total)).astype(np.int64)
+        cuts = np.union1d(np.cumsum(sizes), np.append(np.arange(length, total, length), total)).astype(
+            np.int64
+        )
         pieces = np.diff(cuts, prepend=0)
         rows = (cuts - 1) // length
         tokens = np.full(-(-total // length), length, np.int64)
         if total % length:
             tokens[-1] = total % length
         made = {name: _lists(values[name], tokens) for name in names}
-        return pa.table({**made, "seq_lengths": _lists(pieces.astype(np.int32), np.bincount(rows, minlength=len(tokens)))})
+        return pa.table(
+            {**made, "seq_lengths": _lists(pieces.astype(np.int32), np.bincount(rows, minlength=len(tokens)))}
+        )
     from datasets import Dataset
     from trl import pack_dataset
 
@@ -86,10 +91,12 @@ def padding_share(lengths: np.ndarray, length: int) -> float:
 
 
 class PackedCollator:
-    """Makes a batch of packed rows: `input_ids`, `labels`, `position_ids`, each (B, T); with `bounds` also `document_bounds`.
+    """Makes a batch of packed rows: `input_ids`, `labels`, `position_ids`, each (B, T); with `bounds` also
+    `document_bounds`.
 
-    Rows come with `seq_lengths` of their documents, or as one document each. Shorter rows are filled with padding that
-    is a document of its own. The first token of a document is never a label: it would be predicted from another document.
+    Rows come with `seq_lengths` of their documents, or as one document each. Shorter rows are filled with
+    padding that is a document of its own. The first token of a document is never a label: it would be
+    predicted from another document.
     """
 
     def __init__(self, pad_token_id: int, *, bounds: bool = False):
@@ -122,7 +129,8 @@ class PackedCollator:
 
 
 def takes_bounds(model: Any) -> bool:
-    """Returns whether a model's attention kernel has to be told where documents begin: flash attention, which has no mask.
+    """Returns whether a model's attention kernel has to be told where documents begin: flash attention, which
+    has no mask.
 
     From positions alone transformers recognises packed rows in batches of one row only.
     """
@@ -132,8 +140,8 @@ def takes_bounds(model: Any) -> bool:
 def document_bounds(position_ids: Any) -> dict[str, Any]:
     """Returns where the documents of packed rows (B, T) begin and end, as flash attention takes it.
 
-    `cu_seq_lens_q` and `cu_seq_lens_k` (documents + 1,) int32 are places in the rows laid end to end; `max_length_q` and
-    `max_length_k` are the tokens of the longest document.
+    `cu_seq_lens_q` and `cu_seq_lens_k` (documents + 1,) int32 are places in the rows laid end to end;
+    `max_length_q` and `max_length_k` are the tokens of the longest document.
     """
     import torch
 
@@ -141,7 +149,12 @@ def document_bounds(position_ids: Any) -> dict[str, Any]:
     starts = (flat == 0).nonzero().flatten().to(torch.int32)
     places = torch.cat([starts, starts.new_tensor([flat.numel()])])
     longest = int(places.diff().max())
-    return {"cu_seq_lens_q": places, "cu_seq_lens_k": places, "max_length_q": longest, "max_length_k": longest}
+    return {
+        "cu_seq_lens_q": places,
+        "cu_seq_lens_k": places,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def _lists(values: np.ndarray, lengths: np.ndarray) -> pa.Array:

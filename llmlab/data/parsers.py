@@ -40,7 +40,9 @@ def finance_task(row: Row) -> Row:
         right, options = at(row, "gold_index", int), at(row, "options", list)
         if not 0 <= right < len(options):
             raise RowFault(f"gold_index {right} is none of {len(options)} options", wrong_form=True)
-        return choice(user(question), str(options[right]).strip(), [str(option).strip() for option in options])
+        return choice(
+            user(question), str(options[right]).strip(), [str(option).strip() for option in options]
+        )
     return {"prompt": user(question), "completion": str(at(row, "label", (str, int, float))).strip()}
 
 
@@ -57,16 +59,22 @@ def similarity(row: Row) -> Row:
 
 
 def signed_sentiment(row: Row) -> Row:
-    """Returns a FiQA row, whose sentiment is a score from -1 to 1: below -0.1 negative, above 0.1 positive."""
+    """Returns a FiQA row, whose sentiment is a score from -1 to 1: below -0.1 negative,
+    above 0.1 positive.
+    """
     score = at(row, "score", (float, int))
     words = ("negative", "neutral", "positive")
     word = words[0] if score < -0.1 else words[2] if score > 0.1 else words[1]
-    prompt = f"What is the sentiment of this financial statement?\n\nStatement: {at(row, 'sentence')}\nSentiment:"
+    prompt = (
+        f"What is the sentiment of this financial statement?\n\nStatement: {at(row, 'sentence')}\nSentiment:"
+    )
     return choice(user(prompt), word, words)
 
 
 def finance_math(row: Row) -> Row:
-    """Returns a FinanceMath row: its tables before the question, its Python solution as the answer to learn."""
+    """Returns a FinanceMath row: its tables before the question,
+    its Python solution as the answer to learn.
+    """
     tables = "\n\n".join(str(table) for table in row.get("tables") or [])
     question = f"{tables}\n\n{at(row, 'question')}".strip()
     if not row.get("python_solution"):
@@ -114,8 +122,9 @@ def math_dataset_answer(row: Row) -> Row:
 
 
 def conversations_of_tree(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yields the conversations in a table of messages (`message_id`, `parent_id`, `role`, `text`): one for every leaf,
-    from the root to the last answer. A leaf of the user's ends with the answer before it; no conversation comes twice.
+    """Yields the conversations in a table of messages (`message_id`, `parent_id`, `role`, `text`): one for
+    every leaf, from the root to the last answer. A leaf of the user's ends with the answer before it; no
+    conversation comes twice.
 
     Raises:
         RowFault: when a message lacks an id, a role or its text.

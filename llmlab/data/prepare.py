@@ -1,4 +1,6 @@
-"""From sources to what the trainers read: one function per method, each a chain of the steps of this package."""
+"""From sources to what the trainers read: one function per method,
+each a chain of the steps of this package.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class Prepared:
         train: rows for the trainer.
         eval: held-out rows of each source by its name; empty where nothing is held out.
         facts: counts for the run record and the screen (rows, tokens, dropped ...).
-        bytes_per_token: of the held-out text of each source, for bits per byte; empty where it is not plain text.
+        bytes_per_token: of the held-out text of each source, for bits per byte; empty where it is not plain
+            text.
         notes: what happened to rows that were left out or changed, one line each.
     """
 
@@ -66,14 +69,27 @@ def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, le
     fraction = 0.0 if config.eval_datasets else config.eval_fraction
     streamed = any(source.streaming for source in config.datasets)
 
-    def stream(sources: list[SourceConfig], fraction: float, *, held_out: bool = False, endless: bool = False) -> PackedStream:
+    def stream(
+        sources: list[SourceConfig], fraction: float, *, held_out: bool = False, endless: bool = False
+    ) -> PackedStream:
         alone = len(sources) == 1
         return PackedStream(
-            partial(_readers, sources, ("text",), fraction, held_out, length), [1.0] if alone else shares(sources), encode,
-            length, packing=config.packing, seed=config.seed, stop=config.mixture_stop, endless=endless,
-        )  # fmt: skip
+            partial(_readers, sources, ("text",), fraction, held_out, length),
+            [1.0] if alone else shares(sources),
+            encode,
+            length,
+            packing=config.packing,
+            seed=config.seed,
+            stop=config.mixture_stop,
+            endless=endless,
+        )
 
-    base = {"method": "pretrain", "tokenizer": tokenizer_hash(tokenizer), "length": length, "packing": config.packing}
+    base = {
+        "method": "pretrain",
+        "tokenizer": tokenizer_hash(tokenizer),
+        "length": length,
+        "packing": config.packing,
+    }
     facts: dict[str, Any] = {}
     notes: list[str] = []
     if streamed:
@@ -82,13 +98,18 @@ def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, le
     else:
         drawn = [source for source in config.datasets if source.weight]
         key = {
-            **base, "sources": [(fingerprint(s), share) for s, share in zip(drawn, shares(drawn), strict=True)],
-            "fraction": fraction, "seed": config.seed if len(drawn) > 1 else 0, "stop": config.mixture_stop,
-        }  # fmt: skip
+            **base,
+            "sources": [(fingerprint(s), share) for s, share in zip(drawn, shares(drawn), strict=True)],
+            "fraction": fraction,
+            "seed": config.seed if len(drawn) > 1 else 0,
+            "stop": config.mixture_stop,
+        }
         folder, made = cached(key, partial(_write_packed, stream(drawn, fraction), drawn, length))
         train = read_rows(folder / "rows.arrow")
         if train is None:
-            raise LabError("hold no text to train on", where="datasets", remedy="add text, or lower `eval_fraction`")
+            raise LabError(
+                "hold no text to train on", where="datasets", remedy="add text, or lower `eval_fraction`"
+            )
         facts |= {name: made[name] for name in ("rows", "tokens", "padding")}
         notes += made["notes"]
         train = train.with_format("numpy")
@@ -119,9 +140,12 @@ def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, apart: bo
     """
     make = partial(apart_tokens if apart else conversation_tokens, tokenizer, config)
     key = {
-        "method": "sft", "tokenizer": tokenizer_hash(tokenizer), "loss_on": config.loss_on,
-        "max_length": config.max_length, "overlong": config.overlong,
-    }  # fmt: skip
+        "method": "sft",
+        "tokenizer": tokenizer_hash(tokenizer),
+        "loss_on": config.loss_on,
+        "max_length": config.max_length,
+        "overlong": config.overlong,
+    }
     if apart:
         key["apart"] = True
     columns = ("input_ids", "labels")
@@ -130,7 +154,11 @@ def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, apart: bo
     parts, held, notes = _load(config, CONVERSATIONS, make, key, columns)
     train = _mixed(config, [part for part, _ in parts])
     _require(train, "no row has anything to learn", notes)
-    facts = {"train_rows": len(train), **_counts(parts), "eval_rows": sum(len(rows) for rows, _ in held.values())}
+    facts = {
+        "train_rows": len(train),
+        **_counts(parts),
+        "eval_rows": sum(len(rows) for rows, _ in held.values()),
+    }
     if config.packing:
         train = _packed(config, key, train, [part.key for part, _ in parts])
         held = {name: (_packed(config, key, rows, ["held out", of]), of) for name, (rows, of) in held.items()}
@@ -146,19 +174,27 @@ def dpo_data(config: DPOConfig | RewardConfig, tokenizer: PreTrainedTokenizerBas
         LabError: when a source has no pairs.
     """
     key = {
-        "method": "pairs", "tokenizer": tokenizer_hash(tokenizer), "max_length": config.max_length,
-        "max_prompt_length": config.max_prompt_length, "overlong": config.overlong,
-    }  # fmt: skip
+        "method": "pairs",
+        "tokenizer": tokenizer_hash(tokenizer),
+        "max_length": config.max_length,
+        "max_prompt_length": config.max_prompt_length,
+        "overlong": config.overlong,
+    }
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     parts, held, notes = _load(config, ("preference",), partial(pair_tokens, tokenizer, config), key, columns)
     train = _mixed(config, [part for part, _ in parts])
     _require(train, "no usable pairs", notes)
-    facts = {"train_pairs": len(train), **_counts(parts), "eval_pairs": sum(len(rows) for rows, _ in held.values())}
+    facts = {
+        "train_pairs": len(train),
+        **_counts(parts),
+        "eval_pairs": sum(len(rows) for rows, _ in held.values()),
+    }
     return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
 
 
 def dual_head_data(config: DualHeadConfig, tokenizer: PreTrainedTokenizerBase) -> Prepared:
-    """Returns rows of `prompt_ids`, `chosen_ids`, `chosen_labels` and `rejected_ids`, the last empty for answers alone.
+    """Returns rows of `prompt_ids`, `chosen_ids`, `chosen_labels` and `rejected_ids`, the last empty for
+    answers alone.
 
     Raises:
         LabError: when a source has no rows that the objective learns from.
@@ -166,9 +202,13 @@ def dual_head_data(config: DualHeadConfig, tokenizer: PreTrainedTokenizerBase) -
     needed = ("preference",) if config.objective == "preference" else ("preference", *CONVERSATIONS)
     alone = config.objective == "sft"
     key = {
-        "method": "dual head", "tokenizer": tokenizer_hash(tokenizer), "max_length": config.max_length,
-        "max_prompt_length": config.max_prompt_length, "overlong": config.overlong, "alone": alone,
-    }  # fmt: skip
+        "method": "dual head",
+        "tokenizer": tokenizer_hash(tokenizer),
+        "max_length": config.max_length,
+        "max_prompt_length": config.max_prompt_length,
+        "overlong": config.overlong,
+        "alone": alone,
+    }
     columns = ("prompt_ids", "chosen_ids", "chosen_labels", "rejected_ids")
     parts, held, notes = _load(config, needed, partial(answer_tokens, tokenizer, config, alone), key, columns)
     portions = None
@@ -176,11 +216,16 @@ def dual_head_data(config: DualHeadConfig, tokenizer: PreTrainedTokenizerBase) -
         paired = [bool(len(part.train)) and bool(part.train[0]["rejected_ids"]) for part, _ in parts]
         if not any(paired):
             raise LabError(
-                '`objective` "mixed": no source holds pairs', where="datasets", remedy='add one, or set `objective` to "sft"'
+                '`objective` "mixed": no source holds pairs',
+                where="datasets",
+                remedy='add one, or set `objective` to "sft"',
             )
         if not all(paired):  # conversations are the answers alone, in the share that was asked for
             weights = [source.weight for source in config.datasets]
-            sums = {kind: sum(w for w, of in zip(weights, paired, strict=True) if of is kind) or 1.0 for kind in (True, False)}
+            sums = {
+                kind: sum(w for w, of in zip(weights, paired, strict=True) if of is kind) or 1.0
+                for kind in (True, False)
+            }
             share = {True: 1 - config.sft_ratio, False: config.sft_ratio}
             portions = [share[of] * w / sums[of] for w, of in zip(weights, paired, strict=True)]
     train = _mixed(config, [part for part, _ in parts], portions)
@@ -188,9 +233,15 @@ def dual_head_data(config: DualHeadConfig, tokenizer: PreTrainedTokenizerBase) -
     if config.objective == "mixed" and portions is None:
         lone = is_held_out(np.arange(len(train)), config.sft_ratio)
         train = train.map(
-            lambda row, index: {**row, "rejected_ids": []} if lone[index] else row, with_indices=True, keep_in_memory=True
+            lambda row, index: {**row, "rejected_ids": []} if lone[index] else row,
+            with_indices=True,
+            keep_in_memory=True,
         )
-    facts = {"train_rows": len(train), **_counts(parts), "eval_rows": sum(len(rows) for rows, _ in held.values())}
+    facts = {
+        "train_rows": len(train),
+        **_counts(parts),
+        "eval_rows": sum(len(rows) for rows, _ in held.values()),
+    }
     return Prepared(train, {name: rows for name, (rows, _) in held.items()}, facts, notes=notes)
 
 
@@ -222,15 +273,22 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
             turns = row.get("prompt") or row["messages"][:-1]
             held = [part for turn in turns for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
             if held and source.bad_rows == "stop":
-                raise opened.bad_row(number, f"the prompt holds `{held[0]}`: {config.kind} answers text alone")
+                raise opened.bad_row(
+                    number, f"the prompt holds `{held[0]}`: {config.kind} answers text alone"
+                )
             if held:
                 tally.add(f"the prompt holds `{held[0]}`", number)
             elif not turns:
                 tally.add("no prompt", number)
-            elif len(tokenizer(render(tokenizer, turns, generate=True))["input_ids"]) > config.max_prompt_length:
+            elif (
+                len(tokenizer(render(tokenizer, turns, generate=True))["input_ids"])
+                > config.max_prompt_length
+            ):
                 tally.add(f"prompt longer than `max_prompt_length` {config.max_prompt_length}", number)
             else:
-                rows.append((number, {"prompt": turns, "answer": row.get("answer") or row.get("completion") or ""}))
+                rows.append(
+                    (number, {"prompt": turns, "answer": row.get("answer") or row.get("completion") or ""})
+                )
         notes.extend(tally.notes(source))
         return rows
 
@@ -242,21 +300,33 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
         held[name] = [row for (_, row), aside in zip(rows, out, strict=True) if aside]
     if config.eval_datasets:
         names = short_names(config.eval_datasets)
-        held = {name: [row for _, row in read(source)] for name, source in zip(names, config.eval_datasets, strict=True)}
-    sources, rows = mixture([len(part) for part in parts], shares(config.datasets), config.seed, config.mixture_stop)
+        held = {
+            name: [row for _, row in read(source)]
+            for name, source in zip(names, config.eval_datasets, strict=True)
+        }
+    sources, rows = mixture(
+        [len(part) for part in parts], shares(config.datasets), config.seed, config.mixture_stop
+    )
     if len(rows) == 0:
-        raise LabError(f"no prompts to answer: {'; '.join(notes) or 'every row is held out'}", where="datasets")
+        raise LabError(
+            f"no prompts to answer: {'; '.join(notes) or 'every row is held out'}", where="datasets"
+        )
     starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])[:-1]])
     together = concatenate_datasets([Dataset.from_list(part) for part in parts if part])
     facts = {"train_prompts": len(rows), "eval_prompts": sum(len(part) for part in held.values())}
     return Prepared(
         together.select((starts[sources] + rows).astype(np.int64)),
-        {name: Dataset.from_list(part) for name, part in held.items() if part}, facts, notes=notes,
-    )  # fmt: skip
+        {name: Dataset.from_list(part) for name, part in held.items() if part},
+        facts,
+        notes=notes,
+    )
 
 
-def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig | DualHeadConfig, row: Row) -> dict[str, Any]:
-    """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, and whether it was `cut`.
+def conversation_tokens(
+    tokenizer: PreTrainedTokenizerBase, config: SFTConfig | DualHeadConfig, row: Row
+) -> dict[str, Any]:
+    """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, and whether it was
+    `cut`.
 
     Raises:
         RowFault: when it is too long and to be dropped, or has nothing to learn within `max_length`.
@@ -272,7 +342,8 @@ def conversation_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig | 
 
 
 def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
-    """Returns `input_ids` and `labels` of a row for an encoder-decoder, at most `max_length` each, and whether it was `cut`.
+    """Returns `input_ids` and `labels` of a row for an encoder-decoder, at most `max_length` each, and
+    whether it was `cut`.
 
     Raises:
         RowFault: when it is too long and to be dropped, or does not end with an answer.
@@ -301,12 +372,17 @@ def pair_tokens(
     if cut and config.overlong == "drop":
         raise RowFault(f"longer than `max_length` {config.max_length}")
     if made["chosen_ids"] == made["rejected_ids"]:
-        raise RowFault(f"equal answers within `max_length` {config.max_length}" if cut else "equal answers in tokens")
+        raise RowFault(
+            f"equal answers within `max_length` {config.max_length}" if cut else "equal answers in tokens"
+        )
     return {**made, "cut": cut}
 
 
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, config: DualHeadConfig, alone: bool, row: Row) -> dict[str, Any]:
-    """Returns a canonical pair or conversation as the dual head reads it: a conversation has all its turns in `chosen_ids`.
+def answer_tokens(
+    tokenizer: PreTrainedTokenizerBase, config: DualHeadConfig, alone: bool, row: Row
+) -> dict[str, Any]:
+    """Returns a canonical pair or conversation as the dual head reads it: a conversation has all its turns in
+    `chosen_ids`.
 
     Args:
         tokenizer: with a chat template.
@@ -323,9 +399,12 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, config: DualHeadConfig, al
         return {**made, "rejected_ids": []} if alone else made
     made = conversation_tokens(tokenizer, config, row)
     return {
-        "prompt_ids": [], "chosen_ids": made["input_ids"], "chosen_labels": made["labels"], "rejected_ids": [],
+        "prompt_ids": [],
+        "chosen_ids": made["input_ids"],
+        "chosen_labels": made["labels"],
+        "rejected_ids": [],
         "cut": made["cut"],
-    }  # fmt: skip
+    }
 
 
 def document_texts(source: SourceConfig) -> Iterator[str]:
@@ -349,12 +428,16 @@ def _readers(
     piece = max(PIECE, CHARACTERS * length)  # a document stays whole up to the length of a row
 
     def opened(source: SourceConfig) -> Any:
-        return open_source(source, needed, streaming=True if source.max_rows is None else source.streaming, piece=piece)
+        return open_source(
+            source, needed, streaming=True if source.max_rows is None else source.streaming, piece=piece
+        )
 
     return [Reader(opened(source), fraction, held_out=held_out) for source in sources]
 
 
-def _write_packed(stream: PackedStream, sources: list[SourceConfig], length: int, folder: Path) -> dict[str, Any]:
+def _write_packed(
+    stream: PackedStream, sources: list[SourceConfig], length: int, folder: Path
+) -> dict[str, Any]:
     """Writes all rows of a stream and returns what is known of them."""
     sizes = [0, 0]
     encode = stream.encode
@@ -371,15 +454,23 @@ def _write_packed(stream: PackedStream, sources: list[SourceConfig], length: int
     stream.encode = counted
     rows = write_tables(tables(), folder / "rows.arrow")
     stream.encode = encode
-    notes = [note for tally, source in zip(stream.tallies, sources, strict=True) for note in tally.notes(source)]
+    notes = [
+        note for tally, source in zip(stream.tallies, sources, strict=True) for note in tally.notes(source)
+    ]
     padding = round(1 - sizes[1] / max(1, rows * length), 4)
     return {"rows": rows, "bytes": sizes[0], "tokens": sizes[1], "padding": padding, "notes": notes}
 
 
 def _load(
-    config: Any, needed: tuple[str, ...], make: Callable[[Row], dict[str, Any]], key: dict[str, Any], columns: tuple[str, ...]
+    config: Any,
+    needed: tuple[str, ...],
+    make: Callable[[Row], dict[str, Any]],
+    key: dict[str, Any],
+    columns: tuple[str, ...],
 ) -> tuple[list[tuple[Tokens, str]], dict[str, tuple[Dataset, str]], list[str]]:
-    """Returns the stored sources as tokens with their names, the held-out rows by name with their key, and the notes."""
+    """Returns the stored sources as tokens with their names, the held-out rows by name with their key,
+    and the notes.
+    """
     for source in [*config.datasets, *config.eval_datasets]:
         _refuse_stream(source)
     fraction = 0.0 if config.eval_datasets else config.eval_fraction
@@ -389,13 +480,23 @@ def _load(
     notes = [note for part in parts for note in part.notes]
     if config.eval_datasets:
         others = [tokenised(source, needed, make, key, 0.0, columns) for source in config.eval_datasets]
-        held = {name: (part.train, part.key) for name, part in zip(short_names(config.eval_datasets), others, strict=True)}
+        held = {
+            name: (part.train, part.key)
+            for name, part in zip(short_names(config.eval_datasets), others, strict=True)
+        }
         notes += [note for part in others for note in part.notes]
-    return list(zip(parts, names, strict=True)), {name: found for name, found in held.items() if len(found[0])}, notes
+    return (
+        list(zip(parts, names, strict=True)),
+        {name: found for name, found in held.items() if len(found[0])},
+        notes,
+    )
 
 
 def _counts(parts: list[tuple[Tokens, str]]) -> dict[str, int]:
-    return {"train_dropped": sum(part.dropped for part, _ in parts), "train_cut": sum(part.cut for part, _ in parts)}
+    return {
+        "train_dropped": sum(part.dropped for part, _ in parts),
+        "train_cut": sum(part.cut for part, _ in parts),
+    }
 
 
 def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key: dict[str, Any]) -> Prepared:
@@ -404,7 +505,9 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
 
     if not config.packing:
         raise LabError(
-            "a streamed source needs `packing`", where="datasets", remedy='set "packing" to true, or "streaming" to false'
+            "a streamed source needs `packing`",
+            where="datasets",
+            remedy='set "packing" to true, or "streaming" to false',
         )
     left_out: Counter[str] = Counter()
 
@@ -415,13 +518,23 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
                 made.append(make(row))
             except RowFault as fault:
                 left_out[fault.reason] += 1
-        return documents_table({name: [np.array(row[name], np.int32) for row in made] for name in ("input_ids", "labels")})
+        return documents_table(
+            {name: [np.array(row[name], np.int32) for row in made] for name in ("input_ids", "labels")}
+        )
 
-    def stream(sources: list[SourceConfig], fraction: float, *, held_out: bool, endless: bool) -> PackedStream:
+    def stream(
+        sources: list[SourceConfig], fraction: float, *, held_out: bool, endless: bool
+    ) -> PackedStream:
         return PackedStream(
-            partial(_readers, sources, CONVERSATIONS, fraction, held_out), shares(sources) if endless else [1.0], encode,
-            config.max_length, packing="best_fit", seed=config.seed, stop=config.mixture_stop, endless=endless,
-        )  # fmt: skip
+            partial(_readers, sources, CONVERSATIONS, fraction, held_out),
+            shares(sources) if endless else [1.0],
+            encode,
+            config.max_length,
+            packing="best_fit",
+            seed=config.seed,
+            stop=config.mixture_stop,
+            endless=endless,
+        )
 
     fraction = 0.0 if config.eval_datasets else config.eval_fraction
     held = {}
@@ -442,7 +555,9 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
 
 
 def prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
-    """Returns the shapes to take prompts from: the bare right answers where the catalogue knows them, not whole solutions."""
+    """Returns the shapes to take prompts from: the bare right answers where the catalogue knows them,
+    not whole solutions.
+    """
     known = entry_like(source.like) if source.like else entry(source.name, source.subset)
     by_hand = source.format != "auto" or source.columns or source.prompt
     if known and not by_hand and any(reading.shape == "prompt_answer" for reading in known.readings):
@@ -452,7 +567,9 @@ def prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
 
 def _refuse_stream(source: SourceConfig) -> None:
     if source.streaming:
-        raise LabError("cannot be streamed for this method", where=source.name, remedy="set `streaming` to false")
+        raise LabError(
+            "cannot be streamed for this method", where=source.name, remedy="set `streaming` to false"
+        )
 
 
 def _mixed(config: Any, parts: list[Tokens], portions: list[float] | None = None) -> Dataset:
@@ -470,17 +587,25 @@ def _require(rows: Dataset, text: str, notes: list[str]) -> None:
     if len(rows) == 0:
         why = "; ".join(notes) or "every row is held out"
         raise LabError(
-            f"{text}: {why}", where="datasets", remedy="raise `max_length` or look at the rows: `llmlab data inspect`"
+            f"{text}: {why}",
+            where="datasets",
+            remedy="raise `max_length` or look at the rows: `llmlab data inspect`",
         )
 
 
 def _packed(config: SFTConfig, key: dict[str, Any], rows: Dataset, parts: list[str]) -> Dataset:
     def build(folder: Path) -> dict[str, Any]:
-        write_tables([pack(rows.with_format("arrow")[:], config.max_length, "best_fit")], folder / "rows.arrow")
+        write_tables(
+            [pack(rows.with_format("arrow")[:], config.max_length, "best_fit")], folder / "rows.arrow"
+        )
         return {}
 
     mixed = {
-        "parts": parts, "shares": shares(config.datasets), "seed": config.seed, "stop": config.mixture_stop, "rows": len(rows),
-    }  # fmt: skip
+        "parts": parts,
+        "shares": shares(config.datasets),
+        "seed": config.seed,
+        "stop": config.mixture_stop,
+        "rows": len(rows),
+    }
     folder, _ = cached({**key, "packed": mixed}, build)
     return read_rows(folder / "rows.arrow")

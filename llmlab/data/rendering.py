@@ -32,21 +32,31 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: 
     try:
         return apply_template(tokenizer, messages, tools, generate=generate)
     except TooLong:
-        raise LabError(f"this chat template ran for {SECONDS:g} s and was stopped", remedy=OTHER_TEMPLATE) from None
+        raise LabError(
+            f"this chat template ran for {SECONDS:g} s and was stopped", remedy=OTHER_TEMPLATE
+        ) from None
     except TooMuch as error:
         raise LabError(f"this chat template was stopped: {error}", remedy=OTHER_TEMPLATE) from None
     except Exception as error:  # a template is a program of others: it can raise anything
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise LabError(f"this chat template cannot render the conversation ({text})", remedy=OTHER_TEMPLATE) from None
+        raise LabError(
+            f"this chat template cannot render the conversation ({text})", remedy=OTHER_TEMPLATE
+        ) from None
 
 
 def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
-    """Refuses a conversation with parts that the chat template leaves out: it is rendered with each of them and without.
+    """Refuses a conversation with parts that the chat template leaves out: it is rendered with each of them
+    and without.
 
     Raises:
         RowFault: naming the part and its turn.
     """
-    held = [(index, part) for index, turn in enumerate(messages) for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
+    held = [
+        (index, part)
+        for index, turn in enumerate(messages)
+        for part in (*PARTS_OF_A_TURN, TOOLS)
+        if turn.get(part)
+    ]
     if not held:
         return
     whole = render(tokenizer, messages)
@@ -63,9 +73,11 @@ def _without(turn: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Returns the id of the token that the chat template puts after an assistant's answer, or None where it puts none.
+    """Returns the id of the token that the chat template puts after an assistant's answer, or None where it
+    puts none.
 
-    The last turn decides. A template that closes only earlier turns (GLM) ends an answer with what opens the next turn.
+    The last turn decides. A template that closes only earlier turns (GLM) ends an answer with what opens the
+    next turn.
     """
     return _turn_end(tokenizer, str(tokenizer.chat_template)) if tokenizer.chat_template else None
 
@@ -88,19 +100,25 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
 
 
 def turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the ids of the tokens that end an answer: the chat template's own, then the tokenizer's end of text."""
+    """Returns the ids of the tokens that end an answer: the chat template's own,
+    then the tokenizer's end of text.
+    """
     ends = [turn_end(tokenizer), tokenizer.eos_token_id]
     return list(dict.fromkeys(end for end in ends if end is not None))
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: int | list[int] | None) -> str:
-    """Returns the text of an answer without the tokens that end it, whether or not the tokenizer calls them special."""
+    """Returns the text of an answer without the tokens that end it,
+    whether or not the tokenizer calls them special.
+    """
     closing = {ends} if isinstance(ends, int) else set(ends or ())
     return tokenizer.decode([token for token in ids if token not in closing], skip_special_tokens=True)
 
 
 def _closed_at(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> tuple[int, bool]:
-    """Returns where the answer in `text[start:]` ends, the token that ends it included, and whether there is such a token."""
+    """Returns where the answer in `text[start:]` ends, the token that ends it included,
+    and whether there is such a token.
+    """
     end = turn_end(tokenizer)
     mark = tokenizer.decode([end]).strip() if end is not None else ""
     place = text.rfind(mark, start) if mark else -1
@@ -112,20 +130,27 @@ def _end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return turn_ends(tokenizer)[:1]
 
 
-def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
-    """Returns the rendered conversation and the character spans of what the assistant says, its end token included.
+def assistant_spans(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages
+) -> tuple[str, list[tuple[int, int]]]:
+    """Returns the rendered conversation and the character spans of what the assistant says, its end token
+    included.
 
     What a template puts behind the whole conversation (Phi-3's end of text) is part of no turn.
 
     Raises:
-        LabError: when the template renders a conversation differently once it goes on, so that no span is certain.
+        LabError: when the template renders a conversation differently once it goes on, so that no span is
+            certain.
     """
     text = render(tokenizer, messages)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, until = render(tokenizer, messages[:index], generate=True), render(tokenizer, messages[: index + 1])
+        before, until = (
+            render(tokenizer, messages[:index], generate=True),
+            render(tokenizer, messages[: index + 1]),
+        )
         end, _ = _closed_at(tokenizer, until, len(before))
         if not until.startswith(before) or text[:end] != until[:end]:
             raise LabError(
@@ -136,7 +161,9 @@ def assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> t
     return text, spans
 
 
-def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages, loss_on: str) -> dict[str, list[int]]:
+def tokenize_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, loss_on: str
+) -> dict[str, list[int]]:
     """Returns `input_ids` and `labels` of a conversation; labels are -100 on what is not learned.
 
     Where the template closes the last answer with no token, one follows it: the model has to learn to stop.
@@ -151,7 +178,11 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
         last = spans[-1][0] if spans else len(render(tokenizer, messages[:-1], generate=True))
         end, closed = _closed_at(tokenizer, text, last)
         leaves_open = not closed
-    encoded = tokenizer(text[:end] if leaves_open else text, add_special_tokens=False, return_offsets_mapping=spans is not None)
+    encoded = tokenizer(
+        text[:end] if leaves_open else text,
+        add_special_tokens=False,
+        return_offsets_mapping=spans is not None,
+    )
     ids = encoded["input_ids"]
     closing = _end_token(tokenizer) if leaves_open and ids[-1] not in tokenizer.all_special_ids else []
     if spans is None:
@@ -164,7 +195,9 @@ def tokenize_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages
     return {"input_ids": [*ids, *closing], "labels": [*labels, *closing]}
 
 
-def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages) -> tuple[str, list[int]]:
+def answer_tokens(
+    tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: Messages
+) -> tuple[str, list[int]]:
     """Returns the prompt as text and the tokens of the answer that follows it, the end of the turn included.
 
     Raises:
@@ -173,7 +206,10 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: 
     check_parts(tokenizer, [*prompt, *answer])
     before, whole = render(tokenizer, prompt, generate=True), render(tokenizer, [*prompt, *answer])
     if not whole.startswith(before):
-        raise LabError("this chat template rewrites the prompt once it is answered", remedy='set `chat_template` to "chatml"')
+        raise LabError(
+            "this chat template rewrites the prompt once it is answered",
+            remedy='set `chat_template` to "chatml"',
+        )
     end, closed = _closed_at(tokenizer, whole, len(before))
     ids = tokenizer(whole[len(before) : end], add_special_tokens=False)["input_ids"]
     leaves_open = not closed and not (ids and ids[-1] in tokenizer.all_special_ids)
@@ -181,7 +217,9 @@ def answer_tokens(tokenizer: PreTrainedTokenizerBase, prompt: Messages, answer: 
 
 
 def tokenize_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str, list[int]]:
-    """Returns what an encoder-decoder reads, `input_ids`, and what it learns to write, the last answer, `labels`."""
+    """Returns what an encoder-decoder reads, `input_ids`, and what it learns to write, the last answer,
+    `labels`.
+    """
     check_parts(tokenizer, messages)
     read = tokenizer(render(tokenizer, messages[:-1], generate=True))["input_ids"]
     said = tokenizer(text_target=messages[-1]["content"])["input_ids"]
@@ -200,7 +238,8 @@ def tokenize_pair(
 ) -> dict[str, Any]:
     """Returns `prompt_ids`, `chosen_ids` and `rejected_ids`, and whether something was `cut`.
 
-    The answers carry the template's end of a turn. A prompt that is too long loses its beginning, an answer its end.
+    The answers carry the template's end of a turn. A prompt that is too long loses its beginning, an answer
+    its end.
     """
     pair: dict[str, Any] = {"cut": False}
     for name, answer in (("chosen_ids", chosen), ("rejected_ids", rejected)):

@@ -1,10 +1,12 @@
 """Canonical rows: whatever a source holds becomes one of five rows, and trainers see nothing else.
 
-`text` · `messages` · `prompt` + `completion` · `prompt` + `chosen` + `rejected` · `prompt` + `answer` (for rewards).
-Prompts are lists of messages, completions and answers are text. A classification is a prompt whose completion is the
-label's word, with `choices` (all label words) and `label` (the number of the right one) beside it.
+`text` · `messages` · `prompt` + `completion` · `prompt` + `chosen` + `rejected` · `prompt` + `answer` (for
+rewards). Prompts are lists of messages, completions and answers are text. A classification is a prompt whose
+completion is the label's word, with `choices` (all label words) and `label` (the number of the right one)
+beside it.
 
-A `Reading` says how a source becomes such rows; it comes from the config, from the catalogue, or from the columns.
+A `Reading` says how a source becomes such rows; it comes from the config, from the catalogue, or from the
+columns.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from llmlab.errors import LabError
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
-# what a turn may hold beside role and content; whether a chat template renders it is tried (`render.check_parts`)
+# what a turn may hold beside role and content; whether a chat template renders it is tried
+# (`render.check_parts`)
 PARTS_OF_A_TURN = ("tool_calls", "name", "reasoning_content", "reasoning", "thinking")
 TOOLS = "tools"  # the tools that a conversation may use travel with its first turn
 
@@ -37,7 +40,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "answer": ("answer", "solution", "ground_truth"),
     "label": ("label", "labels"),
 }
-ORDER = ("preference", "messages", "prompt_completion", "prompt_answer", "prompt", "text")  # the most telling first
+ORDER = (
+    "preference",
+    "messages",
+    "prompt_completion",
+    "prompt_answer",
+    "prompt",
+    "text",
+)  # the most telling first
 NEEDED = {
     "text": ("text",),
     "messages": ("messages",),
@@ -58,8 +68,8 @@ class RowFault(Exception):
 
     Attributes:
         reason: what is wrong with it, in words that can be counted.
-        wrong_form: whether it breaks the form (a missing column, a wrong type); else it merely has nothing to teach
-            (an empty answer, two equal ones).
+        wrong_form: whether it breaks the form (a missing column, a wrong type); else it merely has nothing to
+            teach (an empty answer, two equal ones).
     """
 
     def __init__(self, reason: str, *, wrong_form: bool = False):
@@ -167,11 +177,19 @@ def detect(columns: list[str]) -> str:
 
 
 def choose(
-    columns: list[str], sample: Row, needed: tuple[str, ...], where: str, *,
-    shape: str = "auto", mapping: dict[str, str] | None = None, prompt: str = "", labels: tuple[str, ...] = (),
+    columns: list[str],
+    sample: Row,
+    needed: tuple[str, ...],
+    where: str,
+    *,
+    shape: str = "auto",
+    mapping: dict[str, str] | None = None,
+    prompt: str = "",
+    labels: tuple[str, ...] = (),
     known: Reading | None = None,
-) -> Reading:  # fmt: skip
-    """Returns the reading of a source: what the person set, else what the catalogue knows, else what the columns say.
+) -> Reading:
+    """Returns the reading of a source: what the person set, else what the catalogue knows, else what the
+    columns say.
 
     Args:
         columns: of the source.
@@ -190,11 +208,17 @@ def choose(
     for part, column in (mapping or {}).items():
         if column.split(".")[0] not in columns:
             raise LabError(
-                f"`columns` {part!r}: there is no column {column!r}", where=where, remedy=f"there are {', '.join(columns)}"
+                f"`columns` {part!r}: there is no column {column!r}",
+                where=where,
+                remedy=f"there are {', '.join(columns)}",
             )
     for column in PLACE.findall(prompt):
         if column.split(".")[0] not in columns:
-            raise LabError(f"`prompt`: there is no column {column!r}", where=where, remedy=f"there are {', '.join(columns)}")
+            raise LabError(
+                f"`prompt`: there is no column {column!r}",
+                where=where,
+                remedy=f"there are {', '.join(columns)}",
+            )
     if known and shape == "auto" and not mapping and not prompt:
         options = [known]
     else:
@@ -206,9 +230,13 @@ def choose(
         if by_prompt:
             shape = "classification" if labels or "label" in (mapping or {}) else "prompt_completion"
         if shape != "auto":
-            lacking = [p for p in NEEDED[shape] if p not in names and not (prompt and p in ("prompt", "text"))]
+            lacking = [
+                p for p in NEEDED[shape] if p not in names and not (prompt and p in ("prompt", "text"))
+            ]
             if lacking:
-                said = f"`prompt` makes {shape} rows, which need" if by_prompt else f"`format` {shape!r} needs"
+                said = (
+                    f"`prompt` makes {shape} rows, which need" if by_prompt else f"`format` {shape!r} needs"
+                )
                 raise LabError(
                     f"{said} a column for {' and '.join(lacking)}; the columns are {', '.join(columns)}",
                     where=where,
@@ -222,11 +250,16 @@ def choose(
         if reading.makes in needed or reading.shape in needed:
             return replace(reading, prompt=prompt or reading.prompt, labels=tuple(labels) or reading.labels)
     shown = {name: _short(value) for name, value in sample.items()}
-    found = f"holds {' or '.join(r.shape for r in options)} rows" if options else "has columns of no known shape"
+    found = (
+        f"holds {' or '.join(r.shape for r in options)} rows" if options else "has columns of no known shape"
+    )
     raise LabError(
         f"{found} (columns {', '.join(columns)}; a row: {shown})",
         where=where,
-        remedy=f"needed: {' or '.join(needed)} rows; `format` and `columns` of the source say where the parts are",
+        remedy=(
+            f"needed: {' or '.join(needed)} rows; `format` and `columns` of the source say where the"
+            " parts are"
+        ),
     )
 
 
@@ -261,7 +294,8 @@ def check(row: Row) -> Row:
 
 
 def check_turns(messages: Messages) -> None:
-    """Refuses conversations whose roles do not take turns: system messages first, then user and assistant in turn.
+    """Refuses conversations whose roles do not take turns: system messages first, then user and assistant in
+    turn.
 
     Raises:
         RowFault: with the place of the first turn that is out of order.
@@ -274,14 +308,20 @@ def check_turns(messages: Messages) -> None:
         raise RowFault("only system messages", wrong_form=True)
     before = "assistant"
     for index, role in enumerate(turns[start:], start + 1):
-        allowed = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}.get(role, ())
+        allowed = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}.get(
+            role, ()
+        )
         if before not in allowed:
-            raise RowFault(f"roles do not alternate: turn {index} is {role!r} after {before!r}", wrong_form=True)
+            raise RowFault(
+                f"roles do not alternate: turn {index} is {role!r} after {before!r}", wrong_form=True
+            )
         before = role
 
 
 def to_messages(row: Row) -> Messages:
-    """Returns a canonical row of messages, or of prompt and completion, as the messages of the whole conversation."""
+    """Returns a canonical row of messages, or of prompt and completion,
+    as the messages of the whole conversation.
+    """
     if "messages" in row:
         return row["messages"]
     return [*row["prompt"], {"role": "assistant", "content": row["completion"]}]
@@ -300,7 +340,10 @@ def parse_conversation(text: str) -> Messages:
     """Returns the turns of a conversation stored as one string, `\\n\\nHuman: ... \\n\\nAssistant: ...`."""
     parts = TURN.split(text if text.startswith("\n\n") else "\n\n" + text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[who], "content": said.strip()} for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    return [
+        {"role": roles[who], "content": said.strip()}
+        for who, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def as_messages(value: Any) -> Messages:
@@ -315,7 +358,8 @@ def as_messages(value: Any) -> Messages:
 
 
 def message(turn: Any) -> dict[str, Any]:
-    """Returns one turn as `role` and `content`, whatever it calls them, with its tool calls, name and reasoning.
+    """Returns one turn as `role` and `content`, whatever it calls them, with its tool calls, name and
+    reasoning.
 
     Raises:
         RowFault: when it has no known role or no text.
@@ -328,9 +372,16 @@ def message(turn: Any) -> dict[str, Any]:
         raise RowFault(f"unknown role {role!r}", wrong_form=True)
     content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
     if isinstance(content, list):  # parts of one message
-        others = {str(part.get("type")) for part in content if isinstance(part, dict) and not isinstance(part.get("text"), str)}
+        others = {
+            str(part.get("type"))
+            for part in content
+            if isinstance(part, dict) and not isinstance(part.get("text"), str)
+        }
         if others:
-            raise RowFault(f"a turn of {role!r} holds a part of type {min(others)!r}: only text can be read", wrong_form=True)
+            raise RowFault(
+                f"a turn of {role!r} holds a part of type {min(others)!r}: only text can be read",
+                wrong_form=True,
+            )
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     parts = {name: turn[name] for name in PARTS_OF_A_TURN if turn.get(name)}
     if parts.get("tool_calls"):
@@ -357,7 +408,9 @@ def tools(value: Any) -> list[dict[str, Any]]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Returns nested data without the empty fields that a table adds: there all rows have the fields of any row."""
+    """Returns nested data without the empty fields that a table adds:
+    there all rows have the fields of any row.
+    """
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
@@ -372,8 +425,13 @@ def _tool_call(call: Any) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except ValueError:
-            raise RowFault(f"the arguments of the tool call {function['name']!r} are not JSON", wrong_form=True) from None
-    made = {"type": "function", "function": {"name": function["name"], "arguments": without_nulls(arguments or {})}}
+            raise RowFault(
+                f"the arguments of the tool call {function['name']!r} are not JSON", wrong_form=True
+            ) from None
+    made = {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": without_nulls(arguments or {})},
+    }
     return {**({"id": call["id"]} if call.get("id") else {}), **made}
 
 
@@ -436,7 +494,12 @@ def _make_classification(reading: Reading, row: Row) -> Row:
 
 def choice(prompt: Messages, word: str, words: tuple[str, ...] | list[str]) -> Row:
     """Returns the canonical row of a question with a closed set of answers."""
-    return {"prompt": prompt, "completion": word, "choices": list(words), "label": list(words).index(word) if words else -1}
+    return {
+        "prompt": prompt,
+        "completion": word,
+        "choices": list(words),
+        "label": list(words).index(word) if words else -1,
+    }
 
 
 def _make_preference(reading: Reading, row: Row) -> Row:
@@ -454,7 +517,9 @@ def _make_preference(reading: Reading, row: Row) -> Row:
             prompt = turns[:-1]
         held = [part for turn in (turns[-1], others[-1]) for part in PARTS_OF_A_TURN if part in turn]
         if held:
-            raise RowFault(f"an answer of a pair holds `{held[0]}`: pairs are compared as text alone", wrong_form=True)
+            raise RowFault(
+                f"an answer of a pair holds `{held[0]}`: pairs are compared as text alone", wrong_form=True
+            )
         chosen, rejected = turns[-1]["content"], others[-1]["content"]
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 

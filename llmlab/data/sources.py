@@ -32,7 +32,9 @@ MOST_ENTRIES = 100_000  # of a folder and those inside it
 HASHED_WHOLE = 4 << 30  # bytes: larger files are told apart by size and time
 
 
-def load_rows(source: SourceConfig, *, streaming: bool | None = None, piece: int = PIECE) -> Dataset | IterableDataset:
+def load_rows(
+    source: SourceConfig, *, streaming: bool | None = None, piece: int = PIECE
+) -> Dataset | IterableDataset:
     """Returns the rows of a source with its own columns.
 
     Args:
@@ -41,20 +43,25 @@ def load_rows(source: SourceConfig, *, streaming: bool | None = None, piece: int
         piece: characters of a text file after which a new row begins with the next paragraph.
 
     Raises:
-        LabError: when the source does not exist, cannot be read, holds nothing, or is on a hub that cannot be reached.
+        LabError: when the source does not exist, cannot be read, holds nothing, or is on a hub that cannot be
+            reached.
     """
     stream = source.streaming if streaming is None else streaming
     files = local_files(source.name, source.split)
     if files and source.subset and not source.name.startswith("llmlab:"):
         raise LabError(
-            f"`subset` {source.subset!r}: files have no subsets", where=source.name, remedy="name the files themselves"
+            f"`subset` {source.subset!r}: files have no subsets",
+            where=source.name,
+            remedy="name the files themselves",
         )
     rows = _from_files(files, source, stream, piece) if files else _from_hub(source, stream)
     if not stream and len(rows) == 0:
         raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it")
     if source.max_rows and stream:
         return rows.take(source.max_rows)
-    if source.max_rows and source.max_rows < len(rows):  # spread evenly: many datasets are sorted by label or topic
+    if source.max_rows and source.max_rows < len(
+        rows
+    ):  # spread evenly: many datasets are sorted by label or topic
         return rows.select([index * len(rows) // source.max_rows for index in range(source.max_rows)])
     return rows
 
@@ -63,23 +70,30 @@ def local_files(name: str, split: str = "train") -> list[Path]:
     """Returns the files behind a name, sorted; empty when it is the id of a hub dataset.
 
     Raises:
-        LabError: when a shipped corpus, a path or a folder's content does not exist, or part of a folder cannot be read.
+        LabError: when a shipped corpus, a path or a folder's content does not exist, or part of a folder
+            cannot be read.
     """
     if name.startswith("llmlab:"):
         if name not in SHIPPED:
             raise LabError(f"no corpus {name!r} ships with llmlab", remedy=f"there is {', '.join(SHIPPED)}")
         if split not in SHIPPED[name]:
-            raise LabError(f"has no split {split!r}", where=name, remedy=f"there is {', '.join(SHIPPED[name])}")
+            raise LabError(
+                f"has no split {split!r}", where=name, remedy=f"there is {', '.join(SHIPPED[name])}"
+            )
         return [Path(str(resources.files("llmlab.data") / "corpus" / SHIPPED[name][split]))]
     path = in_home(name)
     if path.is_dir():
         files = sorted(_inside(path))
         if not files:
-            raise LabError("no readable files in this folder", where=name, remedy=f"readable are {_readable()}")
+            raise LabError(
+                "no readable files in this folder", where=name, remedy=f"readable are {_readable()}"
+            )
         return _of_split(files, path, split)
     if path.exists():
         if not path.is_file():
-            raise LabError("is a pipe or a device, not a file", where=name, remedy="write what it gives to a file first")
+            raise LabError(
+                "is a pipe or a device, not a file", where=name, remedy="write what it gives to a file first"
+            )
         if not _kind(path):
             raise LabError(
                 f"files of type {path.suffix or 'unknown'!r} cannot be read",
@@ -107,7 +121,9 @@ def _inside(folder: Path) -> Iterator[Path]:
         seen += len(folders) + len(names)
         if seen > MOST_ENTRIES:
             raise LabError(
-                f"has more than {MOST_ENTRIES:,} entries", where=str(folder), remedy="name the folder with the data alone"
+                f"has more than {MOST_ENTRIES:,} entries",
+                where=str(folder),
+                remedy="name the folder with the data alone",
             )
         for file in (Path(place, name) for name in names if not name.startswith(".")):
             if _kind(file) and file.is_file():
@@ -115,20 +131,29 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 
 def _of_split(files: list[Path], path: Path, split: str) -> list[Path]:
-    """Returns the files of a split: all of them are "train", another split are those in a folder or with a name of its own.
+    """Returns the files of a split: all of them are "train", another split are those in a folder or with a
+    name of its own.
 
     Raises:
         LabError: when there are none.
     """
     if split == "train":
         return files
-    inside = [(file, (*file.relative_to(path).parts[:-1], re.split(r"[.-]", file.name)[0])) for file in files if file != path]
+    inside = [
+        (file, (*file.relative_to(path).parts[:-1], re.split(r"[.-]", file.name)[0]))
+        for file in files
+        if file != path
+    ]
     found = [file for file, parts in inside if split in parts]
     if not found:
         raise LabError(
-            f"`split` {split!r}: no such split in these files", where=str(path),
-            remedy=f"leave it out, or name the files themselves; of a folder, files `{split}.*` or `{split}-*` are that split",
-        )  # fmt: skip
+            f"`split` {split!r}: no such split in these files",
+            where=str(path),
+            remedy=(
+                f"leave it out, or name the files themselves; of a folder, files `{split}.*` or `{split}-*`"
+                " are that split"
+            ),
+        )
     return found
 
 
@@ -151,7 +176,8 @@ def fingerprint(source: SourceConfig) -> str:
 
 
 def contents_hash(source: SourceConfig) -> str:
-    """Returns a hash of the files behind a source, whatever they are called and whenever they were written; "" for the hub.
+    """Returns a hash of the files behind a source, whatever they are called and whenever they were written;
+    "" for the hub.
 
     Of a file above `HASHED_WHOLE` bytes its size, its beginning and its end are hashed.
 
@@ -178,7 +204,11 @@ def row_place(source: SourceConfig, number: int) -> str:
     files = [] if source.name in SHIPPED else local_files(source.name, source.split)
     if source.max_rows and not source.streaming:
         return f"{source.name}, row {number + 1} of {source.max_rows:,}"
-    return numbered(files, [_kind(file) for file in files], number) if files else f"{source.name}, row {number + 1}"
+    return (
+        numbered(files, [_kind(file) for file in files], number)
+        if files
+        else f"{source.name}, row {number + 1}"
+    )
 
 
 def _readable() -> str:
@@ -191,16 +221,22 @@ def _kind(path: Path) -> str:
     return "text" if suffix in TEXT_FILES else TABLES.get(suffix, "")
 
 
-def _from_files(files: list[Path], source: SourceConfig, stream: bool, piece: int) -> Dataset | IterableDataset:
+def _from_files(
+    files: list[Path], source: SourceConfig, stream: bool, piece: int
+) -> Dataset | IterableDataset:
     from datasets import Dataset, IterableDataset, load_dataset
 
     kinds = {_kind(file) for file in files}
     if len(kinds) > 1:
-        raise LabError(f"mixes {' and '.join(sorted(kinds))} files", where=source.name, remedy="name one kind at a time")
+        raise LabError(
+            f"mixes {' and '.join(sorted(kinds))} files", where=source.name, remedy="name one kind at a time"
+        )
     kind = kinds.pop()
     for file in files:
         _check_readable(file, kind)
-        if kind in ("text", "json", "csv") and (fault := unbounded(file, kind, most=SCANNED_OF_STREAM if stream else None)):
+        if kind in ("text", "json", "csv") and (
+            fault := unbounded(file, kind, most=SCANNED_OF_STREAM if stream else None)
+        ):
             raise fault
     names = [str(file) for file in files]
     if kind == "json" and not stream:  # its reader takes any bytes, and fails when a row is looked at
@@ -211,10 +247,16 @@ def _from_files(files: list[Path], source: SourceConfig, stream: bool, piece: in
         if kind == "text":
             if stream:
                 return IterableDataset.from_generator(_documents, gen_kwargs={"files": names, "piece": piece})
-            changed = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]  # part of the library's own key
-            return Dataset.from_generator(_documents, gen_kwargs={"files": names, "piece": piece, "changed": changed})
+            changed = [
+                (file.stat().st_size, file.stat().st_mtime_ns) for file in files
+            ]  # part of the library's own key
+            return Dataset.from_generator(
+                _documents, gen_kwargs={"files": names, "piece": piece, "changed": changed}
+            )
         return load_dataset(kind, data_files=names, split="train", streaming=stream)
-    except Exception as error:  # of the library, its readers and the decompressors, each with kinds of its own
+    except (
+        Exception
+    ) as error:  # of the library, its readers and the decompressors, each with kinds of its own
         raise damaged(source, error) from None
 
 
@@ -228,7 +270,9 @@ def damaged(source: SourceConfig, error: BaseException) -> LabError:
     if files:
         return explain(files, _kind(files[0]), error)
     text = (" ".join(str(error).split()) or type(error).__name__)[:200]
-    return LabError(f"reading failed ({text})", where=source.name, exit_code=1, remedy="check the network and start again")
+    return LabError(
+        f"reading failed ({text})", where=source.name, exit_code=1, remedy="check the network and start again"
+    )
 
 
 def _check_readable(file: Path, kind: str) -> None:
@@ -251,7 +295,9 @@ def open_text(file: Path) -> TextIO:
 
 
 def _documents(files: list[str], piece: int, changed: Any = None) -> Iterator[dict[str, Any]]:
-    """Yields text files as rows: a file, or pieces of a long one cut between paragraphs, all but the last going on."""
+    """Yields text files as rows: a file, or pieces of a long one cut between paragraphs,
+    all but the last going on.
+    """
     for name in files:
         lines: list[str] = []
         size, before = 0, ""
@@ -280,9 +326,14 @@ def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
     name = real_id(source.name)
     try:
         return load_dataset(name, source.subset, split=source.split, streaming=stream)
-    except Exception as error:  # the hub's client raises many kinds: offline, unknown id, gated, wrong subset or split
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds: offline, unknown id, gated, wrong subset or split
         text = " ".join(str(error).split())
-        if any(words in text for words in ("BuilderConfig", "Config name is missing", "Unknown split", "Bad split")):
+        if any(
+            words in text
+            for words in ("BuilderConfig", "Config name is missing", "Unknown split", "Bad split")
+        ):
             raise LabError(
                 f"has no subset {source.subset!r} with a split {source.split!r}",
                 where=name,
@@ -291,13 +342,19 @@ def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
         known = entry(source.name, source.subset)
         hint = f" (the catalogue knows it: {known.becomes}, {known.rows} rows)" if known else ""
         raise LabError(
-            f"the dataset {source.name!r} is not on this machine and the hub did not give it ({type(error).__name__}){hint}",
-            remedy=f"check the id and the network, or use a local file or folder ({_readable()}) or {', '.join(SHIPPED)}",
+            f"the dataset {source.name!r} is not on this machine and the hub did not give it"
+            f" ({type(error).__name__}){hint}",
+            remedy=(
+                f"check the id and the network, or use a local file or folder ({_readable()}) or"
+                f" {', '.join(SHIPPED)}"
+            ),
         ) from None
 
 
 def there_are(source: SourceConfig) -> str:
-    """Returns which subsets or splits a hub dataset has, in words; "" where neither hub nor catalogue says."""
+    """Returns which subsets or splits a hub dataset has, in words;
+    "" where neither hub nor catalogue says.
+    """
     from datasets import get_dataset_config_names, get_dataset_split_names
 
     name = real_id(source.name)
@@ -305,7 +362,9 @@ def there_are(source: SourceConfig) -> str:
         subsets = get_dataset_config_names(name)
         if source.subset in subsets or (source.subset is None and len(subsets) == 1):
             return f"its splits are {', '.join(get_dataset_split_names(name, source.subset or subsets[0]))}"
-        return f"its subsets are {', '.join(subsets[:40])}" + (f" and {len(subsets) - 40} more" if len(subsets) > 40 else "")
+        return f"its subsets are {', '.join(subsets[:40])}" + (
+            f" and {len(subsets) - 40} more" if len(subsets) > 40 else ""
+        )
     except Exception:  # offline: what the catalogue knows has to do
         from llmlab.data.catalogue import CATALOGUE
 

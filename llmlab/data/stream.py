@@ -1,7 +1,8 @@
 """Text as an endless or a single stream of packed rows: sources are mixed, tokenised and packed in windows.
 
-Stored and streamed corpora go through the same steps; memory is bounded by the window. The state of a stream is its
-place in every source at the start of the window and the number of rows given since: a few hundred bytes.
+Stored and streamed corpora go through the same steps; memory is bounded by the window. The state of a stream
+is its place in every source at the start of the window and the number of rows given since: a few hundred
+bytes.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ Window = list[Any]
 
 
 def _repeated(opened: OpenSource) -> frozenset[int]:
-    """Returns the numbers of the rows that repeat an earlier one: known before reading, so that a resumed run leaves them
-    out as well."""
+    """Returns the numbers of the rows that repeat an earlier one: known before reading, so that a resumed run
+    leaves them out as well.
+    """
     seen: set[bytes] = set()
     again = []
     for number, row in opened.canonical(Tally()):
@@ -52,7 +54,9 @@ class Unfinished(str):
 
 
 class Reader:
-    """The documents of one source in order, from any place on; `passes` counts how often it ran out and began again."""
+    """The documents of one source in order, from any place on;
+    `passes` counts how often it ran out and began again.
+    """
 
     def __init__(self, opened: OpenSource, fraction: float, *, held_out: bool):
         self.opened, self.fraction, self.held_out = opened, fraction, held_out
@@ -108,9 +112,14 @@ class Reader:
             self._batches = self.rows.iter(batch_size=BATCH)  # unlike iter(), whole in every loader process
         try:
             if not self._batch:
-                self._mark = {"number": self._number, "library": self.rows.state_dict() if self._number else None}
+                self._mark = {
+                    "number": self._number,
+                    "library": self.rows.state_dict() if self._number else None,
+                }
                 columns = next(self._batches)
-                self._batch.extend(dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+                self._batch.extend(
+                    dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+                )
         except StopIteration:
             return False
         except LabError:
@@ -156,9 +165,17 @@ class PackedStream(IterableDataset):
     """
 
     def __init__(
-        self, readers: Callable[[], list[Reader]], shares: list[float], encode: Callable[[Window], pa.Table], length: int,
-        *, packing: str, seed: int, stop: str, endless: bool,
-    ):  # fmt: skip
+        self,
+        readers: Callable[[], list[Reader]],
+        shares: list[float],
+        encode: Callable[[Window], pa.Table],
+        length: int,
+        *,
+        packing: str,
+        seed: int,
+        stop: str,
+        endless: bool,
+    ):
         super().__init__()
         self.make_readers, self.shares, self.encode, self.length = readers, shares, encode, length
         self.packing, self.seed, self.stop, self.endless = packing, seed, stop, endless
@@ -193,7 +210,9 @@ class PackedStream(IterableDataset):
                 yield row
 
     def notes(self) -> list[str]:
-        """Returns what was left out of the stream so far, one line a reason; counted in the process that reads it."""
+        """Returns what was left out of the stream so far, one line a reason;
+        counted in the process that reads it.
+        """
         counts = sum((Counter(tally.counts) for tally in self.tallies), start=Counter()) + self.left_out
         return [f"left out {count:,} rows of the stream: {reason}" for reason, count in counts.items()]
 
@@ -219,7 +238,11 @@ class PackedStream(IterableDataset):
                 reader.restore(place)
             state, over, first = None, False, position == 0
             while not over:
-                place = {"position": position, "done": sorted(done), "readers": [reader.state() for reader in readers]}
+                place = {
+                    "position": position,
+                    "done": sorted(done),
+                    "readers": [reader.state() for reader in readers],
+                }
                 documents, position, over = self._fill(readers, position, done)
                 if documents:
                     yield place, documents
@@ -253,13 +276,17 @@ class PackedStream(IterableDataset):
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Window], pa.Table]:
-    """Returns the function that turns texts into a table of tokens, each document closed by the end-of-text token."""
+    """Returns the function that turns texts into a table of tokens,
+    each document closed by the end-of-text token.
+    """
     end = tokenizer.eos_token_id
 
     def encode(texts: Window) -> pa.Table:
         ids = encode_texts(tokenizer, texts)
-        closed = [each if isinstance(text, Unfinished) else np.append(each, np.int32(end))
-                  for each, text in zip(ids, texts, strict=True)]  # fmt: skip
+        closed = [
+            each if isinstance(text, Unfinished) else np.append(each, np.int32(end))
+            for each, text in zip(ids, texts, strict=True)
+        ]
         return documents_table({"input_ids": closed})
 
     return encode

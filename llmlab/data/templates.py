@@ -1,10 +1,12 @@
-"""Chat templates with an end: a template is a program that came with a model, and whatever it does is bounded.
+"""Chat templates with an end: a template is a program that came with a model, and whatever it does is
+bounded.
 
-transformers renders templates in jinja's sandbox, which keeps them from the machine but not from its time and memory: one
-expression (`'a' * 10**10`, `'a'|center(10**10)`, a join, a format) works inside a single call of C, where no timer reaches it.
-Here every operation, filter, method and literal is looked at before it is done: nothing longer than `allowed` characters is
-made. What is left, loops, is ended by a timer of processor time. The environment is otherwise transformers' own: its filters,
-globals and extensions are taken from it, so that a template that ends renders to the same text.
+transformers renders templates in jinja's sandbox, which keeps them from the machine but not from its time and
+memory: one expression (`'a' * 10**10`, `'a'|center(10**10)`, a join, a format) works inside a single call of
+C, where no timer reaches it. Here every operation, filter, method and literal is looked at before it is done:
+nothing longer than `allowed` characters is made. What is left, loops, is ended by a timer of processor time.
+The environment is otherwise transformers' own: its filters, globals and extensions are taken from it, so that
+a template that ends renders to the same text.
 """
 
 from __future__ import annotations
@@ -30,22 +32,55 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SECONDS = 1.0  # of the processor, for one conversation; on an idle machine it takes a few thousandths
-LENGTH, TIMES_LONGER = 100_000, 20  # characters that a template may add, and how often it may repeat what it was given
+LENGTH, TIMES_LONGER = (
+    100_000,
+    20,
+)  # characters that a template may add, and how often it may repeat what it was given
 LONGEST_TEMPLATE = 100_000  # characters; the longest in use have 30,000
 WIDEST_INTEGER = 10_000  # bits
 WIDEST_INDENT = 100  # of JSON
 # what filters and methods of texts that can make much of little are given, in its order
 PARAMETERS: dict[str, tuple[str, ...]] = {
-    "center": ("width",), "ljust": ("width",), "rjust": ("width",), "zfill": ("width",), "expandtabs": ("tabsize",),
-    "indent": ("width", "first", "blank"), "wordwrap": ("width", "break_long_words", "wrapstring"), "join": ("d", "attribute"),
-    "truncate": ("length", "killwords", "end"), "replace": ("old", "new", "count"),
-    "batch": ("linecount",), "slice": ("slices",), "tojson": ("ensure_ascii", "indent", "separators"),
-    "sum": ("attribute", "start"), "urlize": ("trim_url_limit", "nofollow", "target", "rel", "extra_schemes"),
-}  # fmt: skip
+    "center": ("width",),
+    "ljust": ("width",),
+    "rjust": ("width",),
+    "zfill": ("width",),
+    "expandtabs": ("tabsize",),
+    "indent": ("width", "first", "blank"),
+    "wordwrap": ("width", "break_long_words", "wrapstring"),
+    "join": ("d", "attribute"),
+    "truncate": ("length", "killwords", "end"),
+    "replace": ("old", "new", "count"),
+    "batch": ("linecount",),
+    "slice": ("slices",),
+    "tojson": ("ensure_ascii", "indent", "separators"),
+    "sum": ("attribute", "start"),
+    "urlize": ("trim_url_limit", "nofollow", "target", "rel", "extra_schemes"),
+}
 WRITE = (
-    "string", "pprint", "tojson", "urlencode", "xmlattr", "escape", "e", "forceescape", "center", "indent", "replace", "upper",
-    "lower", "title", "capitalize", "trim", "striptags", "wordcount", "wordwrap", "truncate", "urlize", "safe",
-)  # fmt: skip
+    "string",
+    "pprint",
+    "tojson",
+    "urlencode",
+    "xmlattr",
+    "escape",
+    "e",
+    "forceescape",
+    "center",
+    "indent",
+    "replace",
+    "upper",
+    "lower",
+    "title",
+    "capitalize",
+    "trim",
+    "striptags",
+    "wordcount",
+    "wordwrap",
+    "truncate",
+    "urlize",
+    "safe",
+)
 DIGITS = re.compile(r"\d+")
 
 _allowed: ContextVar[int] = ContextVar("allowed", default=LENGTH)
@@ -59,8 +94,11 @@ class TooMuch(SecurityError):
     """A template would make something larger than it may."""
 
 
-def apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any, *, generate: bool) -> str:
-    """Returns what `tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)` does, within bounds.
+def apply_template(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any, *, generate: bool
+) -> str:
+    """Returns what `tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)` does, within
+    bounds.
 
     Args:
         tokenizer: with a chat template.
@@ -80,19 +118,27 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, 
     try:
         with at_most(SECONDS):
             template = _compiled(tokenizer.get_chat_template(None, tools))
-            cleaned = [{key: value for key, value in turn.items() if value is not None} for turn in given["messages"]]
+            cleaned = [
+                {key: value for key, value in turn.items() if value is not None} for turn in given["messages"]
+            ]
             return template.render(
-                **{**tokenizer.special_tokens_map, "messages": _alias_reasoning_fields(cleaned), "tools": given["tools"],
-                   "documents": None, "add_generation_prompt": generate},
-            )  # fmt: skip
+                **{
+                    **tokenizer.special_tokens_map,
+                    "messages": _alias_reasoning_fields(cleaned),
+                    "tools": given["tools"],
+                    "documents": None,
+                    "add_generation_prompt": generate,
+                },
+            )
     finally:
         _allowed.reset(allowed)
 
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raises `TooLong` after so much time of the processor, where the system has a timer to interrupt with: in the main
-    thread of a process."""
+    """Raises `TooLong` after so much time of the processor, where the system has a timer to interrupt with:
+    in the main thread of a process.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
@@ -122,9 +168,10 @@ def _environment() -> BoundedEnvironment:
 
     theirs = _compile_jinja_template("").environment
     made = BoundedEnvironment(
-        trim_blocks=theirs.trim_blocks, lstrip_blocks=theirs.lstrip_blocks,
+        trim_blocks=theirs.trim_blocks,
+        lstrip_blocks=theirs.lstrip_blocks,
         extensions=[type(extension) for extension in theirs.extensions.values()],
-    )  # fmt: skip
+    )
     made.filters.update({name: _bounded_filter(name, function) for name, function in theirs.filters.items()})
     made.globals.update(theirs.globals)
     return made
@@ -173,7 +220,9 @@ def _weight(value: Any, most: int) -> int:
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a filter that refuses to make too much; it takes its place in the environment."""
-    passed = getattr(function, "jinja_pass_arg", None)  # jinja puts the context or the environment before the value
+    passed = getattr(
+        function, "jinja_pass_arg", None
+    )  # jinja puts the context or the environment before the value
 
     def bounded(*args: Any, **kwargs: Any) -> Any:
         start = 1 if passed else 0
@@ -343,7 +392,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if isinstance(left, (str, bytes)):
                 _check_percent(left if isinstance(left, str) else left.decode("latin-1"), right)
         elif operator == "**":
-            if isinstance(left, int) and isinstance(right, int) and left.bit_length() * abs(right) > WIDEST_INTEGER:
+            if (
+                isinstance(left, int)
+                and isinstance(right, int)
+                and left.bit_length() * abs(right) > WIDEST_INTEGER
+            ):
                 raise TooMuch("it computes with numbers of thousands of digits")
         elif operator == "*":
             for value, times in ((left, right), (right, left)):
@@ -377,7 +430,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name == "join" and args:
                 args = (_joinable(args[0], owner), *args[1:])
             elif name == "expandtabs":
-                _check_size(len(owner) * max([8, *(value for value in (*args, *kwargs.values()) if isinstance(value, int))]))
+                _check_size(
+                    len(owner)
+                    * max([8, *(value for value in (*args, *kwargs.values()) if isinstance(value, int))])
+                )
             elif name != "join":
                 _bounded_value(name, owner, args, kwargs)
         else:

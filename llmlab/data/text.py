@@ -1,8 +1,8 @@
 """Long texts as tokens, in pieces: the tokens are those of the whole text, memory is that of a piece.
 
-Pieces overlap. Pre-tokenizers read from left to right, so that behind a place where two pieces begin a word alike all further
-words are alike too: there one piece is left for the next. A tokenizer without words (or a text of a single one) has no such
-place: then the pieces grow until there is one, at last to the whole text.
+Pieces overlap. Pre-tokenizers read from left to right, so that behind a place where two pieces begin a word
+alike all further words are alike too: there one piece is left for the next. A tokenizer without words (or a
+text of a single one) has no such place: then the pieces grow until there is one, at last to the whole text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def encode_texts(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return [
-            np.array(ids, np.int32) for ids in tokenizer([str(text) for text in texts], add_special_tokens=False)["input_ids"]
+            np.array(ids, np.int32)
+            for ids in tokenizer([str(text) for text in texts], add_special_tokens=False)["input_ids"]
         ]
     backend.no_truncation()
     backend.no_padding()
@@ -35,11 +36,14 @@ def encode_texts(
     made: list[Any] = [None] * len(texts)
     # the same tokens without the lists that nobody reads
     for index, found in zip(
-        short, backend.encode_batch_fast([str(texts[i]) for i in short], add_special_tokens=False), strict=True
+        short,
+        backend.encode_batch_fast([str(texts[i]) for i in short], add_special_tokens=False),
+        strict=True,
     ):
         made[index] = np.array(found.ids, np.int32)
     return [
-        _encode_long(backend, str(text), piece, overlap) if ids is None else ids for text, ids in zip(texts, made, strict=True)
+        _encode_long(backend, str(text), piece, overlap) if ids is None else ids
+        for text, ids in zip(texts, made, strict=True)
     ]
 
 

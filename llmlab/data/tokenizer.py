@@ -1,7 +1,8 @@
-"""Tokenizers: any Hugging Face one by id or folder, plain bytes, or a byte-level BPE trained here on the user's text.
+"""Tokenizers: any Hugging Face one by id or folder, plain bytes, or a byte-level BPE trained here on the
+user's text.
 
-The lab's own tokenizers split digits one by one (so that numbers are spelled, not looked up), carry the ChatML special
-tokens, and a chat template that marks the assistant's tokens.
+The lab's own tokenizers split digits one by one (so that numbers are spelled, not looked up), carry the
+ChatML special tokens, and a chat template that marks the assistant's tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def chat_template(turn_end: str = TURN_END) -> str:
 
 LONG_WORD = re.compile(r"[^\W\d]{1000}|\W{1000}")
 
-# Encoder-decoders read a prompt and write the answer elsewhere: nothing has to mark where one ends and the other begins.
+# Encoder-decoders read a prompt and write the answer elsewhere: nothing has to mark where one ends and the
+# other begins.
 READ_TEMPLATE = (
     "{% for message in messages %}"
     "{% if messages | length > 1 %}{{ message['role'] + ': ' }}{% endif %}{{ message['content'] }}"
@@ -52,7 +54,8 @@ READ_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """Returns a byte-level BPE tokenizer learned from `texts` (Sennrich et al. 2016), special tokens included.
+    """Returns a byte-level BPE tokenizer learned from `texts` (Sennrich et al. 2016), special tokens
+    included.
 
     Args:
         texts: the corpus.
@@ -71,7 +74,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         )
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -120,7 +125,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         aside.replace(folder)
     except Exception as error:  # the tokenizers library raises bare Exceptions
         text = getattr(error, "strerror", None) or str(error)
-        raise LabError(f"cannot be written ({text})", where=str(folder), remedy="free space or choose another place") from None
+        raise LabError(
+            f"cannot be written ({text})", where=str(folder), remedy="free space or choose another place"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -139,14 +146,20 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     is_file = name.endswith(".gguf")
     path = Path(name)
-    if not path.exists() and (name.startswith((".", "/", "~", "checkpoints/")) or (name.count("/") != 1 and "/" in name)):
-        raise LabError(f"there is no tokenizer folder {name!r}", remedy="`llmlab tokenizer SOURCE -o FOLDER` trains one")
+    if not path.exists() and (
+        name.startswith((".", "/", "~", "checkpoints/")) or (name.count("/") != 1 and "/" in name)
+    ):
+        raise LabError(
+            f"there is no tokenizer folder {name!r}", remedy="`llmlab tokenizer SOURCE -o FOLDER` trains one"
+        )
     try:
         if is_file:
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=name in TRUSTED)
-    except Exception as error:  # the library raises many kinds for one situation: there is no such tokenizer here
+    except (
+        Exception
+    ) as error:  # the library raises many kinds for one situation: there is no such tokenizer here
         if path.exists():
             raise LabError(f"holds no tokenizer that loads ({_first_line(error)})", where=name) from None
         raise LabError(
@@ -170,11 +183,15 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     }
 
 
-def ensure_chat_template(tokenizer: PreTrainedTokenizerBase, choice: str = "auto", *, reads_apart: bool = False) -> list[int]:
-    """Gives the tokenizer ChatML where it has no template (or `choice` is "chatml"); returns the ids that end an answer.
+def ensure_chat_template(
+    tokenizer: PreTrainedTokenizerBase, choice: str = "auto", *, reads_apart: bool = False
+) -> list[int]:
+    """Gives the tokenizer ChatML where it has no template (or `choice` is "chatml"); returns the ids that end
+    an answer.
 
-    Where the vocabulary lacks `<|im_end|>`, the end-of-text token ends a turn, so no embedding has to be added. An
-    encoder-decoder (`reads_apart`) reads the plain text of a single message, lines of `role: text` of several.
+    Where the vocabulary lacks `<|im_end|>`, the end-of-text token ends a turn, so no embedding has to be
+    added. An encoder-decoder (`reads_apart`) reads the plain text of a single message, lines of `role: text`
+    of several.
     """
     if reads_apart and choice == "auto":
         tokenizer.chat_template = tokenizer.chat_template or READ_TEMPLATE

@@ -1,4 +1,6 @@
-"""Stored sources as tokens: every row through its reading, its template and the tokenizer, in parallel, once."""
+"""Stored sources as tokens: every row through its reading, its template and the tokenizer, in parallel,
+once.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,12 @@ class Tokens:
 
 
 def tokenised(
-    source: SourceConfig, needed: tuple[str, ...], make: Make, key: dict[str, Any], fraction: float, columns: tuple[str, ...]
+    source: SourceConfig,
+    needed: tuple[str, ...],
+    make: Make,
+    key: dict[str, Any],
+    fraction: float,
+    columns: tuple[str, ...],
 ) -> Tokens:
     """Returns the rows of a stored source as tokens, from the cache where they are there.
 
@@ -94,12 +101,17 @@ def tokenised(
         lists = rows.select_columns(list(columns))
         for name, chosen in (("train", keep & ~held), ("held_out", keep & held)):
             part = lists.select(np.flatnonzero(chosen)).with_format("arrow")
-            write_tables((part[start : start + WRITTEN] for start in range(0, len(part), WRITTEN)), folder / f"{name}.arrow")
+            write_tables(
+                (part[start : start + WRITTEN] for start in range(0, len(part), WRITTEN)),
+                folder / f"{name}.arrow",
+            )
         return {"notes": notes, "dropped": tally.total, "cut": int(cut.sum())}
 
     from datasets import Dataset
 
-    folder, facts = cached({**key, "source": fingerprint(source), "reading": _reading_key(opened), "fraction": fraction}, build)
+    folder, facts = cached(
+        {**key, "source": fingerprint(source), "reading": _reading_key(opened), "fraction": fraction}, build
+    )
     nothing = Dataset.from_dict({name: [] for name in columns})
     train, held_out = (read_rows(folder / f"{name}.arrow") or nothing for name in ("train", "held_out"))
     return Tokens(train, held_out, facts["notes"], facts["dropped"], facts["cut"], folder.name)
@@ -125,7 +137,9 @@ def _mapped(opened: OpenSource, make: Make, columns: tuple[str, ...]) -> Dataset
     def convert(row: Row) -> dict[str, Any]:
         empty: dict[str, Any] = {**{name: [] for name in columns}, "cut": False, "fault": "", "key": 0}
         try:
-            canonical = opened.reading(dict(row))  # the library hands a mapping of its own to parallel workers
+            canonical = opened.reading(
+                dict(row)
+            )  # the library hands a mapping of its own to parallel workers
             content = hashlib.sha256(repr(canonical).encode()).digest()[:8]
             return {**empty, **make(canonical), "key": int.from_bytes(content, "big", signed=True)}
         except RowFault as fault:
@@ -136,9 +150,12 @@ def _mapped(opened: OpenSource, make: Make, columns: tuple[str, ...]) -> Dataset
         return Dataset.from_dict({name: [row[name] for row in made] for name in features}, features=features)
     workers = min(8, os.cpu_count() or 1)
     return rows.map(
-        convert, remove_columns=rows.column_names, features=features, num_proc=workers if workers > 1 else None,
+        convert,
+        remove_columns=rows.column_names,
+        features=features,
+        num_proc=workers if workers > 1 else None,
         load_from_cache_file=False,
-    )  # fmt: skip
+    )
 
 
 def _again(keys: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -152,5 +169,12 @@ def _again(keys: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 def _reading_key(opened: OpenSource) -> str:
     reading = opened.reading
-    return repr((reading.shape, sorted(reading.columns.items()), reading.prompt, reading.labels,
-                 getattr(reading.parser, "__qualname__", "")))  # fmt: skip
+    return repr(
+        (
+            reading.shape,
+            sorted(reading.columns.items()),
+            reading.prompt,
+            reading.labels,
+            getattr(reading.parser, "__qualname__", ""),
+        )
+    )

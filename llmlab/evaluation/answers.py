@@ -68,9 +68,9 @@ def answer(
     given = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=apart).to(
-            model.device
-        )
+        batch = tokenizer(
+            [prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=apart
+        ).to(model.device)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         out = model.generate(**inputs, generation_config=settings)
         out = out[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]

@@ -1,7 +1,7 @@
 """Generative classification: which of the label words the model finds likeliest, or says.
 
-Accuracy, macro F1 (the mean over the labels of 2 TP / (2 TP + FP + FN); a label that is neither there nor given counts
-as 0) and the confusion matrix.
+Accuracy, macro F1 (the mean over the labels of 2 TP / (2 TP + FP + FN); a label that is neither there nor
+given counts as 0) and the confusion matrix.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Classified:
 
     @property
     def confusion(self) -> np.ndarray:
-        """Rows of the right word, columns of the given one, the last column for none of them; (labels, labels + 1)."""
+        """Rows of the right word, columns of the given one, the last column for none of them; (labels,
+        labels + 1).
+        """
         table = np.zeros((len(self.labels), len(self.labels) + 1), int)
         np.add.at(table, (self.right, self.given), 1)
         return table
@@ -65,7 +67,12 @@ class Classified:
 
 @torch.no_grad()
 def classify(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], *, by: str = "score", batch_size: int = 16
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    *,
+    by: str = "score",
+    batch_size: int = 16,
 ) -> Classified:
     """Returns the labels that a model gives to canonical classification rows.
 
@@ -73,18 +80,25 @@ def classify(
         model: in whatever mode; evaluated without dropout.
         tokenizer: with a chat template, or without one, when prompts are continued as text.
         rows: with `prompt`, `completion` and `choices`.
-        by: "score" takes the word with the highest log-probability, end of turn included; "generate" what it says.
+        by: "score" takes the word with the highest log-probability, end of turn included; "generate" what it
+            says.
         batch_size: rows at a time.
     """
     labels = list(dict.fromkeys(word for row in rows for word in row["choices"]))
     found = Classified(labels, [labels.index(row["completion"]) for row in rows], [len(labels)] * len(rows))
     if by == "generate":
         said = answer(
-            model, tokenizer, [("", row["prompt"], row["completion"]) for row in rows],
-            max_new_tokens=max(len(tokenizer(word)["input_ids"]) for word in labels) + 2, batch_size=batch_size,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            [("", row["prompt"], row["completion"]) for row in rows],
+            max_new_tokens=max(len(tokenizer(word)["input_ids"]) for word in labels) + 2,
+            batch_size=batch_size,
+        )
         for index, (*_, text) in enumerate(said.rows):
-            word = next((word for word in rows[index]["choices"] if word.lower() == text.strip().rstrip(".").lower()), None)
+            word = next(
+                (word for word in rows[index]["choices"] if word.lower() == text.strip().rstrip(".").lower()),
+                None,
+            )
             if word:
                 found.given[index] = labels.index(word)
         return found
@@ -118,7 +132,9 @@ def score_words(
     pad = tokenizer.pad_token_id or 0
     device = model.device
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor(
+        [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
+    )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     read = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     first = read.logits[:, -1].float().log_softmax(-1)
@@ -131,7 +147,10 @@ def score_words(
             places = positions[:, -1:] + 1 + torch.arange(len(said) - 1, device=device)
             wider = torch.cat([mask, torch.ones_like(tokens)], dim=1)
             out = model(
-                input_ids=tokens, attention_mask=wider, position_ids=places, past_key_values=copy.deepcopy(read.past_key_values)
+                input_ids=tokens,
+                attention_mask=wider,
+                position_ids=places,
+                past_key_values=copy.deepcopy(read.past_key_values),
             )
             log_probs = out.logits.float().log_softmax(-1)
             following = torch.tensor(said[1:], device=device)[None, :, None].expand(len(prompts), -1, 1)
@@ -149,9 +168,13 @@ def _score_apart(
     states = model.get_encoder()(input_ids=read["input_ids"], attention_mask=mask)
     scores = []
     for word in words:
-        said = tokenize_apart(tokenizer, [{"role": "user", "content": ""}, {"role": "assistant", "content": word}])["labels"]
+        said = tokenize_apart(
+            tokenizer, [{"role": "user", "content": ""}, {"role": "assistant", "content": word}]
+        )["labels"]
         labels = torch.tensor([said] * len(prompts), device=model.device)
-        logits = model(encoder_outputs=states, attention_mask=mask, labels=labels).logits.float().log_softmax(-1)
+        logits = (
+            model(encoder_outputs=states, attention_mask=mask, labels=labels).logits.float().log_softmax(-1)
+        )
         scores.append(logits.gather(2, labels[..., None]).sum(dim=(1, 2)))
     return torch.stack(scores, dim=1)
 
@@ -160,15 +183,21 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, *, apart: bool = F
     if apart:
         return tokenizer(render(tokenizer, row["prompt"], generate=True))["input_ids"]
     if tokenizer.chat_template:
-        return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)["input_ids"]
+        return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)[
+            "input_ids"
+        ]
     return tokenizer(row["prompt"][-1]["content"])["input_ids"]
 
 
 def _word_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
-    """Returns the tokens that the assistant says for a word: with the template's end of turn, or as the next word of a text."""
+    """Returns the tokens that the assistant says for a word: with the template's end of turn,
+    or as the next word of a text.
+    """
     if not tokenizer.chat_template:
         return tokenizer(" " + word, add_special_tokens=False)["input_ids"]
     try:
-        return answer_tokens(tokenizer, [{"role": "user", "content": "?"}], [{"role": "assistant", "content": word}])[1]
+        return answer_tokens(
+            tokenizer, [{"role": "user", "content": "?"}], [{"role": "assistant", "content": word}]
+        )[1]
     except LabError:  # a template that rewrites the prompt once it is answered
         return tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -1,4 +1,6 @@
-"""Preference accuracy: how often a model finds the chosen answer likelier than the rejected one; and what a dual head does."""
+"""Preference accuracy: how often a model finds the chosen answer likelier than the rejected one;
+and what a dual head does.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ LONGEST, LONGEST_PROMPT = 4096, 2048  # tokens
 
 @torch.no_grad()
 def answer_log_probs(
-    model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]], pad_token_id: int, **kwargs: Any
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    answers: list[list[int]],
+    pad_token_id: int,
+    **kwargs: Any,
 ) -> Tensor:
     """Returns log pi(y|x), the sum over the answer's tokens alone, for each pair of prompt and answer, (N,).
 
@@ -66,20 +72,27 @@ def preference_accuracy(
 
 @torch.no_grad()
 def dual_head_figures(
-    model: LabDualHeadForCausalLM, tokenizer: PreTrainedTokenizerBase, pairs: list[Pair], *, batch_size: int = 64
+    model: LabDualHeadForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[Pair],
+    *,
+    batch_size: int = 64,
 ) -> dict[str, float]:
     """Returns what the heads and the gate of a dual head do on pairs.
 
-    `preference_accuracy` is the reward head's: the share of pairs with log pi_r(chosen) > log pi_r(rejected). `perplexity`
-    is that of the fused model on the chosen answers, `backbone_perplexity` that of the model it began as. `alpha` and
-    `gate_entropy` (in nats) are means over those answers' tokens.
+    `preference_accuracy` is the reward head's: the share of pairs with log pi_r(chosen) > log pi_r(rejected).
+    `perplexity` is that of the fused model on the chosen answers, `backbone_perplexity` that of the model it
+    began as. `alpha` and `gate_entropy` (in nats) are means over those answers' tokens.
     """
     was_training = model.training
     model.eval()
     collate = DualHeadCollator(tokenizer.pad_token_id or 0, share=False)
     won, tokens, fused, own, alpha, entropy = 0, 0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, len(pairs), batch_size):
-        rows = [{**row, "chosen_labels": row["chosen_ids"]} for row in _tokens(tokenizer, pairs[start : start + batch_size])]
+        rows = [
+            {**row, "chosen_labels": row["chosen_ids"]}
+            for row in _tokens(tokenizer, pairs[start : start + batch_size])
+        ]
         scores = model(**{name: value.to(model.device) for name, value in collate(rows).items()})
         won += int((scores.margin > 0).sum())
         tokens += len(scores.fused)
@@ -101,6 +114,13 @@ def dual_head_figures(
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, pairs: list[Pair]) -> list[dict[str, Any]]:
     return [
-        tokenize_pair(tokenizer, user(prompt) if isinstance(prompt, str) else prompt, chosen, rejected, LONGEST, LONGEST_PROMPT)
+        tokenize_pair(
+            tokenizer,
+            user(prompt) if isinstance(prompt, str) else prompt,
+            chosen,
+            rejected,
+            LONGEST,
+            LONGEST_PROMPT,
+        )
         for prompt, chosen, rejected in pairs
     ]

@@ -38,8 +38,8 @@ class Measured:
         figures: name -> value.
         classified: labels, of a classification.
         notes: what was left out.
-        reading: of texts and conversations, how they were read: `window` and `stride` in tokens, `tokens` there are, and the
-            `share_read` of them.
+        reading: of texts and conversations, how they were read: `window` and `stride` in tokens, `tokens`
+            there are, and the `share_read` of them.
     """
 
     name: str
@@ -58,14 +58,20 @@ class Measured:
 
 
 def measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: SourceConfig, *,
-    by: str = "score", batch_size: int = 16, max_length: int | None = None, stride: int | None = None,
-) -> Measured:  # fmt: skip
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    source: SourceConfig,
+    *,
+    by: str = "score",
+    batch_size: int = 16,
+    max_length: int | None = None,
+    stride: int | None = None,
+) -> Measured:
     """Returns the figures of a model on a source.
 
-    Classification: accuracy, macro F1 and the majority's accuracy. Text: loss and bits per byte, over all of it. Conversations:
-    loss of the assistant's tokens, or with `by` "generate" how often the answer is the right one to the letter. Pairs:
-    preference accuracy.
+    Classification: accuracy, macro F1 and the majority's accuracy. Text: loss and bits per byte, over all of
+        it. Conversations: loss of the assistant's tokens, or with `by` "generate" how often the answer is the
+        right one to the letter. Pairs: preference accuracy.
 
     Args:
         model: to measure.
@@ -73,20 +79,24 @@ def measure(
         source: whose rows are all measured (`max_rows` limits them).
         by: "score" or "generate", for classifications and conversations.
         batch_size: rows at a time.
-        max_length: tokens of a text or conversation that are read at once, at most as many as the model's context; left out,
-            1,024. Longer conversations are cut; longer texts are read in windows of this length.
-        stride: tokens from one window of a text to the next; left out, half a window. Every token but a text's first is
-            predicted once, from at least `max_length - stride` tokens before it, or from all there are.
+        max_length: tokens of a text or conversation that are read at once, at most as many as the model's
+            context; left out, 1,024. Longer conversations are cut; longer texts are read in windows of this
+            length.
+        stride: tokens from one window of a text to the next; left out, half a window. Every token but a
+            text's first is predicted once, from at least `max_length - stride` tokens before it, or from all
+            there are.
 
     Raises:
-        LabError: when the source cannot be read, no row is left, `by` "generate" has no right answers to compare with, or a
-            length is given for rows that are not read in that way.
+        LabError: when the source cannot be read, no row is left, `by` "generate" has no right answers to
+            compare with, or a length is given for rows that are not read in that way.
     """
     opened = open_source(source, MEASURES, piece=WHOLE)
     tally = Tally()
     rows = [row for _, row in islice(opened.canonical(tally), source.max_rows)]
     if not rows:
-        raise LabError("has no row that can be measured", where=source.name, remedy="; ".join(tally.notes(source)))
+        raise LabError(
+            "has no row that can be measured", where=source.name, remedy="; ".join(tally.notes(source))
+        )
     found = Measured(source.short(), len(rows), {}, notes=tally.notes(source))
     if kind := _read_whole(rows, by):
         refuse_lengths(max_length, stride, kind, source.name)
@@ -95,35 +105,49 @@ def measure(
     if all(row.get("choices") for row in rows):
         found.classified = classify(model, tokenizer, rows, by=by, batch_size=batch_size)
         result = found.classified
-        found.figures = {"accuracy": result.accuracy, "macro_f1": result.macro_f1, "majority": result.majority}
+        found.figures = {
+            "accuracy": result.accuracy,
+            "macro_f1": result.macro_f1,
+            "majority": result.majority,
+        }
     elif by == "generate":
         if "text" in rows[0] or "chosen" in rows[0]:
             raise LabError(
-                f"`by` \"generate\": {'plain text' if 'text' in rows[0] else 'pairs'} have no right answer to compare with",
-                where=source.name, remedy="leave it out, or take prompts with answers or labels",
-            )  # fmt: skip
+                f'`by` "generate": {"plain text" if "text" in rows[0] else "pairs"} have no right answer to'
+                " compare with",
+                where=source.name,
+                remedy="leave it out, or take prompts with answers or labels",
+            )
         found.figures = {"exact_match": _exact_match(model, tokenizer, rows, batch_size)}
     elif model.config.is_encoder_decoder and ("chosen" in rows[0] or "text" in rows[0]):
         raise LabError(
-            f"holds {'pairs' if 'chosen' in rows[0] else 'plain text'}, which are measured on decoders; this model is an "
-            f"encoder-decoder ({model.config.model_type})", where=source.name, remedy="give it prompts and answers, or labels",
-        )  # fmt: skip
+            f"holds {'pairs' if 'chosen' in rows[0] else 'plain text'}, which are measured on decoders; this"
+            f" model is an encoder-decoder ({model.config.model_type})",
+            where=source.name,
+            remedy="give it prompts and answers, or labels",
+        )
     elif "chosen" in rows[0]:
         pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
         if isinstance(model, LabDualHeadForCausalLM):
             found.figures = dual_head_figures(model, tokenizer, pairs, batch_size=batch_size)
         else:
-            found.figures = {"preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)}
+            found.figures = {
+                "preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)
+            }
     else:
         try:
-            found.figures, found.reading = _losses(model, tokenizer, rows, batch_size, max_length or 1024, stride)
+            found.figures, found.reading = _losses(
+                model, tokenizer, rows, batch_size, max_length or 1024, stride
+            )
         except RowFault as fault:
             raise LabError(fault.reason, where=source.name) from None
     return found
 
 
 def _read_whole(rows: list[Row], by: str) -> str:
-    """Returns what rows are that are read as they stand, whatever their length; "" for texts and scored conversations."""
+    """Returns what rows are that are read as they stand, whatever their length;
+    "" for texts and scored conversations.
+    """
     if all(row.get("choices") for row in rows):
         return "classifications"
     return "pairs" if "chosen" in rows[0] else "prompts that are answered" if by == "generate" else ""
@@ -135,13 +159,20 @@ def refuse_lengths(max_length: int | None, stride: int | None, kind: str, where:
     Raises:
         LabError: where one is given.
     """
-    for name, value, of in (("max-length", max_length, "texts and conversations"), ("stride", stride, "texts")):
+    for name, value, of in (
+        ("max-length", max_length, "texts and conversations"),
+        ("stride", stride, "texts"),
+    ):
         if value is not None:
-            raise LabError(f"`--{name}` applies to {of}; these are {kind}", where=where, remedy="leave it out")
+            raise LabError(
+                f"`--{name}` applies to {of}; these are {kind}", where=where, remedy="leave it out"
+            )
 
 
 def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[dict[str, list[int]]]:
-    """Yields `input_ids` and `labels` of windows over a text; labels are -100 on what an earlier window has predicted."""
+    """Yields `input_ids` and `labels` of windows over a text;
+    labels are -100 on what an earlier window has predicted.
+    """
     start = done = 0
     while True:
         end = min(start + window, len(ids))
@@ -151,9 +182,13 @@ def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[di
         start, done = start + stride, end
 
 
-def _exact_match(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_size: int) -> float:
+def _exact_match(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_size: int
+) -> float:
     talks = [to_messages(row) for row in rows]
-    longest = max(len(tokenizer(talk[-1]["content"], add_special_tokens=False)["input_ids"]) for talk in talks)
+    longest = max(
+        len(tokenizer(talk[-1]["content"], add_special_tokens=False)["input_ids"]) for talk in talks
+    )
     asked = [("", talk[:-1], talk[-1]["content"].strip()) for talk in talks]
     return answer(model, tokenizer, asked, batch_size=batch_size, max_new_tokens=longest + 2).accuracy
 
@@ -166,14 +201,16 @@ def _losses(
     batch_size: int,
     max_length: int,
     stride: int | None,
-) -> tuple[dict[str, float], dict[str, float]]:  # fmt: skip
+) -> tuple[dict[str, float], dict[str, float]]:
     """Returns the loss per learned token and the bits per byte of plain text, and how the rows were read."""
     apart, texts = model.config.is_encoder_decoder, "text" in rows[0]
     packed = PackedCollator(tokenizer.pad_token_id or 0, bounds=takes_bounds(model))
     collate = DataCollatorForSeq2Seq(tokenizer, model) if apart else packed
     window = min(max_length, context_length(model) or max_length)
     if texts and (window < 2 or not 0 < (stride or max(1, window // 2)) < window):
-        raise LabError(f"`stride` {stride} is not between 1 and {window - 1}", remedy="it is shorter than a window")
+        raise LabError(
+            f"`stride` {stride} is not between 1 and {window - 1}", remedy="it is shorter than a window"
+        )
     stride = stride or max(1, window // 2)
     made, tokens = [], 0
     if texts:
@@ -183,7 +220,11 @@ def _losses(
     else:
         for row in rows:
             turns = to_messages(row)
-            whole = tokenize_apart(tokenizer, turns) if apart else tokenize_conversation(tokenizer, turns, "assistant")
+            whole = (
+                tokenize_apart(tokenizer, turns)
+                if apart
+                else tokenize_conversation(tokenizer, turns, "assistant")
+            )
             tokens += len(whole["labels"])
             made.append({name: values[:window] for name, values in whole.items()})
     read = tokens if texts else sum(len(row["labels"]) for row in made)
@@ -202,13 +243,17 @@ def _losses(
         else:  # a decoder's logits are those of the next token
             logits = model(**batch, use_cache=False).logits[:, :-1].float()
             labels = labels[:, 1:]
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100)
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100
+        )
         total, count = total + losses.item(), count + int((labels != -100).sum())
     model.train(was_training)
     figures = {"loss": total / max(1, count)}
     reading = {"window": window, "stride": stride, "tokens": tokens, "share_read": read / max(1, tokens)}
     if texts:
-        figures["bits_per_byte"] = total / math.log(2) / max(1, sum(len(row["text"].encode()) for row in rows))
+        figures["bits_per_byte"] = (
+            total / math.log(2) / max(1, sum(len(row["text"].encode()) for row in rows))
+        )
     else:
         del reading["stride"]
     return figures, reading

@@ -1,4 +1,6 @@
-"""Answers judged by a reward: the mean of one model, and how often it wins against another on the same prompts."""
+"""Answers judged by a reward: the mean of one model,
+and how often it wins against another on the same prompts.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Speaker:
         if self.plain:
             self.model.alignment = 0.0
         try:
-            made = answer(self.model, self.tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            made = answer(
+                self.model, self.tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens
+            )
         finally:
             if self.plain:
                 self.model.alignment = before
@@ -51,9 +55,15 @@ class Speaker:
 
 
 def judged(
-    speakers: list[Speaker], source: SourceConfig, reward: Reward, *, batch_size: int = 16, max_new_tokens: int = 256
+    speakers: list[Speaker],
+    source: SourceConfig,
+    reward: Reward,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 256,
 ) -> Measured:
-    """Returns the mean reward of each model on the prompts of a source; of two also how often the first one wins and ties.
+    """Returns the mean reward of each model on the prompts of a source; of two also how often the first one
+    wins and ties.
 
     Args:
         speakers: one model, or two.
@@ -71,7 +81,9 @@ def judged(
         raise LabError("has no prompts to answer", where=source.name, remedy="; ".join(tally.notes(source)))
     prompts = [row.get("prompt") or row["messages"][:-1] for row in rows]
     right = [row.get("answer") or row.get("completion") or row.get("chosen") or "" for row in rows]
-    values = [reward(prompts, speaker.answers(rows, batch_size, max_new_tokens), right) for speaker in speakers]
+    values = [
+        reward(prompts, speaker.answers(rows, batch_size, max_new_tokens), right) for speaker in speakers
+    ]
     figures = {"reward": sum(values[0]) / len(rows)}
     if len(values) > 1:
         figures["reward_of_the_other"] = sum(values[1]) / len(rows)

@@ -1,7 +1,7 @@
 """The transformer, the dual head, and what a name of a model stands for.
 
-The names below are loaded when they are first used: the layers that work without torch import other modules of this package.
-Loading any of them registers the lab's architectures with transformers' Auto classes.
+The names below are loaded when they are first used: the layers that work without torch import other modules
+    of this package. Loading any of them registers the lab's architectures with transformers' Auto classes.
 """
 
 from __future__ import annotations

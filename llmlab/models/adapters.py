@@ -1,4 +1,6 @@
-"""Adapters in methods that compare a policy with what it was: dropout, and a frozen copy of the adapter at the start."""
+"""Adapters in methods that compare a policy with what it was: dropout,
+and a frozen copy of the adapter at the start.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,11 @@ REFERENCE = "ref"  # the name of the adapter that TRL's trainers take for the re
 
 
 def add_reference_adapter(model: PeftModel) -> None:
-    """Adds a frozen copy of the adapter as it is now, under the name that TRL's trainers use for the reference.
+    """Adds a frozen copy of the adapter as it is now, under the name that TRL's trainers use for the
+    reference.
 
-    Without the copy they would use the base model as the reference. That is wrong for an adapter that was trained before.
+    Without the copy they would use the base model as the reference. That is wrong for an adapter that was
+    trained before.
     """
     config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True
@@ -31,8 +35,9 @@ def add_reference_adapter(model: PeftModel) -> None:
 def set_dropout(model: nn.Module, adapter: float) -> None:
     """Turns all dropout of a model off but that of the adapter that is trained, which becomes `adapter`.
 
-    Log-probabilities of a policy are compared with those of a reference, or with its own of a moment ago: what differs is to be
-    the weights. TRL turns off the modules alone, not the rates that attention and this package's own model hold as numbers.
+    Log-probabilities of a policy are compared with those of a reference, or with its own of a moment ago:
+    what differs is to be the weights. TRL turns off the modules alone, not the rates that attention and this
+    package's own model hold as numbers.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

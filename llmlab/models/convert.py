@@ -1,7 +1,7 @@
 """Weights of Llama, Qwen2 and Mistral to the lab's model and back, exactly.
 
-Parameter names are the same on both sides, so converting is translating the configuration and checking that nothing
-is left over. What one side cannot express is refused with the reason; nothing is approximated.
+Parameter names are the same on both sides, so converting is translating the configuration and checking that
+nothing is left over. What one side cannot express is refused with the reason; nothing is approximated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def from_hf(model: PreTrainedModel) -> LabForCausalLM:
     """
     config = model.config
     if config.model_type not in NATIVE:
-        raise LabError(f"{config.model_type} models cannot be converted", remedy=f"known are {', '.join(NATIVE)}")
+        raise LabError(
+            f"{config.model_type} models cannot be converted", remedy=f"known are {', '.join(NATIVE)}"
+        )
     own = LabForCausalLM(_lab_config(config)).to(model.dtype)
     _copy(model, own)
     return own.train(model.training)
@@ -54,9 +56,14 @@ def to_hf(model: LabForCausalLM) -> PreTrainedModel:
         if getattr(config, name) not in values:
             raise LabError(
                 f"`{name}` {getattr(config, name)!r} exists in none of {', '.join(NATIVE)}",
-                remedy=f"only {' or '.join(map(str, values))} converts; save_pretrained keeps it in the lab's own format",
+                remedy=(
+                    f"only {' or '.join(map(str, values))} converts; save_pretrained keeps it in the lab's"
+                    " own format"
+                ),
             )
-    native = NATIVE["qwen2" if config.attention_bias else "mistral" if config.sliding_window else "llama"](_hf_config(config))
+    native = NATIVE["qwen2" if config.attention_bias else "mistral" if config.sliding_window else "llama"](
+        _hf_config(config)
+    )
     native = native.to(model.dtype)
     _copy(model, native)
     return native.train(model.training)
@@ -73,11 +80,17 @@ def _copy(source: PreTrainedModel, target: PreTrainedModel) -> None:
 def _lab_config(config: LlamaConfig | Qwen2Config | MistralConfig) -> LabConfig:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_dim * config.num_attention_heads != config.hidden_size:
-        raise LabError(f"head size {head_dim} x {config.num_attention_heads} heads is not the width {config.hidden_size}")
+        raise LabError(
+            f"head size {head_dim} x {config.num_attention_heads} heads is not the width {config.hidden_size}"
+        )
     if config.hidden_act != "silu":
-        raise LabError(f"activation {config.hidden_act!r} cannot be converted", remedy="only silu (swiglu) can")
+        raise LabError(
+            f"activation {config.hidden_act!r} cannot be converted", remedy="only silu (swiglu) can"
+        )
     if config.model_type == "llama" and (config.attention_bias or config.mlp_bias):
-        raise LabError("a Llama with biases cannot be converted", remedy="the lab has biases on q, k and v only")
+        raise LabError(
+            "a Llama with biases cannot be converted", remedy="the lab has biases on q, k and v only"
+        )
     windows = set(getattr(config, "layer_types", None) or ["full_attention"])
     window = getattr(config, "sliding_window", None)
     if len(windows) > 1:
@@ -93,7 +106,10 @@ def _lab_config(config: LlamaConfig | Qwen2Config | MistralConfig) -> LabConfig:
         known = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
         if extra := {key for key, value in rope.items() if value is not None} - known:
             raise LabError(f"yarn with {', '.join(sorted(extra))} cannot be converted")
-        yarn = {"yarn_factor": rope["factor"], "yarn_original_max_seq_len": rope["original_max_position_embeddings"]}
+        yarn = {
+            "yarn_factor": rope["factor"],
+            "yarn_original_max_seq_len": rope["original_max_position_embeddings"],
+        }
     same = config.num_key_value_heads == config.num_attention_heads
     return LabConfig(
         vocab_size=config.vocab_size,

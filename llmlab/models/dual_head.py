@@ -2,10 +2,11 @@
 
 h_t is the backbone's last hidden state.
 
-    z_LM = W_LM h_t        z_RM = W_RM h_t + b        alpha_t = sigmoid(w_g . gelu(W_s MHA(LN h_t; LN h_1..t)) + b_g)
-    z_t = (1 - alpha_t) z_LM + alpha_t z_RM
+    z_LM = W_LM h_t        z_RM = W_RM h_t + b        alpha_t = sigmoid(w_g . gelu(W_s MHA(LN h_t; LN h_1..t))
+    + b_g) z_t = (1 - alpha_t) z_LM + alpha_t z_RM
 
-Both heads begin as the backbone's own, so that an untrained model says what its backbone says, whatever the gate.
+Both heads begin as the backbone's own, so that an untrained model says what its backbone says, whatever the
+gate.
 """
 
 from __future__ import annotations
@@ -61,13 +62,21 @@ class LabDualHeadConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 
     def __init__(
-        self, backbone_config: PreTrainedConfig | dict[str, Any] | None = None, backbone: str = "", gating_num_heads: int = 8,
-        gating_size: int | None = None, gating_layer_norm: bool = True, gating_dropout: float = 0.1, rm_bias: bool = False,
-        rm_dropout: float = 0.1, **kwargs: Any,
-    ):  # fmt: skip
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        backbone: str = "",
+        gating_num_heads: int = 8,
+        gating_size: int | None = None,
+        gating_layer_norm: bool = True,
+        gating_dropout: float = 0.1,
+        rm_bias: bool = False,
+        rm_dropout: float = 0.1,
+        **kwargs: Any,
+    ):
         if isinstance(backbone_config, dict):
             backbone_config = CONFIG_MAPPING[backbone_config["model_type"]](**backbone_config)
-        # a copy: what the library sets for all parts of a model would reach into the backbone that is loaded already
+        # a copy: what the library sets for all parts of a model would reach into the backbone that is loaded
+        # already
         self.backbone_config = copy.deepcopy(backbone_config) if backbone_config is not None else LabConfig()
         self.backbone = backbone
         about = self.backbone_config
@@ -77,7 +86,11 @@ class LabDualHeadConfig(PreTrainedConfig):
         self.num_attention_heads = about.num_attention_heads
         self.max_position_embeddings = getattr(about, "max_position_embeddings", None)
         self.sliding_window = getattr(about, "sliding_window", None)
-        kind = "sliding_attention" if self.sliding_window and getattr(about, "use_sliding_window", True) else "full_attention"
+        kind = (
+            "sliding_attention"
+            if self.sliding_window and getattr(about, "use_sliding_window", True)
+            else "full_attention"
+        )
         kinds = getattr(about, "layer_types", None) or [kind] * about.num_hidden_layers
         self.layer_types = [*kinds, "full_attention"]
         self.gating_num_heads = gating_num_heads
@@ -97,16 +110,22 @@ class LabDualHeadConfig(PreTrainedConfig):
 
 
 class Gate(nn.Module):
-    """alpha_t from the hidden states up to t, by causal attention (Vaswani et al. 2017) and one small layer."""
+    """alpha_t from the hidden states up to t, by causal attention (Vaswani et al.
+    2017) and one small layer.
+    """
 
     def __init__(self, config: LabDualHeadConfig):
         super().__init__()
         width = config.hidden_size
         # biases and no positions: what counts is what was said, not where
         self.config = LabConfig(
-            d_model=width, n_heads=config.gating_num_heads, n_layers=1, attention_type="mha", attention_bias=True,
+            d_model=width,
+            n_heads=config.gating_num_heads,
+            n_layers=1,
+            attention_type="mha",
+            attention_bias=True,
             dropout=config.gating_dropout,
-        )  # fmt: skip
+        )
         self.config._attn_implementation = "sdpa"
         self.norm = nn.LayerNorm(width) if config.gating_layer_norm else nn.Identity()
         self.attention = Attention(self.config, layer_idx=config.num_hidden_layers - 1)
@@ -126,7 +145,8 @@ class DualHeadOutput(CausalLMOutputWithPast):
     """What the library's decoders return, and the gate.
 
     Attributes:
-        alpha: how much of each next token's distribution is the reward head's, (B, T); None where the gate was not asked.
+        alpha: how much of each next token's distribution is the reward head's, (B, T); None where the gate
+            was not asked.
     """
 
     alpha: Tensor | None = None
@@ -139,7 +159,8 @@ class AnswerScores(ModelOutput):
     Attributes:
         fused: log pi of each token of the chosen answers under the fused logits, (N,).
         alpha: of the gate before each of them, (N,).
-        margin: log pi_r(y+) - log pi_r(y-) of each pair, sums over the answers' tokens under the reward head, (pairs,).
+        margin: log pi_r(y+) - log pi_r(y-) of each pair, sums over the answers' tokens under the reward head,
+            (pairs,).
     """
 
     fused: Tensor | None = None
@@ -148,7 +169,8 @@ class AnswerScores(ModelOutput):
 
 
 class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
-    """The frozen backbone, its two heads and the gate; `save_pretrained` leaves the backbone out and keeps its name.
+    """The frozen backbone, its two heads and the gate; `save_pretrained` leaves the backbone out and keeps
+    its name.
 
     Args:
         config: of the heads and the gate.
@@ -174,7 +196,9 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         own = backbone.get_output_embeddings()
         with torch.device(own.weight.device):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=own.bias is not None)
-            self.rm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.rm_bias or own.bias is not None)
+            self.rm_head = nn.Linear(
+                config.hidden_size, config.vocab_size, bias=config.rm_bias or own.bias is not None
+            )
             self.gate = Gate(config)
         self.rm_dropout = nn.Dropout(config.rm_dropout)
         self.post_init()  # before the backbone is here, whose weights it would draw anew
@@ -192,16 +216,21 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, config: LabDualHeadConfig | None = None,
-        backbone: PreTrainedModel | None = None, **kwargs: Any,
-    ) -> LabDualHeadForCausalLM:  # fmt: skip
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        config: LabDualHeadConfig | None = None,
+        backbone: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> LabDualHeadForCausalLM:
         """Returns heads and gate of a folder or hub id on their backbone.
 
         Args:
             pretrained_model_name_or_path: of the heads.
             *args: unused.
             config: of the heads; read where left out.
-            backbone: loaded already; where left out the one that the config names is loaded with the other arguments.
+            backbone: loaded already; where left out the one that the config names is loaded with the other
+                arguments.
             **kwargs: for the backbone's `from_pretrained` (dtype, device_map, quantization_config ...).
 
         Raises:
@@ -211,17 +240,33 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         config = config or LabDualHeadConfig.from_pretrained(where)
         if backbone is None:
             check_base(Path(where), config.backbone, made="heads")
-            kept = ("dtype", "torch_dtype", "device_map", "quantization_config", "attn_implementation", "trust_remote_code")
-            backbone = load_backbone(config.backbone, **{name: kwargs[name] for name in kept if name in kwargs})
+            kept = (
+                "dtype",
+                "torch_dtype",
+                "device_map",
+                "quantization_config",
+                "attn_implementation",
+                "trust_remote_code",
+            )
+            backbone = load_backbone(
+                config.backbone, **{name: kwargs[name] for name in kept if name in kwargs}
+            )
         model = cls(config, backbone)
-        weights = load_file(cached_file(where, WEIGHTS, local_files_only=bool(kwargs.get("local_files_only"))))
+        weights = load_file(
+            cached_file(where, WEIGHTS, local_files_only=bool(kwargs.get("local_files_only")))
+        )
         lacking = set(model.state_dict()) ^ set(weights)
-        wrong = [name for name, value in model.state_dict().items() if name in weights and weights[name].shape != value.shape]
+        wrong = [
+            name
+            for name, value in model.state_dict().items()
+            if name in weights and weights[name].shape != value.shape
+        ]
         if lacking or wrong:
             raise LabError(
-                f"holds heads of another shape ({', '.join(sorted([*lacking, *wrong])[:3])})", where=where,
+                f"holds heads of another shape ({', '.join(sorted([*lacking, *wrong])[:3])})",
+                where=where,
                 remedy="use the config.json they were saved with",
-            )  # fmt: skip
+            )
         model.load_state_dict(weights, strict=False)
         dtype = backbone.get_input_embeddings().weight.dtype
         for part in (model.lm_head, model.rm_head, model.gate):
@@ -271,7 +316,9 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def hidden(self, input_ids: Tensor | None = None, **kwargs: Any) -> Any:
-        """Returns the backbone's output without its head: `last_hidden_state` (B, T, D) and `past_key_values`."""
+        """Returns the backbone's output without its head: `last_hidden_state` (B, T,
+        D) and `past_key_values`.
+        """
         return self.backbone.base_model(input_ids=input_ids, **kwargs)
 
     def forward(
@@ -300,11 +347,12 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
             labels: (B, T), -100 where nothing counts; for the loss of the fused logits.
             use_cache: whether keys and values are kept.
             logits_to_keep: the last so many positions, 0 for all.
-            alignment: 0 gives the backbone's logits to the bit, 1 the learned fusion, more goes further; between 0 and 1 the
-                way from one to the other.
+            alignment: 0 gives the backbone's logits to the bit, 1 the learned fusion, more goes further;
+                between 0 and 1 the way from one to the other.
             head: "fused", or "reward" for z_RM alone.
-            chosen_at: of a `DualHeadCollator`'s batch, which is the rest of the arguments then: the scores of its answers
-                are returned, without logits. Training comes through here, as wrappers of several processes need it.
+            chosen_at: of a `DualHeadCollator`'s batch, which is the rest of the arguments then: the scores of
+                its answers are returned, without logits. Training comes through here, as wrappers of several
+                processes need it.
             **kwargs: for the backbone.
         """
         if chosen_at is not None:
@@ -317,11 +365,18 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         if gated:  # before the backbone's turn: its layers tell how much came earlier
             given = input_ids if input_ids is not None else inputs_embeds
             like = torch.empty(*given.shape[:2], 0, dtype=self.lm_head.weight.dtype, device=given.device)
-            mask = create_causal_mask(self.gate.config, like, attention_mask, past_key_values, position_ids=position_ids)
+            mask = create_causal_mask(
+                self.gate.config, like, attention_mask, past_key_values, position_ids=position_ids
+            )
         out = self.hidden(
-            input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs,
-        )  # fmt: skip
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
         hidden = out.last_hidden_state
         alpha = self.gate(hidden, mask, past_key_values) if gated else None
         self.last_alpha = alpha[:, -1].detach() if gated and not self.training else None
@@ -337,9 +392,20 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         return DualHeadOutput(loss=loss, logits=logits, past_key_values=past_key_values, alpha=alpha)
 
     def score_answers(
-        self, input_ids: Tensor, labels: Tensor, chosen_at: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None,
-        *, chosen_row: Tensor, rejected_ids: Tensor, rejected_at: Tensor, rejected_row: Tensor, paired: Tensor, **_: Any,
-    ) -> AnswerScores:  # fmt: skip
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        chosen_at: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        *,
+        chosen_row: Tensor,
+        rejected_ids: Tensor,
+        rejected_at: Tensor,
+        rejected_row: Tensor,
+        paired: Tensor,
+        **_: Any,
+    ) -> AnswerScores:
         """Returns the scores of the answers of a batch (shapes: see `DualHeadCollator`)."""
         if attention_mask is not None:
             attention_mask = attention_mask.to(self.get_input_embeddings().weight.dtype)
@@ -362,19 +428,22 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
     def fused_logits(self, hidden: Tensor, alpha: Tensor | None, alignment: float = 1.0) -> Tensor:
         """hidden (..., D) and alpha (...) -> z (..., V).
 
-        z = z_LM + a alpha (z_RM - z_LM) with a = `alignment`; below 1 the backbone's own head takes the place of z_LM by
-        1 - a, so that turning alignment down ends at the backbone.
+        z = z_LM + a alpha (z_RM - z_LM) with a = `alignment`; below 1 the backbone's own head takes the place
+        of z_LM by 1 - a, so that turning alignment down ends at the backbone.
         """
         if alignment == 0:
             return self.backbone.get_output_embeddings()(hidden)
         plain = self.lm_head(hidden.to(self.lm_head.weight.dtype))
         reward = self.reward_logits(hidden)
         if alignment < 1:
-            plain = torch.lerp(self.backbone.get_output_embeddings()(hidden).to(plain.dtype), plain, alignment)
+            plain = torch.lerp(
+                self.backbone.get_output_embeddings()(hidden).to(plain.dtype), plain, alignment
+            )
         return torch.lerp(plain, reward, (alignment * alpha).to(plain.dtype).unsqueeze(-1))
 
     def log_probs(self, hidden: Tensor, targets: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns log-probabilities of tokens without holding their logits: a slice at a time, made anew in the backward pass.
+        """Returns log-probabilities of tokens without holding their logits: a slice at a time, made anew in
+        the backward pass.
 
         Args:
             hidden: (N, D).
@@ -382,7 +451,8 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
             alpha: of the first M of them, for which the fused distribution is asked for, (M,).
 
         Returns:
-            log pi(target) of the fused logits, (M,), and log pi_r(target) of the reward head's, (N,), both fp32.
+            log pi(target) of the fused logits, (M,), and log pi_r(target) of the reward head's, (N,), both
+            fp32.
         """
         dropped = self.rm_dropout(hidden)  # once for all slices: a repeated slice must drop the same
         size = max(64, SLICE_ELEMENTS // self.config.vocab_size)
@@ -398,7 +468,9 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
             said.append(made[1])
         return torch.cat(fused), torch.cat(said)
 
-    def _slice(self, hidden: Tensor, dropped: Tensor, targets: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    def _slice(
+        self, hidden: Tensor, dropped: Tensor, targets: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, Tensor]:
         reward = self.rm_head(dropped.to(self.rm_head.weight.dtype)).float()
         said = -F.cross_entropy(reward, targets, reduction="none")
         count = len(alpha)
@@ -429,14 +501,17 @@ def check_fits(config: LabDualHeadConfig, backbone: PreTrainedModel) -> None:
     for name in ("hidden_size", "vocab_size"):
         if getattr(about, name) != getattr(config, name):
             raise LabError(
-                f"heads with `{name}` {getattr(config, name)} do not fit a backbone with {getattr(about, name)}",
-                where=config.backbone, remedy="name the backbone that they were trained on",
-            )  # fmt: skip
+                f"heads with `{name}` {getattr(config, name)} do not fit a backbone with"
+                f" {getattr(about, name)}",
+                where=config.backbone,
+                remedy="name the backbone that they were trained on",
+            )
     if config.hidden_size % config.gating_num_heads:
         fitting = [n for n in range(1, config.hidden_size + 1) if config.hidden_size % n == 0]
         near = min(fitting, key=lambda n: abs(n - config.gating_num_heads))
         raise LabError(
-            f"`gating_num_heads` {config.gating_num_heads} does not divide the backbone's width {config.hidden_size}",
+            f"`gating_num_heads` {config.gating_num_heads} does not divide the backbone's width"
+            f" {config.hidden_size}",
             remedy=f"use {near}",
         )
 

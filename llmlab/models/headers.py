@@ -26,9 +26,13 @@ ALIASES = {
     "longest": ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx"),
 }
 GGUF = {
-    "width": "embedding_length", "layers": "block_count", "heads": "attention.head_count",
-    "kv_heads": "attention.head_count_kv", "feed_forward": "feed_forward_length", "longest": "context_length",
-}  # fmt: skip
+    "width": "embedding_length",
+    "layers": "block_count",
+    "heads": "attention.head_count",
+    "kv_heads": "attention.head_count_kv",
+    "feed_forward": "feed_forward_length",
+    "longest": "context_length",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class CheckpointShape:
 
 
 def checkpoint_shape(name: str) -> CheckpointShape | None:
-    """Returns the shape of a run, a folder, a GGUF file or a hub id that was downloaded before; of an adapter its base's.
+    """Returns the shape of a run, a folder, a GGUF file or a hub id that was downloaded before; of an adapter
+    its base's.
 
     None where it is not on this machine or does not say enough.
     """
@@ -115,7 +120,16 @@ def whole(file: Path) -> bool:
         tensors, start = _header(file)
         end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
         return file.stat().st_size == start + end
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, struct.error):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        struct.error,
+    ):
         return False
 
 
@@ -148,7 +162,9 @@ def _of_gguf(path: Path) -> CheckpointShape | None:
     reader = GGUFReader(str(path))
     kind = reader.fields["general.architecture"].contents()
     values = {
-        key: reader.fields[f"{kind}.{name}"].contents() for key, name in GGUF.items() if f"{kind}.{name}" in reader.fields
+        key: reader.fields[f"{kind}.{name}"].contents()
+        for key, name in GGUF.items()
+        if f"{kind}.{name}" in reader.fields
     }
     sizes = {tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors}
     values["vocabulary"] = max(sizes["token_embd.weight"])
@@ -156,21 +172,33 @@ def _of_gguf(path: Path) -> CheckpointShape | None:
     return _made(kind, values, sizes, length.contents() if length else None)
 
 
-def _made(kind: str, values: dict[str, Any], sizes: dict[str, list[int]], head_dim: int | None) -> CheckpointShape | None:
+def _made(
+    kind: str, values: dict[str, Any], sizes: dict[str, list[int]], head_dim: int | None
+) -> CheckpointShape | None:
     if not all(values.get(name) for name in ("width", "layers", "heads", "vocabulary")) or not sizes:
         return None
     wide = {name: size for name, size in sizes.items() if len(size) >= 2}
     rows = values["vocabulary"]
-    tied = not any(name.endswith(("lm_head.weight", "embed_out.weight")) or name == "output.weight" for name in sizes)
+    tied = not any(
+        name.endswith(("lm_head.weight", "embed_out.weight")) or name == "output.weight" for name in sizes
+    )
     outside = {name for name, size in wide.items() if max(size[:2]) >= rows or "wpe" in name}
     gated = any("gate" in name for name in wide)
     return CheckpointShape(
-        kind=kind, width=values["width"], layers=values["layers"], heads=values["heads"],
-        kv_heads=values.get("kv_heads") or values["heads"], head_dim=head_dim or values["width"] // values["heads"],
-        feed_forward=values.get("feed_forward") or 4 * values["width"], gated=gated, vocabulary=rows, tied=tied,
-        longest=values.get("longest"), parameters=sum(math.prod(size) for size in sizes.values()),
+        kind=kind,
+        width=values["width"],
+        layers=values["layers"],
+        heads=values["heads"],
+        kv_heads=values.get("kv_heads") or values["heads"],
+        head_dim=head_dim or values["width"] // values["heads"],
+        feed_forward=values.get("feed_forward") or 4 * values["width"],
+        gated=gated,
+        vocabulary=rows,
+        tied=tied,
+        longest=values.get("longest"),
+        parameters=sum(math.prod(size) for size in sizes.values()),
         in_matrices=sum(math.prod(size) for name, size in wide.items() if name not in outside),
-    )  # fmt: skip
+    )
 
 
 def _downloaded(name: str) -> Path | None:

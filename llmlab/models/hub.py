@@ -27,7 +27,8 @@ def offline() -> bool:
 
 
 def look_up(name: str, kind: Repository, *, known: bool = False, ask: bool = True) -> tuple[str, Path | None]:
-    """Returns what is known of a hub id, in words ("on the hub", "not checked (offline)"), and where it was downloaded to.
+    """Returns what is known of a hub id, in words ("on the hub", "not checked (offline)"), and where it was
+    downloaded to.
 
     Args:
         name: the id.
@@ -40,16 +41,19 @@ def look_up(name: str, kind: Repository, *, known: bool = False, ask: bool = Tru
     """
     if not ID.fullmatch(name):
         raise LabError(
-            f"there is no such {kind}", where=name, remedy="no file or folder here has this name, and no hub id looks like this"
+            f"there is no such {kind}",
+            where=name,
+            remedy="no file or folder here has this name, and no hub id looks like this",
         )
     if folder := _downloaded(name, kind):
         return "downloaded before", folder
     said = NOT_CHECKED if not ask or offline() else _ask(name, kind)
     if said.startswith("not checked") and "/" not in name and not known and not WITHOUT_OWNER.fullmatch(name):
         raise LabError(
-            f"there is no such {kind}", where=name,
+            f"there is no such {kind}",
+            where=name,
             remedy="no file or folder here has this name, and a hub id is owner/name",
-        )  # fmt: skip
+        )
     return said, None
 
 
@@ -70,11 +74,17 @@ def _ask(name: str, kind: Repository) -> str:
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
     except GatedRepoError:
-        raise LabError("is gated on the hub", where=name, remedy="accept its terms there, and set HF_TOKEN") from None
+        raise LabError(
+            "is gated on the hub", where=name, remedy="accept its terms there, and set HF_TOKEN"
+        ) from None
     except RepositoryNotFoundError:
         raise LabError(
-            f"the hub has no {kind} of this name", where=name, remedy="look at the spelling; a private one needs HF_TOKEN"
+            f"the hub has no {kind} of this name",
+            where=name,
+            remedy="look at the spelling; a private one needs HF_TOKEN",
         ) from None
-    except Exception:  # of the client and its transport, in many kinds: no network, a proxy, a server in trouble
+    except (
+        Exception
+    ):  # of the client and its transport, in many kinds: no network, a proxy, a server in trouble
         return "not checked (offline: the hub cannot be reached)"
     return "on the hub"

@@ -1,4 +1,6 @@
-"""Which weights a name stands for: hashes of files, by which caches and adapters know what they were made with."""
+"""Which weights a name stands for: hashes of files,
+by which caches and adapters know what they were made with.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def weights_fingerprint(name: str, *, download: bool = True) -> str:
                     remedy="use a local run or folder",
                 ) from None
     digest = hashlib.sha256()
-    files = [where] if where.is_file() else sorted({file for pattern in WEIGHTS for file in where.glob(pattern)})
+    files = (
+        [where] if where.is_file() else sorted({file for pattern in WEIGHTS for file in where.glob(pattern)})
+    )
     sealed = _sealed(where)
     for file in files:
         known = sealed.get(file.name)
@@ -65,7 +69,9 @@ def weights_fingerprint(name: str, *, download: bool = True) -> str:
 
 
 def base_of(folder: Path) -> str:
-    """Returns the name of the model that an adapter or a dual-head model's heads were trained on; "" for whole models."""
+    """Returns the name of the model that an adapter or a dual-head model's heads were trained on;
+    "" for whole models.
+    """
     for file, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "backbone")):
         try:
             found = read_object(folder / file).get(key)
@@ -100,9 +106,10 @@ def check_base(adapter: Path, base: str, *, made: str = "an adapter") -> None:
         if made == "heads":
             holds, named = "holds heads", "`backbone` in config.json"
         raise LabError(
-            f"{holds} of another base: {base} does not hold the weights it was trained on", where=str(adapter),
+            f"{holds} of another base: {base} does not hold the weights it was trained on",
+            where=str(adapter),
             remedy=f"put that model back, or set {named} and remove {BASE}",
-        )  # fmt: skip
+        )
 
 
 @functools.lru_cache
@@ -118,8 +125,10 @@ def _sealed(folder: Path) -> dict[str, str]:
         files = read_object(manifest)["files"]
         written = manifest.stat().st_mtime_ns
         return {
-            name: known["sha256"] for name, known in files.items()
-            if (folder / name).stat().st_size == known["bytes"] and (folder / name).stat().st_mtime_ns <= written
-        }  # fmt: skip
+            name: known["sha256"]
+            for name, known in files.items()
+            if (folder / name).stat().st_size == known["bytes"]
+            and (folder / name).stat().st_mtime_ns <= written
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

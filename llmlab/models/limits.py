@@ -1,7 +1,8 @@
-"""What the files of a model may ask for: they come from others, and each is looked at before a library acts on it.
+"""What the files of a model may ask for: they come from others, and each is looked at before a library acts
+on it.
 
-transformers and peft do what a config says: search with a million beams, match a regular expression that never ends, make an
-adapter of rank 10^9, read weights from a pickle.
+transformers and peft do what a config says: search with a million beams, match a regular expression that
+    never ends, make an adapter of rank 10^9, read weights from a pickle.
 """
 
 from __future__ import annotations
@@ -19,16 +20,34 @@ from llmlab.readable import shortened
 from llmlab.runs.manifest import PICKLES
 
 JSON_FILES = (
-    "config.json", "generation_config.json", "adapter_config.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.json", "model.safetensors.index.json",
-)  # fmt: skip
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "model.safetensors.index.json",
+)
 LARGEST_JSON = 50_000_000  # bytes
 MOST_LAYERS, MOST_PATTERNS, LONGEST_PATTERN = 10_000, 10_000, 10_000
 PATTERN_SECONDS = 0.5  # of the processor, for all patterns of an adapter over all modules of its base
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-SIZES = tuple(name for names in ALIASES.values() for name in names)  # of width, heads, vocabulary, positions ...
+LAYERS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+)
+SIZES = tuple(
+    name for names in ALIASES.values() for name in names
+)  # of width, heads, vocabulary, positions ...
 LARGEST_SIZE = 1 << 32
-CONVERT = "convert it to safetensors where you trust it (`model.save_pretrained(folder)`), or take another copy"
+CONVERT = (
+    "convert it to safetensors where you trust it (`model.save_pretrained(folder)`), or take another copy"
+)
 
 
 def _ids(value: Any) -> bool:
@@ -40,22 +59,38 @@ def _between(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, (int, float)) and low <= value <= high
 
 
-# what is kept of a model's generation config, and what it can be; what else is in it changes how a search is done, not what for
+# what is kept of a model's generation config, and what it can be; what else is in it changes how a search is
+# done, not what for
 GENERATION: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id",
-                     "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"), _ids),
+    **dict.fromkeys(
+        (
+            "eos_token_id",
+            "bos_token_id",
+            "pad_token_id",
+            "decoder_start_token_id",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "suppress_tokens",
+            "begin_suppress_tokens",
+        ),
+        _ids,
+    ),
     **dict.fromkeys(("do_sample", "early_stopping", "use_cache"), lambda value: isinstance(value, bool)),
     **dict.fromkeys(("temperature", "repetition_penalty", "length_penalty"), _between(-100, 100)),
     **dict.fromkeys(("top_p", "min_p", "typical_p"), _between(0, 1)),
     **dict.fromkeys(("max_length", "max_new_tokens"), _between(1, 1 << 24)),
-    "top_k": _between(0, 1 << 24), "no_repeat_ngram_size": _between(0, 100), "num_beams": _between(1, 32),
-}  # fmt: skip
+    "top_k": _between(0, 1 << 24),
+    "no_repeat_ngram_size": _between(0, 100),
+    "num_beams": _between(1, 32),
+}
 
 
 def bounded_generation(config: Any) -> Any:
     """Returns a model's generation config with what the lab knows of it, each within bounds."""
     own = config.to_diff_dict()
-    kept = {name: own[name] for name, fits in GENERATION.items() if own.get(name) is not None and fits(own[name])}
+    kept = {
+        name: own[name] for name, fits in GENERATION.items() if own.get(name) is not None and fits(own[name])
+    }
     return type(config)(**kept)
 
 
@@ -66,7 +101,11 @@ def refuse_pickles(path: Path) -> None:
         LabError: for a pickle, and for a folder whose weights would be read from one.
     """
     if path.suffix in PICKLES:
-        raise LabError("is a pickle, which can run code when it is read: it was not opened", where=str(path), remedy=CONVERT)
+        raise LabError(
+            "is a pickle, which can run code when it is read: it was not opened",
+            where=str(path),
+            remedy=CONVERT,
+        )
     if not path.is_dir():
         return
     adapter = (path / "adapter_config.json").is_file()
@@ -74,13 +113,23 @@ def refuse_pickles(path: Path) -> None:
     wanted = ("adapter_model.safetensors",) if adapter else ("*.safetensors", "*.gguf")
     if any(file.is_file() for pattern in wanted for file in path.glob(pattern)):
         return
-    if found := [file.name for file in sorted(path.iterdir()) if file.suffix in PICKLES and file.name != "training_args.bin"]:
+    if found := [
+        file.name
+        for file in sorted(path.iterdir())
+        if file.suffix in PICKLES and file.name != "training_args.bin"
+    ]:
         raise LabError(
-            f"has its weights in a pickle ({found[0]}), which can run code when it is read: it was not opened",
-            where=str(path), remedy=CONVERT,
-        )  # fmt: skip
+            f"has its weights in a pickle ({found[0]}), which can run code when it is read: it was not"
+            " opened",
+            where=str(path),
+            remedy=CONVERT,
+        )
     if adapter:
-        raise LabError("is an adapter without weights (adapter_model.safetensors)", where=str(path), remedy="copy it anew")
+        raise LabError(
+            "is an adapter without weights (adapter_model.safetensors)",
+            where=str(path),
+            remedy="copy it anew",
+        )
 
 
 def check_files(path: Path) -> None:
@@ -108,12 +157,20 @@ def _check_shape(about: dict[str, Any], path: Path) -> None:
     for part in (about, text if isinstance(text, dict) else {}):
         for name in LAYERS:
             if isinstance(value := part.get(name), (int, float)) and not 0 <= value <= MOST_LAYERS:
-                raise LabError(f"config.json: `{name}` is {shortened(str(value), 40)}", where=str(path), remedy="copy it anew")
+                raise LabError(
+                    f"config.json: `{name}` is {shortened(str(value), 40)}",
+                    where=str(path),
+                    remedy="copy it anew",
+                )
         for name in SIZES:
             value = part.get(name)
-            if isinstance(value, (str, bool, dict)) or (isinstance(value, (int, float)) and not 0 <= value <= LARGEST_SIZE):
+            if isinstance(value, (str, bool, dict)) or (
+                isinstance(value, (int, float)) and not 0 <= value <= LARGEST_SIZE
+            ):
                 told = shortened(repr(value), 40)
-                raise LabError(f"config.json: `{name}` is {told}, not a size", where=str(path), remedy="copy it anew")
+                raise LabError(
+                    f"config.json: `{name}` is {told}, not a size", where=str(path), remedy="copy it anew"
+                )
 
 
 def check_adapter(path: Path, modules: Iterable[str]) -> None:
@@ -124,19 +181,34 @@ def check_adapter(path: Path, modules: Iterable[str]) -> None:
         modules: names of the base's modules, which its patterns are matched with.
 
     Raises:
-        LabError: when a pattern is none or takes too long, or a rank is larger than any weight of the adapter.
+        LabError: when a pattern is none or takes too long, or a rank is larger than any weight of the
+            adapter.
     """
     about = read_object(path / "adapter_config.json")
     widest = max((max(shape, default=0) for shape in tensor_sizes(path).values()), default=0)
     for name, ranks in (("r", [about.get("r")]), ("rank_pattern", _values(about.get("rank_pattern")))):
         for rank in ranks:
             if isinstance(rank, int) and rank > max(widest, 1):
-                raise LabError(f"`{name}` {rank:,} is more than its weights have", where=str(path), remedy="copy it anew")
-    patterns = [(name, pattern) for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save",
-                                             "rank_pattern", "alpha_pattern", "target_parameters")
-                for pattern in _patterns(about.get(name))]  # fmt: skip
+                raise LabError(
+                    f"`{name}` {rank:,} is more than its weights have", where=str(path), remedy="copy it anew"
+                )
+    patterns = [
+        (name, pattern)
+        for name in (
+            "target_modules",
+            "exclude_modules",
+            "layers_pattern",
+            "modules_to_save",
+            "rank_pattern",
+            "alpha_pattern",
+            "target_parameters",
+        )
+        for pattern in _patterns(about.get(name))
+    ]
     if len(patterns) > MOST_PATTERNS:
-        raise LabError(f"adapter_config.json names {len(patterns):,} modules", where=str(path), remedy="copy it anew")
+        raise LabError(
+            f"adapter_config.json names {len(patterns):,} modules", where=str(path), remedy="copy it anew"
+        )
     names = list(modules)
     try:
         with at_most(PATTERN_SECONDS):
@@ -159,7 +231,11 @@ def _try_out(pattern: str, names: list[str]) -> None:
     """Matches a pattern with module names as peft does."""
     if len(pattern) > LONGEST_PATTERN:
         raise re.error("too long")
-    forms = [re.compile(pattern), re.compile(rf"(.*\.)?({pattern})$"), re.compile(rf"(^|.*\.){pattern}($|\..*)")]
+    forms = [
+        re.compile(pattern),
+        re.compile(rf"(.*\.)?({pattern})$"),
+        re.compile(rf"(^|.*\.){pattern}($|\..*)"),
+    ]
     for name in names:
         forms[0].fullmatch(name)
         forms[1].match(name)

@@ -35,11 +35,24 @@ from llmlab.trust import TRUSTED
 
 DUAL_HEAD = LabDualHeadConfig.model_type
 GROUPS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "c_attn", "query_key_value", "q", "k", "v", "o"),
+    "attention": (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "out_proj",
+        "c_attn",
+        "query_key_value",
+        "q",
+        "k",
+        "v",
+        "o",
+    ),
     "ffn": ("gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2", "wi", "wi_0", "wi_1", "wo"),
 }
 
-# a mixture's routers stay as they are: moved by an adapter, tokens would reach experts that never saw their like
+# a mixture's routers stay as they are: moved by an adapter, tokens would reach experts that never saw their
+# like
 ROUTERS = r".*(^|\.)(router|gate|shared_expert_gate)$"
 
 
@@ -71,30 +84,37 @@ def choose_precision(wanted: str, device: str) -> str:
 
 
 def attention_kernel(config: LabBaseConfig, device: str) -> str | None:
-    """Returns the name that transformers has for the attention backend; None lets it take sdpa where the model supports it,
-    else eager.
+    """Returns the name that transformers has for the attention backend; None lets it take sdpa where the
+    model supports it, else eager.
 
     On MPS "auto" is eager: sdpa gives NaN there for rows with padding.
 
     Raises:
-        LabError: when flash attention is asked for and its package is missing, or flex attention on a processor.
+        LabError: when flash attention is asked for and its package is missing, or flex attention on a
+            processor.
     """
-    kernel = {"flex": "flex_attention", "flash": "flash_attention_2"}.get(config.attention_backend, config.attention_backend)
+    kernel = {"flex": "flex_attention", "flash": "flash_attention_2"}.get(
+        config.attention_backend, config.attention_backend
+    )
     if kernel == "auto":
         return "eager" if device == "mps" else None
     if kernel == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available
 
         if not is_flash_attn_2_available():
-            raise LabError('`attention_backend` "flash" needs the flash-attn package and a GPU', remedy='use "sdpa"')
+            raise LabError(
+                '`attention_backend` "flash" needs the flash-attn package and a GPU', remedy='use "sdpa"'
+            )
     if kernel == "flex_attention" and device == "cpu":
         raise LabError(
-            '`attention_backend` "flex" needs a GPU: PyTorch has no backward pass of it for processors', remedy='use "sdpa"'
+            '`attention_backend` "flex" needs a GPU: PyTorch has no backward pass of it for processors',
+            remedy='use "sdpa"',
         )
     return kernel
 
 
-# transformers' name of a kernel -> the class attribute that says whether a model supports it, and our name of the kernel
+# transformers' name of a kernel -> the class attribute that says whether a model supports it, and our name of
+# the kernel
 KERNELS = {
     "sdpa": ("_supports_sdpa", "sdpa"),
     "flex_attention": ("_supports_flex_attn", "flex"),
@@ -120,13 +140,16 @@ def refuse_kernel(about: PreTrainedConfig, classes: Any, kernel: str | None, whe
     if not getattr(cls, KERNELS[kernel][0]):
         others = [name for flag, name in KERNELS.values() if getattr(cls, flag)]
         raise LabError(
-            f'`attention_backend` "{KERNELS[kernel][1]}" is not supported by {about.model_type} models', where=where,
+            f'`attention_backend` "{KERNELS[kernel][1]}" is not supported by {about.model_type} models',
+            where=where,
             remedy=f"use {' or '.join(['auto', *others, 'eager'])}",
-        )  # fmt: skip
+        )
 
 
 def attention_in_use(model: PreTrainedModel) -> str:
-    """Returns transformers' name of the attention kernel that a model computes with, of a dual head its backbone's."""
+    """Returns transformers' name of the attention kernel that a model computes with,
+    of a dual head its backbone's.
+    """
     return str(getattr(model, "backbone", model).config._attn_implementation)
 
 
@@ -144,7 +167,8 @@ def refuse_what_cannot_write(where: str) -> None:
 
 
 def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns model and tokenizer of a run, a folder, a GGUF file or a hub id; adapters are attached, not merged.
+    """Returns model and tokenizer of a run, a folder, a GGUF file or a hub id; adapters are attached, not
+    merged.
 
     Args:
         name: as a person gives it.
@@ -165,13 +189,16 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
     try:
         if path.suffix == ".gguf":
             if "quantization_config" in kwargs:  # the library quantises folders only
-                model = equal_4bit_products(AutoModelForCausalLM.from_pretrained(unpacked(path), **safe, **kwargs))
+                model = equal_4bit_products(
+                    AutoModelForCausalLM.from_pretrained(unpacked(path), **safe, **kwargs)
+                )
                 model.name_or_path = model.config.name_or_path = where
                 stop_at_turn_ends(model, tokenizer)
                 return model, tokenizer
             model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
             model.name_or_path = model.config.name_or_path = where
-            # the weights are plain floats now; the library's marks of quantisation would forbid training and saving
+            # the weights are plain floats now; the library's marks of quantisation would forbid training and
+            # saving
             model.is_quantized, model.hf_quantizer = False, None
             model.config.__dict__.pop("quantization_config", None)
         elif (path / "adapter_config.json").is_file():
@@ -182,7 +209,9 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             base = whole(load_model(base_name, **kwargs)[0], base_name)
             check_adapter(path, [name for name, _ in base.named_modules()])
             model = PeftModel.from_pretrained(base, where, is_trainable=True)
-        elif (about := AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])).model_type == DUAL_HEAD:
+        elif (
+            about := AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])
+        ).model_type == DUAL_HEAD:
             check_base(path, about.backbone, made="heads")
             backbone = plain(load_model(about.backbone, **kwargs)[0])
             model = LabDualHeadForCausalLM.from_pretrained(where, config=about, backbone=backbone)
@@ -190,18 +219,28 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
             two_parts = about.is_encoder_decoder
             classes = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if two_parts else MODEL_FOR_CAUSAL_LM_MAPPING
             refuse_kernel(about, classes, kwargs.get("attn_implementation"), name)
-            model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(where, **safe, **kwargs)
+            model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(
+                where, **safe, **kwargs
+            )
             if "quantization_config" in kwargs:
                 model = equal_4bit_products(model)
     except ImportError as error:
-        raise LabError(str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing") from None
+        raise LabError(
+            str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing"
+        ) from None
     except LabError:
         raise
     except Exception as error:  # the libraries raise many kinds for one situation: these files are no model
         refuse_code(error, name)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        place = "holds no model that loads" if path.exists() else "is not on this machine and the hub did not give it"
-        raise LabError(f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder") from None
+        place = (
+            "holds no model that loads"
+            if path.exists()
+            else "is not on this machine and the hub did not give it"
+        )
+        raise LabError(
+            f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder"
+        ) from None
     stop_at_turn_ends(model, tokenizer)
     return model, tokenizer
 
@@ -209,9 +248,9 @@ def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTok
 def equal_4bit_products(model: PreTrainedModel) -> PreTrainedModel:
     """Returns the model, its 4-bit layers computing the same product in training and in evaluation.
 
-    On processors with AVX512-BF16 bitsandbytes repacks the weights at the first product in evaluation mode and multiplies in
-    bf16 from then on: held-out losses and a reference's log-probabilities differ from those in training, and the repacked
-    weights pass no gradient back when training goes on.
+    On processors with AVX512-BF16 bitsandbytes repacks the weights at the first product in evaluation mode
+    and multiplies in bf16 from then on: held-out losses and a reference's log-probabilities differ from those
+    in training, and the repacked weights pass no gradient back when training goes on.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -222,7 +261,8 @@ def equal_4bit_products(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def stop_at_turn_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Lets a model's answers end where its chat template ends a turn, beside its own ends; returns all of them.
+    """Lets a model's answers end where its chat template ends a turn, beside its own ends; returns all of
+    them.
 
     Of the rest of its generation config no more is kept than the lab knows.
     """
@@ -244,7 +284,8 @@ def is_backbone_of(name: str, model: PreTrainedModel) -> bool:
 
 
 def whole(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """Returns a model without adapters: one that it has is merged into the weights, as where the base of an adapter is one.
+    """Returns a model without adapters: one that it has is merged into the weights, as where the base of an
+    adapter is one.
 
     Raises:
         LabError: when the weights are quantised, so that merging would round them.
@@ -255,9 +296,13 @@ def whole(model: PreTrainedModel, name: str) -> PreTrainedModel:
         return model
     if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
         raise LabError(
-            "is an adapter that would have to be merged into quantised weights, which rounds it", where=name,
-            remedy=f'merge it first (`llmlab merge {name}`), or load it unquantised: `adapter` "lora", `load_in` "none"',
-        )  # fmt: skip
+            "is an adapter that would have to be merged into quantised weights, which rounds it",
+            where=name,
+            remedy=(
+                f'merge it first (`llmlab merge {name}`), or load it unquantised: `adapter` "lora", `load_in`'
+                ' "none"'
+            ),
+        )
     return model.merge_and_unload()
 
 
@@ -269,7 +314,9 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def safely(name: str) -> dict[str, bool]:
-    """Returns how weights are loaded: never from a pickle, and with a repository's own code only when its name was typed."""
+    """Returns how weights are loaded: never from a pickle,
+    and with a repository's own code only when its name was typed.
+    """
     return {"use_safetensors": True, "trust_remote_code": name in TRUSTED}
 
 
@@ -288,10 +335,14 @@ def refuse_code(error: Exception, name: str) -> None:
 
 
 def unpacked(gguf: Path) -> Path:
-    """Returns a folder with the weights of a GGUF file in 16 bits, made once and kept in the cache: to be quantised anew."""
+    """Returns a folder with the weights of a GGUF file in 16 bits, made once and kept in the cache:
+    to be quantised anew.
+    """
 
     def build(folder: Path) -> dict[str, Any]:
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+        )
         model.is_quantized, model.hf_quantizer = False, None
         model.config.__dict__.pop("quantization_config", None)
         model.half().save_pretrained(folder)
@@ -301,7 +352,8 @@ def unpacked(gguf: Path) -> Path:
 
 
 def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM") -> PreTrainedModel:
-    """Returns the model with a LoRA adapter as the config says; one that has an adapter already goes on with it.
+    """Returns the model with a LoRA adapter as the config says; one that has an adapter already goes on with
+    it.
 
     Raises:
         LabError: when no module has the wanted names.
@@ -311,7 +363,9 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
     if isinstance(model, PeftModel) or config.adapter == "none":
         return model
     if config.quantised != "none":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.gradient_checkpointing)
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=config.gradient_checkpointing
+        )
     targets = config.lora_targets
     if targets in GROUPS:
         names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
@@ -319,7 +373,10 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
     elif targets == "all-linear" and any(re.fullmatch(ROUTERS, name) for name, _ in model.named_modules()):
         # spelled out: for some mixtures peft adds the routers to "all-linear", whatever is excluded
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        targets = sorted({name.rsplit(".", 1)[-1] for name in linear if not re.fullmatch(ROUTERS, name)} - {"lm_head", "score"})
+        targets = sorted(
+            {name.rsplit(".", 1)[-1] for name in linear if not re.fullmatch(ROUTERS, name)}
+            - {"lm_head", "score"}
+        )
     try:
         return get_peft_model(
             model,
@@ -338,11 +395,15 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
                 f"`lora_dropout` {config.lora_dropout}: experts take no dropout, being whole tensors",
                 remedy='set it to 0, or `lora_targets` to "attention"',
             ) from None
-        raise LabError(f"`lora_targets` {config.lora_targets!r}: {str(error).splitlines()[0][:160]}") from None
+        raise LabError(
+            f"`lora_targets` {config.lora_targets!r}: {str(error).splitlines()[0][:160]}"
+        ) from None
 
 
 def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
-    """Returns how a policy, and the reference it is held to, are loaded: kernels, number format, quantisation."""
+    """Returns how a policy, and the reference it is held to, are loaded: kernels, number format,
+    quantisation.
+    """
     kwargs: dict[str, Any] = {"attn_implementation": attention_kernel(config, device), "dtype": torch.float32}
     if config.frozen_base and config.quantised != "none":
         from transformers import BitsAndBytesConfig
@@ -378,13 +439,19 @@ def refuse_encoder_decoders(config: Any) -> None:
 
 
 def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns the model to train (weights in fp32, or frozen and quantised under an adapter) and its tokenizer."""
+    """Returns the model to train (weights in fp32,
+    or frozen and quantised under an adapter) and its tokenizer.
+    """
     if config.kind != "sft":
         refuse_encoder_decoders(config)
     model, tokenizer = load_model(config.policy_checkpoint, **loading_kwargs(config, device, precision))
     if isinstance(model, LabDualHeadForCausalLM):
         raise LabError(
             f"is a dual-head model, whose backbone stays frozen: `{config.kind}` trains whole models",
-            where=config.policy_checkpoint, remedy=f"train its backbone, {model.config.backbone}",
-        )  # fmt: skip
-    return add_adapter(model, config, task="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"), tokenizer
+            where=config.policy_checkpoint,
+            remedy=f"train its backbone, {model.config.backbone}",
+        )
+    return (
+        add_adapter(model, config, task="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"),
+        tokenizer,
+    )

@@ -31,8 +31,8 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
     lines = []
     if config.get("adapter") == "qlora" or config.get("load_in", "none") != "none":
         lines.append(
-            "this adapter was trained on a quantised base; it is merged into the base's own weights in full precision, "
-            "so answers differ by what quantisation had rounded away"
+            "this adapter was trained on a quantised base; it is merged into the base's own weights in full"
+            " precision, so answers differ by what quantisation had rounded away"
         )
     merged = model.merge_and_unload()
     merged.config.use_cache = True
@@ -44,7 +44,9 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
         seal(aside, merged_from=str(where))
         aside.rename(target)
     except OSError as error:
-        raise LabError(f"cannot be written ({error.strerror or error})", where=str(target), remedy="free space") from None
+        raise LabError(
+            f"cannot be written ({error.strerror or error})", where=str(target), remedy="free space"
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     lines.append(str(target))

@@ -1,4 +1,6 @@
-"""Which models there are and what each can be used for: runs of the lab, and models that are brought. No torch."""
+"""Which models there are and what each can be used for: runs of the lab, and models that are brought.
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +20,39 @@ from llmlab.runs.manifest import PICKLES
 
 Config = TypeVar("Config", bound=KindConfig)
 TUNED = ("sft", "dpo", "grpo", "ppo")
-# what a model is wanted for (a kind of training, a chat, a score, its tokenizer) -> kinds of runs whose result will do
+# what a model is wanted for (a kind of training, a chat, a score, its tokenizer) -> kinds of runs whose
+# result will do
 FITS: dict[str, tuple[str, ...]] = {
-    "sft": ("pretrain", *TUNED), "reward": TUNED, "dpo": TUNED, "grpo": TUNED, "ppo": TUNED, "dual_head": TUNED,
-    "chat": ("pretrain", *TUNED, "dual_head"), "score": ("reward",), "tokenizer": ("pretrain", *TUNED, "reward", "dual_head"),
-}  # fmt: skip
-IN_WORDS = {"sft": "a base model or a fine-tuned one", "chat": "a model that writes", "score": "a reward model",
-            "tokenizer": "a model or a tokenizer"}  # fmt: skip
+    "sft": ("pretrain", *TUNED),
+    "reward": TUNED,
+    "dpo": TUNED,
+    "grpo": TUNED,
+    "ppo": TUNED,
+    "dual_head": TUNED,
+    "chat": ("pretrain", *TUNED, "dual_head"),
+    "score": ("reward",),
+    "tokenizer": ("pretrain", *TUNED, "reward", "dual_head"),
+}
+IN_WORDS = {
+    "sft": "a base model or a fine-tuned one",
+    "chat": "a model that writes",
+    "score": "a reward model",
+    "tokenizer": "a model or a tokenizer",
+}
 DUAL_HEAD = "llmlab_dual_head"
 # read text in both directions and cannot write any
-ENCODERS = {"bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2", "albert", "xlm-roberta", "modernbert", "mpnet"}
+ENCODERS = {
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "deberta",
+    "deberta-v2",
+    "albert",
+    "xlm-roberta",
+    "modernbert",
+    "mpnet",
+}
 
 
 def wanted(use: str) -> str:
@@ -40,13 +65,19 @@ def runs_for(use: str) -> list[RunFolder]:
     found = []
     for run in all_runs(RUNS):
         config, result = run.record.get("config"), run.result()
-        if result and isinstance(config, dict) and config.get("kind") in FITS[use] and not misfit(result, use):
+        if (
+            result
+            and isinstance(config, dict)
+            and config.get("kind") in FITS[use]
+            and not misfit(result, use)
+        ):
             found.append(run)
     return found
 
 
 def with_newest(config: Config, *, required: bool = True) -> Config:
-    """Returns the config with the name of a run where it says "newest": that of the run it resumes, else the newest that fits.
+    """Returns the config with the name of a run where it says "newest": that of the run it resumes, else the
+    newest that fits.
 
     Raises:
         LabError: when there is none and it is `required`.
@@ -69,7 +100,8 @@ def with_newest(config: Config, *, required: bool = True) -> Config:
 
 
 def check_model(name: str, use: str, *, ask: bool = True) -> str:
-    """Returns where a model was found, after a look at all of it that is on this machine: its path, or what the hub says.
+    """Returns where a model was found, after a look at all of it that is on this machine: its path, or what
+    the hub says.
 
     Args:
         name: as a person gives it.
@@ -80,7 +112,11 @@ def check_model(name: str, use: str, *, ask: bool = True) -> str:
         LabError: when there is no such model, its files cannot be loaded, or it does not fit the use.
     """
     if name == NEWEST:
-        raise LabError(f"no run here made {wanted(use)}", where=name, remedy="name a run, a folder, a hub id or a GGUF file")
+        raise LabError(
+            f"no run here made {wanted(use)}",
+            where=name,
+            remedy="name a run, a folder, a hub id or a GGUF file",
+        )
     where = Path(find_model(name, tokenizer=use == "tokenizer"))
     if where.exists():
         refuse_misfit(where, use)
@@ -101,7 +137,8 @@ def misfit(where: Path, use: str) -> str:
 
 
 def refuse_misfit(where: Path, use: str) -> None:
-    """Looks at the files of a model on this machine: the architecture that its config names, and whether weights are there.
+    """Looks at the files of a model on this machine: the architecture that its config names, and whether
+    weights are there.
 
     Raises:
         LabError: when it cannot be loaded, or cannot do what it is wanted for.
@@ -118,7 +155,9 @@ def refuse_misfit(where: Path, use: str) -> None:
         _refuse_without_weights(where)
         base = adapter.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
-            raise LabError("is an adapter that names no base", where=str(where), remedy="set `base_model_name_or_path`")
+            raise LabError(
+                "is an adapter that names no base", where=str(where), remedy="set `base_model_name_or_path`"
+            )
         _check_base(where, base, "weights" if scores else use)
         return
     about = _read(where / "config.json")
@@ -131,7 +170,8 @@ def refuse_misfit(where: Path, use: str) -> None:
 
 
 def refuse_architecture(about: dict[str, Any], where: str | Path, use: str) -> None:
-    """Refuses a model whose config says that it cannot do what it is wanted for ("weights": nothing is refused).
+    """Refuses a model whose config says that it cannot do what it is wanted for ("weights": nothing is
+    refused).
 
     Raises:
         LabError: with what it is, and what to take instead.
@@ -140,39 +180,48 @@ def refuse_architecture(about: dict[str, Any], where: str | Path, use: str) -> N
     classes = classes if isinstance(classes, list) else []
     if use == "weights":
         return
-    _refuse_scorer(where, use, scores=any(str(name).endswith("ForSequenceClassification") for name in classes))
+    _refuse_scorer(
+        where, use, scores=any(str(name).endswith("ForSequenceClassification") for name in classes)
+    )
     if use in ("score", "reward"):
         return  # any architecture can carry a scoring head
     if isinstance(kind, str) and kind in ENCODERS:
         raise LabError(
-            f"is an encoder ({kind}): it reads a text as a whole and cannot write one, so it cannot be chatted with or "
-            "trained to answer",
+            f"is an encoder ({kind}): it reads a text as a whole and cannot write one, so it cannot be"
+            " chatted with or trained to answer",
             where=str(where),
-            remedy="take a decoder (GPT, Llama, Qwen ...); classification works with those too, by the label's word",
+            remedy=(
+                "take a decoder (GPT, Llama, Qwen ...); classification works with those too, by the label's"
+                " word"
+            ),
         )
     if about.get("is_encoder_decoder") and use not in ("sft", "chat"):
         raise LabError(
-            f"is an encoder-decoder ({kind}): `{use}` trains decoders", where=str(where),
+            f"is an encoder-decoder ({kind}): `{use}` trains decoders",
+            where=str(where),
             remedy="fine-tune it with `sft`, or take a decoder (GPT, Llama, Qwen ...)",
-        )  # fmt: skip
+        )
     if kind == DUAL_HEAD and use != "chat":
         raise LabError(
-            f"is a dual-head model, whose backbone stays frozen: `{use}` trains whole models", where=str(where),
+            f"is a dual-head model, whose backbone stays frozen: `{use}` trains whole models",
+            where=str(where),
             remedy=f"train its backbone, {about.get('backbone')}",
-        )  # fmt: skip
+        )
 
 
 def _refuse_scorer(where: str | Path, use: str, *, scores: bool) -> None:
     if scores and use not in ("score", "reward"):  # the training of a reward model can go on
         raise LabError(
-            "is a reward model: it scores answers and cannot write any", where=str(where),
+            "is a reward model: it scores answers and cannot write any",
+            where=str(where),
             remedy="name the policy it was made for",
-        )  # fmt: skip
+        )
     if use == "score" and not scores:
         raise LabError(
-            "is no reward model: it writes answers and scores none", where=str(where),
+            "is no reward model: it writes answers and scores none",
+            where=str(where),
             remedy="`llmlab new reward` makes one of it",
-        )  # fmt: skip
+        )
 
 
 def _refuse_gguf(where: Path, use: str) -> None:
@@ -182,7 +231,9 @@ def _refuse_gguf(where: Path, use: str) -> None:
     except OSError as error:
         raise LabError(f"cannot be read ({error.strerror})", where=str(where)) from None
     if magic != b"GGUF":
-        raise LabError("is no GGUF file: its first bytes say something else", where=str(where), remedy="copy it anew")
+        raise LabError(
+            "is no GGUF file: its first bytes say something else", where=str(where), remedy="copy it anew"
+        )
     _refuse_scorer(where, use, scores=False)
     if importlib.util.find_spec("gguf") is None:
         raise LabError("a GGUF file needs the gguf package", where=str(where), remedy="pip install gguf")
@@ -192,20 +243,40 @@ def _refuse_without_weights(where: Path) -> None:
     files = sorted(where.glob("*.safetensors"))
     for index in where.glob("*.safetensors.index.json"):
         named = (_read(index) or {}).get("weight_map")
-        missing = sorted(set(named.values()) - {file.name for file in files}) if isinstance(named, dict) else []
+        missing = (
+            sorted(set(named.values()) - {file.name for file in files}) if isinstance(named, dict) else []
+        )
         if missing:
-            raise LabError(f"lacks {missing[0]}, which {index.name} names", where=str(where), remedy="copy it anew")
+            raise LabError(
+                f"lacks {missing[0]}, which {index.name} names", where=str(where), remedy="copy it anew"
+            )
     for file in files:
         if not whole(file):
-            raise LabError(f"{file.name} is cut off or damaged", where=str(where), remedy="copy it anew, or make it again")
+            raise LabError(
+                f"{file.name} is cut off or damaged",
+                where=str(where),
+                remedy="copy it anew, or make it again",
+            )
     if not files:
-        pickles = [file.name for file in sorted(where.iterdir()) if file.suffix in PICKLES and file.name != "training_args.bin"]
+        pickles = [
+            file.name
+            for file in sorted(where.iterdir())
+            if file.suffix in PICKLES and file.name != "training_args.bin"
+        ]
         if pickles:
             raise LabError(
-                f"has its weights in a pickle ({pickles[0]}), which can run code when it is read", where=str(where),
-                remedy="convert it to safetensors where you trust it (`model.save_pretrained(folder)`), or take another copy",
-            )  # fmt: skip
-        raise LabError("holds no weights (*.safetensors)", where=str(where), remedy="copy them there, or name another model")
+                f"has its weights in a pickle ({pickles[0]}), which can run code when it is read",
+                where=str(where),
+                remedy=(
+                    "convert it to safetensors where you trust it (`model.save_pretrained(folder)`), or take"
+                    " another copy"
+                ),
+            )
+        raise LabError(
+            "holds no weights (*.safetensors)",
+            where=str(where),
+            remedy="copy them there, or name another model",
+        )
 
 
 def _check_base(where: Path, base: str, use: str) -> None:
@@ -213,7 +284,9 @@ def _check_base(where: Path, base: str, use: str) -> None:
     try:
         found = Path(find_model(base))
     except LabError:
-        raise LabError(f"was trained on {base}, which is not there", where=str(where), remedy="put that model back") from None
+        raise LabError(
+            f"was trained on {base}, which is not there", where=str(where), remedy="put that model back"
+        ) from None
     if found.exists():
         refuse_misfit(found, use)
 

@@ -32,7 +32,11 @@ def warnings(config: LabBaseConfig) -> list[str]:
     if not isinstance(config, TrainingConfig):
         return []
     found = []
-    shape = None if isinstance(config, PretrainConfig) else checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
+    shape = (
+        None
+        if isinstance(config, PretrainConfig)
+        else checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
+    )
     low, high = USUAL_RATES[config.kind][getattr(config, "adapter", "none") != "none"]
     if config.optimizer == "lion":
         low, high = low / 10, high / 3
@@ -41,23 +45,32 @@ def warnings(config: LabBaseConfig) -> list[str]:
     if not low <= config.learning_rate <= high:
         side, near = ("above", high) if config.learning_rate > high else ("below", low)
         found.append(
-            f"`learning_rate` {config.learning_rate:g} is {side} what {config.kind} usually takes: {near:g} is the end"
+            f"`learning_rate` {config.learning_rate:g} is {side} what {config.kind} usually takes: {near:g}"
+            " is the end"
         )
     length = getattr(config, "max_length", None)
     if length and shape is not None and shape.longest and length > shape.longest:
-        found.append(f"`max_length` {length:,} is beyond the {shape.longest:,} positions that the model was made for")
+        found.append(
+            f"`max_length` {length:,} is beyond the {shape.longest:,} positions that the model was made for"
+        )
     trained = {(s.name, s.subset, s.split) for s in config.datasets}
     for source in config.eval_datasets:
         if (source.name, source.subset, source.split) in trained:
-            found.append(f"{source.line()} is trained on and validated on: its held-out figures would say nothing")
+            found.append(
+                f"{source.line()} is trained on and validated on: its held-out figures would say nothing"
+            )
     memory = predicted(config)
     if memory is not None and memory.total > available_memory():
-        found.append(f"about {size(memory.total)} are needed and {size(available_memory())} are free: it will not fit")
+        found.append(
+            f"about {size(memory.total)} are needed and {size(available_memory())} are free: it will not fit"
+        )
     return found
 
 
 def ways_to_fit(config: LabBaseConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Returns (in words, changed options) of what would make a run fit that does not; none where it does, or nothing would."""
+    """Returns (in words, changed options) of what would make a run fit that does not; none where it does,
+    or nothing would.
+    """
     if not isinstance(config, TrainingConfig):
         return []
     memory, free = predicted(config), available_memory()
@@ -98,7 +111,10 @@ def _halved(config: TrainingConfig) -> dict[str, Any]:
         return {} if rows % 2 else {"mini_batch_size": rows // 2}
     if config.batch_size % 2:
         return {}
-    return {"batch_size": config.batch_size // 2, "gradient_accumulation_steps": config.gradient_accumulation_steps * 2}
+    return {
+        "batch_size": config.batch_size // 2,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps * 2,
+    }
 
 
 def _changed(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig | None:
@@ -110,7 +126,11 @@ def _changed(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig 
 
 def verdict(config: LabBaseConfig) -> str:
     """Returns "fits", "tight" or "does not fit"; "" where it is not known."""
-    memory = None if isinstance(config, ModelConfig) or not isinstance(config, TrainingConfig) else predicted(config)
+    memory = (
+        None
+        if isinstance(config, ModelConfig) or not isinstance(config, TrainingConfig)
+        else predicted(config)
+    )
     if memory is None:
         return ""
     share = memory.total / available_memory()

@@ -1,4 +1,6 @@
-"""What a dual head adds to its backbone: parameters, FLOPs and bytes of a generated token, bytes of training. No torch."""
+"""What a dual head adds to its backbone: parameters, FLOPs and bytes of a generated token,
+bytes of training. No torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape) -> list[tuple
     )
     if shape.width % config.gating_num_heads:
         raise LabError(
-            f"`gating_num_heads` {config.gating_num_heads} does not divide the backbone's width {shape.width}",
+            f"`gating_num_heads` {config.gating_num_heads} does not divide the backbone's width"
+            f" {shape.width}",
             remedy=f"use {math.gcd(shape.width, 8)}",
         )
     whole = shape.parameters + made.trained
@@ -32,7 +35,8 @@ def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape) -> list[tuple
 
 
 def generation_flops(config: ModelConfig, context: int) -> tuple[int, int]:
-    """Returns FLOPs of one generated token after `context` others, by the backbone alone and with both heads and the gate.
+    """Returns FLOPs of one generated token after `context` others, by the backbone alone and with both heads
+    and the gate.
 
     Two for each weight in a matrix product, and 4 x width for each layer and earlier token in attention.
     """
@@ -43,17 +47,20 @@ def generation_flops(config: ModelConfig, context: int) -> tuple[int, int]:
 
 
 def generation_bytes(config: ModelConfig, context: int) -> tuple[int, int]:
-    """Returns the bytes of weights and cache (bf16) that one generated token reads, alone and with both heads and the gate."""
+    """Returns the bytes of weights and cache (bf16) that one generated token reads,
+    alone and with both heads and the gate.
+    """
     made = count_dual_head(config.d_model, config.vocab_size)
     alone = 2 * count_parameters(config).total + context * kv_cache_bytes_per_token(config)
     return alone, alone + 2 * (made.head + made.gate) + context * 4 * config.d_model
 
 
 def training_bytes(config: ModelConfig) -> tuple[int, int]:
-    """Returns bytes of weights, gradients and AdamW's moments: of the dual head, and of DPO on all weights beside a reference.
+    """Returns bytes of weights, gradients and AdamW's moments: of the dual head, and of DPO on all weights
+    beside a reference.
 
-    Frozen models are in bf16; what trains has fp32 weights, gradients and two moments. Activations are left out: DPO keeps
-    those of every layer, the dual head those of the gate.
+    Frozen models are in bf16; what trains has fp32 weights, gradients and two moments. Activations are left
+    out: DPO keeps those of every layer, the dual head those of the gate.
     """
     whole = count_parameters(config).total
     return 2 * whole + 16 * count_dual_head(config.d_model, config.vocab_size).trained, 16 * whole + 2 * whole

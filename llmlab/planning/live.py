@@ -24,7 +24,9 @@ def live_figures(config: LabBaseConfig) -> list[str]:
     """Returns lines of figures of a config; none where nothing is known without loading."""
     if isinstance(config, ModelConfig):
         count = count_parameters(config)
-        memory = training_memory(config, batch_size=1, optimizer="adamw", precision="fp32", gradient_checkpointing=False)
+        memory = training_memory(
+            config, batch_size=1, optimizer="adamw", precision="fp32", gradient_checkpointing=False
+        )
         cache = size(1000 * kv_cache_bytes_per_token(config))
         return [
             f"{short(count.total)} parameters, {short(count.non_embedding)} beside embeddings; "
@@ -53,7 +55,9 @@ def bar(needed: float) -> str:
 
 
 def available_memory() -> int:
-    """Returns the bytes that a run could take here: of the NVIDIA device where there is one, else of the machine."""
+    """Returns the bytes that a run could take here: of the NVIDIA device where there is one,
+    else of the machine.
+    """
     return gpu_memory() or psutil.virtual_memory().available
 
 
@@ -64,10 +68,19 @@ def gpu_memory() -> int:
 
 @functools.lru_cache(maxsize=1)
 def _nvidia_free(moment: int) -> int:
-    """Returns the free bytes of the first device as its own tool says them, 0 where it does not; asked once a moment."""
+    """Returns the free bytes of the first device as its own tool says them, 0 where it does not;
+    asked once a moment.
+    """
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     try:
-        return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.split()[0]) << 20
+        return (
+            int(
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.split()[
+                    0
+                ]
+            )
+            << 20
+        )
     except (OSError, ValueError, IndexError, subprocess.SubprocessError):
         return 0
 

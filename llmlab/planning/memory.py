@@ -1,7 +1,8 @@
 """An estimate of the peak memory of a training step, by part.
 
-What the backward pass keeps was counted, tensor by tensor, on both implementations (the lab's transformer and the library's
-Llama), and what is alive at the peak with torch's profiler: `benchmarks/memory.py --allocated` counts it again.
+What the backward pass keeps was counted, tensor by tensor, on both implementations (the lab's transformer and
+the library's Llama), and what is alive at the peak with torch's profiler: `benchmarks/memory.py --allocated`
+counts it again.
 """
 
 from __future__ import annotations
@@ -11,24 +12,38 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from llmlab.config import DPOConfig, DualHeadConfig, ModelConfig, PretrainConfig, RewardConfig, SFTConfig, load_config
+from llmlab.config import (
+    DPOConfig,
+    DualHeadConfig,
+    ModelConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+    load_config,
+)
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import CheckpointShape, checkpoint_shape
 from llmlab.planning.parameters import DualHeadCount, count_dual_head, count_parameters
 
-# values an optimizer keeps for each weight, all in fp32; Adafactor's factored moments are a few rows and columns
+# values an optimizer keeps for each weight, all in fp32; Adafactor's factored moments are a few rows and
+# columns
 STATE_VALUES = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sophia": 3.0, "muon": 1.3}
 LOGITS_ALIVE = 1 << 23  # the lab's own loss works through the logits in slices of this many values
 TILE = (4096, 1 << 15)  # tokens and words of a slice of logits in TRL's loss
-TILES_ALIVE = 8.25  # of those without Triton: logits, their scaled copies, probabilities, gradients ... in fp32
+TILES_ALIVE = (
+    8.25  # of those without Triton: logits, their scaled copies, probabilities, gradients ... in fp32
+)
 QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the blocks' scales included
 RUNTIME = 560e6  # Python, torch and the libraries on the CPU
-# of the activations: what the C library on the CPU has freed and cannot use again, which grows with what a layer makes and
-# does not keep; fitted to nine of the jobs of `benchmarks/memory.py`, the others tell whether it holds
+# of the activations: what the C library on the CPU has freed and cannot use again, which grows with what a
+# layer makes and does not keep; fitted to nine of the jobs of `benchmarks/memory.py`, the others tell whether
+# it holds
 FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9, "quantised": 0.4}
-UNTOUCHED = 0.3  # of the part of TRL's slice of logits that a small vocabulary leaves empty: the heap grows around it
+UNTOUCHED = (
+    0.3  # of the part of TRL's slice of logits that a small vocabulary leaves empty: the heap grows around it
+)
 RECOMPUTED = 1.5  # layers' worth alive with checkpointing: a layer made anew, and part of its gradients
 GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}
 
@@ -82,12 +97,18 @@ def training_memory(
     length: int | None = None,
     accumulates: bool = True,
 ) -> TrainingMemory:
-    """Returns the estimated bytes of a step on `batch_size` rows; all weights of the lab's own model train, kept in fp32."""
+    """Returns the estimated bytes of a step on `batch_size` rows; all weights of the lab's own model train,
+    kept in fp32.
+    """
     parameters = count_parameters(config).total
     length = length or config.max_seq_len
     tokens = batch_size * length
     value = 4 if precision == "fp32" else 2
-    layer = value * tokens * _own_layer(config.d_model, config.kv_heads * config.head_dim, config.d_ff, config.gated)
+    layer = (
+        value
+        * tokens
+        * _own_layer(config.d_model, config.kv_heads * config.head_dim, config.d_ff, config.gated)
+    )
     head = 4.0 * config.vocab_size * config.d_model  # the head's gradient is made beside the others
     return _at_the_peak(
         weights=parameters * 4 + (parameters * 2 if value == 2 else 0),
@@ -96,7 +117,10 @@ def training_memory(
         layer=layer,
         layers=config.n_layers,
         between=value * tokens * config.d_model,
-        beside=value * (tokens * 2.5 * config.d_model + tokens * length),  # with the mask that keeps packed documents apart
+        beside=value
+        * (
+            tokens * 2.5 * config.d_model + tokens * length
+        ),  # with the mask that keeps packed documents apart
         logits=4 * min(LOGITS_ALIVE, tokens * config.vocab_size) + head,
         checkpointing=gradient_checkpointing,
         accumulates=accumulates,
@@ -104,10 +128,20 @@ def training_memory(
 
 
 def _at_the_peak(
-    *, weights: float, gradients: float, optimizer: float, layer: float, layers: int, between: float, beside: float,
-    logits: float, checkpointing: bool, accumulates: bool,
-) -> TrainingMemory:  # fmt: skip
-    """Returns what is alive when most is: at the loss, or in the backward pass of a layer made anew, or at the update.
+    *,
+    weights: float,
+    gradients: float,
+    optimizer: float,
+    layer: float,
+    layers: int,
+    between: float,
+    beside: float,
+    logits: float,
+    checkpointing: bool,
+    accumulates: bool,
+) -> TrainingMemory:
+    """Returns what is alive when most is: at the loss, or in the backward pass of a layer made anew, or at
+    the update.
 
     Args:
         weights: bytes of all weights.
@@ -137,15 +171,21 @@ def _own_layer(width: int, kv_width: int, feed_forward: int, gated: bool) -> flo
 def predicted(config: TrainingConfig) -> TrainingMemory | None:
     """Returns the estimated peak of a run on this machine; None where its model's shape is not known here."""
     on_gpu = has_nvidia() and config.device in ("auto", "cuda")
-    precision = "fp32" if config.precision == "auto" and not on_gpu else config.precision.replace("auto", "bf16")
+    precision = (
+        "fp32" if config.precision == "auto" and not on_gpu else config.precision.replace("auto", "bf16")
+    )
     if isinstance(config, PretrainConfig):
         shape = config.model if isinstance(config.model, ModelConfig) else _loaded(str(config.model))
         if not isinstance(shape, ModelConfig):
             return None
         made = training_memory(
-            shape, batch_size=config.batch_size, optimizer=config.optimizer, precision=precision,
-            gradient_checkpointing=config.gradient_checkpointing, accumulates=config.accumulation_steps > 1,
-        )  # fmt: skip
+            shape,
+            batch_size=config.batch_size,
+            optimizer=config.optimizer,
+            precision=precision,
+            gradient_checkpointing=config.gradient_checkpointing,
+            accumulates=config.accumulation_steps > 1,
+        )
     else:
         found = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
         if found is None:
@@ -171,9 +211,13 @@ def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, on_gpu: 
     adapted = config.adapter != "none"
     trained = adapter_parameters(config, shape) if adapted else shape.parameters
     if config.quantised != "none":
-        weights = shape.in_matrices * QUANTISED[config.quantised] + (shape.parameters - shape.in_matrices) * wide
+        weights = (
+            shape.in_matrices * QUANTISED[config.quantised] + (shape.parameters - shape.in_matrices) * wide
+        )
     else:
-        weights = shape.parameters * (wide if adapted else 4) + (0 if adapted or wide == 4 else shape.parameters * 2)
+        weights = shape.parameters * (wide if adapted else 4) + (
+            0 if adapted or wide == 4 else shape.parameters * 2
+        )
     weights += 4 * trained if adapted else 0
     weights += shape.parameters * 4 if _second_model(config) and not adapted else 0
     rows, length, scored = _batch(config)
@@ -200,9 +244,15 @@ def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, on_gpu: 
 
 
 def _batch(config: Any) -> tuple[int, int, int]:
-    """Returns rows of a micro-batch, tokens of a row, and how many of these are scored over the vocabulary."""
+    """Returns rows of a micro-batch, tokens of a row,
+    and how many of these are scored over the vocabulary.
+    """
     if isinstance(config, RolloutConfig):
-        return config.micro_batch_size, config.max_prompt_length + config.max_new_tokens, config.max_new_tokens
+        return (
+            config.micro_batch_size,
+            config.max_prompt_length + config.max_new_tokens,
+            config.max_new_tokens,
+        )
     if isinstance(config, SFTConfig):
         return config.micro_batch_size, config.max_length, config.max_length
     answers = config.max_length - config.max_prompt_length // 2  # with prompts half as long as they may be
@@ -213,20 +263,26 @@ def _second_model(config: Any) -> bool:
     """Whether a frozen copy of the policy is in memory while it trains."""
     if isinstance(config, DPOConfig):
         return config.reference == "live"
-    return bool(getattr(config, "beta" if config.kind == "grpo" else "kl_coef", 0)) and isinstance(config, RolloutConfig)
+    return bool(getattr(config, "beta" if config.kind == "grpo" else "kl_coef", 0)) and isinstance(
+        config, RolloutConfig
+    )
 
 
 def _tile(tokens: int, vocabulary: int, wide: int, on_gpu: bool) -> float:
-    """Bytes of the slices of logits in TRL's loss: one on a GPU, changed in place, and several in fp32 without Triton.
+    """Bytes of the slices of logits in TRL's loss: one on a GPU, changed in place, and several in fp32
+    without Triton.
 
-    The one is set aside for all its words, whatever the vocabulary; on the CPU what is never touched takes no memory.
+    The one is set aside for all its words, whatever the vocabulary; on the CPU what is never touched takes no
+    memory.
     """
     rows = min(tokens, TILE[0])
     return rows * TILE[1] * wide if on_gpu else rows * min(vocabulary, TILE[1]) * 4 * TILES_ALIVE
 
 
 def _untouched(config: Any, vocabulary: int) -> float:
-    """Bytes of those slices that are set aside and never written to: they are made for more words than there are."""
+    """Bytes of those slices that are set aside and never written to:
+    they are made for more words than there are.
+    """
     if isinstance(config, DualHeadConfig):
         return 0.0
     rows, _, scored = _batch(config)
@@ -241,20 +297,29 @@ def _layer(config: Any, shape: CheckpointShape) -> float:
         return _own_layer(width, shape.kv_heads * shape.head_dim, forward, shape.gated)
     wanted = _adapted_groups(config) if adapted else ("attention", "ffn")
     inputs = 3 if shape.gated else 2  # of the feed-forward's nonlinearity and product, which are kept anyway
-    # without adapters the library's norms keep what they made of their input, too; with a mask its kernel wants keys and
-    # values for every head
+    # without adapters the library's norms keep what they made of their input, too; with a mask its kernel
+    # wants keys and values for every head
     widths = 5 + ("ffn" in wanted) if adapted else 8
-    layer = widths * width + 2 * (shape.kv_heads * shape.head_dim if own else query) + (inputs + ("ffn" in wanted)) * forward
-    if adapted and config.lora_dropout:  # every adapted matrix keeps an input of its own, and which values were dropped
+    layer = (
+        widths * width
+        + 2 * (shape.kv_heads * shape.head_dim if own else query)
+        + (inputs + ("ffn" in wanted)) * forward
+    )
+    if (
+        adapted and config.lora_dropout
+    ):  # every adapted matrix keeps an input of its own, and which values were dropped
         layer += ("attention" in wanted) * 6 * width + ("ffn" in wanted) * (2.5 * width + forward)
     return layer
 
 
 def _dual_head(config: DualHeadConfig, shape: CheckpointShape) -> DualHeadCount:
     return count_dual_head(
-        shape.width, shape.vocabulary, gating_size=config.gating_size, layer_norm=config.gating_layer_norm,
+        shape.width,
+        shape.vocabulary,
+        gating_size=config.gating_size,
+        layer_norm=config.gating_layer_norm,
         rm_bias=config.rm_bias,
-    )  # fmt: skip
+    )
 
 
 def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str) -> TrainingMemory:
@@ -264,8 +329,12 @@ def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str
     frozen = shape.in_matrices * (QUANTISED[config.load_in] if config.load_in != "none" else wide)
     frozen += (shape.parameters - shape.in_matrices) * wide
     tokens = 2 * config.micro_batch_size * config.max_length
-    logits = 10 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * made.head  # slices; a head's gradient beside its sum
-    passing = wide * tokens * (6 * shape.width + (4 if shape.gated else 2) * shape.feed_forward)  # of a layer, gone at the loss
+    logits = (
+        10 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * made.head
+    )  # slices; a head's gradient beside its sum
+    passing = (
+        wide * tokens * (6 * shape.width + (4 if shape.gated else 2) * shape.feed_forward)
+    )  # of a layer, gone at the loss
     return TrainingMemory(
         weights=frozen + 4 * made.trained,
         gradients=4 * made.trained,
@@ -276,7 +345,8 @@ def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str
 
 
 def checkpoint_bytes(config: TrainingConfig) -> float:
-    """Returns what a run writes at most: checkpoints with the optimizer's state, one more while it saves, `best` and `final`.
+    """Returns what a run writes at most: checkpoints with the optimizer's state, one more while it saves,
+    `best` and `final`.
 
     0 where its model's shape is not known here.
     """
@@ -297,7 +367,9 @@ def trained_parameters(config: TrainingConfig) -> int:
 
 
 def adapter_parameters(config: Any, shape: CheckpointShape) -> int:
-    """Returns the weights of a LoRA adapter: rank times the rows and columns of every matrix that gets one."""
+    """Returns the weights of a LoRA adapter:
+    rank times the rows and columns of every matrix that gets one.
+    """
     query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     sides = {
         "attention": 2 * (shape.width + query) + 2 * (shape.width + kv),

@@ -53,8 +53,8 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 def flops_per_token(config: ModelConfig, length: int | None = None) -> float:
     """Returns forward and backward FLOPs per trained token: 6 per weight in a matrix product, and attention.
 
-    Attention costs 12 x layers x width x the mean number of keys a query sees (Chowdhery et al. 2022, appendix B, with
-    the causal half left out).
+    Attention costs 12 x layers x width x the mean number of keys a query sees (Chowdhery et al. 2022,
+    appendix B, with the causal half left out).
     """
     parts = count_parameters(config)
     length = length or config.max_seq_len
@@ -91,13 +91,18 @@ class DualHeadCount:
 
 
 def count_dual_head(
-    width: int, vocabulary: int, *, gating_size: int | None = None, layer_norm: bool = True, rm_bias: bool = False,
+    width: int,
+    vocabulary: int,
+    *,
+    gating_size: int | None = None,
+    layer_norm: bool = True,
+    rm_bias: bool = False,
     backbone_bias: bool = False,
-) -> DualHeadCount:  # fmt: skip
+) -> DualHeadCount:
     """Returns the trained parameters over a backbone of a width and a vocabulary.
 
-    The gate has four projections of width x width (biases on queries, keys and values), a layer to `gating_size` (a quarter
-    of the width where left out) and one to a single number.
+    The gate has four projections of width x width (biases on queries, keys and values), a layer to
+    `gating_size` (a quarter of the width where left out) and one to a single number.
     """
     size = gating_size or max(1, width // 4)
     attention = 4 * width * width + 3 * width

@@ -48,11 +48,18 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
         rows.append(("tokens", f"{tokens:,} in all, {tokens * flops_per_token(shape):.3g} FLOPs"))
     if isinstance(config, TrainingConfig) and (memory := predicted(config)):
         parts = ", ".join(f"{name} {size(value)}" for name, value in memory.parts().items() if value >= 1e6)
-        rows.append(("memory", f"about {size(memory.total)}, {verdict(config)} ({size(available_memory())} free): {parts}"))
+        rows.append(
+            (
+                "memory",
+                f"about {size(memory.total)}, {verdict(config)} ({size(available_memory())} free): {parts}",
+            )
+        )
     if isinstance(config, TrainingConfig) and (needed := checkpoint_bytes(config)):
         target = Path(config.output_dir or ".")
         existing = next(p for p in (target, *target.absolute().parents) if p.exists())
-        rows.append(("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free"))
+        rows.append(
+            ("disk", f"up to {size(needed)} for checkpoints; {size(shutil.disk_usage(existing).free)} free")
+        )
     if isinstance(config, DualHeadConfig) and (shape := checkpoint_shape(config.backbone)):
         rows += dual_head_rows(config, shape)
     if isinstance(config, TrainingConfig):
@@ -63,12 +70,17 @@ def plan_rows(config: LabBaseConfig) -> list[tuple[str, str]]:
 
 
 def before_a_run(config: TrainingConfig) -> list[str]:
-    """Returns what has to be known before a run begins, a line each: does it fit, and what is worth a second thought.
+    """Returns what has to be known before a run begins, a line each: does it fit, and what is worth a second
+    thought.
 
     Raises:
         LabError: when the model config that it names cannot be read.
     """
-    return [f"{name}: {value}" for name, value in plan_rows(config) if name in ("memory", "mind", "would fit with")]
+    return [
+        f"{name}: {value}"
+        for name, value in plan_rows(config)
+        if name in ("memory", "mind", "would fit with")
+    ]
 
 
 def model_rows(config: ModelConfig) -> list[tuple[str, str]]:
@@ -87,17 +99,27 @@ def training_rows(config: TrainingConfig) -> list[tuple[str, str]]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     batch = config.micro_batch_size * config.accumulation_steps * world
     total = sum(source.weight for source in config.datasets)
-    rows = [(config.STARTS_FROM.split("_")[0], str(getattr(config, config.STARTS_FROM)))] if config.kind != "pretrain" else []
+    rows = (
+        [(config.STARTS_FROM.split("_")[0], str(getattr(config, config.STARTS_FROM)))]
+        if config.kind != "pretrain"
+        else []
+    )
     return [
         *rows,
         (
             "effective batch",
-            f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {batch} (batch x accumulation x devices)",
+            (
+                f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {batch} (batch x"
+                " accumulation x devices)"
+            ),
         ),
         ("steps", f"{_steps(config)}, {config.warmup_steps:,} of them warm-up, then {config.scheduler}"),
         (
             "optimizer",
-            f"{config.optimizer}, learning rate {config.learning_rate:g}, weight decay {config.weight_decay:g}",
+            (
+                f"{config.optimizer}, learning rate {config.learning_rate:g}, weight decay"
+                f" {config.weight_decay:g}"
+            ),
         ),
         ("data", ", ".join(f"{s.line()} ({s.weight / total:.0%})" for s in config.datasets)),
     ]

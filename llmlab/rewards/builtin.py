@@ -14,9 +14,14 @@ NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 LAST_NUMBER = re.compile(NUMBER)
 STEP = re.compile(rf"({NUMBER})\s*([-+*/x×÷])\s*({NUMBER})\s*=\s*({NUMBER})")
 OPERATORS: dict[str, Callable[[float, float], float]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "x": operator.mul, "×": operator.mul, "/": operator.truediv,
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "x": operator.mul,
+    "×": operator.mul,
+    "/": operator.truediv,
     "÷": operator.truediv,
-}  # fmt: skip
+}
 CODE = re.compile(r"```(?:python|py)?\s*\n(.*?)(?:```|\Z)", re.DOTALL)
 LONGEST_CODE = 100_000  # characters
 TARGET_WORDS = 50
@@ -48,7 +53,9 @@ def exact_match(answer: Answer) -> float:
 def numeric_match(answer: Answer) -> float:
     """1 when the final number is the right one: after `####`, in a box, or the last one said."""
     said, right = final_number(answer.text), final_number(answer.right)
-    return float(said is not None and right is not None and math.isclose(said, right, rel_tol=1e-6, abs_tol=1e-9))
+    return float(
+        said is not None and right is not None and math.isclose(said, right, rel_tol=1e-6, abs_tol=1e-9)
+    )
 
 
 def arithmetic_steps(answer: Answer) -> float:
@@ -113,7 +120,9 @@ BUILT_IN: dict[str, Callable[[Answer], float]] = {
 
 
 def final_number(text: str) -> float | None:
-    """Returns the number that a text ends in: after the last `####`, in the last `\\boxed{}`, else the last one; or None."""
+    """Returns the number that a text ends in: after the last `####`, in the last `\\boxed{}`,
+    else the last one; or None.
+    """
     _, mark, after = text.rpartition("####")
     if mark:
         return _number(next(iter(LAST_NUMBER.findall(after)), ""))

@@ -17,9 +17,14 @@ LOOK_EVERY = 1.0  # seconds
 
 
 def patiently(
-    work: Callable[[], T], folder: Path, needed: int, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False
+    work: Callable[[], T],
+    folder: Path,
+    needed: int,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> T:
-    """Returns what `work` returns; while the disk has no room for it, waits and tries again from its beginning.
+    """Returns what `work` returns; while the disk has no room for it, waits and tries again from its
+    beginning.
 
     Args:
         work: writes into `folder`, and can be done again after a failure.
@@ -42,15 +47,18 @@ def patiently(
                     raise
         if not told:
             say(
-                f"the disk is full: {folder} has {free / 1e6:,.1f} MB free and about {max(needed, 1) / 1e6:,.1f} MB are to be "
-                "written. The run waits; free some space, or stop it with Ctrl+C and lose nothing that is sealed"
+                f"the disk is full: {folder} has {free / 1e6:,.1f} MB free and about"
+                f" {max(needed, 1) / 1e6:,.1f} MB are to be written. The run waits; free some space, or stop"
+                " it with Ctrl+C and lose nothing that is sealed"
             )
             told = True
         if stopped():
             raise LabError(
-                "stopped while the disk was full; earlier checkpoints are whole", where=str(folder), exit_code=1,
+                "stopped while the disk was full; earlier checkpoints are whole",
+                where=str(folder),
+                exit_code=1,
                 remedy=f"free space; `llmlab run {folder}` goes on from the last sealed checkpoint",
-            )  # fmt: skip
+            )
         time.sleep(LOOK_EVERY)
 
 
@@ -60,5 +68,7 @@ def is_full(error: BaseException, folder: Path) -> bool:
         return True
     if "No space left" in str(error) or "Disk quota" in str(error):
         return True
-    wrote = any(part in str(error) for part in ("PytorchStreamWriter", "unexpected pos", "write failed", "I/O error"))
+    wrote = any(
+        part in str(error) for part in ("PytorchStreamWriter", "unexpected pos", "write failed", "I/O error")
+    )
     return wrote and shutil.disk_usage(folder).free < LITTLE

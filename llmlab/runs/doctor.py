@@ -1,4 +1,6 @@
-"""What this machine has: `llmlab doctor`. Versions are read without importing; only the device line loads torch."""
+"""What this machine has: `llmlab doctor`. Versions are read without importing;
+only the device line loads torch.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
-NEEDED = ("torch", "transformers", "datasets", "accelerate", "peft", "trl", "bitsandbytes", "pytorch-optimizer")
+NEEDED = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "pytorch-optimizer",
+)
 OPTIONAL = {
     "gguf": "GGUF files",
     "flash-attn": "attention_backend flash",
@@ -33,7 +44,9 @@ def doctor_table() -> Table:
         table.add_row(name, _version(name) or Text(f"not installed (for {purpose})", style="dim"))
     table.add_row("devices", _devices())
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
-    table.add_row("memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free, {os.cpu_count()} cores")
+    table.add_row(
+        "memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free, {os.cpu_count()} cores"
+    )
     table.add_row("disk", f"{disk.free / 1e9:.1f} GB free here")
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
     table.add_row("hub", "offline by HF_HUB_OFFLINE" if offline else "reached when a hub id is asked for")

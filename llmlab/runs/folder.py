@@ -1,4 +1,6 @@
-"""A run on disk: its folder, its record (`run.json`), its metrics (`metrics.jsonl`), and finding runs again."""
+"""A run on disk: its folder, its record (`run.json`), its metrics (`metrics.jsonl`),
+and finding runs again.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ RUNS = Path("checkpoints")
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
-RUN_CONFIG = "run_config.json"  # in a checkpoint: the options that its steps were trained with, and what they read
+RUN_CONFIG = (  # in a checkpoint: the options that its steps were trained with, and what they read
+    "run_config.json"
+)
 FREE_BYTES = 64 << 20  # a run folder needs at least this much room to be begun
 LOCK, HOLDER = ".lock", ".holder.json"
 MODELS = ("best", "final")
@@ -33,10 +37,13 @@ SET_ASIDE = "set-aside-"
 MAX_RECORD, MAX_RECORD_DEPTH = 10_000_000, 50  # bytes, and lists and objects inside one another
 # the fields of a record that are read again; what else is in it is kept as it is
 RECORD_TYPES: dict[str, type] = {
-    "config": dict, "metrics": dict, "data": dict, "weights": dict,
+    "config": dict,
+    "metrics": dict,
+    "data": dict,
+    "weights": dict,
     **dict.fromkeys(("status", "started", "parent", "result", "attention"), str),
     **dict.fromkeys(("step", "back_to", "sealed", "parameters", "trained_parameters"), int),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -69,7 +76,9 @@ class RunFolder:
             )
         folder = cls(path)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        before = {name: value for name, value in folder.record.items() if name not in ("error", "back_to", "result")}
+        before = {
+            name: value for name, value in folder.record.items() if name not in ("error", "back_to", "result")
+        }
         folder._write({**before, **record, "status": "running", "started": started})
         return folder
 
@@ -85,7 +94,9 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """How the run stands, as its record says: "running", "done" ...; "damaged" when the record is, "?" without one."""
+        """How the run stands, as its record says: "running", "done" ...; "damaged" when the record is,
+        "?" without one.
+        """
         record, damage = read_record(self.path)
         return "damaged" if damage else record.get("status") or "?"
 
@@ -97,13 +108,17 @@ class RunFolder:
         write_text_atomically(self.path / RECORD, json.dumps(record, indent=2, default=str) + "\n")
 
     def is_blank(self) -> bool:
-        """Returns whether nothing is in it, or only what a run left that was killed before its record was written."""
+        """Returns whether nothing is in it, or only what a run left that was killed before its record was
+        written.
+        """
         if not self.path.is_dir():
             return not self.path.exists()
-        return all(file.name in (LOCK, HOLDER) or LEFTOVERS.fullmatch(file.name) for file in self.path.iterdir())
+        return all(
+            file.name in (LOCK, HOLDER) or LEFTOVERS.fullmatch(file.name) for file in self.path.iterdir()
+        )
 
     def clean_up(self) -> None:
-        """Removes what kills left behind; a model whose replacement was broken off is put in its place again."""
+        """Removes what kills left behind; restores a model whose replacement was interrupted."""
         for name in MODELS:
             if not (self.path / name).exists():
                 whole = [path for path in sorted(self.path.glob(f".{name}-*")) if verify(path) == ""]
@@ -114,8 +129,9 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def had_checkpoints(self) -> bool:
-        """Returns whether a checkpoint was ever written here, by the folders, the record, and steps behind the first one (the
-        figures of its own step are logged while it is not there yet)."""
+        """Returns whether a checkpoint was ever written here, by the folders, the record, and steps behind
+        the first one (the figures of its own step are logged while it is not there yet).
+        """
         record = self.record
         if self.checkpoints() or record.get("sealed"):
             return True
@@ -124,10 +140,11 @@ class RunFolder:
         return isinstance(every, int) and any(line["step"] > every for line in self.metrics())
 
     def set_aside_after(self, step: int) -> list[str]:
-        """Moves checkpoints and models of later steps to a folder of their own, with a copy of metrics and samples.
+        """Moves checkpoints and models of later steps to a folder of their own, with a copy of metrics and
+        samples.
 
-        While they are moved the record holds `back_to`, the step to return to: if the run is killed meanwhile, the restart does
-        not resume from a later step. A finished run is marked as running again.
+        While they are moved the record holds `back_to`, the step to return to: if the run is killed
+        meanwhile, the restart does not resume from a later step. A finished run is marked as running again.
 
         Returns:
             The names of what was moved, and last the folder that it is in; nothing when there was none.
@@ -165,7 +182,9 @@ class RunFolder:
         return self._lines(SAMPLES)
 
     def forget_after(self, step: int) -> None:
-        """Drops metrics and samples of later steps, which a resumed run writes again; all of them for a step below 0."""
+        """Drops metrics and samples of later steps, which a resumed run writes again;
+        all of them for a step below 0.
+        """
         for name in (METRICS, SAMPLES):
             if (self.path / name).exists():
                 kept = [line for line in self._lines(name) if line["step"] <= step]
@@ -173,7 +192,11 @@ class RunFolder:
 
     def forget_validation(self, step: int) -> None:
         """Drops the held-out figures of a step, where the validation is done again."""
-        kept = [line for line in self.metrics() if line["step"] != step or not any(key.startswith("eval_") for key in line)]
+        kept = [
+            line
+            for line in self.metrics()
+            if line["step"] != step or not any(key.startswith("eval_") for key in line)
+        ]
         if (self.path / METRICS).exists():
             write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -206,7 +229,9 @@ class RunFolder:
         return sorted(found, key=lambda p: -int(p.name.split("-")[1]))
 
     def newest_sealed(self, up_to: int | None = None) -> tuple[Path | None, list[str]]:
-        """Returns the newest checkpoint, of a step up to the given one, that verifies, and why newer ones were passed over."""
+        """Returns the newest checkpoint, of a step up to the given one, that verifies,
+        and why newer ones were passed over.
+        """
         passed = []
         for checkpoint in self.checkpoints():
             if up_to is not None and int(checkpoint.name.split("-")[1]) > up_to:
@@ -218,8 +243,9 @@ class RunFolder:
         return None, passed
 
     def result(self) -> Path | None:
-        """Returns the model folder that this run stands for: `final`, else `best`, as its record says, else the newest
-        sealed checkpoint of a run that was stopped."""
+        """Returns the model folder that this run stands for: `final`, else `best`, as its record says, else
+        the newest sealed checkpoint of a run that was stopped.
+        """
         for name in [self.record.get("result"), "best", "final"]:
             folder = self.path / name if name else self.path
             if name and any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
@@ -241,7 +267,8 @@ def all_runs(root: Path = RUNS) -> list[RunFolder]:
 
 
 def find_model(name: str, *, tokenizer: bool = False) -> str:
-    """Returns the folder or file to load a checkpoint from: a run's result, a model folder, a GGUF file, or a hub id.
+    """Returns the folder or file to load a checkpoint from: a run's result, a model folder, a GGUF file, or a
+    hub id.
 
     With `tokenizer` a folder that holds only a tokenizer will do.
 
@@ -252,7 +279,11 @@ def find_model(name: str, *, tokenizer: bool = False) -> str:
     if path.is_file():
         if path.suffix == ".gguf":
             return str(path)
-        raise LabError("is a file, not a checkpoint folder", where=name, remedy="name a run, a model folder or a .gguf file")
+        raise LabError(
+            "is a file, not a checkpoint folder",
+            where=name,
+            remedy="name a run, a model folder or a .gguf file",
+        )
     if path.is_dir():
         kinds = ("config.json", "adapter_config.json", *(["tokenizer_config.json"] if tokenizer else []))
         if any((path / kind).is_file() for kind in kinds):
@@ -262,12 +293,21 @@ def find_model(name: str, *, tokenizer: bool = False) -> str:
             return str(result)
         if (path / RECORD).is_file():
             raise LabError(
-                "is a run without a finished model", where=name, remedy="resume it with `llmlab run` or name another"
+                "is a run without a finished model",
+                where=name,
+                remedy="resume it with `llmlab run` or name another",
             )
-        raise LabError("is no checkpoint: it holds neither config.json nor run.json", where=name, remedy=_known_models())
+        raise LabError(
+            "is no checkpoint: it holds neither config.json nor run.json", where=name, remedy=_known_models()
+        )
     if (RUNS / name).is_dir() and "/" not in name:
         return find_model(str(RUNS / name))
-    if path.is_symlink() or name.startswith((".", "/", "~", "checkpoints")) or name.count("/") > 1 or name.endswith(".gguf"):
+    if (
+        path.is_symlink()
+        or name.startswith((".", "/", "~", "checkpoints"))
+        or name.count("/") > 1
+        or name.endswith(".gguf")
+    ):
         raise LabError("there is no such checkpoint", where=name, remedy=_known_models())
     return name
 
@@ -298,7 +338,9 @@ def read_record(folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def _record_fault(record: Any) -> str:
-    """Returns what is wrong with the data of a record, "" when every field has the type that this program writes."""
+    """Returns what is wrong with the data of a record,
+    "" when every field has the type that this program writes.
+    """
     if not isinstance(record, dict):
         return f"is {type_words(record)}, not an object"
     if nested_deeper(record, MAX_RECORD_DEPTH):

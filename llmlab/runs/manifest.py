@@ -16,7 +16,9 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 def seal(folder: Path, **facts: object) -> None:
-    """Syncs every file to the disk and writes the manifest, last and atomically; `facts` (step, parent ...) are kept in it."""
+    """Syncs every file to the disk and writes the manifest, last and atomically; `facts` (step,
+    parent ...) are kept in it.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
@@ -45,7 +47,8 @@ def sync_folder(folder: Path) -> None:
 def verify(folder: Path) -> str:
     """Returns "" when the folder is sealed and whole, else what is wrong with it.
 
-    Nothing outside the folder is ever read: links, and names that lead out of it, are faults. A folder that a run removed or
+    Nothing outside the folder is ever read: links, and names that lead out of it, are faults. A folder that a
+        run removed or
     replaced meanwhile is looked at again: half of one and half of another is no damage.
     """
     for _ in range(LOOKS):

@@ -14,8 +14,11 @@ def _alone(value: Tensor) -> Tensor:
     return value
 
 
-def token_rewards(scores: Tensor, log_probs: Tensor, reference: Tensor | None, mask: Tensor, kl_coef: float) -> Tensor:
-    """Returns r_t = -kl_coef (log pi_old - log ref)_t, plus the score at an answer's last token (Ziegler et al. 2019, eq. 2).
+def token_rewards(
+    scores: Tensor, log_probs: Tensor, reference: Tensor | None, mask: Tensor, kl_coef: float
+) -> Tensor:
+    """Returns r_t = -kl_coef (log pi_old - log ref)_t, plus the score at an answer's last token (Ziegler et
+    al. 2019, eq. 2).
 
     Args:
         scores: of the answers, (B,).
@@ -30,7 +33,8 @@ def token_rewards(scores: Tensor, log_probs: Tensor, reference: Tensor | None, m
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
-    """Returns generalised advantage estimates (Schulman et al. 2016, eq. 16): sum over l of (gamma lambda)^l delta_{t+l}.
+    """Returns generalised advantage estimates (Schulman et al. 2016, eq. 16): sum over l of (gamma lambda)^l
+    delta_{t+l}.
 
     delta_t = r_t + gamma V_{t+1} - V_t, and V = 0 behind the last token; 0 outside the mask.
     """
@@ -52,8 +56,9 @@ def whiten(values: Tensor, mask: Tensor, least: float = 0.0, total: Sum = _alone
     Args:
         values: (B, T).
         mask: 1 on the tokens that count, (B, T).
-        least: a standard deviation below it is taken as it. Where all answers are worth the same, only noise is left, which
-            would be blown up to the size of a signal: a policy that was always right was seen to collapse from it.
+        least: a standard deviation below it is taken as it. Where all answers are worth the same, only noise
+            is left, which would be blown up to the size of a signal: a policy that was always right was seen
+            to collapse from it.
         total: sums a number over the processes that share the rows.
     """
     mean, deviation = masked_moments(values, mask, total)
@@ -61,23 +66,28 @@ def whiten(values: Tensor, mask: Tensor, least: float = 0.0, total: Sum = _alone
 
 
 def masked_moments(values: Tensor, mask: Tensor, total: Sum = _alone) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation of the masked values, of all processes where `total` sums over them."""
+    """Returns mean and standard deviation of the masked values,
+    of all processes where `total` sums over them.
+    """
     count = total(mask.sum()).clamp(min=1)
     mean = total((values * mask).sum()) / count
     return mean, (total(((values - mean) ** 2 * mask).sum()) / count).sqrt()
 
 
 def discounted(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """Returns what is still to come at every token, sum over l of gamma^l r_{t+l}: GAE's return with lambda 1."""
+    """Returns what is still to come at every token, sum over l of gamma^l r_{t+l}:
+    GAE's return with lambda 1.
+    """
     return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
 
 
 class ValueHead(nn.Module):
-    """V of a hidden state, (..., width) to (...): one linear map in units of the returns' running mean and spread.
+    """V of a hidden state, (..., width) to (...): one linear map in units of the returns' running mean and
+    spread.
 
-    The units keep the value loss of the same size whatever the rewards are: critic and policy share a backbone, and without
-    them the gradients of large returns drown the policy's. A change of units rescales the map, so that no value changes
-    (PopArt, van Hasselt et al. 2016, eq. 9).
+    The units keep the value loss of the same size whatever the rewards are: critic and policy share a
+    backbone, and without them the gradients of large returns drown the policy's. A change of units rescales
+    the map, so that no value changes (PopArt, van Hasselt et al. 2016, eq. 9).
 
     Args:
         width: of the hidden states.
@@ -133,13 +143,17 @@ class ValueHead(nn.Module):
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
-    """Returns 1/2 max((V - R)^2, (clip(V, V_old +- clip_range) - R)^2) for each token, as PPO's first code had it."""
+    """Returns 1/2 max((V - R)^2, (clip(V, V_old +- clip_range) - R)^2) for each token,
+    as PPO's first code had it.
+    """
     clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor, total: Sum = _alone) -> float:
-    """Returns 1 - Var(R - V) / Var(R) over the masked tokens: 1 for a perfect critic, 0 for none, below 0 for a harmful one."""
+    """Returns 1 - Var(R - V) / Var(R) over the masked tokens: 1 for a perfect critic, 0 for none,
+    below 0 for a harmful one.
+    """
     _, spread = masked_moments(returns, mask, total)
     _, left = masked_moments(returns - values, mask, total)
     return (1 - (left / spread) ** 2).item() if spread > 1e-8 else 0.0

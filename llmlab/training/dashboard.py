@@ -75,7 +75,10 @@ class Dashboard(TrainerCallback):
         self._state: Any = None
         self._drawn = float("-inf")  # when
         self._mark = (0.0, 0, 0)
-        self._began = time.perf_counter(), 0  # training may be over already, and only its last validation be missing
+        self._began = (
+            time.perf_counter(),
+            0,
+        )  # training may be over already, and only its last validation be missing
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Opens the panel."""
@@ -91,7 +94,9 @@ class Dashboard(TrainerCallback):
         if self.live:
             self._draw(state)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Takes in new figures."""
         figures = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
         if "eval_reward" in figures:  # what the library calls loss there is none: it is 0 by construction
@@ -111,7 +116,9 @@ class Dashboard(TrainerCallback):
         elif figures.keys() & {"loss", "eval_loss", "eval_reward"}:
             self.console.print(self._line(state, figures), soft_wrap=True, highlight=False)
 
-    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any) -> None:
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         """Shows how far a validation is."""
         whole = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else 0
         self.validated = self.validated[0] + 1, whole
@@ -149,15 +156,23 @@ class Dashboard(TrainerCallback):
     def _line(self, state: Any, figures: dict[str, float]) -> str:
         shown = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in figures.items() if key in SHOWN)
         speed = f"  {self.speed:,.0f} tokens/s" if "loss" in figures and self.speed else ""
-        return f"step {state.global_step}/{state.max_steps}  {shown}{speed}  left {duration(self._left(state))}"
+        return (
+            f"step {state.global_step}/{state.max_steps}  {shown}{speed}  left {duration(self._left(state))}"
+        )
 
     def _left(self, state: Any) -> float:
         began, first = self._began
         done = state.global_step - first
-        return (time.perf_counter() - began) / done * (state.max_steps - state.global_step) if done else float("nan")
+        return (
+            (time.perf_counter() - began) / done * (state.max_steps - state.global_step)
+            if done
+            else float("nan")
+        )
 
     def _draw(self, state: Any, *, at_once: bool = False) -> None:
-        """Builds the panel anew, at most every `REDRAWN` seconds: a small model's step takes less time than the panel."""
+        """Builds the panel anew, at most every `REDRAWN` seconds:
+        a small model's step takes less time than the panel.
+        """
         self._state = state
         now = time.monotonic()
         if not at_once and now - self._drawn < REDRAWN:
@@ -198,22 +213,35 @@ class Dashboard(TrainerCallback):
             lines = 3 if room > 12 else 2
             room -= lines
             step, prompt, answer = self.taken
-            parts.append(Text(f"sample at step {step:,}  ").append(sampled(prompt, answer, lines * (width - 6) - 24)))
+            parts.append(
+                Text(f"sample at step {step:,}  ").append(sampled(prompt, answer, lines * (width - 6) - 24))
+            )
         if len(self.losses) > 1:
             height = max(5, min(14, room))
             drawing = loss_curve(self.losses, self.held_out, width - 6, height)
-            plain = not (self.console.encoding or "").lower().startswith("utf")  # the curve is drawn with braille
+            plain = (
+                not (self.console.encoding or "").lower().startswith("utf")
+            )  # the curve is drawn with braille
             parts.append(Text(drawing.encode("ascii", ERRORS).decode() if plain else drawing))
         if self.said or self.hint:
             parts.append(
-                Text(self.said or self.hint, style="yellow" if self.said else "dim", no_wrap=True, overflow="ellipsis")
+                Text(
+                    self.said or self.hint,
+                    style="yellow" if self.said else "dim",
+                    no_wrap=True,
+                    overflow="ellipsis",
+                )
             )
         return Panel(Group(*parts), title=Text(self.title), width=width, border_style="cyan")
 
 
-def loss_curve(losses: list[tuple[int, float]], held_out: list[tuple[int, float]], width: int, height: int) -> str:
+def loss_curve(
+    losses: list[tuple[int, float]], held_out: list[tuple[int, float]], width: int, height: int
+) -> str:
     """Returns the curves as a drawing of `width` x `height` characters."""
-    losses, held_out = (thinned(points, 2 * width) for points in (losses, held_out))  # braille has two dots a column
+    losses, held_out = (
+        thinned(points, 2 * width) for points in (losses, held_out)
+    )  # braille has two dots a column
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plot_size(width, height)

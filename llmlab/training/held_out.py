@@ -1,7 +1,8 @@
-"""Held-out figures that do not depend on how the rows were cut up: not on the batch size, nor on the number of processes.
+"""Held-out figures that do not depend on how the rows were cut up: not on the batch size, nor on the number
+of processes.
 
-Every row is read once. A mean over tokens is one over all tokens that are learned, a mean over rows one over all rows: never
-a mean of the means of batches, in which a short row counts as much as a long one.
+Every row is read once. A mean over tokens is one over all tokens that are learned, a mean over rows one over
+all rows: never a mean of the means of batches, in which a short row counts as much as a long one.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ import torch
 from torch.utils.data import Sampler
 
 EACH = ""  # the weight of the figures that have none of their own
-CHOSEN = {"min_": min, "max_": max}  # how the last part of a name begins whose least, or largest, value is meant
+CHOSEN = {
+    "min_": min,
+    "max_": max,
+}  # how the last part of a name begins whose least, or largest, value is meant
 
 
 class HeldOutBatches(Sampler[list[int]]):
-    """The batches of one process, in order: its own rows, as many as every other process has, then the rows that are left.
+    """The batches of one process, in order: its own rows, as many as every other process has, then the rows
+    that are left.
 
-    Of `rows` = q x `processes` + r, each process has q to itself. The r that are left are read by every process, so that all
-    do the same number of passes (a sharded model needs that), and count `1 / processes` in each.
+    Of `rows` = q x `processes` + r, each process has q to itself. The r that are left are read by every
+    process, so that all do the same number of passes (a sharded model needs that), and count `1 / processes`
+    in each.
 
     Args:
         rows: held-out rows of all processes together.
@@ -66,7 +72,8 @@ class HeldOutFigures:
 
         Args:
             figures: means over the batch, or its least or largest value.
-            weights: what each mean is over (tokens, rows), by the figure's name; under "" that of all the others.
+            weights: what each mean is over (tokens, rows), by the figure's name; under "" that of all the
+                others.
         """
         share = self.shares[len(self.batches)]
         self.batches.append((dict(figures), {name: weight * share for name, weight in weights.items()}))
@@ -85,10 +92,14 @@ class HeldOutFigures:
                 if weight and not math.isnan(value):
                     sums[place] += torch.tensor([value * weight, weight], dtype=torch.float64)
         sums = reduce(sums)
-        found = {name: (total / weight).item() for name, (total, weight) in zip(names, sums, strict=True) if weight}
+        found = {
+            name: (total / weight).item() for name, (total, weight) in zip(names, sums, strict=True) if weight
+        }
         for name in found:
             if choose := CHOSEN.get(name.rsplit("/")[-1][:4]):  # the library has looked at all processes
-                found[name] = choose(value for f, _ in self.batches if not math.isnan(value := f.get(name, math.nan)))
+                found[name] = choose(
+                    value for f, _ in self.batches if not math.isnan(value := f.get(name, math.nan))
+                )
         return found
 
 
@@ -103,22 +114,28 @@ def learned_tokens(labels: torch.Tensor, *, shifted: bool = True) -> int:
 
 
 def pair_weights(batch: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the weights of the figures of a batch of preference pairs: pairs, and tokens where the mean is over tokens.
+    """Returns the weights of the figures of a batch of preference pairs: pairs, and tokens where the mean is
+    over tokens.
 
     Args:
-        batch: `input_ids` (2 B, T), the chosen answers before the rejected ones; `completion_mask` of that shape, where tokens
-            are scored.
+        batch: `input_ids` (2 B, T), the chosen answers before the rejected ones; `completion_mask` of that
+            shape, where tokens are scored.
     """
     weights = {EACH: len(batch["input_ids"]) / 2}
     if "completion_mask" in batch:
         chosen, rejected = (int(part.sum()) for part in batch["completion_mask"][:, 1:].chunk(2))
-        weights |= {"logits/chosen": chosen, "mean_token_accuracy": chosen, "logits/rejected": rejected,
-                    "entropy": chosen + rejected}  # fmt: skip
+        weights |= {
+            "logits/chosen": chosen,
+            "mean_token_accuracy": chosen,
+            "logits/rejected": rejected,
+            "entropy": chosen + rejected,
+        }
     return weights
 
 
 def answer_weights(rows: int, figures: Mapping[str, float]) -> dict[str, float]:
-    """Returns the weights of the figures of a batch of sampled answers: answers, and tokens or ended ones where the mean is so.
+    """Returns the weights of the figures of a batch of sampled answers: answers, and tokens or ended ones
+    where the mean is so.
 
     Args:
         rows: answers of the batch.
@@ -146,7 +163,9 @@ def squares(figures: Mapping[str, float], rows: int) -> dict[str, float]:
 
 
 def deviations(figures: Mapping[str, float]) -> dict[str, float]:
-    """Returns figures over all batches, made of those of `squares`, with standard deviations in the place of mean squares."""
+    """Returns figures over all batches, made of those of `squares`,
+    with standard deviations in the place of mean squares.
+    """
     found = dict(figures)
     for name in filter(_mean_of, figures):
         found[name] = math.sqrt(max(0.0, figures[name] - figures[_mean_of(name)] ** 2))
@@ -154,7 +173,9 @@ def deviations(figures: Mapping[str, float]) -> dict[str, float]:
 
 
 def _mean_of(name: str) -> str:
-    """Returns the name of the mean that a deviation is around; "" where the name is not that of a deviation."""
+    """Returns the name of the mean that a deviation is around;
+    "" where the name is not that of a deviation.
+    """
     for ending, mean in (("/std", "/mean"), ("reward_std", "reward")):
         if name.endswith(ending) and not name.endswith("zero_std"):
             return name.removesuffix(ending) + mean

@@ -1,7 +1,8 @@
-"""The five optimizers, each from a maintained library: torch (AdamW, Adafactor) and pytorch-optimizer (Lion, Sophia, Muon).
+"""The five optimizers, each from a maintained library: torch (AdamW, Adafactor) and pytorch-optimizer (Lion,
+Sophia, Muon).
 
-Weight decay falls on matrices only: never on norms, biases and embeddings (Loshchilov & Hutter 2019 decay all; leaving
-these out is what GPT-2 and its successors do).
+Weight decay falls on matrices only: never on norms, biases and embeddings (Loshchilov & Hutter 2019 decay
+    all; leaving these out is what GPT-2 and its successors do).
 """
 
 from __future__ import annotations
@@ -19,15 +20,23 @@ from llmlab.data.packing import document_bounds, takes_bounds
 from llmlab.data.rendering import IGNORED
 
 HESSIAN_EVERY = 10  # steps between two curvature estimates (Liu et al. 2023, k)
-READ = ("input_ids", "attention_mask", "position_ids", "labels", "completion_mask")  # of a batch, for the estimate
+READ = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "labels",
+    "completion_mask",
+)  # of a batch, for the estimate
 SOPHIA_GAMMA = 0.05  # scale of the curvature in the update (Liu et al. 2023, gamma of Sophia-G)
 
 
 class SophiaG(SophiaH):
-    """Sophia with the Gauss-Newton-Bartlett estimate given from outside (Liu et al. 2023, algorithms 2 and 3).
+    """Sophia with the Gauss-Newton-Bartlett estimate given from outside (Liu et al. 2023, algorithms 2 and
+    3).
 
-    The library's class clips the update and keeps the moments; its own Hutchinson estimate needs second derivatives,
-    which memory-saving losses do not have, so the curvature comes in through `hessian` before the step.
+    The library's class clips the update and keeps the moments; its own Hutchinson estimate needs second
+    derivatives, which memory-saving losses do not have, so the curvature comes in through `hessian` before
+    the step.
     """
 
     def __init__(self, params: Any, **kwargs: Any):
@@ -41,14 +50,17 @@ class SophiaG(SophiaH):
 
 
 class Muon(pytorch_optimizer.Muon):
-    """Muon whose products are in float32 on processors, where few multiply in bfloat16 and the others only emulate it.
+    """Muon whose products are in float32 on processors, where few multiply in bfloat16 and the others only
+    emulate it.
 
     On a GPU they stay in bfloat16, as published (Jordan et al. 2024).
     """
 
     @staticmethod
     def _orthogonalize(group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:
-        """Returns the matrices nearest to orthogonal ones, each (rows, columns), by Newton-Schulz iterations."""
+        """Returns the matrices nearest to orthogonal ones, each (rows, columns),
+        by Newton-Schulz iterations.
+        """
         if updates[0].device.type != "cpu":
             return pytorch_optimizer.Muon._orthogonalize(group, updates)
         how = {"num_steps": group["ns_steps"], "weights": group["ns_coeffs"], "dtype": torch.float32}
@@ -75,7 +87,11 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         case "muon":
             hidden = [p for name, p in matrices if not _is_head(name)]
             head = [p for name, p in matrices if _is_head(name)]
-            orthogonal = {"momentum": config.muon_momentum, "nesterov": config.muon_nesterov, "use_muon": True}
+            orthogonal = {
+                "momentum": config.muon_momentum,
+                "nesterov": config.muon_nesterov,
+                "use_muon": True,
+            }
             groups = [
                 {"params": hidden, "weight_decay": config.weight_decay, **orthogonal},
                 {"params": head, "weight_decay": config.weight_decay, "use_muon": False, **adam},
@@ -89,7 +105,9 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
 
 def split_parameters(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
     """Returns the trainable (name, parameter) pairs that weight decay falls on, and the others."""
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
+    embeddings = {
+        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
+    }
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -98,18 +116,25 @@ def split_parameters(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[t
     return matrices, others
 
 
-def gauss_newton_diagonal(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]) -> list[Tensor]:
-    """Returns gamma * B * g^2 for every parameter of the optimizer, g from labels sampled from the model itself.
+def gauss_newton_diagonal(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: dict[str, Any]
+) -> list[Tensor]:
+    """Returns gamma * B * g^2 for every parameter of the optimizer, g from labels sampled from the model
+    itself.
 
-    Liu et al. 2023, algorithm 2; B is the number of tokens that are learned: those with a label, or of an answer of a pair,
-    as in the loss. Half of the rows are used, as the paper does. Over draws the mean is gamma times the diagonal of the
-    Gauss-Newton matrix of the mean loss of these tokens.
+    Liu et al. 2023, algorithm 2; B is the number of tokens that are learned: those with a label, or of an
+    answer of a pair, as in the loss. Half of the rows are used, as the paper does. Over draws the mean is
+    gamma times the diagonal of the Gauss-Newton matrix of the mean loss of these tokens.
     """
     rows = max(1, len(inputs["input_ids"]) // 2)
     part = {name: value[:rows] for name, value in inputs.items() if torch.is_tensor(value) and name in READ}
     plain = getattr(model, "module", model)
     reads_apart = plain.config.is_encoder_decoder  # then the labels are read as well
-    given = {name: value for name, value in part.items() if reads_apart or name not in ("labels", "completion_mask")}
+    given = {
+        name: value
+        for name, value in part.items()
+        if reads_apart or name not in ("labels", "completion_mask")
+    }
     if "position_ids" in given and takes_bounds(plain):
         given |= document_bounds(given["position_ids"])
     logits = model(**given, use_cache=False).logits  # (b, T, V)

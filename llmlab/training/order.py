@@ -1,7 +1,8 @@
 """The order in which a run reads stored rows, known before the first of them is read.
 
-The order of an epoch follows from the seed, the epoch's number and the rows alone: no global generator is drawn from, so a
-resumed run, a run of several processes and whatever only wants to know which rows will be read see the same one.
+The order of an epoch follows from the seed, the epoch's number and the rows alone: no global generator is
+drawn from, so a resumed run, a run of several processes and whatever only wants to know which rows will be
+read see the same one.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class SeededOrder(torch.utils.data.Sampler[int]):
         return torch.randperm(self.rows, generator=self._generator(epoch)).tolist()
 
     def first(self, count: int) -> list[int]:
-        """Returns the indices of the rows that a run from the start reads first, each once: at most `count` of them."""
+        """Returns the indices of the rows that a run from the start reads first, each once:
+        at most `count` of them.
+        """
         return self.order(0)[:count] if count < self.rows else list(range(self.rows))
 
     def _generator(self, epoch: int) -> torch.Generator:
@@ -68,7 +71,8 @@ class LengthGrouped(SeededOrder):
 class RepeatedOrder(RepeatSampler):
     """TRL's order of prompts for GRPO, each repeated for its answers and updates.
 
-    TRL's own draws one epoch after the other from a generator: a run resumed in a later epoch would begin with the first.
+    TRL's own draws one epoch after the other from a generator: a run resumed in a later epoch would begin
+    with the first.
     """
 
     @classmethod

@@ -1,8 +1,10 @@
-"""Padding-free forward passes: the sequences of a padded batch are laid side by side in rows of the longest one's width.
+"""Padding-free forward passes: the sequences of a padded batch are laid side by side in rows of the longest
+one's width.
 
-TRL's trainers ask a model for per-token figures of a padded batch; here the model sees packed rows (positions restart,
-attention stays within each sequence) and the figures are put back where the padded batch has them. Rows rather than one
-long row: attention costs the square of a row's width unless a kernel for varying lengths is there.
+TRL's trainers ask a model for per-token figures of a padded batch; here the model sees packed rows (positions
+restart, attention stays within each sequence) and the figures are put back where the padded batch has them.
+Rows rather than one long row: attention costs the square of a row's width unless a kernel for varying lengths
+is there.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def rows_of(lengths: list[int], width: int) -> list[tuple[int, int]]:
 
 @contextmanager
 def answers_alone() -> Iterator[None]:
-    """Lets TRL's fused head score the labelled tokens alone; without Triton it scores prompts and padding as well.
+    """Lets TRL's fused head score the labelled tokens alone; without Triton it scores prompts and padding as
+    well.
 
     Both training and the reference's own phase compute within it, so that they take the same path.
     """
@@ -49,7 +52,8 @@ def answers_alone() -> Iterator[None]:
 
 
 def make_padding_free(model: Any) -> None:
-    """Lets `model(..., labels=, fused_lm_head=True)` compute on packed rows; all other calls stay as they are.
+    """Lets `model(..., labels=, fused_lm_head=True)` compute on packed rows; all other calls stay as they
+    are.
 
     The model must have TRL's fused head already, and batches must be padded on the right.
     """
@@ -88,11 +92,17 @@ def _packed_forward(padded_forward: Any, mask: Tensor, bounds: bool, **kwargs: A
     positions[row, place] = column
     gap = positions < 0  # what no sequence fills at the end of a row is a document of its own
     positions = torch.where(gap, gap.cumsum(dim=1) - 1, positions)
-    labels = labels.masked_fill(torch.arange(width, device=device)[None] == 0, -100)  # a first token follows from nothing here
+    labels = labels.masked_fill(
+        torch.arange(width, device=device)[None] == 0, -100
+    )  # a first token follows from nothing here
     if bounds:
         kwargs |= document_bounds(positions)
     out = padded_forward(
-        input_ids=packed(ids, 0), labels=packed(labels, -100), position_ids=positions, fused_lm_head=True, **kwargs
+        input_ids=packed(ids, 0),
+        labels=packed(labels, -100),
+        position_ids=positions,
+        fused_lm_head=True,
+        **kwargs,
     )
     inner = column > 0  # figures of the label at `column` stand one place before it
     for name in FIGURES:

@@ -1,4 +1,6 @@
-"""Rewards of a config as the functions that TRL's trainers call; a fault in one is told with its name and the answer."""
+"""Rewards of a config as the functions that TRL's trainers call;
+a fault in one is told with its name and the answer.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def reward_function(source: RewardSource, device: str) -> Callable[..., list[flo
     """Returns the function of a reward: (prompts, completions, **columns) -> one number a completion.
 
     Raises:
-        LabError: when a reward model does not load, or a function of one's own was not agreed to or is not there.
+        LabError: when a reward model does not load, or a function of one's own was not agreed to or is not
+            there.
     """
     if source.kind == "built-in":
         made = _built_in(source)
@@ -52,7 +55,9 @@ def reward_function(source: RewardSource, device: str) -> Callable[..., list[flo
     return checked
 
 
-def weighted(sources: list[RewardSource], device: str) -> Callable[[list[Any], list[str], list[str]], list[float]]:
+def weighted(
+    sources: list[RewardSource], device: str
+) -> Callable[[list[Any], list[str], list[str]], list[float]]:
     """Returns the weighted sum of rewards as a function of prompts, answers and right answers.
 
     Raises:
@@ -61,7 +66,10 @@ def weighted(sources: list[RewardSource], device: str) -> Callable[[list[Any], l
     functions = [(source.weight, reward_function(source, device)) for source in sources]
 
     def total(prompts: list[Any], answers: list[str], right: list[str]) -> list[float]:
-        columns = [[weight * value for value in function(prompts, answers, answer=right)] for weight, function in functions]
+        columns = [
+            [weight * value for value in function(prompts, answers, answer=right)]
+            for weight, function in functions
+        ]
         return [sum(values) for values in zip(*columns, strict=True)]
 
     return total
@@ -82,7 +90,10 @@ def agree(sources: list[RewardSource]) -> None:
         )
         if not sys.stdin.isatty() or os.environ.get("WORLD_SIZE", "1") != "1":
             raise refused
-        print(f"The reward {source.name} is code that will be imported and run. Type its name to agree:", file=sys.stderr)
+        print(
+            f"The reward {source.name} is code that will be imported and run. Type its name to agree:",
+            file=sys.stderr,
+        )
         if input().strip() != source.name:
             raise refused
         TRUSTED.add(source.name)
@@ -113,12 +124,18 @@ def _own(source: RewardSource) -> Callable[[list, list[str], dict], Any]:
             f"the reward {source.name!r} is not there ({error})", remedy="name a function as module:function"
         ) from None
     except Exception as error:
-        raise LabError(f"the module of the reward {source.name!r} fails ({type(error).__name__}: {error})") from None
+        raise LabError(
+            f"the module of the reward {source.name!r} fails ({type(error).__name__}: {error})"
+        ) from None
     finally:
         sys.path.pop(0)
 
     def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> Any:
-        own = {key: value for key, value in columns.items() if isinstance(value, list) and len(value) == len(texts)}
+        own = {
+            key: value
+            for key, value in columns.items()
+            if isinstance(value, list) and len(value) == len(texts)
+        }
         return function(prompts=[_text(prompt) for prompt in prompts], completions=texts, **own)
 
     return rewards
@@ -146,6 +163,7 @@ def _text(value: Any) -> str:
 def _fault(source: RewardSource, what: str, answers: list[str]) -> LabError:
     shown = f"; the answer was {answers[0][:80]!r}" if answers else ""
     return LabError(
-        f"the reward {source.name!r} {what}{shown}", exit_code=1,
+        f"the reward {source.name!r} {what}{shown}",
+        exit_code=1,
         remedy="mend it; the run goes on from its last checkpoint",
-    )  # fmt: skip
+    )

@@ -1,7 +1,9 @@
-"""Answers drawn by numbers that depend on nothing but the seed, the step, the row and the place in the answer.
+"""Answers drawn by numbers that depend on nothing but the seed, the step, the row and the place in the
+answer.
 
-A token is the inverse of the distribution function at a uniform number. So a row's answer is the same in any batch, with any
-number of processes, and wherever a run was stopped; the global random generators are left alone.
+A token is the inverse of the distribution function at a uniform number. So a row's answer is the same in any
+batch, with any number of processes, and wherever a run was stopped; the global random generators are left
+alone.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ HELD_OUT, ANSWERS, ORDER = range(3)  # what numbers are for
 
 
 class SeededDraw(LogitsProcessor):
-    """Draws the next token of every row and makes it certain; applied last, behind temperature, top-k and top-p.
+    """Draws the next token of every row and makes it certain; applied last, behind temperature, top-k and
+    top-p.
 
     Integers keep it exact: sums in floating point have no deterministic kernel on CUDA.
 
@@ -45,7 +48,8 @@ class SeededDraw(LogitsProcessor):
 
 @dataclass
 class SeededDraws(BaseWatermarkingConfig):
-    """What a `GenerationConfig` carries to have its tokens drawn so: the processor of a watermark is the one it applies last.
+    """What a `GenerationConfig` carries to have its tokens drawn so: the processor of a watermark is the one
+    it applies last.
 
     Attributes:
         seeds: of the rows, four integers each.
@@ -70,7 +74,8 @@ def seeds_of_rows(seed: int, purpose: int, step: int, rows: Iterable[int]) -> li
 
 
 def spread_over_updates(rows: int, updates: int, seed: int, step: int, first: int = 0) -> list[Tensor]:
-    """Returns the rows of each update, in random order: of every `updates` rows that follow each other each update gets one.
+    """Returns the rows of each update, in random order: of every `updates` rows that follow each other each
+    update gets one.
 
     So every process keeps its rows, and an update is over the same rows whatever the number of processes.
 
@@ -82,6 +87,9 @@ def spread_over_updates(rows: int, updates: int, seed: int, step: int, first: in
         first: number of this process's first row among those of all processes.
     """
     blocks = range(first // updates, (first + rows) // updates)
-    orders = [np.random.default_rng(numbers).permutation(updates) for numbers in seeds_of_rows(seed, ORDER, step, blocks)]
+    orders = [
+        np.random.default_rng(numbers).permutation(updates)
+        for numbers in seeds_of_rows(seed, ORDER, step, blocks)
+    ]
     own = np.stack(orders) + updates * np.arange(len(orders))[:, None]  # (blocks, updates)
     return list(torch.from_numpy(own.T.copy()))

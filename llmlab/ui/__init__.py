@@ -1,1 +1,3 @@
-"""What draws and asks: menu, forms, tables, made from the config fields and the registry of methods. No torch."""
+"""What draws and asks: menu, forms, tables, made from the config fields and the registry of methods.
+No torch.
+"""

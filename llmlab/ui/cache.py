@@ -1,4 +1,6 @@
-"""The screens of the reference cache: what is kept, whether it is whole, and what a sequential DPO run will need."""
+"""The screens of the reference cache: what is kept, whether it is whole,
+and what a sequential DPO run will need.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,19 @@ def caches_table(root: Path) -> Table:
     table = Table("cache", "reference", "made with", "pairs", "size", "")
     for cache in caches(root):
         about = cache.description
-        how = ", ".join(str(about.get(name)) for name in ("precision", "quantisation", "max_length", "stores") if name in about)
+        how = ", ".join(
+            str(about.get(name))
+            for name in ("precision", "quantisation", "max_length", "stores")
+            if name in about
+        )
         table.add_row(
-            cache.folder.name, f"{about.get('name', '?')} ({str(about.get('reference', '?'))[:8]})", how, f"{len(cache):,}",
-            size(cache.bytes_on_disk()), "; ".join(cache.faults),
-        )  # fmt: skip
+            cache.folder.name,
+            f"{about.get('name', '?')} ({str(about.get('reference', '?'))[:8]})",
+            how,
+            f"{len(cache):,}",
+            size(cache.bytes_on_disk()),
+            "; ".join(cache.faults),
+        )
     if not table.row_count:
         table.add_row(f"none in {root}", *[""] * 5)
     return table
@@ -94,19 +104,32 @@ def reference_plan(config: DPOConfig) -> Table:
     width = {"4bit": 0.55, "8bit": 1.1}.get(config.quantised, 4.0) if config.adapter != "none" else 4.0
     if weights:
         parameters = weights / 4  # counted as fp32
-        table.add_row("phase 1", f"the reference alone: about {size(parameters * width)} of weights, no gradients")
+        table.add_row(
+            "phase 1", f"the reference alone: about {size(parameters * width)} of weights, no gradients"
+        )
         trained = parameters * 16 if config.adapter == "none" else parameters * (width + 0.2)
-        table.add_row("phase 2", f"the policy alone: about {size(trained)} of weights, gradients and optimizer states")
+        table.add_row(
+            "phase 2", f"the policy alone: about {size(trained)} of weights, gradients and optimizer states"
+        )
     else:
-        table.add_row("phases", "first the reference alone, then the policy alone (sizes unknown: it is not on this machine)")
+        table.add_row(
+            "phases",
+            "first the reference alone, then the policy alone (sizes unknown: it is not on this machine)",
+        )
     if pairs:
         table.add_row("cache", f"{pairs:,} pairs, about {size(pairs * BYTES_PER_PAIR)} in {config.cache_dir}")
         if weights:
             work = 2 * weights / 4 * pairs * tokens
             table.add_row(
-                "filling", f"about {tokens:,.0f} tokens a pair, {work:.3g} FLOPs: {_minutes(work / _speed())} on this processor"
-            )  # fmt: skip
-    known = [cache for cache in caches(Path(config.cache_dir)) if str(cache.description.get("name")) == str(_name(config))]
+                "filling",
+                f"about {tokens:,.0f} tokens a pair, {work:.3g} FLOPs: {_minutes(work / _speed())} on this"
+                " processor",
+            )
+    known = [
+        cache
+        for cache in caches(Path(config.cache_dir))
+        if str(cache.description.get("name")) == str(_name(config))
+    ]
     if known:
         table.add_row("known", ", ".join(f"{len(cache):,} pairs in {cache.folder.name}" for cache in known))
     return table
@@ -131,7 +154,9 @@ def _weights(name: str) -> float:
 
 
 def _pairs(config: DPOConfig) -> tuple[int, float]:
-    """Returns the number of local pairs and the tokens of one, prompt twice, estimated from its characters."""
+    """Returns the number of local pairs and the tokens of one, prompt twice,
+    estimated from its characters.
+    """
     from llmlab.data.canonical import Tally, open_source
     from llmlab.data.sources import local_files
 
@@ -162,4 +187,10 @@ def _speed() -> float:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

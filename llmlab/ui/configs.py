@@ -26,7 +26,11 @@ def configs_table(files: list[Path]) -> Table:
             continue
         start = getattr(config, getattr(type(config), "STARTS_FROM", ""), "")
         table.add_row(
-            path.name, config.kind, start if isinstance(start, str) else "inline", changed, config.migrated or "valid"
+            path.name,
+            config.kind,
+            start if isinstance(start, str) else "inline",
+            changed,
+            config.migrated or "valid",
         )
     return table
 
@@ -36,7 +40,11 @@ def compared(one: KindConfig, other: KindConfig, name: str, other_name: str) -> 
     table = Table("option", name, other_name, title="what differs", title_justify="left")
     for option in type(one).model_fields:
         values = [
-            "" if config.inapplicable(option) else show(getattr(config, option)) if option in type(config).model_fields else ""
+            ""
+            if config.inapplicable(option)
+            else show(getattr(config, option))
+            if option in type(config).model_fields
+            else ""
             for config in (one, other)
         ]
         if option not in FIXED and values[0] != values[1]:

@@ -39,7 +39,10 @@ def inspection(found: Inspection, tokenizer: str) -> RenderableType:
         facts.add_row("prompt", found.prompt.replace("\n", "⏎ "))
     if found.labels:
         total = sum(found.labels.values())
-        facts.add_row("labels", ", ".join(f"{word} {count:,} ({count / total:.1%})" for word, count in found.labels.items()))
+        facts.add_row(
+            "labels",
+            ", ".join(f"{word} {count:,} ({count / total:.1%})" for word, count in found.labels.items()),
+        )
     facts.add_row("tokens of", tokenizer)
     for note in found.notes:
         facts.add_row("note", Text(note, style="yellow"))
@@ -48,23 +51,38 @@ def inspection(found: Inspection, tokenizer: str) -> RenderableType:
     measured = len(found.lengths["row"])
     parts: list[RenderableType] = [facts, Text()]
     parts += [Learned("one row", found.sample), Text()]
-    table = Table("tokens", *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES), title_justify="left",
-                  title=f"lengths of {measured:,} rows")  # fmt: skip
+    table = Table(
+        "tokens",
+        *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES),
+        title_justify="left",
+        title=f"lengths of {measured:,} rows",
+    )
     for part, values in found.percentiles.items():
         table.add_row(part, *(f"{value:,}" for value in values))
     parts += [table, histogram(found.lengths["row"]), Text()]
-    fits = Table("max_length", "rows that fit", "padded to it", "to the longest of 8", "packed", title_justify="left",
-                 title="padding at each length")  # fmt: skip
+    fits = Table(
+        "max_length",
+        "rows that fit",
+        "padded to it",
+        "to the longest of 8",
+        "packed",
+        title_justify="left",
+        title="padding at each length",
+    )
     for fit in found.fits:
         mark = "bold" if fit.length == found.suggested[0] else ""
         shares = (fit.fits, fit.padded, fit.longest, fit.packed)
         fits.add_row(f"{fit.length:,}", *(f"{share:.1%}" for share in shares), style=mark)
-    parts += [fits, Text(f"suggested max_length: {found.suggested[0]:,} ({found.suggested[1]})", style="bold")]
+    parts += [
+        fits,
+        Text(f"suggested max_length: {found.suggested[0]:,} ({found.suggested[1]})", style="bold"),
+    ]
     return Group(*parts)
 
 
 class Learned:
-    """A rendered row: what is learned is green, or between « and » where there are no colours; long pieces lose their middle.
+    """A rendered row: what is learned is green, or between « and » where there are no colours; long pieces
+    lose their middle.
 
     Args:
         title: what it is.
@@ -76,7 +94,10 @@ class Learned:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         colours = bool(console.color_system) and not console.no_color
-        yield Text(f"{self.title}; what is learned {'is green' if colours else 'stands between « and »'}", style="bold")
+        yield Text(
+            f"{self.title}; what is learned {'is green' if colours else 'stands between « and »'}",
+            style="bold",
+        )
         text = Text()
         for piece, learned in self.pieces:
             if len(piece) > SHOWN:
@@ -109,14 +130,23 @@ def catalogue(word: str = "") -> Table:
         LabError: when there is none.
     """
     wanted = real_id(word).lower()
-    shown = [known for known in CATALOGUE if wanted in " ".join([known.id, known.domain, known.becomes, *known.stages]).lower()]
+    shown = [
+        known
+        for known in CATALOGUE
+        if wanted in " ".join([known.id, known.domain, known.becomes, *known.stages]).lower()
+    ]
     if not shown:
-        raise LabError(f"the catalogue knows nothing of {word!r}", remedy="any dataset works: `llmlab data inspect NAME`")
+        raise LabError(
+            f"the catalogue knows nothing of {word!r}", remedy="any dataset works: `llmlab data inspect NAME`"
+        )
     table = Table(show_header=True)
     table.add_column("dataset", overflow="fold", ratio=5)
     table.add_column("what it becomes, rows, and what it is for", overflow="fold", ratio=6)
     for known in shown:
-        name, about = Text(known.id), styled("{} · {} · [cyan]{}[/cyan]", known.becomes, known.rows, ", ".join(known.stages))
+        name, about = (
+            Text(known.id),
+            styled("{} · {} · [cyan]{}[/cyan]", known.becomes, known.rows, ", ".join(known.stages)),
+        )
         if known.subsets:
             name.append("\n" + ", ".join(known.subsets), style="dim")
         if known.note:
@@ -139,11 +169,15 @@ def about(known: Entry) -> Table:
     for reading in known.readings:
         table.add_row("becomes", reading.shape.replace("_", " + "))
         if reading.columns:
-            table.add_row("  columns", ", ".join(f"{part}: {column}" for part, column in reading.columns.items()))
+            table.add_row(
+                "  columns", ", ".join(f"{part}: {column}" for part, column in reading.columns.items())
+            )
         if reading.prompt:
             table.add_row("  prompt", reading.prompt.replace("\n", "⏎ "))
         if reading.labels:
-            table.add_row("  labels", ", ".join(f"{number} {word}" for number, word in enumerate(reading.labels)))
+            table.add_row(
+                "  labels", ", ".join(f"{number} {word}" for number, word in enumerate(reading.labels))
+            )
         if reading.parser:
             table.add_row("  read by", (reading.parser.__doc__ or "").split("\n")[0].removeprefix("Returns "))
     if known.streamed:
@@ -163,12 +197,19 @@ def sources_table(config: TrainingConfig, shapes: tuple[str, ...]) -> Table:
     from llmlab.data.sources import local_files
 
     table = Table("data", "share", "rows", "read as", title_justify="left")
-    parts = [*zip(config.datasets, (f"{share:.1%}" for share in shares(config.datasets)), strict=True),
-             *((source, "held out") for source in config.eval_datasets)]  # fmt: skip
+    parts = [
+        *zip(config.datasets, (f"{share:.1%}" for share in shares(config.datasets)), strict=True),
+        *((source, "held out") for source in config.eval_datasets),
+    ]
     for source, share in parts:
         known = entry(source.name, source.subset)
         if not local_files(source.name, source.split):
-            table.add_row(source.line(), share, known.rows if known else "?", f"{known.becomes if known else '?'} (on the hub)")
+            table.add_row(
+                source.line(),
+                share,
+                known.rows if known else "?",
+                f"{known.becomes if known else '?'} (on the hub)",
+            )
             continue
         opened = open_source(source, shapes)
         opened.look()
@@ -199,7 +240,9 @@ def measured(found: list[Measured]) -> RenderableType:
         if how := figures.reading:
             step = f" every {how['stride']:,}" if "stride" in how else ""
             share = f"{how['share_read']:.1%} of {how['tokens']:,} tokens read"
-            parts.append(Text(f"{figures.name}: windows of {how['window']:,} tokens{step}, {share}", style="dim"))
+            parts.append(
+                Text(f"{figures.name}: windows of {how['window']:,} tokens{step}, {share}", style="dim")
+            )
         parts += [Text(note, style="yellow") for note in figures.notes]
     return Group(*parts)
 

@@ -23,7 +23,9 @@ def keep(cls: type[KindConfig], values: dict[str, Any]) -> Path:
 
 
 def kept(cls: type[KindConfig]) -> dict[str, Any]:
-    """Returns the answers that are valid by themselves of the form that was left; empty when there are none."""
+    """Returns the answers that are valid by themselves of the form that was left;
+    empty when there are none.
+    """
     try:
         found = read_object(DRAFTS / f"{cls.KIND}.json")
     except (OSError, ValueError):

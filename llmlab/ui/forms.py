@@ -40,11 +40,12 @@ KEEP, CHANGE, DRAFT, LEAVE = "keep it", "change an option", "keep it as a draft"
 
 
 def fill_in(config: KindConfig, console: Console | None = None, *, origin: str = "") -> KindConfig | None:
-    """Asks for every option that applies, shows the whole, and returns the config; None when the person leaves.
+    """Asks for every option that applies, shows the whole, and returns the config; None when the person
+    leaves.
 
-    The values of `config` are offered as they are; Enter keeps one. Escape goes back, "?" explains, Ctrl+C leaves and offers
-    to keep what was answered as a draft, which the next form of this kind offers. `origin` says where the values come from, a
-    preset or a file; the review shows what differs from it.
+    The values of `config` are offered as they are; Enter keeps one. Escape goes back, "?" explains, Ctrl+C
+    leaves and offers to keep what was answered as a draft, which the next form of this kind offers. `origin`
+    says where the values come from, a preset or a file; the review shows what differs from it.
     """
     gc.freeze()  # what is loaded stays: looking through it for garbage would hold a question up
     console = console or LabConsole()
@@ -89,8 +90,13 @@ class Form:
     ON = object()  # the person stays
 
     def __init__(
-        self, cls: type[KindConfig], values: dict[str, Any], start: dict[str, Any], console: Console, origin: str = ""
-    ):  # fmt: skip
+        self,
+        cls: type[KindConfig],
+        values: dict[str, Any],
+        start: dict[str, Any],
+        console: Console,
+        origin: str = "",
+    ):
         self.cls, self.values, self.start, self.console, self.origin = cls, values, start, console, origin
         self.position: str | None = None
         self.offers_draft = True
@@ -101,10 +107,13 @@ class Form:
         """Returns what is asked for with the answers so far, in order."""
         options = self.cls.options()
         asked = {
-            advanced: [name for name, info in options.items()
-                       if name not in FIXED and info.advanced is advanced and _applies(info, self.values)]
+            advanced: [
+                name
+                for name, info in options.items()
+                if name not in FIXED and info.advanced is advanced and _applies(info, self.values)
+            ]
             for advanced in (False, True)
-        }  # fmt: skip
+        }
         more = [ADVANCED, *(asked[True] if self._advanced else [])] if asked[True] else []
         return [*asked[False], *more]
 
@@ -144,20 +153,25 @@ class Form:
         self._answered.add(name)
 
     def made(self, values: dict[str, Any], *further: str) -> KindConfig:
-        """Returns the config of answers; defaults that nobody has looked at follow the other options (warm-up the steps).
+        """Returns the config of answers; defaults that nobody has looked at follow the other options (warm-up
+        the steps).
 
         Raises:
             LabError: when they do not go together.
         """
         options, kept = self.cls.options(), {}
         for name, value in values.items():
-            untouched = name not in self._answered and name not in further and value == _default(self.cls, name)
+            untouched = (
+                name not in self._answered and name not in further and value == _default(self.cls, name)
+            )
             if name in FIXED or (_applies(options[name], values) and not untouched):
                 kept[name] = value
         return validate(self.cls, kept)
 
     def below(self, name: str, standing: Any) -> str:
-        """Returns the lines below a question: what the answers so far amount to, the one that stands there included."""
+        """Returns the lines below a question: what the answers so far amount to,
+        the one that stands there included.
+        """
         values = dict(self.values)
         try:
             if name and standing is not None:
@@ -170,7 +184,8 @@ class Form:
             return f"{str(error).splitlines()[0]}\n{HINT}"
 
     def finish(self) -> KindConfig | None:
-        """Shows the whole, lets single options be changed, and returns the config; None when it is thrown away.
+        """Shows the whole, lets single options be changed, and returns the config; None when it is thrown
+        away.
 
         Raises:
             Cancelled: when the person leaves.
@@ -196,7 +211,11 @@ class Form:
                     self.values.update(ways[choice])
                     continue
                 if choice == CHANGE:
-                    names = [name for name in self.cls.model_fields if name not in FIXED and not made.inapplicable(name)]
+                    names = [
+                        name
+                        for name in self.cls.model_fields
+                        if name not in FIXED and not made.inapplicable(name)
+                    ]
                     question = "Which one? (type to search)"
                     self._change(ask(select(question, names, use_search_filter=True, use_jk_keys=False)))
                     continue
@@ -208,7 +227,9 @@ class Form:
             if choice == KEEP:
                 return made
             if choice == DRAFT:
-                self.console.print(f"kept as {drafts.keep(self.cls, self.values)}: the next form of this kind offers it")
+                self.console.print(
+                    f"kept as {drafts.keep(self.cls, self.values)}: the next form of this kind offers it"
+                )
             else:
                 drafts.forget(self.cls)
             return None
@@ -244,7 +265,9 @@ class Form:
         if choice == "go on":
             return Form.ON
         if choice == DRAFT:
-            self.console.print(f"kept as {drafts.keep(self.cls, self.values)}: the next form of this kind offers it")
+            self.console.print(
+                f"kept as {drafts.keep(self.cls, self.values)}: the next form of this kind offers it"
+            )
         else:
             drafts.forget(self.cls)
         return None
@@ -260,7 +283,9 @@ class Form:
 
 
 def review(config: KindConfig, start: dict[str, Any] | None = None, origin: str = "") -> Table:
-    """Returns all values of a config: marked what was changed since `start`, and noted what is not the default."""
+    """Returns all values of a config: marked what was changed since `start`,
+    and noted what is not the default.
+    """
     table = Table("option", "value", "", title="review", title_justify="left")
     for name, field in type(config).model_fields.items():
         if name in FIXED or config.inapplicable(name):
@@ -286,10 +311,18 @@ def show(value: Any) -> str:
 
 
 def ask_field(
-    cls: type[LabBaseConfig], name: str, value: Any, console: Console, *, back: bool = True,
-    below: Callable[[Any], str] | None = None, start: Any = None, origin: str = "",
-) -> Any:  # fmt: skip
-    """Asks for one option until the answer is valid by itself, and returns it; `start` and `origin` as in `explanation`.
+    cls: type[LabBaseConfig],
+    name: str,
+    value: Any,
+    console: Console,
+    *,
+    back: bool = True,
+    below: Callable[[Any], str] | None = None,
+    start: Any = None,
+    origin: str = "",
+) -> Any:
+    """Asks for one option until the answer is valid by itself, and returns it; `start` and `origin` as in
+    `explanation`.
 
     Raises:
         Cancelled: when the person leaves.
@@ -302,7 +335,12 @@ def ask_field(
         try:
             if (lined := _lined(members(cls.model_fields[name].annotation))) is not None:
                 return _ask_lines(
-                    lined, name, value, partial(console.print, explanation(cls, name, start, origin)), back=back, below=below
+                    lined,
+                    name,
+                    value,
+                    partial(console.print, explanation(cls, name, start, origin)),
+                    back=back,
+                    below=below,
                 )
             answer = ask(_question(cls, name, value, typed), below=below, back=back, explains=True)
             return _parse(cls, name, answer) if isinstance(answer, _Text) else answer
@@ -336,7 +374,9 @@ def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None
             return str(error).splitlines()[0]
         return True
 
-    default = "" if value is None else value if isinstance(value, str) else json.dumps(value, default=_jsonable)
+    default = (
+        "" if value is None else value if isinstance(value, str) else json.dumps(value, default=_jsonable)
+    )
     asked = questionary.text(name, default=default if typed is None else typed, validate=fault)
     take = asked.ask
     asked.ask = lambda **kwargs: None if (text := take(**kwargs)) is None else _Text(text)
@@ -344,7 +384,8 @@ def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None
 
 
 def explanation(cls: type[LabBaseConfig], name: str, start: Any = None, origin: str = "") -> Panel:
-    """Returns all that is known of an option: what it does, when to choose what, its rule, its default and the presets'.
+    """Returns all that is known of an option: what it does, when to choose what, its rule, its default and
+    the presets'.
 
     Args:
         cls: the config's class.
@@ -357,9 +398,15 @@ def explanation(cls: type[LabBaseConfig], name: str, start: Any = None, origin: 
     lines += [styled("  [bold]{}[/bold]  {}", choice, advice) for choice, advice in info.choices.items()]
     if (lined := _lined(members(field.annotation))) is not None:
         of_line = lined.options()
-        lines += [styled("Each is a line [bold]{}[/bold]; what is left out has its default.", " | ".join(lined.LINE))]
+        lines += [
+            styled(
+                "Each is a line [bold]{}[/bold]; what is left out has its default.", " | ".join(lined.LINE)
+            )
+        ]
         lines += [styled("  [bold]{}[/bold]  {}", part, of_line[part].description) for part in lined.LINE]
-    bounds = [(words, getattr(rule, bound, None)) for rule in field.metadata for bound, words in BOUNDS.items()]
+    bounds = [
+        (words, getattr(rule, bound, None)) for rule in field.metadata for bound, words in BOUNDS.items()
+    ]
     numbers = [(words, value) for words, value in bounds if isinstance(value, int | float)]
     rules = [f"{words} {value:{',' if isinstance(value, int) else 'g'}}" for words, value in numbers]
     if rules:
@@ -368,20 +415,34 @@ def explanation(cls: type[LabBaseConfig], name: str, start: Any = None, origin: 
         lines.append("May be left empty.")
     if any(getattr(rule, "min_length", None) for rule in field.metadata):
         lines.append("Must not be empty.")
-    lines += [f"Must be made of {in_words(rule.pattern)}." for rule in field.metadata if getattr(rule, "pattern", None)]
+    lines += [
+        f"Must be made of {in_words(rule.pattern)}."
+        for rule in field.metadata
+        if getattr(rule, "pattern", None)
+    ]
     if info.typical:
         lines.append(f"Typical: {info.typical}.")
     default = show(field.get_default(call_default_factory=True)) if not field.is_required() else "none"
-    lines.append(f"{origin} has {show(start)}; the default is {default}." if origin else f"Default: {default}.")
+    lines.append(
+        f"{origin} has {show(start)}; the default is {default}." if origin else f"Default: {default}."
+    )
     kind = getattr(cls, "KIND", "")
     found = {size: values[name] for size, values in METHOD_PRESETS.get(kind, {}).items() if name in values}
     if found:
-        lines.append("Presets, after published recipes of that size: " + ", ".join(f"{s} {v}" for s, v in found.items()) + ".")
+        lines.append(
+            "Presets, after published recipes of that size: "
+            + ", ".join(f"{s} {v}" for s, v in found.items())
+            + "."
+        )
     if kind == "model":
         found = {size: values[name] for size, values in MODEL_PRESETS.items() if name in values}
-        lines += ["Published shapes: " + ", ".join(f"{s} {v}" for s, v in found.items()) + "."] if found else []
+        lines += (
+            ["Published shapes: " + ", ".join(f"{s} {v}" for s, v in found.items()) + "."] if found else []
+        )
     if info.applies_when:
-        conditions = (f"{other} is {' or '.join(map(str, values))}" for other, values in info.applies_when.items())
+        conditions = (
+            f"{other} is {' or '.join(map(str, values))}" for other, values in info.applies_when.items()
+        )
         lines.append(f"Asked for when {' and '.join(conditions)}.")
     text = Text("\n").join(line if isinstance(line, Text) else Text(line) for line in lines)
     return Panel(text, title=Text(f"{info.title} ({name})"), title_align="left", border_style="cyan")
@@ -392,10 +453,14 @@ def _default(cls: type[LabBaseConfig], name: str) -> Any:
 
 
 def _offered(cls: type[LabBaseConfig], name: str, values: dict[str, Any]) -> Any:
-    """Returns the value to offer: what a config of the answers so far would take by itself (warm-up follows the steps)."""
+    """Returns the value to offer: what a config of the answers so far would take by itself
+    (warm-up follows the steps).
+    """
     if values[name] != _default(cls, name):
         return values[name]
-    given = {other: value for other, value in values.items() if other in FIXED or value != _default(cls, other)}
+    given = {
+        other: value for other, value in values.items() if other in FIXED or value != _default(cls, other)
+    }
     try:
         return getattr(validate(cls, given), name)
     except LabError:
@@ -440,9 +505,14 @@ def _lined(kinds: list[Any]) -> type[LabBaseConfig] | None:
 
 
 def _ask_lines(
-    cls: type[LabBaseConfig], name: str, value: list[Any], explain: Callable[[], None], *, back: bool,
+    cls: type[LabBaseConfig],
+    name: str,
+    value: list[Any],
+    explain: Callable[[], None],
+    *,
+    back: bool,
     below: Callable[[Any], str] | None,
-) -> list[Any]:  # fmt: skip
+) -> list[Any]:
     """Asks line by line; an emptied line is taken out, an empty one at the end ends the list."""
 
     def fault(text: str) -> bool | str:

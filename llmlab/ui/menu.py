@@ -64,13 +64,19 @@ def main_menu() -> None:
         ]
         console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status()))
         choices = [
-            questionary.Separator(f"── {entry}")
-            if isinstance(entry, str)
-            else questionary.Choice(entry[1], value=index, shortcut_key=entry[0])
+            (
+                questionary.Separator(f"── {entry}")
+                if isinstance(entry, str)
+                else questionary.Choice(entry[1], value=index, shortcut_key=entry[0])
+            )
             for index, entry in enumerate(entries)
         ]
         picked = select(
-            "What next?", choices, use_shortcuts=True, use_arrow_keys=True, instruction="(number or letter, then Enter)"
+            "What next?",
+            choices,
+            use_shortcuts=True,
+            use_arrow_keys=True,
+            instruction="(number or letter, then Enter)",
         )
         index = _answer(picked, back=False)
         entry = entries[index] if index is not None else None
@@ -96,7 +102,9 @@ def status() -> str:
 
 
 def configure_model(console: Console) -> Path | None:
-    """Asks for an architecture, from a preset on, saves it, and returns its file; None where the person left."""
+    """Asks for an architecture, from a preset on, saves it, and returns its file;
+    None where the person left.
+    """
     from llmlab.config import MODEL_PRESETS, preset
     from llmlab.planning.live import short
     from llmlab.planning.parameters import count_parameters
@@ -115,7 +123,8 @@ def configure_model(console: Console) -> Path | None:
 
 
 def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -> None:
-    """Asks for a training config, saves it, and runs it if the person wants; then offers what naturally comes next.
+    """Asks for a training config, saves it, and runs it if the person wants; then offers what naturally comes
+    next.
 
     Args:
         kind: of the config.
@@ -141,12 +150,18 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
             if reward != IN_THE_FORM:
                 values["reward_model"] = [reward]
         sizes = METHOD_PRESETS.get(kind, {})
-        size = _pick("Settings for a model of about which size?", ["the defaults", *sizes]) if sizes else "the defaults"
+        size = (
+            _pick("Settings for a model of about which size?", ["the defaults", *sizes])
+            if sizes
+            else "the defaults"
+        )
         if not size:
             return
         start = cls(**values, **sizes.get(size, {}))
     else:
-        picked = _pick("Which model?", [*(str(path) for path in _configs() if _kind(path) == "model"), NEW_SHAPE])
+        picked = _pick(
+            "Which model?", [*(str(path) for path in _configs() if _kind(path) == "model"), NEW_SHAPE]
+        )
         if picked == NEW_SHAPE:
             picked = str(configure_model(console) or "")
         if not picked or not offer_tokenizer(load_config(picked), console):
@@ -170,7 +185,9 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
 
 
 def run_and_go_on(path: Path, kind: str, console: Console) -> None:
-    """Runs a config of a kind, or goes on with a run; when it made a model, offers the natural next steps with it filled in."""
+    """Runs a config of a kind, or goes on with a run; when it made a model,
+    offers the natural next steps with it filled in.
+    """
     from llmlab.training.registry import STAGES
 
     before = {run.path: run.status for run in all_runs(RUNS)}
@@ -191,7 +208,9 @@ def run_and_go_on(path: Path, kind: str, console: Console) -> None:
 
 
 def offer_tokenizer(shape: ModelConfig, console: Console) -> bool:
-    """Trains the tokenizer that a model config names where its folder is missing; returns whether base training can go on."""
+    """Trains the tokenizer that a model config names where its folder is missing;
+    returns whether base training can go on.
+    """
     name = shape.tokenizer_name
     if Path(name).exists() or not name.startswith((".", "/", "checkpoints/")):
         return True
@@ -211,7 +230,8 @@ def test_model(console: Console) -> None:
 
 
 def pick_model(question: str, use: str, console: Console, *more: str) -> str:
-    """Returns the name of a model that fits a use (a key of `FITS`), a run or one that is brought; "" for none.
+    """Returns the name of a model that fits a use (a key of `FITS`), a run or one that is brought; "" for
+    none.
 
     Args:
         question: its words.
@@ -230,9 +250,14 @@ def pick_model(question: str, use: str, console: Console, *more: str) -> str:
 
 
 def type_model(use: str, console: Console) -> str:
-    """Asks for the name of a model that is brought until it fits a use; returns "" where the person goes back."""
+    """Asks for the name of a model that is brought until it fits a use;
+    returns "" where the person goes back.
+    """
     name = ""
-    while name := _answer(questionary.text(said("Which one? (a hub id, a folder, a GGUF file)"), default=name)) or "":
+    while (
+        name := _answer(questionary.text(said("Which one? (a hub id, a folder, a GGUF file)"), default=name))
+        or ""
+    ):
         name = name.strip().strip("'\"").strip()
         try:
             where = check_model(name, use)
@@ -249,14 +274,19 @@ def pick_reward(console: Console) -> str:
     """Returns what answers are rewarded for: a reward model, a rule, or `IN_THE_FORM`; "" for none."""
     from llmlab.config.rewards import FUNCTIONS
 
-    rules = {f"{name}  (a rule)": name for name in FUNCTIONS if name != "format"}  # which needs an expression: in the form
+    rules = {
+        f"{name}  (a rule)": name for name in FUNCTIONS if name != "format"
+    }  # which needs an expression: in the form
     picked = pick_model("Answers are rewarded for what?", "score", console, *rules, IN_THE_FORM)
     return rules.get(picked, picked)
 
 
 def look_at_data(console: Console) -> None:
     """Shows what a dataset holds, or the datasets that are known."""
-    question = "Which dataset? (a hub id, a file, a folder, llmlab:spam-mails; `name | subset`; nothing lists the known ones)"
+    question = (
+        "Which dataset? (a hub id, a file, a folder, llmlab:spam-mails; `name | subset`; nothing lists the"
+        " known ones)"
+    )
     name = _answer(questionary.text(question))
     if name is None:
         return
@@ -300,8 +330,12 @@ def with_run(run: RunFolder, console: Console) -> None:
         console.print(f"{run.path}: {RECORD} {run.damage}", style="yellow")
     kind = (run.record.get("config") or {}).get("kind", "")
     ended, made = run.status == "done" or kind not in STAGES, run.result()
-    actions = [*([] if ended else ["go on with it"]), *(["talk to it"] if made and kind != "reward" else []),
-               *(["what is known of it"] if made else []), "are its checkpoints whole"]  # fmt: skip
+    actions = [
+        *([] if ended else ["go on with it"]),
+        *(["talk to it"] if made and kind != "reward" else []),
+        *(["what is known of it"] if made else []),
+        "are its checkpoints whole",
+    ]
     action = _pick("What with it?", actions)
     if action == "go on with it":
         run_and_go_on(run.path, kind, console)
@@ -327,7 +361,9 @@ def with_config(path: Path, console: Console) -> None:
         console.print(review(config))
         if config.migrated:
             console.print(f"{config.migrated}; editing it saves it so", style="yellow")
-    others = [str(other) for other in _configs() if other != path and _kind(other) == (config and config.kind)]
+    others = [
+        str(other) for other in _configs() if other != path and _kind(other) == (config and config.kind)
+    ]
     runs = ["check", "run"] if config and config.kind in STAGES else ["check"]
     actions = [*runs, "edit", "duplicate", *(["compare with another"] if others else [])] if config else []
     action = _pick("What with it?", [*actions, "delete"])
@@ -376,7 +412,9 @@ def _save(config: KindConfig, name: str, console: Console) -> Path | None:
     target = CONFIGS / f"{name}.json"
     while text := _answer(questionary.text("Save as", default=str(target))):
         target = Path(text)
-        if target.exists() and not _answer(questionary.confirm(f"{target} exists. Replace it?", default=True)):
+        if target.exists() and not _answer(
+            questionary.confirm(f"{target} exists. Replace it?", default=True)
+        ):
             target = _unused_name(target)
             continue
         try:
@@ -386,7 +424,9 @@ def _save(config: KindConfig, name: str, console: Console) -> Path | None:
             continue
         console.print(f"saved as {path}")
         return path
-    kept = drafts.keep(type(config), {option: getattr(config, option) for option in type(config).model_fields})
+    kept = drafts.keep(
+        type(config), {option: getattr(config, option) for option in type(config).model_fields}
+    )
     console.print(f"kept as {kept}: the next form of this kind offers it")
     return None
 
@@ -396,7 +436,9 @@ def _configs() -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """Returns the kind that a config file says it is, without validating it: the menu has to be there at once."""
+    """Returns the kind that a config file says it is, without validating it:
+    the menu has to be there at once.
+    """
     try:
         return str(read_object(path).get("kind"))
     except (OSError, ValueError):
@@ -423,8 +465,12 @@ def _fault(path: Path) -> str:
 
 
 def _llmlab(*arguments: str) -> None:
-    """Runs a command of the lab in a process of its own: what the menu starts is what the command line starts."""
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl+C is for that process, which may have to save first
+    """Runs a command of the lab in a process of its own:
+    what the menu starts is what the command line starts.
+    """
+    before = signal.signal(
+        signal.SIGINT, lambda *_: None
+    )  # Ctrl+C is for that process, which may have to save first
     try:
         subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False)
     finally:

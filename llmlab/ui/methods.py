@@ -18,5 +18,7 @@ def methods_table() -> Group:
         for name in ("when", "data", "memory", "speed"):
             lines.add_row("  " + name, getattr(stage, name), style="" if name == "when" else "dim")
         blocks.append(lines)
-    blocks.append(Text("Speed of an update beside SFT's on as many tokens; a copy is the model's weights once.", "dim"))
+    blocks.append(
+        Text("Speed of an update beside SFT's on as many tokens; a copy is the model's weights once.", "dim")
+    )
     return Group(*blocks)

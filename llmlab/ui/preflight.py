@@ -1,4 +1,6 @@
-"""The truth before a run: the plan, the data as the model will see it, and a few measured steps. Starts nothing for good."""
+"""The truth before a run: the plan, the data as the model will see it, and a few measured steps.
+Starts nothing for good.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def check_inputs(config: KindConfig) -> list[str]:
     """Looks for everything that a run reads: models, tokenizer, datasets. Nothing is downloaded.
 
     Returns:
-        A line for each that only the hub can have and that could not be looked up: "policy_checkpoint: a/b: not checked ...".
+        A line for each that only the hub can have and that could not be looked up: "policy_checkpoint: a/b:
+        not checked ...".
 
     Raises:
         LabError: with the first that is not there, cannot be read, or does not fit its use.
@@ -129,12 +132,19 @@ def check_tokenizer(name: str) -> str:
 
 
 def of_the_data(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableType]:
-    """Returns what a person would want to know of the rows themselves: one as the model sees it, and what is wrong."""
-    return [*a_row(config, shapes), *(Text(f"mind: {line}", style="yellow") for line in overlaps(config, shapes))]
+    """Returns what a person would want to know of the rows themselves: one as the model sees it,
+    and what is wrong.
+    """
+    return [
+        *a_row(config, shapes),
+        *(Text(f"mind: {line}", style="yellow") for line in overlaps(config, shapes)),
+    ]
 
 
 def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[str]:
-    """Returns a line for each validation source of which rows are trained on as well; of sources on this machine alone."""
+    """Returns a line for each validation source of which rows are trained on as well;
+    of sources on this machine alone.
+    """
     from itertools import islice
 
     from llmlab.data.canonical import Tally, open_source
@@ -144,7 +154,9 @@ def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[str]:
             return
         try:
             for _, row in islice(open_source(source, shapes).canonical(Tally()), limit):
-                yield hashlib.blake2b(json.dumps(row, sort_keys=True, default=str).encode(), digest_size=16).digest()
+                yield hashlib.blake2b(
+                    json.dumps(row, sort_keys=True, default=str).encode(), digest_size=16
+                ).digest()
         except (LabError, OSError):  # told by the table of the sources
             return
 
@@ -155,13 +167,17 @@ def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[str]:
     for source in config.eval_datasets:
         held = list(rows(source, COMPARED))
         if both := sum(row in trained for row in held):
-            share = f"{both:,} of the {'first ' if len(held) == COMPARED else ''}{len(held):,} validation rows"
+            share = (
+                f"{both:,} of the {'first ' if len(held) == COMPARED else ''}{len(held):,} validation rows"
+            )
             found.append(f"{share} of {source.line()} are trained on as well: held-out figures would flatter")
     return found
 
 
 def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableType]:
-    """Returns the first usable row, rendered, and what is wrong with it; nothing where tokenizer or data are not here."""
+    """Returns the first usable row, rendered, and what is wrong with it;
+    nothing where tokenizer or data are not here.
+    """
     from itertools import islice
 
     from transformers.utils import logging
@@ -187,14 +203,22 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableTyp
         return []
     lines: list[RenderableType] = [Learned("a row as the model sees it", pieces)]
     if isinstance(config, RolloutConfig):  # which learns from its own answers
-        prompt, answer = ("".join(piece for piece, learned in pieces if learned is wanted) for wanted in (False, True))
+        prompt, answer = (
+            "".join(piece for piece, learned in pieces if learned is wanted) for wanted in (False, True)
+        )
         lines = [Text("a prompt as the model sees it", style="bold"), Text(prompt.rstrip())]
-        return [*lines, Text(f"the right answer, for rewards that compare: {answer}", style="dim")] if answer else lines
+        return (
+            [*lines, Text(f"the right answer, for rewards that compare: {answer}", style="dim")]
+            if answer
+            else lines
+        )
     if "text" not in rows[0] and not isinstance(config, PretrainConfig):
         said = "".join(piece for piece, learned in pieces if learned)
         marks = [tokenizer.decode([end]) for end in (ends if isinstance(ends, list) else [ends])]
         if said and not any(mark and mark in said for mark in marks):
-            warning = "the chat template ends an answer without a token that stops the model: it would never end"
+            warning = (
+                "the chat template ends an answer without a token that stops the model: it would never end"
+            )
             lines.append(Text(f"mind: {warning}", style="yellow"))
     return lines
 
@@ -219,7 +243,10 @@ class Measured:
         memory = predicted(config)
         beside = f" (predicted {size(memory.total)})" if memory else ""
         return [
-            f"measured: {self.seconds:.2f} s an update, {time} for {config.max_steps:,} steps, validation and saving aside",
+            (
+                f"measured: {self.seconds:.2f} s an update, {time} for {config.max_steps:,} steps, validation"
+                " and saving aside"
+            ),
             f"measured: peak memory {size(self.peak)}{beside}",
         ]
 
@@ -231,20 +258,37 @@ def measure(config: TrainingConfig) -> Measured:
         LabError: when they fail, with the reason.
     """
     with tempfile.TemporaryDirectory() as folder:
-        few = {"max_steps": STEPS, "warmup_steps": 0, "log_every": 1, "save_every": 10**9, "eval_fraction": 0.0,
-               "eval_datasets": [], "report_to": [], "save_best_only": False, "output_dir": f"{folder}/run"}  # fmt: skip
+        few = {
+            "max_steps": STEPS,
+            "warmup_steps": 0,
+            "log_every": 1,
+            "save_every": 10**9,
+            "eval_fraction": 0.0,
+            "eval_datasets": [],
+            "report_to": [],
+            "save_best_only": False,
+            "output_dir": f"{folder}/run",
+        }
         path = save_config(apply_changes(config, few), Path(folder) / "few.json")
         log = Path(folder) / "log"
         with open(log, "w") as output:
-            child = subprocess.Popen([sys.executable, "-m", "llmlab", "run", str(path)], stdout=output, stderr=output,
-                                     stdin=subprocess.DEVNULL)  # fmt: skip
+            child = subprocess.Popen(
+                [sys.executable, "-m", "llmlab", "run", str(path)],
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+            )
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             last = (log.read_text(errors="replace").strip().splitlines() or ["it ended without a word"])[-1]
             raise LabError(f"the measured steps failed: {last.removeprefix('error: ')}", exit_code=1)
-        lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
-    clock = [line["train_runtime"] for line in lines if "train_runtime" in line and "loss" in line]  # since the start
+        lines = [
+            json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
+        ]
+    clock = [
+        line["train_runtime"] for line in lines if "train_runtime" in line and "loss" in line
+    ]  # since the start
     if len(clock) < 2:
         raise LabError("the measured steps left no times", exit_code=1)
     seconds = (clock[-1] - clock[0]) / (len(clock) - 1)
@@ -252,7 +296,9 @@ def measure(config: TrainingConfig) -> Measured:
 
 
 def _tokenizer(config: Any) -> str:
-    """Returns the folder or file of the tokenizer that a run will read with; "" where it is not on this machine."""
+    """Returns the folder or file of the tokenizer that a run will read with;
+    "" where it is not on this machine.
+    """
     try:
         if isinstance(config, PretrainConfig):
             shape = config.model if not isinstance(config.model, str) else load_config(config.model)

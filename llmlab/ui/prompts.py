@@ -1,4 +1,6 @@
-"""One question at the terminal: questionary's own, with a way back, an explanation and a line of live figures below."""
+"""One question at the terminal: questionary's own, with a way back,
+an explanation and a line of live figures below.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ class Explain(Exception):
 
 
 def ask(
-    question: questionary.Question, *, below: Callable[[Any], str] | None = None, back: bool = True, explains: bool = False
+    question: questionary.Question,
+    *,
+    below: Callable[[Any], str] | None = None,
+    back: bool = True,
+    explains: bool = False,
 ) -> Any:
     """Returns the answer.
 
@@ -80,7 +86,9 @@ def ask(
     if below is not None:
         text = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", said(below(_standing(app))))])
         old = app.layout
-        for window in old.find_all_windows():  # the lines stand below the question, not at the bottom of the screen
+        for (
+            window
+        ) in old.find_all_windows():  # the lines stand below the question, not at the bottom of the screen
             window.dont_extend_height = to_filter(True)
         under = ConditionalContainer(Window(text, dont_extend_height=True, wrap_lines=True), filter=~is_done)
         app.layout = Layout(HSplit([old.container, under]), focused_element=old.current_window)
@@ -98,7 +106,9 @@ def select(question: str, choices: Sequence[Any], **kwargs: Any) -> questionary.
         choices: texts, or questionary's own choices and separators.
         **kwargs: of questionary.
     """
-    made = [questionary.Choice(said(choice), choice) if isinstance(choice, str) else choice for choice in choices]
+    made = [
+        questionary.Choice(said(choice), choice) if isinstance(choice, str) else choice for choice in choices
+    ]
     for choice in made:
         if isinstance(choice.title, str):
             choice.title = said(choice.title)

@@ -26,11 +26,22 @@ def runs_table() -> Table:
     for run in all_runs():
         record = run.record
         metrics = record.get("metrics") or {}
-        figures = [f"{name.removeprefix('eval_')} {metrics[name]:.4g}" for name in FIGURES if metrics.get(name) is not None]
+        figures = [
+            f"{name.removeprefix('eval_')} {metrics[name]:.4g}"
+            for name in FIGURES
+            if metrics.get(name) is not None
+        ]
         figure = next(iter(figures), "")
         kind, step = (record.get("config") or {}).get("kind", "?"), record.get("step")
         status = f"damaged: {RECORD} {shortened(damage, 120)}" if (damage := run.damage) else run.status
-        table.add_row(str(run.path), kind, status, "" if step is None else str(step), figure, _short(record.get("parent")))
+        table.add_row(
+            str(run.path),
+            kind,
+            status,
+            "" if step is None else str(step),
+            figure,
+            _short(record.get("parent")),
+        )
     if not table.row_count:
         table.add_row("none yet: `llmlab quickstart` makes some", *[""] * 5)
     return table
@@ -63,8 +74,12 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
             except (OSError, ValueError):
                 rows.append((file, "is damaged"))
                 continue
-            kept = {k: v for k, v in shape.items() if isinstance(v, (int, float, str)) and not k.startswith("_")}
-            rows.append((file.removesuffix(".json"), ", ".join(f"{key} {value}" for key, value in kept.items())))
+            kept = {
+                k: v for k, v in shape.items() if isinstance(v, (int, float, str)) and not k.startswith("_")
+            }
+            rows.append(
+                (file.removesuffix(".json"), ", ".join(f"{key} {value}" for key, value in kept.items()))
+            )
     run = RunFolder(folder.parent)
     record = run.record
     if run.damage:
@@ -79,7 +94,9 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
             ("lineage", " <- ".join(lineage(folder.parent))),
         ]
         metrics = record.get("metrics") or {}
-        rows += [(key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES and value is not None]
+        rows += [
+            (key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES and value is not None
+        ]
     fault = verify(folder) if (folder / MANIFEST).is_file() else "was not made by this lab"
     rows.append(("seal", fault or "whole"))
     return rows
@@ -126,7 +143,9 @@ def verify_run(name: str) -> tuple[list[str], bool]:
 
 
 def _checked(path: Path) -> str:
-    """Returns what `verify` says of a folder; where a run is just replacing it, of the one that takes its place."""
+    """Returns what `verify` says of a folder; where a run is just replacing it,
+    of the one that takes its place.
+    """
     until = time.monotonic() + BEING_REPLACED
     while (fault := verify(path)) == GONE and time.monotonic() < until:
         if not path.is_dir():

@@ -73,14 +73,17 @@ def test_commands(session, console, tmp_path):
     assert session.command("/quit", console) is False
 
 
-@pytest.mark.parametrize("line, expected", [
-    ("/set temperature hot", "is not a number"),
-    ("/set temprature 1", "did you mean `temperature`?"),
-    ("/set top_p 3", "at most 1"),
-    ("/sett", "no command"),
-    ("/save", "needs a file name"),
-    ("/system be kind", "a base model has no system prompt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("/set temperature hot", "is not a number"),
+        ("/set temprature 1", "did you mean `temperature`?"),
+        ("/set top_p 3", "at most 1"),
+        ("/sett", "no command"),
+        ("/save", "needs a file name"),
+        ("/system be kind", "a base model has no system prompt"),
+    ],
+)
 def test_wrong_commands_say_why(session, console, line, expected):
     with pytest.raises(LabError, match=expected.replace("?", r"\?")):
         session.command(line, console)
@@ -96,7 +99,8 @@ def test_an_answer_ends_where_the_positions_do_and_a_prompt_that_does_not_fit_is
     assert len(seen) == 64 - count, "64 positions"
     for prompt in ("whale " * 64, "a" * 1_000_000, "\U0001f40b" * 100):
         with pytest.raises(
-            LabError, match=r"the prompt has (more than )?[\d,]+ tokens, and the model reads 64 with its answer"
+            LabError,
+            match=r"the prompt has (more than )?[\d,]+ tokens, and the model reads 64 with its answer",
         ):
             next(stream(session.model, session.tokenizer, prompt, settings))
 
@@ -108,7 +112,9 @@ def test_what_comes_by_a_pipe_is_read_line_by_line_within_bounds(session, monkey
         return capsys.readouterr().out
 
     assert len(piped(b"Call me\n\nIshmael").splitlines()) >= 2
-    with pytest.raises(LabError, match=r"line 2 of standard input is not UTF-8 text \(invalid start byte at byte 3\)"):
+    with pytest.raises(
+        LabError, match=r"line 2 of standard input is not UTF-8 text \(invalid start byte at byte 3\)"
+    ):
         piped(b"Call me\nab\xff\n")
     with pytest.raises(LabError, match="line 1 of standard input has more than 10,000,000 bytes"):
         piped(b"a" * 10_000_001)

@@ -62,11 +62,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, place):
         begin(config, "auto", LabConsole(quiet=True)),
     ):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and (
+        tmp_path / "file"
+    ).read_text() == "kept"
 
 
 @pytest.mark.parametrize(
-    "text, reason", [("a\0b", "holds a NUL character"), ("a\ud800b", "is not UTF-8 text: it holds half of a character")]
+    "text, reason",
+    [("a\0b", "holds a NUL character"), ("a\ud800b", "is not UTF-8 text: it holds half of a character")],
 )
 def test_what_no_file_can_hold_is_refused_by_name(text, reason, tmp_path):
     names = {

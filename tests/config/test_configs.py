@@ -37,28 +37,43 @@ def message(data):
 @pytest.mark.parametrize(
     "data, expected",
     [
-        ({"kind": "model", "d_model": 900}, "`d_model` 900 is not divisible by `n_heads` 14: use 896 or 924, since a rope head size must be even"),
-        ({"kind": "model", "d_model": 910}, "gives a head size of 65, and a rope head size must be even: use 896 or 924"),
+        (
+            {"kind": "model", "d_model": 900},
+            "`d_model` 900 is not divisible by `n_heads` 14: use 896 or 924, since a rope head size must be even",
+        ),
+        (
+            {"kind": "model", "d_model": 910},
+            "gives a head size of 65, and a rope head size must be even: use 896 or 924",
+        ),
         ({"kind": "model", "n_heads": 0}, "`n_heads` 0 must be at least 1: use 1"),
         ({"kind": "model", "n_kv_heads": 3}, "`n_kv_heads` 3 does not divide `n_heads` 14: use 1 or 2"),
         ({"kind": "model", "d_modle": 896}, "unknown option `d_modle`: did you mean `d_model`?"),
         ({"kind": "model", "activation": "gelou"}, "did you mean gelu?"),
         ({"kind": "model", "dropout": "x"}, "`dropout` 'x' (str) is not a number"),
         ({"kind": "model", "d_model": 896.5}, "is not a whole number"),
-        ({"kind": "model", "positional_encoding": "alibi", "rope_theta": 5.0}, "applies only when `positional_encoding` is rope or yarn"),
+        (
+            {"kind": "model", "positional_encoding": "alibi", "rope_theta": 5.0},
+            "applies only when `positional_encoding` is rope or yarn",
+        ),
         ({"kind": "pretrain", "lr": 1e-3, "learning_rate": 1e-3}, "another name"),
-        ({"kind": "pretrain", "warmup_steps": 50, "max_steps": 10}, "`warmup_steps` 50 is above `max_steps` 10: use at most 10"),
+        (
+            {"kind": "pretrain", "warmup_steps": 50, "max_steps": 10},
+            "`warmup_steps` 50 is above `max_steps` 10: use at most 10",
+        ),
         ({"kind": "pretrain", "datasets": ["a | b | x"]}, "the weight 'x'"),
         ({"kind": "pretrain", "datasets": []}, "`datasets`"),
         ({"kind": "pretrain", "model": {"kind": "model", "d_model": 900}}, "use 896 or 924"),
-        ({"kind": "dpo", "mini_batch_size": 30}, "`mini_batch_size` 30 does not divide `batch_size` 128: use 32"),
+        (
+            {"kind": "dpo", "mini_batch_size": 30},
+            "`mini_batch_size` 30 does not divide `batch_size` 128: use 32",
+        ),
         ({"kind": "dpo", "list[": None}, "unknown option `list[`"),
         ({"kind": "dqo"}, "did you mean 'dpo'?"),
         ({"d_model": 4}, "`kind` is missing"),
         ({"kind": "model", "schema_version": 99}, "`schema_version` 99 is not known"),
         ([1], "a config is a JSON object"),
     ],
-)  # fmt: skip
+)
 def test_one_clear_message(data, expected):
     text = message(data)
     assert expected in text
@@ -86,14 +101,20 @@ def test_every_option_says_what_it_is(kind):
             continue
         assert info.title and info.description.endswith((".", "`.")), name
     properties = schema(kind)["properties"]
-    assert all("description" in properties[name] for name in properties if name not in ("kind", "schema_version"))
+    assert all(
+        "description" in properties[name] for name in properties if name not in ("kind", "schema_version")
+    )
 
 
 def test_every_choice_has_advice():
     for cls in KINDS.values():
         for name, field in cls.model_fields.items():
             choices = getattr(field.annotation, "__args__", ())
-            if name not in ("kind", "schema_version") and choices and all(isinstance(choice, str) for choice in choices):
+            if (
+                name not in ("kind", "schema_version")
+                and choices
+                and all(isinstance(choice, str) for choice in choices)
+            ):
                 assert set(cls.options()[name].choices) == set(choices), name
 
 
@@ -129,7 +150,9 @@ def test_files_that_are_no_configs(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     file = save_config(preset("tiny"), tmp_path / "c.json")
     before = file.read_text()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(LabError, match="No space left"):
         save_config(preset("small"), file)
     assert file.read_text() == before and list(tmp_path.iterdir()) == [file]
@@ -174,7 +197,10 @@ def test_an_older_schema_is_migrated_and_told(tmp_path, monkeypatch, capsys):
     path = tmp_path / "old.json"
     path.write_text(json.dumps({"kind": "sft", "schema_version": 0, "rate": 0.25}))
     config = load_config(path)
-    assert config.learning_rate == 0.25 and config.migrated == "schema 0 was read as schema 1: `rate` is `learning_rate` now"
+    assert (
+        config.learning_rate == 0.25
+        and config.migrated == "schema 0 was read as schema 1: `rate` is `learning_rate` now"
+    )
     assert cli._load(path, None).learning_rate == 0.25 and config.migrated in capsys.readouterr().err
     table = Console(record=True, width=200, file=io.StringIO())
     table.print(configs_table([path]))

@@ -8,7 +8,16 @@ from llmlab.config.base import in_words
 from llmlab.errors import LabError
 from llmlab.ui.forms import _parse, explanation
 
-WHOLE = {"4,000": 4000, "4k": 4000, "4 K": 4000, "1.5k": 1500, "1e3": 1000, "1_000": 1000, "1,000,000": 10**6, "2M": 2 * 10**6}
+WHOLE = {
+    "4,000": 4000,
+    "4k": 4000,
+    "4 K": 4000,
+    "1.5k": 1500,
+    "1e3": 1000,
+    "1_000": 1000,
+    "1,000,000": 10**6,
+    "2M": 2 * 10**6,
+}
 REALS = {"1e-3": 1e-3, "0.5": 0.5, ".5": 0.5, "5e-6": 5e-6, "1_0": 10.0}
 
 
@@ -45,7 +54,8 @@ def test_percentages_where_a_share_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "text", ["1.000", "4,00", "1.5", "4kk", "k", "1e", "0x10", "1,0000", "٣", "1e-3", "4 000 k k", "9" * 60 + "k"]
+    "text",
+    ["1.000", "4,00", "1.5", "4kk", "k", "1e", "0x10", "1,0000", "٣", "1e-3", "4 000 k k", "9" * 60 + "k"],
 )
 def test_what_could_mean_something_else_is_refused(text):
     with pytest.raises(LabError, match="max_steps"):
@@ -61,9 +71,16 @@ def test_texts_stay_texts():
 
 
 def test_pattern_rules_are_told_in_words():
-    with pytest.raises(LabError, match=r"`name` 'my run' is not made of letters, digits and \. \+ - _ \(no spaces\)"):
+    with pytest.raises(
+        LabError, match=r"`name` 'my run' is not made of letters, digits and \. \+ - _ \(no spaces\)"
+    ):
         apply_changes(SFTConfig(), {"name": "my run"})
     assert "letters, digits and . + - _" in str(explanation(SFTConfig, "name").renderable)
-    patterns = {rule.pattern for cls in KINDS.values() for field in cls.model_fields.values() for rule in field.metadata
-                if getattr(rule, "pattern", None)}  # fmt: skip
+    patterns = {
+        rule.pattern
+        for cls in KINDS.values()
+        for field in cls.model_fields.values()
+        for rule in field.metadata
+        if getattr(rule, "pattern", None)
+    }
     assert patterns and all("^" not in in_words(pattern) for pattern in patterns)

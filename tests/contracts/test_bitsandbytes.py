@@ -1,4 +1,6 @@
-"""What the lab relies on in bitsandbytes: loaded only where something is quantised, one 4-bit product in training and evaluation."""
+"""What the lab relies on in bitsandbytes: loaded only where something is quantised,
+one 4-bit product in training and evaluation.
+"""
 
 import subprocess
 import sys
@@ -40,13 +42,19 @@ print(bitsandbytes.optim.AdamW is AdamW, bitsandbytes.optim.__spec__.name, len({
 
 def python(program, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
 
 
 def test_nothing_loads_it_where_nothing_is_quantised(base_run):
     done = python(WITHOUT_QUANTISATION, base_run.model)
-    assert done.stdout.splitlines()[-1] == "['bitsandbytes']"  # the name alone, which stands in for the package
+    assert (
+        done.stdout.splitlines()[-1] == "['bitsandbytes']"
+    )  # the name alone, which stands in for the package
 
 
 def test_its_warnings_do_not_reach_the_screen():
@@ -61,8 +69,12 @@ def test_a_part_of_it_is_imported_once():
 def quantised(base_run, monkeypatch):
     """A 4-bit model as it is on a processor with AVX512-BF16: there every layer offers the bf16 product."""
     monkeypatch.setattr(bnb_modules, "has_avx512bf16", lambda: True)
-    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
-    assert Linear4bit(64, 64).support_avx512bf16_for_cpu, "the switch has another name now: see equal_4bit_products"
+    options = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    assert Linear4bit(64, 64).support_avx512bf16_for_cpu, (
+        "the switch has another name now: see equal_4bit_products"
+    )
     return load_model(str(base_run.model), quantization_config=options, device_map={"": "cpu"})[0]
 
 

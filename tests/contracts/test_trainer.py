@@ -9,9 +9,13 @@ from transformers.trainer_callback import TrainerState
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]), ("_load_rng_state", ["self", "checkpoint"]),
-     ("_load_optimizer_and_scheduler", ["self", "checkpoint"]), ("_load_scaler", ["self", "checkpoint"])],
-)  # fmt: skip
+    [
+        ("_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+        ("_load_rng_state", ["self", "checkpoint"]),
+        ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        ("_load_scaler", ["self", "checkpoint"]),
+    ],
+)
 def test_what_reads_a_checkpoint(name, parameters):
     assert list(inspect.signature(getattr(Trainer, name)).parameters) == parameters
     calls = inspect.getsource(Trainer.train) + inspect.getsource(Trainer._inner_training_loop)
@@ -21,6 +25,10 @@ def test_what_reads_a_checkpoint(name, parameters):
 
 def test_the_state_that_is_looked_at_is_the_state_that_is_written(tmp_path):
     TrainerState(global_step=3).save_to_json(str(tmp_path / "s.json"))
-    assert {"global_step", "train_batch_size", "log_history", "best_model_checkpoint", "stateful_callbacks"} <= set(
-        vars(TrainerState.load_from_json(str(tmp_path / "s.json")))
-    )
+    assert {
+        "global_step",
+        "train_batch_size",
+        "log_history",
+        "best_model_checkpoint",
+        "stateful_callbacks",
+    } <= set(vars(TrainerState.load_from_json(str(tmp_path / "s.json"))))

@@ -22,7 +22,12 @@ def test_answers_are_generated_by_the_config_of_the_trainer_and_kept_for_its_upd
     assert "generation_config=self.generation_config" in single_turn
     beginning = inspect.getsource(trl.GRPOTrainer.__init__)
     assert "GenerationConfig(**generation_kwargs, disable_compile=True)" in beginning
-    for name in ("self.generation_kwargs", "self._buffered_inputs", "self._step", "self.max_completion_length"):
+    for name in (
+        "self.generation_kwargs",
+        "self._buffered_inputs",
+        "self._step",
+        "self.max_completion_length",
+    ):
         assert f"{name} = " in beginning, name
     assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in inspect.getsource(
         trl.GRPOTrainer._prepare_inputs
@@ -30,7 +35,9 @@ def test_answers_are_generated_by_the_config_of_the_trainer_and_kept_for_its_upd
 
 
 def test_what_a_validation_reads_and_leaves_out_has_these_names():
-    """Figures of a batch stand in `_metrics`, the balancing loss hangs on `aux_loss_enabled`, a loader takes `_drop_last`."""
+    """Figures of a batch stand in `_metrics`, the balancing loss hangs on `aux_loss_enabled`,
+    a loader takes `_drop_last`.
+    """
     for trainer in (trl.SFTTrainer, trl.DPOTrainer, trl.GRPOTrainer):
         source = inspect.getsource(trainer)
         assert "self.aux_loss_enabled = " in source and "if self.aux_loss_enabled:" in source, trainer

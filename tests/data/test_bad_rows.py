@@ -29,14 +29,19 @@ def talk(*turns):
 
 FATAL = {
     "missing column": ([GOOD, {"prompt": "Where?"}], r"row 2: no value in column 'completion'"),
-    "wrong type": ([GOOD, GOOD, {"prompt": 7, "completion": "x"}], "row 3: column 'prompt' holds a whole number, not text or a list"),
+    "wrong type": (
+        [GOOD, GOOD, {"prompt": 7, "completion": "x"}],
+        "row 3: column 'prompt' holds a whole number, not text or a list",
+    ),
     "cut off": ([GOOD, '{"prompt": "Who?", "comp'], r"row 2 is not valid JSON \(it seems cut off\)"),
     "no object": ([GOOD, "[1, 2]"], r"row 2 is a list, not an object"),
-    "roles": ([talk(("user", "a"), ("assistant", "b")), talk(("user", "a"), ("user", "b"), ("assistant", "c"))],
-              r"row 2: roles do not alternate: turn 2 is 'user' after 'user'"),
+    "roles": (
+        [talk(("user", "a"), ("assistant", "b")), talk(("user", "a"), ("user", "b"), ("assistant", "c"))],
+        r"row 2: roles do not alternate: turn 2 is 'user' after 'user'",
+    ),
     "assistant first": ([talk(("assistant", "b"))], r"row 1: roles do not alternate: turn 1 is 'assistant'"),
     "unknown role": ([talk(("wizard", "a"), ("assistant", "b"))], r"row 1: unknown role 'wizard'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FATAL)
@@ -49,7 +54,9 @@ def test_rows_of_a_wrong_form_stop_the_run_before_it_starts(tokenizer, tmp_path,
 
 
 def test_or_are_left_out_where_the_person_says_so(tokenizer, tmp_path):
-    path = write(tmp_path / "a.jsonl", [GOOD, {"prompt": "Where?"}, {"prompt": "Ship?", "completion": "Pequod"}])
+    path = write(
+        tmp_path / "a.jsonl", [GOOD, {"prompt": "Where?"}, {"prompt": "Ship?", "completion": "Pequod"}]
+    )
     data = sft_data(SFTConfig(datasets=[{"name": path, "bad_rows": "drop"}], eval_fraction=0), tokenizer)
     assert data.facts["train_rows"] == 2 and data.notes == [
         f"left out 1 row: no value in column 'completion' (first: {path}, row 2)"
@@ -71,7 +78,9 @@ def test_rows_with_nothing_to_teach_are_counted_with_their_reasons(tokenizer, tm
         f"left out 1 row: nothing to learn within `max_length` 60 (first: {path}, row 4)",
         f"kept 1 row: the same as an earlier row (first: {path}, row 3)",
     ]
-    data = sft_data(SFTConfig(datasets=[{"name": path, "duplicates": "drop"}], eval_fraction=0, max_length=60), tokenizer)
+    data = sft_data(
+        SFTConfig(datasets=[{"name": path, "duplicates": "drop"}], eval_fraction=0, max_length=60), tokenizer
+    )
     assert data.facts["train_rows"] == 2
 
 
@@ -85,28 +94,59 @@ def test_rows_longer_than_max_length(tokenizer, tmp_path, overlong, rows, cut):
 
 def test_pairs_that_teach_nothing(tokenizer, tmp_path):
     rows = [
-        {"prompt": "Who?", "chosen": "Ahab", "rejected": "Stubb"}, {"prompt": "Who?", "chosen": "Ahab", "rejected": "Ahab"},
-        {"prompt": "Who?", "chosen": "", "rejected": "Stubb"}, {"prompt": "Ship?", "chosen": "the whale " * 30 + "a", "rejected": "the whale " * 30 + "b"},
-    ]  # fmt: skip
+        {"prompt": "Who?", "chosen": "Ahab", "rejected": "Stubb"},
+        {"prompt": "Who?", "chosen": "Ahab", "rejected": "Ahab"},
+        {"prompt": "Who?", "chosen": "", "rejected": "Stubb"},
+        {"prompt": "Ship?", "chosen": "the whale " * 30 + "a", "rejected": "the whale " * 30 + "b"},
+    ]
     path = write(tmp_path / "a.jsonl", rows)
-    data = dpo_data(DPOConfig(datasets=[path], eval_fraction=0, max_length=64, max_prompt_length=40), tokenizer)
+    data = dpo_data(
+        DPOConfig(datasets=[path], eval_fraction=0, max_length=64, max_prompt_length=40), tokenizer
+    )
     assert data.facts["train_pairs"] == 1 and data.facts["train_dropped"] == 3
     reasons = " ".join(data.notes)
-    assert "chosen and rejected are equal" in reasons and "empty answer" in reasons and "equal answers within" in reasons
+    assert (
+        "chosen and rejected are equal" in reasons
+        and "empty answer" in reasons
+        and "equal answers within" in reasons
+    )
     path = write(tmp_path / "b.jsonl", [{"prompt": "Who?", "chosen": "Ahab"}] * 2)
     with pytest.raises(LabError, match=r"holds prompt rows .*needed: preference rows"):
         dpo_data(DPOConfig(datasets=[path]), tokenizer)
 
 
-@pytest.mark.parametrize("name, make, message", [
-    ("a.txt", lambda p: p.write_bytes(b"good\n" * 3 + b"\xff\xfe bad\n"), r"not UTF-8 text \(invalid start byte in line 4, byte 1\)"),
-    ("a.jsonl", lambda p: p.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n'), r"not UTF-8 text \(invalid start byte in line 2"),
-    ("a.parquet", lambda p: (Dataset.from_list([GOOD] * 9).to_parquet(p), p.write_bytes(p.read_bytes()[:-20])), "damaged or no parquet"),
-    ("a.arrow", lambda p: p.write_bytes(b"ARROW1\0\0rubbish"), "damaged or no arrow"),
-    ("a.csv", lambda p: p.write_text("text,label\nfine,1\nno, it, is\n"), "row 2 has 3 columns instead of 2"),
-    ("a.json", lambda p: p.write_text('[{"text": "a"}, {"text": ]'), "not valid JSON"),
-    ("a.jsonl.gz", lambda p: p.write_bytes(gzip.compress(b'{"text": "a"}\n' * 5000)[:-30]), "damaged after line"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, make, message",
+    [
+        (
+            "a.txt",
+            lambda p: p.write_bytes(b"good\n" * 3 + b"\xff\xfe bad\n"),
+            r"not UTF-8 text \(invalid start byte in line 4, byte 1\)",
+        ),
+        (
+            "a.jsonl",
+            lambda p: p.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n'),
+            r"not UTF-8 text \(invalid start byte in line 2",
+        ),
+        (
+            "a.parquet",
+            lambda p: (Dataset.from_list([GOOD] * 9).to_parquet(p), p.write_bytes(p.read_bytes()[:-20])),
+            "damaged or no parquet",
+        ),
+        ("a.arrow", lambda p: p.write_bytes(b"ARROW1\0\0rubbish"), "damaged or no arrow"),
+        (
+            "a.csv",
+            lambda p: p.write_text("text,label\nfine,1\nno, it, is\n"),
+            "row 2 has 3 columns instead of 2",
+        ),
+        ("a.json", lambda p: p.write_text('[{"text": "a"}, {"text": ]'), "not valid JSON"),
+        (
+            "a.jsonl.gz",
+            lambda p: p.write_bytes(gzip.compress(b'{"text": "a"}\n' * 5000)[:-30]),
+            "damaged after line",
+        ),
+    ],
+)
 def test_damaged_files(tmp_path, name, make, message):
     path = tmp_path / name
     make(path)
@@ -136,16 +176,24 @@ def test_a_row_limit_is_spread_over_sorted_sources(tmp_path):
 
 
 def test_inspection_says_what_training_will_see(tokenizer, tmp_path):
-    rows = [{"prompt": "Who?", "completion": "Ahab " * (i % 30 + 1)} for i in range(300)] + [{"prompt": "x", "completion": ""}]
+    rows = [{"prompt": "Who?", "completion": "Ahab " * (i % 30 + 1)} for i in range(300)] + [
+        {"prompt": "x", "completion": ""}
+    ]
     found = inspect(SourceConfig(name=write(tmp_path / "a.jsonl", rows)), tokenizer)
     assert found.rows == 301 and found.shape == "prompt_completion" and found.complete
-    assert found.notes[0].startswith("left out 1 row: empty answer") and "270 rows: the same" in found.notes[1]
+    assert (
+        found.notes[0].startswith("left out 1 row: empty answer") and "270 rows: the same" in found.notes[1]
+    )
     whole, prompt, completion = (found.lengths[part] for part in ("row", "prompt", "completion"))
     assert (whole == prompt + completion).all() and found.percentiles["row"][-1] == whole.max()
-    data = sft_data(SFTConfig(datasets=[str(tmp_path / "a.jsonl")], eval_fraction=0, max_length=512), tokenizer)
+    data = sft_data(
+        SFTConfig(datasets=[str(tmp_path / "a.jsonl")], eval_fraction=0, max_length=512), tokenizer
+    )
     assert sum(map(len, data.train["input_ids"])) == whole.sum(), "the same tokens as in training"
     fit = next(fit for fit in found.fits if fit.length == 512)
-    assert fit.packed == pytest.approx(data.facts["padding"], abs=1e-3) and fit.packed < fit.longest < fit.padded
+    assert (
+        fit.packed == pytest.approx(data.facts["padding"], abs=1e-3) and fit.packed < fit.longest < fit.padded
+    )
     length, reason = found.suggested
     assert (whole <= length).mean() >= 0.95 > (whole <= length // 2).mean() and "fit" in reason
     learned = "".join(text for text, bears in found.sample if bears)
@@ -185,7 +233,8 @@ def test_a_folder_with_an_entry_that_cannot_be_read_is_one_message(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "row", [{**GOOD, "": " "}, {"question": "Who?", "answer": "Ahab", "": "x"}, {**GOOD, "system": None, ".": 1}]
+    "row",
+    [{**GOOD, "": " "}, {"question": "Who?", "answer": "Ahab", "": "x"}, {**GOOD, "system": None, ".": 1}],
 )
 def test_columns_without_a_name_are_no_part_of_a_row(tokenizer, tmp_path, row):
     data = sft_data(SFTConfig(datasets=[write(tmp_path / "a.jsonl", [row])], eval_fraction=0), tokenizer)
@@ -207,7 +256,9 @@ def test_a_tokenizer_is_learned_from_words_without_an_end():
     ],
 )
 def test_rows_that_abort_their_reader_are_one_message(tmp_path, name, content, message):
-    """An array that begins with null ended the process in pyarrow; a field without end was a traceback of the csv module."""
+    """An array that begins with null ended the process in pyarrow;
+    a field without end was a traceback of the csv module.
+    """
     (tmp_path / name).write_text(content)
     with pytest.raises(LabError, match=message):
         load_rows(SourceConfig(name=str(tmp_path / name)))

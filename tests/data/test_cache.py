@@ -1,4 +1,6 @@
-"""Prepared data: complete or absent after a kill, built once by two at the same time, safe from what it does not match."""
+"""Prepared data: complete or absent after a kill, built once by two at the same time,
+safe from what it does not match.
+"""
 
 import json
 import os
@@ -110,7 +112,11 @@ def test_many_rows_are_tokenised_in_parallel_alike(tokenizer, tmp_path, monkeypa
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr("llmlab.data.tokens.PARALLEL_FROM", 10_000)
     alone = sft_data(config, tokenizer)
-    assert parallel.facts == alone.facts and parallel.notes == alone.notes and parallel.facts["train_dropped"] == 60
+    assert (
+        parallel.facts == alone.facts
+        and parallel.notes == alone.notes
+        and parallel.facts["train_dropped"] == 60
+    )
     assert parallel.train[:] == alone.train[:] and parallel.eval["a"][:] == alone.eval["a"][:]
 
 

@@ -21,71 +21,375 @@ def labels(*names):
 
 
 def turns(*said):
-    return [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 9, said, strict=False)]
+    return [
+        {"role": role, "content": text} for role, text in zip(["user", "assistant"] * 9, said, strict=False)
+    ]
 
 
 def glue(columns, names, row, prompt_end, word):
-    return ({**dict.fromkeys(columns, S), "label": labels(*names), "idx": Value("int32")}, {**row, "idx": 0}, prompt_end, word)
+    return (
+        {**dict.fromkeys(columns, S), "label": labels(*names), "idx": Value("int32")},
+        {**row, "idx": 0},
+        prompt_end,
+        word,
+    )
 
 
 # dataset (| subset): features, a row, the end of the prompt (or the text), the completion (or the answers)
 REAL = {
-    "stanfordnlp/imdb": ({"text": S, "label": labels("neg", "pos")}, {"text": "Fine.", "label": 1}, "Review: Fine.\nSentiment:", "positive"),
-    "imdb": ({"text": S, "label": labels("neg", "pos")}, {"text": "Bad.", "label": 0}, "Review: Bad.\nSentiment:", "negative"),
-    "nyu-mll/glue|cola": glue(["sentence"], ["unacceptable", "acceptable"], {"sentence": "He go.", "label": 0}, "He go.\nVerdict:", "unacceptable"),
-    "glue|sst2": glue(["sentence"], ["negative", "positive"], {"sentence": "Good", "label": 1}, "Good\nSentiment:", "positive"),
-    "nyu-mll/glue|mrpc": glue(["sentence1", "sentence2"], ["not_equivalent", "equivalent"], {"sentence1": "a", "sentence2": "b", "label": 1}, "Sentence 2: b\nVerdict:", "equivalent"),
-    "nyu-mll/glue|qqp": glue(["question1", "question2"], ["not_duplicate", "duplicate"], {"question1": "a?", "question2": "b?", "label": 0}, "Question 2: b?\nVerdict:", "not_duplicate"),
-    "nyu-mll/glue|mnli": glue(["premise", "hypothesis"], ["entailment", "neutral", "contradiction"], {"premise": "a", "hypothesis": "b", "label": 2}, "Hypothesis: b\nVerdict:", "contradiction"),
-    "nyu-mll/glue|qnli": glue(["question", "sentence"], ["entailment", "not_entailment"], {"question": "a?", "sentence": "b", "label": 1}, "Sentence: b\nVerdict:", "not_entailment"),
-    "nyu-mll/glue|rte": glue(["sentence1", "sentence2"], ["entailment", "not_entailment"], {"sentence1": "a", "sentence2": "b", "label": 0}, "Sentence 2: b\nVerdict:", "entailment"),
-    "nyu-mll/glue|wnli": glue(["sentence1", "sentence2"], ["not_entailment", "entailment"], {"sentence1": "a", "sentence2": "b", "label": 0}, "Sentence 2: b\nVerdict:", "not_entailment"),
-    "nyu-mll/glue|stsb": ({"sentence1": S, "sentence2": S, "label": Value("float32"), "idx": Value("int32")}, {"sentence1": "a", "sentence2": "b", "label": 3.8, "idx": 0}, "Sentence 2: b\nSimilarity:", "3.8"),
-    "takala/financial_phrasebank|sentences_50agree": ({"sentence": S, "label": labels("negative", "neutral", "positive")}, {"sentence": "Profit rose.", "label": 2}, "News: Profit rose.\nSentiment:", "positive"),
-    "zeroshot/twitter-financial-news-sentiment": ({"text": S, "label": N}, {"text": "$X up", "label": 1}, "Post: $X up\nSentiment:", "bullish"),
-    "TheFinAI/fiqa-sentiment-classification": ({"_id": S, "sentence": S, "target": S, "aspect": S, "score": F, "type": S}, {"_id": "1", "sentence": "Falls", "target": "X", "aspect": "y", "score": -0.4, "type": "headline"}, "Statement: Falls\nSentiment:", "negative"),
-    "cais/mmlu|anatomy": ({"question": S, "subject": S, "choices": List(S), "answer": labels("A", "B", "C", "D")}, {"question": "Which?", "subject": "anatomy", "choices": ["w", "x", "y", "z"], "answer": 2}, "C. y\nD. z\nAnswer:", "C"),
-    "TIGER-Lab/MMLU-Pro": ({"question_id": N, "question": S, "options": List(S), "answer": S, "answer_index": N, "cot_content": S, "category": S, "src": S}, {"question_id": 1, "question": "Which?", "options": list("abcdefghij"), "answer": "J", "answer_index": 9, "cot_content": "", "category": "law", "src": ""}, "J. j\nAnswer:", "J"),
-    "LLukas22/fiqa": ({"question": S, "answer": S}, {"question": "Why?", "answer": "Because."}, "Why?", "Because."),
-    "gbharti/finance-alpaca": ({"text": S, "instruction": S, "input": S, "output": S}, {"text": "", "instruction": "Sum up", "input": "a, b", "output": "c"}, "Sum up\n\na, b", "c"),
-    "JanosAudran/financial-reports-sec|large_lite": ({"cik": S, "sentence": S, "section": N, "labels": {"1d": N, "5d": N, "30d": N}, "filingDate": S, "docID": S, "sentenceID": S, "sentenceCount": N}, {"cik": "1", "sentence": "We sell.", "section": 0, "labels": {"1d": 0, "5d": 0, "30d": 1}, "filingDate": "", "docID": "", "sentenceID": "", "sentenceCount": 1}, "We sell.\nMove:", "negative"),
-    "openai/gsm8k|main": ({"question": S, "answer": S}, {"question": "1+1?", "answer": "It is 2.\n#### 2"}, "1+1?", "It is 2.\n#### 2"),
-    "gsm8k|socratic": ({"question": S, "answer": S}, {"question": "1+1?", "answer": "It is 2.\n#### 2"}, "1+1?", "It is 2.\n#### 2"),
-    "yale-nlp/FinanceMath": ({"question_id": S, "question": S, "tables": List(S), "python_solution": S, "ground_truth": F, "topic": S}, {"question_id": "v-0", "question": "How much?", "tables": ["| a |"], "python_solution": "x = 1", "ground_truth": 1.0, "topic": ""}, "| a |\n\nHow much?", "x = 1"),
-    "deepmind/math_dataset|algebra__linear_1d": ({"question": S, "answer": S}, {"question": "b'Solve 2*x = 4.\\n'", "answer": "b'2\\n'"}, "Solve 2*x = 4.", "2"),
-    "bigcode/bigcodebench": ({"task_id": S, "complete_prompt": S, "instruct_prompt": S, "canonical_solution": S, "code_prompt": S, "test": S, "entry_point": S, "doc_struct": S, "libs": S}, {"task_id": "1", "complete_prompt": "def f", "instruct_prompt": "Write f", "canonical_solution": "  return 1", "code_prompt": "", "test": "", "entry_point": "f", "doc_struct": "", "libs": ""}, "Write f", "  return 1"),
-    "AdaptLLM/finance-tasks|FPB": ({"id": N, "input": S, "options": List(S), "gold_index": N, "class_id": N}, {"id": 0, "input": "Up\nQuestion: sentiment?", "options": ["Positive", "Negative"], "gold_index": 1, "class_id": 1}, "Question: sentiment?", "Negative"),
-    "AdaptLLM/finance-tasks|ConvFinQA": ({"input": S, "label": S}, {"input": "What was it?", "label": "12.5"}, "What was it?", "12.5"),
-    "sujet-ai/Sujet-Finance-QA-Vision-100k": ({"doc_id": S, "question": S, "answer": S}, {"doc_id": "1", "question": "Total?", "answer": "5"}, "Total?", "5"),
-    "tatsu-lab/alpaca": ({"instruction": S, "input": S, "output": S, "text": S}, {"instruction": "Say hi", "input": "", "output": "Hi", "text": "x"}, "Say hi", "Hi"),
-}  # fmt: skip
+    "stanfordnlp/imdb": (
+        {"text": S, "label": labels("neg", "pos")},
+        {"text": "Fine.", "label": 1},
+        "Review: Fine.\nSentiment:",
+        "positive",
+    ),
+    "imdb": (
+        {"text": S, "label": labels("neg", "pos")},
+        {"text": "Bad.", "label": 0},
+        "Review: Bad.\nSentiment:",
+        "negative",
+    ),
+    "nyu-mll/glue|cola": glue(
+        ["sentence"],
+        ["unacceptable", "acceptable"],
+        {"sentence": "He go.", "label": 0},
+        "He go.\nVerdict:",
+        "unacceptable",
+    ),
+    "glue|sst2": glue(
+        ["sentence"],
+        ["negative", "positive"],
+        {"sentence": "Good", "label": 1},
+        "Good\nSentiment:",
+        "positive",
+    ),
+    "nyu-mll/glue|mrpc": glue(
+        ["sentence1", "sentence2"],
+        ["not_equivalent", "equivalent"],
+        {"sentence1": "a", "sentence2": "b", "label": 1},
+        "Sentence 2: b\nVerdict:",
+        "equivalent",
+    ),
+    "nyu-mll/glue|qqp": glue(
+        ["question1", "question2"],
+        ["not_duplicate", "duplicate"],
+        {"question1": "a?", "question2": "b?", "label": 0},
+        "Question 2: b?\nVerdict:",
+        "not_duplicate",
+    ),
+    "nyu-mll/glue|mnli": glue(
+        ["premise", "hypothesis"],
+        ["entailment", "neutral", "contradiction"],
+        {"premise": "a", "hypothesis": "b", "label": 2},
+        "Hypothesis: b\nVerdict:",
+        "contradiction",
+    ),
+    "nyu-mll/glue|qnli": glue(
+        ["question", "sentence"],
+        ["entailment", "not_entailment"],
+        {"question": "a?", "sentence": "b", "label": 1},
+        "Sentence: b\nVerdict:",
+        "not_entailment",
+    ),
+    "nyu-mll/glue|rte": glue(
+        ["sentence1", "sentence2"],
+        ["entailment", "not_entailment"],
+        {"sentence1": "a", "sentence2": "b", "label": 0},
+        "Sentence 2: b\nVerdict:",
+        "entailment",
+    ),
+    "nyu-mll/glue|wnli": glue(
+        ["sentence1", "sentence2"],
+        ["not_entailment", "entailment"],
+        {"sentence1": "a", "sentence2": "b", "label": 0},
+        "Sentence 2: b\nVerdict:",
+        "not_entailment",
+    ),
+    "nyu-mll/glue|stsb": (
+        {"sentence1": S, "sentence2": S, "label": Value("float32"), "idx": Value("int32")},
+        {"sentence1": "a", "sentence2": "b", "label": 3.8, "idx": 0},
+        "Sentence 2: b\nSimilarity:",
+        "3.8",
+    ),
+    "takala/financial_phrasebank|sentences_50agree": (
+        {"sentence": S, "label": labels("negative", "neutral", "positive")},
+        {"sentence": "Profit rose.", "label": 2},
+        "News: Profit rose.\nSentiment:",
+        "positive",
+    ),
+    "zeroshot/twitter-financial-news-sentiment": (
+        {"text": S, "label": N},
+        {"text": "$X up", "label": 1},
+        "Post: $X up\nSentiment:",
+        "bullish",
+    ),
+    "TheFinAI/fiqa-sentiment-classification": (
+        {"_id": S, "sentence": S, "target": S, "aspect": S, "score": F, "type": S},
+        {"_id": "1", "sentence": "Falls", "target": "X", "aspect": "y", "score": -0.4, "type": "headline"},
+        "Statement: Falls\nSentiment:",
+        "negative",
+    ),
+    "cais/mmlu|anatomy": (
+        {"question": S, "subject": S, "choices": List(S), "answer": labels("A", "B", "C", "D")},
+        {"question": "Which?", "subject": "anatomy", "choices": ["w", "x", "y", "z"], "answer": 2},
+        "C. y\nD. z\nAnswer:",
+        "C",
+    ),
+    "TIGER-Lab/MMLU-Pro": (
+        {
+            "question_id": N,
+            "question": S,
+            "options": List(S),
+            "answer": S,
+            "answer_index": N,
+            "cot_content": S,
+            "category": S,
+            "src": S,
+        },
+        {
+            "question_id": 1,
+            "question": "Which?",
+            "options": list("abcdefghij"),
+            "answer": "J",
+            "answer_index": 9,
+            "cot_content": "",
+            "category": "law",
+            "src": "",
+        },
+        "J. j\nAnswer:",
+        "J",
+    ),
+    "LLukas22/fiqa": (
+        {"question": S, "answer": S},
+        {"question": "Why?", "answer": "Because."},
+        "Why?",
+        "Because.",
+    ),
+    "gbharti/finance-alpaca": (
+        {"text": S, "instruction": S, "input": S, "output": S},
+        {"text": "", "instruction": "Sum up", "input": "a, b", "output": "c"},
+        "Sum up\n\na, b",
+        "c",
+    ),
+    "JanosAudran/financial-reports-sec|large_lite": (
+        {
+            "cik": S,
+            "sentence": S,
+            "section": N,
+            "labels": {"1d": N, "5d": N, "30d": N},
+            "filingDate": S,
+            "docID": S,
+            "sentenceID": S,
+            "sentenceCount": N,
+        },
+        {
+            "cik": "1",
+            "sentence": "We sell.",
+            "section": 0,
+            "labels": {"1d": 0, "5d": 0, "30d": 1},
+            "filingDate": "",
+            "docID": "",
+            "sentenceID": "",
+            "sentenceCount": 1,
+        },
+        "We sell.\nMove:",
+        "negative",
+    ),
+    "openai/gsm8k|main": (
+        {"question": S, "answer": S},
+        {"question": "1+1?", "answer": "It is 2.\n#### 2"},
+        "1+1?",
+        "It is 2.\n#### 2",
+    ),
+    "gsm8k|socratic": (
+        {"question": S, "answer": S},
+        {"question": "1+1?", "answer": "It is 2.\n#### 2"},
+        "1+1?",
+        "It is 2.\n#### 2",
+    ),
+    "yale-nlp/FinanceMath": (
+        {
+            "question_id": S,
+            "question": S,
+            "tables": List(S),
+            "python_solution": S,
+            "ground_truth": F,
+            "topic": S,
+        },
+        {
+            "question_id": "v-0",
+            "question": "How much?",
+            "tables": ["| a |"],
+            "python_solution": "x = 1",
+            "ground_truth": 1.0,
+            "topic": "",
+        },
+        "| a |\n\nHow much?",
+        "x = 1",
+    ),
+    "deepmind/math_dataset|algebra__linear_1d": (
+        {"question": S, "answer": S},
+        {"question": "b'Solve 2*x = 4.\\n'", "answer": "b'2\\n'"},
+        "Solve 2*x = 4.",
+        "2",
+    ),
+    "bigcode/bigcodebench": (
+        {
+            "task_id": S,
+            "complete_prompt": S,
+            "instruct_prompt": S,
+            "canonical_solution": S,
+            "code_prompt": S,
+            "test": S,
+            "entry_point": S,
+            "doc_struct": S,
+            "libs": S,
+        },
+        {
+            "task_id": "1",
+            "complete_prompt": "def f",
+            "instruct_prompt": "Write f",
+            "canonical_solution": "  return 1",
+            "code_prompt": "",
+            "test": "",
+            "entry_point": "f",
+            "doc_struct": "",
+            "libs": "",
+        },
+        "Write f",
+        "  return 1",
+    ),
+    "AdaptLLM/finance-tasks|FPB": (
+        {"id": N, "input": S, "options": List(S), "gold_index": N, "class_id": N},
+        {
+            "id": 0,
+            "input": "Up\nQuestion: sentiment?",
+            "options": ["Positive", "Negative"],
+            "gold_index": 1,
+            "class_id": 1,
+        },
+        "Question: sentiment?",
+        "Negative",
+    ),
+    "AdaptLLM/finance-tasks|ConvFinQA": (
+        {"input": S, "label": S},
+        {"input": "What was it?", "label": "12.5"},
+        "What was it?",
+        "12.5",
+    ),
+    "sujet-ai/Sujet-Finance-QA-Vision-100k": (
+        {"doc_id": S, "question": S, "answer": S},
+        {"doc_id": "1", "question": "Total?", "answer": "5"},
+        "Total?",
+        "5",
+    ),
+    "tatsu-lab/alpaca": (
+        {"instruction": S, "input": S, "output": S, "text": S},
+        {"instruction": "Say hi", "input": "", "output": "Hi", "text": "x"},
+        "Say hi",
+        "Hi",
+    ),
+}
 TEXTS = {
-    "ashraq/financial-news-articles": ({"title": S, "text": S, "url": S}, {"title": "News", "text": "It rose.", "url": "u"}, "News\n\nIt rose."),
-    "HuggingFaceFW/fineweb-edu": ({"text": S, "id": S, "score": F}, {"text": "Web", "id": "1", "score": 3.0}, "Web"),
-    "HuggingFaceFW/fineweb-2|fra_Latn": ({"text": S, "id": S, "language": S}, {"text": "Toile", "id": "1", "language": "fra"}, "Toile"),
-    "PleIAs/common_corpus": ({"identifier": S, "collection": S, "text": S}, {"identifier": "1", "collection": "c", "text": "Open"}, "Open"),
+    "ashraq/financial-news-articles": (
+        {"title": S, "text": S, "url": S},
+        {"title": "News", "text": "It rose.", "url": "u"},
+        "News\n\nIt rose.",
+    ),
+    "HuggingFaceFW/fineweb-edu": (
+        {"text": S, "id": S, "score": F},
+        {"text": "Web", "id": "1", "score": 3.0},
+        "Web",
+    ),
+    "HuggingFaceFW/fineweb-2|fra_Latn": (
+        {"text": S, "id": S, "language": S},
+        {"text": "Toile", "id": "1", "language": "fra"},
+        "Toile",
+    ),
+    "PleIAs/common_corpus": (
+        {"identifier": S, "collection": S, "text": S},
+        {"identifier": "1", "collection": "c", "text": "Open"},
+        "Open",
+    ),
     "bookcorpus/bookcorpus": ({"text": S}, {"text": "a sentence ."}, "a sentence ."),
-    "open-web-math/open-web-math": ({"url": S, "text": S, "date": S, "metadata": S}, {"url": "", "text": "x=1", "date": "", "metadata": ""}, "x=1"),
+    "open-web-math/open-web-math": (
+        {"url": S, "text": S, "date": S, "metadata": S},
+        {"url": "", "text": "x=1", "date": "", "metadata": ""},
+        "x=1",
+    ),
     "wikitext|wikitext-2-raw-v1": ({"text": S}, {"text": " = Whale = \n"}, " = Whale = \n"),
-    "JanosAudran/financial-reports-sec|small_lite": ({"cik": S, "sentence": S, "labels": {"30d": N}}, {"cik": "1", "sentence": "We sell.", "labels": {"30d": 1}}, "We sell."),
+    "JanosAudran/financial-reports-sec|small_lite": (
+        {"cik": S, "sentence": S, "labels": {"30d": N}},
+        {"cik": "1", "sentence": "We sell.", "labels": {"30d": 1}},
+        "We sell.",
+    ),
     "stanfordnlp/imdb": ({"text": S, "label": labels("neg", "pos")}, {"text": "Fine.", "label": 1}, "Fine."),
-}  # fmt: skip
+}
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Who?\n\nAssistant: "
 PAIRS = {
-    "Anthropic/hh-rlhf": ({"chosen": S, "rejected": S}, {"chosen": HH + "Ahab.", "rejected": HH + "Stubb."}, "Who?", ("Ahab.", "Stubb.")),
-    "argilla/ultrafeedback-binarized-preferences": ({"source": S, "instruction": S, "chosen_response": S, "rejected_response": S, "chosen_avg_rating": F}, {"source": "", "instruction": "Q", "chosen_response": "A", "rejected_response": "B", "chosen_avg_rating": 5.0}, "Q", ("A", "B")),
-    "allenai/Dolci-Instruct-DPO": ({"chosen": TURNS, "rejected": TURNS, "prompt_id": S}, {"chosen": turns("Q", "A"), "rejected": turns("Q", "B"), "prompt_id": "1"}, "Q", ("A", "B")),
-    "allenai/Dolci-Think-DPO-7B": ({"prompt": S, "chosen": TURNS, "rejected": TURNS, "chosen_model": S}, {"prompt": "Q", "chosen": turns("Q", "<think>x</think>A"), "rejected": turns("Q", "B"), "chosen_model": "m"}, "Q", ("<think>x</think>A", "B")),
-}  # fmt: skip
+    "Anthropic/hh-rlhf": (
+        {"chosen": S, "rejected": S},
+        {"chosen": HH + "Ahab.", "rejected": HH + "Stubb."},
+        "Who?",
+        ("Ahab.", "Stubb."),
+    ),
+    "argilla/ultrafeedback-binarized-preferences": (
+        {"source": S, "instruction": S, "chosen_response": S, "rejected_response": S, "chosen_avg_rating": F},
+        {
+            "source": "",
+            "instruction": "Q",
+            "chosen_response": "A",
+            "rejected_response": "B",
+            "chosen_avg_rating": 5.0,
+        },
+        "Q",
+        ("A", "B"),
+    ),
+    "allenai/Dolci-Instruct-DPO": (
+        {"chosen": TURNS, "rejected": TURNS, "prompt_id": S},
+        {"chosen": turns("Q", "A"), "rejected": turns("Q", "B"), "prompt_id": "1"},
+        "Q",
+        ("A", "B"),
+    ),
+    "allenai/Dolci-Think-DPO-7B": (
+        {"prompt": S, "chosen": TURNS, "rejected": TURNS, "chosen_model": S},
+        {
+            "prompt": "Q",
+            "chosen": turns("Q", "<think>x</think>A"),
+            "rejected": turns("Q", "B"),
+            "chosen_model": "m",
+        },
+        "Q",
+        ("<think>x</think>A", "B"),
+    ),
+}
 CHATS = {
-    "HuggingFaceTB/smoltalk2|SFT": ({"messages": TURNS, "chat_template_kwargs": {"enable_thinking": Value("bool")}, "source": S}, {"messages": turns("Q", "A"), "chat_template_kwargs": {"enable_thinking": False}, "source": "x"}),
-    "HuggingFaceH4/ultrachat_200k": ({"prompt": S, "prompt_id": S, "messages": TURNS}, {"prompt": "Q", "prompt_id": "1", "messages": turns("Q", "A", "R", "B")}),
-}  # fmt: skip
+    "HuggingFaceTB/smoltalk2|SFT": (
+        {"messages": TURNS, "chat_template_kwargs": {"enable_thinking": Value("bool")}, "source": S},
+        {"messages": turns("Q", "A"), "chat_template_kwargs": {"enable_thinking": False}, "source": "x"},
+    ),
+    "HuggingFaceH4/ultrachat_200k": (
+        {"prompt": S, "prompt_id": S, "messages": TURNS},
+        {"prompt": "Q", "prompt_id": "1", "messages": turns("Q", "A", "R", "B")},
+    ),
+}
 ANSWERS = {
-    "openai/gsm8k|main": ({"question": S, "answer": S}, {"question": "?", "answer": "so 1,2\n#### 1,200"}, "1200"),
-    "yale-nlp/FinanceMath": ({"question": S, "tables": List(S), "python_solution": S, "ground_truth": F}, {"question": "?", "tables": [], "python_solution": "", "ground_truth": 0.125}, "0.125"),
-    "deepmind/math_dataset|x": ({"question": S, "answer": S}, {"question": "b'?\\n'", "answer": "b'-3\\n'"}, "-3"),
-}  # fmt: skip
+    "openai/gsm8k|main": (
+        {"question": S, "answer": S},
+        {"question": "?", "answer": "so 1,2\n#### 1,200"},
+        "1200",
+    ),
+    "yale-nlp/FinanceMath": (
+        {"question": S, "tables": List(S), "python_solution": S, "ground_truth": F},
+        {"question": "?", "tables": [], "python_solution": "", "ground_truth": 0.125},
+        "0.125",
+    ),
+    "deepmind/math_dataset|x": (
+        {"question": S, "answer": S},
+        {"question": "b'?\\n'", "answer": "b'-3\\n'"},
+        "-3",
+    ),
+}
 
 
 def read(tmp_path, key, features, row, needed):
@@ -122,7 +426,9 @@ def test_pairs(tmp_path, key):
 @pytest.mark.parametrize("key", CHATS)
 def test_conversations(tmp_path, key):
     features, row = CHATS[key]
-    assert read(tmp_path, key, features, row, ("messages", "prompt_completion")) == {"messages": row["messages"]}
+    assert read(tmp_path, key, features, row, ("messages", "prompt_completion")) == {
+        "messages": row["messages"]
+    }
 
 
 @pytest.mark.parametrize("key", ANSWERS)
@@ -132,20 +438,29 @@ def test_answers_for_rewards(tmp_path, key):
 
 
 def test_every_entry_is_tried():
-    tried = {tuple(key.partition("|")[::2]) for group in (REAL, TEXTS, PAIRS, CHATS, ANSWERS) for key in group}
+    tried = {
+        tuple(key.partition("|")[::2]) for group in (REAL, TEXTS, PAIRS, CHATS, ANSWERS) for key in group
+    }
     tried |= {("OpenAssistant/oasst1", ""), ("llmlab:moby-dick", ""), ("llmlab:spam-mails", "")}
     found = {id(entry(name, subset)) for name, subset in tried}
     assert [known.id for known in CATALOGUE if id(known) not in found] == []
 
 
 TREE = [
-    ("1", None, "prompter", "Who?"), ("2", "1", "assistant", "Ahab."), ("3", "1", "assistant", "Stubb."),
-    ("4", "2", "prompter", "And?"), ("5", "4", "assistant", "The whale."), ("6", "3", "prompter", "No."), ("7", None, "prompter", "Alone?"),
-]  # fmt: skip
+    ("1", None, "prompter", "Who?"),
+    ("2", "1", "assistant", "Ahab."),
+    ("3", "1", "assistant", "Stubb."),
+    ("4", "2", "prompter", "And?"),
+    ("5", "4", "assistant", "The whale."),
+    ("6", "3", "prompter", "No."),
+    ("7", None, "prompter", "Alone?"),
+]
 
 
 def test_message_trees_become_every_conversation_that_ends_with_an_answer(tmp_path):
-    rows = [dict(zip(("message_id", "parent_id", "role", "text"), row, strict=True), lang="en") for row in TREE]
+    rows = [
+        dict(zip(("message_id", "parent_id", "role", "text"), row, strict=True), lang="en") for row in TREE
+    ]
     said = [[turn["content"] for turn in row["messages"]] for row in conversations_of_tree(rows)]
     assert sorted(said) == [["Who?", "Ahab.", "And?", "The whale."], ["Who?", "Stubb."]]
     path = tmp_path / "tree.parquet"
@@ -162,27 +477,42 @@ def test_names_of_earlier_days_and_subsets():
 
 def test_what_is_said_by_hand_wins(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"body": f"mail {i}", "kind": i % 2, "text": "x"}) + "\n" for i in range(4)))
+    path.write_text(
+        "".join(json.dumps({"body": f"mail {i}", "kind": i % 2, "text": "x"}) + "\n" for i in range(4))
+    )
     by_hand = SourceConfig(
-        name=str(path), format="classification", columns={"label": "kind"}, labels=["ham", "spam"], prompt="Mail: {body}\nVerdict:"
-    )  # fmt: skip
+        name=str(path),
+        format="classification",
+        columns={"label": "kind"},
+        labels=["ham", "spam"],
+        prompt="Mail: {body}\nVerdict:",
+    )
     rows = [row for _, row in open_source(by_hand, ("prompt_completion",)).canonical(Tally())]
     assert (
-        rows[1]["prompt"][0]["content"] == "Mail: mail 1\nVerdict:" and [r["completion"] for r in rows] == ["ham", "spam"] * 2
+        rows[1]["prompt"][0]["content"] == "Mail: mail 1\nVerdict:"
+        and [r["completion"] for r in rows] == ["ham", "spam"] * 2
     )
     mapped = SourceConfig(name=str(path), columns={"prompt": "body", "completion": "text"})
-    assert next(r for _, r in open_source(mapped, ("prompt_completion",)).canonical(Tally()))["completion"] == "x"
-    assert list(document_texts(SourceConfig(name=str(path), columns={"text": "body"}))) == [f"mail {i}" for i in range(4)]
+    assert (
+        next(r for _, r in open_source(mapped, ("prompt_completion",)).canonical(Tally()))["completion"]
+        == "x"
+    )
+    assert list(document_texts(SourceConfig(name=str(path), columns={"text": "body"}))) == [
+        f"mail {i}" for i in range(4)
+    ]
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(columns={"prompt": "nope"}), "there is no column 'nope': there are body, kind"),
-    (dict(prompt="Mail: {nope}"), "there is no column 'nope'"),
-    (dict(format="preference"), "needs a column for chosen and rejected; the columns are body, kind"),
-    (dict(format="text"), "needs a column for text"),
-    (dict(like="some/thing"), "'some/thing' is not in the catalogue"),
-    (dict(), "columns of no known shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(columns={"prompt": "nope"}), "there is no column 'nope': there are body, kind"),
+        (dict(prompt="Mail: {nope}"), "there is no column 'nope'"),
+        (dict(format="preference"), "needs a column for chosen and rejected; the columns are body, kind"),
+        (dict(format="text"), "needs a column for text"),
+        (dict(like="some/thing"), "'some/thing' is not in the catalogue"),
+        (dict(), "columns of no known shape"),
+    ],
+)
 def test_hands_that_err(tmp_path, changes, message):
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "mail", "kind": 1}\n')

@@ -38,26 +38,32 @@ def test_text_files_become_documents(tmp_path):
     assert rows[2]["text"] == "Some years ago"
 
 
-@pytest.mark.parametrize("suffix, write", [
-    ("jsonl", lambda p, rows: p.write_text("".join(json.dumps(r) + "\n" for r in rows))),
-    ("csv", lambda p, rows: p.write_text("text\n" + "".join(f'"{r["text"]}"\n' for r in rows))),
-    ("parquet", lambda p, rows: __import__("datasets").Dataset.from_list(rows).to_parquet(p)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "suffix, write",
+    [
+        ("jsonl", lambda p, rows: p.write_text("".join(json.dumps(r) + "\n" for r in rows))),
+        ("csv", lambda p, rows: p.write_text("text\n" + "".join(f'"{r["text"]}"\n' for r in rows))),
+        ("parquet", lambda p, rows: __import__("datasets").Dataset.from_list(rows).to_parquet(p)),
+    ],
+)
 def test_table_files(tmp_path, suffix, write):
     rows = [{"text": "one"}, {"text": "two"}]
     write(tmp_path / f"a.{suffix}", rows)
     assert load_rows(SourceConfig(name=str(tmp_path / f"a.{suffix}")))["text"] == ["one", "two"]
 
 
-@pytest.mark.parametrize("name, content, expected", [
-    ("empty.txt", b"", "is empty"),
-    ("space.txt", b" \n\n ", "is empty"),
-    ("binary.txt", b"\x7fELF\0\0\0", "binary file"),
-    ("latin.txt", "é".encode("latin-1") * 20, "not UTF-8"),
-    ("broken.jsonl", b'{"text": "a"}\n{"text": ', r"row 2 is not valid JSON \(it seems cut off\)"),
-    ("image.png", b"\x89PNG", "cannot be read"),
-    (None, b"", "no such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("empty.txt", b"", "is empty"),
+        ("space.txt", b" \n\n ", "is empty"),
+        ("binary.txt", b"\x7fELF\0\0\0", "binary file"),
+        ("latin.txt", "é".encode("latin-1") * 20, "not UTF-8"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": ', r"row 2 is not valid JSON \(it seems cut off\)"),
+        ("image.png", b"\x89PNG", "cannot be read"),
+        (None, b"", "no such file"),
+    ],
+)
 def test_sources_that_cannot_be_read(tmp_path, name, content, expected):
     path = tmp_path / (name or "nowhere.txt")
     if name:
@@ -103,14 +109,18 @@ def test_vocabulary_size_is_the_users_choice():
 
 
 def test_digits_are_single_tokens(tokenizer):
-    assert [tokenizer.decode(i) for i in tokenizer("1851", add_special_tokens=False)["input_ids"]] == list("1851")
+    assert [tokenizer.decode(i) for i in tokenizer("1851", add_special_tokens=False)["input_ids"]] == list(
+        "1851"
+    )
 
 
 def test_mask_is_the_templates_own_and_the_assistants_words(tokenizer):
     made = tokenize_conversation(tokenizer, TALK, "assistant")
     marked = tokenizer.apply_chat_template(TALK, return_assistant_tokens_mask=True, return_dict=True)
     assert made["input_ids"] == marked["input_ids"]
-    assert made["labels"] == [i if m else -100 for i, m in zip(marked["input_ids"], marked["assistant_masks"], strict=True)]
+    assert made["labels"] == [
+        i if m else -100 for i, m in zip(marked["input_ids"], marked["assistant_masks"], strict=True)
+    ]
     learned = [label for label in made["labels"] if label != -100]
     assert tokenizer.decode(learned) == "17<|im_end|>The Pequod, of Nantucket.<|im_end|>"
     assert tokenize_conversation(tokenizer, TALK, "all")["labels"] == made["input_ids"]
@@ -118,9 +128,7 @@ def test_mask_is_the_templates_own_and_the_assistants_words(tokenizer):
 
 def test_a_template_that_rewrites_history_is_refused(tokenizer_folder):
     tokenizer = load_tokenizer(str(tokenizer_folder))
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.content }}|{% else %}...{% endif %}{% endfor %}"
-    )
+    tokenizer.chat_template = "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.content }}|{% else %}...{% endif %}{% endfor %}"
     with pytest.raises(LabError, match="rewrites earlier turns"):
         assistant_spans(tokenizer, TALK)
 
@@ -214,7 +222,10 @@ def test_conversation_strings_and_pairs():
     for row, reason in (
         ({"chosen": text + "A", "rejected": text + "A"}, "equal"),
         ({"prompt": "x", "chosen": "", "rejected": "b"}, "empty answer"),
-        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"}, "share no prompt"),
+        (
+            {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: d"},
+            "share no prompt",
+        ),
     ):
         with pytest.raises(RowFault, match=reason) as caught:
             read(row)
@@ -222,7 +233,9 @@ def test_conversation_strings_and_pairs():
 
 
 def test_pairs_count_answers_alone(tokenizer, tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "Who?", "chosen": "Ahab", "rejected": "Stubb"}) + "\n")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"prompt": "Who?", "chosen": "Ahab", "rejected": "Stubb"}) + "\n"
+    )
     row = dpo_data(DPOConfig(datasets=[f"{tmp_path}/a.jsonl"], eval_fraction=0), tokenizer).train[0]
     assert tokenizer.decode(row["prompt_ids"]) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(row["chosen_ids"]) == "Ahab<|im_end|>"

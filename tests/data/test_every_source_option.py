@@ -1,4 +1,6 @@
-"""Every option of a source changes what every kind of run learns from, or is refused with a reason: none is ignored."""
+"""Every option of a source changes what every kind of run learns from, or is refused with a reason:
+none is ignored.
+"""
 
 import json
 from pathlib import Path
@@ -18,8 +20,15 @@ ROWS = {
     "grpo": {"prompt": "Who is {n}?", "answer": "Ahab {n}", "other": "Pip {n}"},
 }
 ROWS |= {"reward": ROWS["dpo"], "dual_head": ROWS["dpo"], "ppo": ROWS["grpo"]}
-READ = {"pretrain": lambda *args: pretrain_data(*args, 64), "sft": sft_data, "dpo": dpo_data, "reward": dpo_data,
-        "grpo": prompts_data, "ppo": prompts_data, "dual_head": dual_head_data}  # fmt: skip
+READ = {
+    "pretrain": lambda *args: pretrain_data(*args, 64),
+    "sft": sft_data,
+    "dpo": dpo_data,
+    "reward": dpo_data,
+    "grpo": prompts_data,
+    "ppo": prompts_data,
+    "dual_head": dual_head_data,
+}
 OPTIONS = {  # a value that matters, and what is learned from where it is left out
     "subset": "main",
     "split": "tset",
@@ -39,13 +48,21 @@ OPTIONS = {  # a value that matters, and what is learned from where it is left o
 def what_is_learned_from(kind, source, tokenizer):
     """Returns the rows, the stream, or the words of the refusal."""
     second = str(Path(source["name"]).with_name("more.jsonl"))
-    config = kind_class(kind)(datasets=[source, second], eval_fraction=0.0, mixture_stop="all_exhausted",
-                              **({"packing": False} if kind == "sft" else {}))  # fmt: skip
+    config = kind_class(kind)(
+        datasets=[source, second],
+        eval_fraction=0.0,
+        mixture_stop="all_exhausted",
+        **({"packing": False} if kind == "sft" else {}),
+    )
     try:
         data = READ[kind](config, tokenizer).train
     except LabError as error:
         return str(error)
-    return [json.dumps(row, default=lambda value: value.tolist()) for row in data] if hasattr(data, "features") else "streamed"
+    return (
+        [json.dumps(row, default=lambda value: value.tolist()) for row in data]
+        if hasattr(data, "features")
+        else "streamed"
+    )
 
 
 @pytest.mark.parametrize("kind", ROWS)
@@ -57,7 +74,10 @@ def test_none_is_ignored(kind, tmp_path):
     for option, value in OPTIONS.items():
         (folder := tmp_path / option).mkdir()
         for name, first in (("rows", 0), ("more", 50)):
-            rows = [{column: text.format(n=n) for column, text in ROWS[kind].items()} for n in range(first, first + 9)]
+            rows = [
+                {column: text.format(n=n) for column, text in ROWS[kind].items()}
+                for n in range(first, first + 9)
+            ]
             if option == "duplicates" and name == "rows":
                 rows += rows[:4]
             if option == "bad_rows" and name == "rows":
@@ -74,14 +94,20 @@ def test_none_is_ignored(kind, tmp_path):
             ignored.append(option)
         elif option == "streaming" and "streamed" in changed:
             continue  # as a stream, or refused where rows must be stored
-        elif isinstance(changed, str) and changed != "streamed" and option not in (*changed.split("`"), "like"):
+        elif (
+            isinstance(changed, str) and changed != "streamed" and option not in (*changed.split("`"), "like")
+        ):
             unnamed.append((option, changed))
     assert not ignored and not unnamed
 
 
-@pytest.mark.parametrize("beside", [{"format": "text"}, {"columns": {"text": "text"}}, {"prompt": "Say {text}"}])
+@pytest.mark.parametrize(
+    "beside", [{"format": "text"}, {"columns": {"text": "text"}}, {"prompt": "Say {text}"}]
+)
 def test_two_ways_to_read_are_refused(tmp_path, beside):
     (tmp_path / "rows.jsonl").write_text('{"text": "Call me Ishmael."}\n' * 3)
     source = {"name": str(tmp_path / "rows.jsonl"), "like": "stanfordnlp/imdb", **beside}
     with pytest.raises(LabError, match=f"`like` and `{next(iter(beside))}` both say"):
-        pretrain_data(kind_class("pretrain")(datasets=[source], eval_fraction=0.0), load_tokenizer("byte"), 64)
+        pretrain_data(
+            kind_class("pretrain")(datasets=[source], eval_fraction=0.0), load_tokenizer("byte"), 64
+        )

@@ -1,5 +1,6 @@
-"""Chat templates end: whatever a template does, in Python or inside one call of C, it is bounded. Those of models render as in
-transformers."""
+"""Chat templates end: whatever a template does, in Python or inside one call of C, it is bounded. Those of
+models render as in transformers.
+"""
 
 import signal
 
@@ -15,15 +16,25 @@ from tests.fuzzing import HOSTILE_TEMPLATES
 from tests.templates import FAMILIES
 
 TALK = [{"role": "user", "content": "Who is Ahab?"}, {"role": "assistant", "content": "The captain."}]
-TALKS = [TALK, TALK[:1], [*TALK, {"role": "user", "content": " 100 % sure?\n{{ x }}\n"}],
-         [{"role": "system", "content": "Be brief.\t"}, *TALK], [*TALK, *TALK, *TALK]]  # fmt: skip
+TALKS = [
+    TALK,
+    TALK[:1],
+    [*TALK, {"role": "user", "content": " 100 % sure?\n{{ x }}\n"}],
+    [{"role": "system", "content": "Be brief.\t"}, *TALK],
+    [*TALK, *TALK, *TALK],
+]
 TOOLS = [
     {
         "type": "function",
-        "function": {"name": "look", "description": "ä & <b>", "parameters": {"type": "object", "properties": {}}},
+        "function": {
+            "name": "look",
+            "description": "ä & <b>",
+            "parameters": {"type": "object", "properties": {}},
+        },
     }
 ]
-# what templates of models do beside the plain formats: filters, methods, macros, namespaces, loops, JSON, dates
+# what templates of models do beside the plain formats: filters, methods, macros, namespaces, loops, JSON,
+# dates
 RICH = """
 {%- macro part(text, depth=2) -%}{{ '[' ~ text|trim ~ ']' }}{{ caller() if caller else '' }}{%- endmacro -%}
 {%- set ns = namespace(last=-1, seen=[], n=0) -%}
@@ -79,8 +90,13 @@ def test_templates_of_models_render_as_in_transformers(family):
 
 def test_reasoning_and_missing_parts_are_given_as_transformers_gives_them():
     tokenizer = load_tokenizer("byte")
-    tokenizer.chat_template = "{% for m in messages %}{{ m|dictsort }}{% endfor %}{{ bos_token }}{{ eos_token }}{{ documents }}"
-    talk = [{"role": "user", "content": "x", "name": None}, {"role": "assistant", "content": "y", "reasoning": "z"}]
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m|dictsort }}{% endfor %}{{ bos_token }}{{ eos_token }}{{ documents }}"
+    )
+    talk = [
+        {"role": "user", "content": "x", "name": None},
+        {"role": "assistant", "content": "y", "reasoning": "z"},
+    ]
     assert render(tokenizer, talk) == theirs(tokenizer, talk) and "thinking" in render(tokenizer, talk)
 
 
@@ -113,7 +129,9 @@ def test_the_timer_is_put_back():
 
 def test_what_is_taken_from_transformers_is_there():
     theirs = chat_template_utils._compile_jinja_template("").environment
-    assert {"tojson", "join", "center"} <= set(theirs.filters) and {"raise_exception", "strftime_now"} <= set(theirs.globals)
+    assert {"tojson", "join", "center"} <= set(theirs.filters) and {"raise_exception", "strftime_now"} <= set(
+        theirs.globals
+    )
     assert theirs.trim_blocks and theirs.lstrip_blocks and len(theirs.extensions) == 2
     assert chat_template_utils._plain_template_data({"a": [1, None]}) == {"a": [1, None]}
     assert chat_template_utils._alias_reasoning_fields([{"reasoning": "x"}])[0]["reasoning_content"] == "x"

@@ -1,4 +1,6 @@
-"""Long documents stay whole: tokens of a text in pieces are those of the whole text, and no end of text stands within one."""
+"""Long documents stay whole: tokens of a text in pieces are those of the whole text,
+and no end of text stands within one.
+"""
 
 import json
 import random
@@ -16,13 +18,30 @@ from llmlab.data.tokenizer import load_tokenizer
 # how GPT-4, Llama 3 and Qwen cut texts into words
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 KINDS = {
-    "llama3": (models.BPE(), None, pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])),
+    "llama3": (
+        models.BPE(),
+        None,
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        ),
+    ),
     "gpt2": (models.BPE(), None, pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "metaspace": (models.BPE(unk_token="<unk>"), normalizers.NFKC(), pre_tokenizers.Metaspace()),
-    "whole": (models.BPE(unk_token="<unk>"), normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]), None),
+    "whole": (
+        models.BPE(unk_token="<unk>"),
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+        None,
+    ),
     "unigram": (models.Unigram(), None, pre_tokenizers.Metaspace()),
-    "wordpiece": (models.WordPiece(unk_token="<unk>"), normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()),
-}  # fmt: skip
+    "wordpiece": (
+        models.WordPiece(unk_token="<unk>"),
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    ),
+}
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "own"])
@@ -43,7 +62,13 @@ def reader(request, tokenizer):
     more = {"unk_token": "<unk>"} if request.param == "unigram" else {}
     made.train_from_iterator(
         texts,
-        trainer(vocab_size=500, special_tokens=["<unk>", "<|end|>"], initial_alphabet=alphabet, show_progress=False, **more),
+        trainer(
+            vocab_size=500,
+            special_tokens=["<unk>", "<|end|>"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+            **more,
+        ),
     )
     made.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
@@ -52,9 +77,22 @@ def reader(request, tokenizer):
 def nasty(seed):
     """A text of long runs, of blanks, digits, letters, line ends, and of characters of many bytes."""
     draw = random.Random(seed)
-    kinds = [lambda n: " " * n, lambda n: "\n" * n, lambda n: " \n\t " * n, lambda n: "7" * n, lambda n: "a" * n, lambda n: "é́ü" * n,
-             lambda n: "鯨" * n, lambda n: "🐳👨‍👩‍👧" * n, lambda n: "the white whale, ".upper() * n, lambda n: "Call me Ishmael. " * n,
-             lambda n: "don't won't we'll " * n, lambda n: "<|end|>" * (n % 3), lambda n: "\r\n" * n, lambda n: "x+=-*/" * n]  # fmt: skip
+    kinds = [
+        lambda n: " " * n,
+        lambda n: "\n" * n,
+        lambda n: " \n\t " * n,
+        lambda n: "7" * n,
+        lambda n: "a" * n,
+        lambda n: "é́ü" * n,
+        lambda n: "鯨" * n,
+        lambda n: "🐳👨‍👩‍👧" * n,
+        lambda n: "the white whale, ".upper() * n,
+        lambda n: "Call me Ishmael. " * n,
+        lambda n: "don't won't we'll " * n,
+        lambda n: "<|end|>" * (n % 3),
+        lambda n: "\r\n" * n,
+        lambda n: "x+=-*/" * n,
+    ]
     return "".join(draw.choice(kinds)(draw.choice([1, 2, 3, 7, 40, 150])) for _ in range(40))
 
 
@@ -72,7 +110,9 @@ def test_pieces_are_left_where_words_meet(tokenizer, monkeypatch):
 
     sizes, words = [], text._words
     monkeypatch.setattr(
-        text, "_words", lambda backend, whole, start, end: sizes.append(end - start) or words(backend, whole, start, end)
+        text,
+        "_words",
+        lambda backend, whole, start, end: sizes.append(end - start) or words(backend, whole, start, end),
     )
     prose = "\n\n".join(document_texts(SourceConfig(name="llmlab:moby-dick", max_rows=30)))
     made = text.encode_texts(tokenizer, [prose], piece=5000, overlap=500)[0]
@@ -83,14 +123,19 @@ def test_pieces_are_left_where_words_meet(tokenizer, monkeypatch):
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_documents_stay_whole_up_to_the_context(tmp_path, kind, streaming):
-    documents = ["\n\n".join(f"{name} {number} goes to sea." for number in range(3000)) for name in ("Ahab", "Stubb", "Pip")]
+    documents = [
+        "\n\n".join(f"{name} {number} goes to sea." for number in range(3000))
+        for name in ("Ahab", "Stubb", "Pip")
+    ]
     if kind == "jsonl":
         (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     for name, text in zip("abc", documents, strict=True) if kind == "txt" else ():
         (tmp_path / f"{name}.txt").write_text(text)
     tokenizer = load_tokenizer("byte")
     length = 131_072
-    config = PretrainConfig(datasets=[{"name": str(tmp_path), "streaming": streaming}], eval_fraction=0, packing="best_fit")
+    config = PretrainConfig(
+        datasets=[{"name": str(tmp_path), "streaming": streaming}], eval_fraction=0, packing="best_fit"
+    )
     rows = list(pretrain_data(config, tokenizer, length).train) if not streaming else []
     if streaming:
         for row in pretrain_data(config, tokenizer, length).train:
@@ -99,13 +144,17 @@ def test_documents_stay_whole_up_to_the_context(tmp_path, kind, streaming):
                 break
     ids = np.concatenate([row["input_ids"] for row in rows])
     assert (ids == tokenizer.eos_token_id).sum() == 3
-    assert sorted(size for row in rows for size in row["seq_lengths"]) == sorted(len(text) + 1 for text in documents)
+    assert sorted(size for row in rows for size in row["seq_lengths"]) == sorted(
+        len(text) + 1 for text in documents
+    )
 
 
 def test_a_text_file_in_several_rows_has_one_end(tmp_path):
     text = "\n\n".join("word " * 900 for _ in range(30))
     (tmp_path / "a.txt").write_text(text)
     tokenizer = load_tokenizer("byte")
-    data = pretrain_data(PretrainConfig(datasets=[str(tmp_path / "a.txt")], eval_fraction=0.2), tokenizer, 1024)
+    data = pretrain_data(
+        PretrainConfig(datasets=[str(tmp_path / "a.txt")], eval_fraction=0.2), tokenizer, 1024
+    )
     ids = np.concatenate([row["input_ids"] for row in data.train])
     assert data.eval and (ids == tokenizer.eos_token_id).sum() <= 1

@@ -1,4 +1,6 @@
-"""Mixtures and streams: exact shares, an order that follows from seed and position, places that can be gone back to."""
+"""Mixtures and streams: exact shares, an order that follows from seed and position,
+places that can be gone back to.
+"""
 
 import itertools
 import json
@@ -30,7 +32,9 @@ def test_shares_of_100_000_draws_are_the_weights(values, seed):
 @given(st.integers(0, 10_000), st.integers(0, 50), weights)
 def test_the_source_follows_from_seed_and_position_alone(start, seed, values):
     shares = [value / sum(values) for value in values]
-    assert np.array_equal(sources_at(0, start + 20, shares, seed)[start:], sources_at(start, 20, shares, seed))
+    assert np.array_equal(
+        sources_at(0, start + 20, shares, seed)[start:], sources_at(start, 20, shares, seed)
+    )
 
 
 @settings(deadline=None)
@@ -44,10 +48,13 @@ def test_where_a_mixture_ends(sizes, seed, data):
     assert any(len(part) == size for part, size in zip(seen, sizes, strict=True)), "one source is used up"
     sources, rows = mixture(sizes, shares, seed, "all_exhausted")
     seen = [rows[sources == index].tolist() for index in range(len(sizes))]
-    assert all(set(part) == set(range(size)) for part, size in zip(seen, sizes, strict=True)), "every row was seen"
+    assert all(set(part) == set(range(size)) for part, size in zip(seen, sizes, strict=True)), (
+        "every row was seen"
+    )
     for part, size in zip(seen, sizes, strict=True):  # each pass is whole before the next begins
         assert all(
-            len(set(part[start : start + size])) == len(part[start : start + size]) for start in range(0, len(part), size)
+            len(set(part[start : start + size])) == len(part[start : start + size])
+            for start in range(0, len(part), size)
         )
 
 
@@ -109,10 +116,15 @@ def three_sources(tmp_path):
             "weight": 3,
         },
         {
-            "name": write(tmp_path / "b.jsonl", [{"text": f"b {i} " + long * (i % 7 == 0)} for i in range(60)]),
+            "name": write(
+                tmp_path / "b.jsonl", [{"text": f"b {i} " + long * (i % 7 == 0)} for i in range(60)]
+            ),
             "streaming": True,
         },
-        {"name": write(tmp_path / "c.jsonl", [{"text": f"c {i} of the deck"} for i in range(70)]), "weight": 0.5},
+        {
+            "name": write(tmp_path / "c.jsonl", [{"text": f"c {i} of the deck"} for i in range(70)]),
+            "weight": 0.5,
+        },
     ]
 
 
@@ -144,7 +156,9 @@ def test_a_stream_goes_on_from_any_place(tokenizer, three_sources, packing, stop
 def test_a_stream_holds_out_what_training_never_sees(tokenizer, three_sources):
     data = pretrain_data(PretrainConfig(datasets=three_sources[:1], eval_fraction=0.1), tokenizer, 48)
     held = tokenizer.decode(np.concatenate([row["input_ids"] for row in data.eval["a"]]))
-    trained = tokenizer.decode(np.concatenate([row["input_ids"] for row in itertools.islice(data.train, 400)]))
+    trained = tokenizer.decode(
+        np.concatenate([row["input_ids"] for row in itertools.islice(data.train, 400)])
+    )
     numbers = {int(part.split()[1]) for part in held.split("<|endoftext|>") if part}
     assert len(numbers) == 90 and not any(f"a {number} of" in trained for number in numbers)
 
@@ -162,7 +176,9 @@ def test_stored_and_streamed_text_give_the_same_rows(tokenizer, tmp_path):
 def test_sft_streams_too(tokenizer, tmp_path):
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(500)]
     name = write(tmp_path / "a.jsonl", rows)
-    data = sft_data(SFTConfig(datasets=[{"name": name, "streaming": True}], max_length=128, eval_fraction=0.1), tokenizer)
+    data = sft_data(
+        SFTConfig(datasets=[{"name": name, "streaming": True}], max_length=128, eval_fraction=0.1), tokenizer
+    )
     first = next(iter(data.train))
     learned = first["input_ids"][first["labels"] != -100]
     assert set(tokenizer.decode(learned).split("<|im_end|>")) == {"Ahab", ""} and data.eval
@@ -180,13 +196,16 @@ def test_names_show_the_mixture():
     assert short_names(sources[:1] * 2) == ["imdb", "imdb-2"]
 
 
-@pytest.mark.parametrize("sources, message", [
-    (["a | | -1"], r"`datasets.0.weight` -1.0 must be at least 0.0: use 0.0"),
-    (["a | | 0", "b | | 0"], "weights that are all 0"),
-    (["a | | nan"], "must be at least 0|not a finite"),
-    (["a | | inf"], "not a finite number"),
-    (["a | | x"], "the weight 'x'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sources, message",
+    [
+        (["a | | -1"], r"`datasets.0.weight` -1.0 must be at least 0.0: use 0.0"),
+        (["a | | 0", "b | | 0"], "weights that are all 0"),
+        (["a | | nan"], "must be at least 0|not a finite"),
+        (["a | | inf"], "not a finite number"),
+        (["a | | x"], "the weight 'x'"),
+    ],
+)
 def test_weights_that_are_none(sources, message):
     with pytest.raises(LabError, match=message):
         validate(PretrainConfig, {"kind": "pretrain", "datasets": sources})

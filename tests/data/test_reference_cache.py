@@ -1,4 +1,6 @@
-"""The reference cache: values are found by content in any order, parts are whole or named, another reference is another cache."""
+"""The reference cache: values are found by content in any order, parts are whole or named,
+another reference is another cache.
+"""
 
 import json
 import subprocess
@@ -71,8 +73,11 @@ def test_damaged_parts_are_named_and_never_read(tmp_path, damage):
     cache, made = filled(tmp_path)
     parts = sorted(cache.folder.glob("part-*.parquet"))
     content = bytearray(parts[0].read_bytes())
-    lost = {len(json.loads(line)) and json.loads(line)["part"]: json.loads(line)["rows"]
-            for journal in cache.folder.glob("parts-*.jsonl") for line in journal.read_text().splitlines()}[parts[0].stem[5:]]  # fmt: skip
+    lost = {
+        len(json.loads(line)) and json.loads(line)["part"]: json.loads(line)["rows"]
+        for journal in cache.folder.glob("parts-*.jsonl")
+        for line in journal.read_text().splitlines()
+    }[parts[0].stem[5:]]
     if damage == "flip":
         content[len(content) // 2] ^= 4
         parts[0].write_bytes(content)
@@ -117,9 +122,9 @@ def test_another_description_is_another_cache_and_the_difference_is_told(tmp_pat
     other = {**ABOUT, "precision": "bf16"}
     assert len(ReferenceCache.open(tmp_path, other)) == 0
     assert "precision (fp32 there, bf16 here)" in nearest_difference(tmp_path, other)
-    assert "reference (abc there, xyz here)" in nearest_difference(tmp_path, {**other, "reference": "xyz"}) or (
-        "reference (abc there, xyz here)" in nearest_difference(tmp_path, {**ABOUT, "reference": "xyz"})
-    )
+    assert "reference (abc there, xyz here)" in nearest_difference(
+        tmp_path, {**other, "reference": "xyz"}
+    ) or ("reference (abc there, xyz here)" in nearest_difference(tmp_path, {**ABOUT, "reference": "xyz"}))
     assert [len(cache) for cache in caches(tmp_path)].count(600) == 1
 
 
@@ -171,7 +176,9 @@ def test_clear_leaves_alone_what_another_process_fills(tmp_path):
                 say(writer, "0\n")
                 folder = next(cache.folder for cache in caches(tmp_path))
                 result = cleared(folder.name)
-                assert result.exit_code == 2 and f"skipped, in use by process {writer.pid} on " in result.output
+                assert (
+                    result.exit_code == 2 and f"skipped, in use by process {writer.pid} on " in result.output
+                )
                 filled(tmp_path, 3, {**ABOUT, "reference": "other"})[0].close()
                 result = cleared()  # the other one
                 assert result.exit_code == 0 and "3 pairs" in result.output and "skipped" in result.output

@@ -22,7 +22,9 @@ def write(path, rows):
 def test_doubles_of_texts_are_dropped(tmp_path, duplicates, count):
     path = write(tmp_path / "a.jsonl", [{"text": text} for text in ("Ahab", "Stubb", "Ahab", "Pip", "Stubb")])
     tokenizer = load_tokenizer("byte")
-    data = pretrain_data(PretrainConfig(datasets=[{"name": path, "duplicates": duplicates}], eval_fraction=0), tokenizer, 64)
+    data = pretrain_data(
+        PretrainConfig(datasets=[{"name": path, "duplicates": duplicates}], eval_fraction=0), tokenizer, 64
+    )
     ids = np.concatenate([row["input_ids"] for row in data.train])
     assert (ids == tokenizer.eos_token_id).sum() == count
     told = f"left out 2 rows: the same as an earlier row (first: {path}, row 3)"
@@ -32,7 +34,9 @@ def test_doubles_of_texts_are_dropped(tmp_path, duplicates, count):
 @pytest.mark.parametrize("config", [GRPOConfig, PPOConfig])
 @pytest.mark.parametrize("duplicates, count", [("keep", 3), ("drop", 2)])
 def test_doubles_of_prompts_are_dropped(tmp_path, config, duplicates, count):
-    path = write(tmp_path / "a.jsonl", [{"prompt": text, "answer": "x"} for text in ("Who?", "Where?", "Who?")])
+    path = write(
+        tmp_path / "a.jsonl", [{"prompt": text, "answer": "x"} for text in ("Who?", "Where?", "Who?")]
+    )
     made = config(datasets=[{"name": path, "duplicates": duplicates}], eval_fraction=0)
     assert prompts_data(made, load_tokenizer("byte")).facts["train_prompts"] == count
 

@@ -1,4 +1,6 @@
-"""Rendering and masking are inverses: what is learned is what the assistant says, in the templates of the known families."""
+"""Rendering and masking are inverses: what is learned is what the assistant says,
+in the templates of the known families.
+"""
 
 import pytest
 from hypothesis import given, settings
@@ -12,17 +14,23 @@ ENDS = {  # template, the end of the assistant's turn
     "chatml": (None, "<|im_end|>"),
     "llama3": (
         "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}", "<|eot_id|>"),
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|eot_id|>",
+    ),
     "zephyr": (
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
-        "<|endoftext|>"),
+        "<|endoftext|>",
+    ),
     "gemma": (
         "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
-        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}", "<end_of_turn>"),
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+        "<end_of_turn>",
+    ),
     "mistral": (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
-        "<|endoftext|>"),
-}  # fmt: skip
+        "<|endoftext|>",
+    ),
+}
 words = st.text(st.sampled_from("abcABC .,!?é’\n1"), min_size=1, max_size=30).map(str.strip).filter(bool)
 
 
@@ -41,14 +49,19 @@ def dressed(request, tokenizer_folder):
 @given(turns=st.lists(st.tuples(words, words), min_size=1, max_size=4))
 def test_what_is_learned_is_what_the_assistant_says(dressed, turns):
     tokenizer, end = dressed
-    messages = [message for asked, said in turns for message in (
-        {"role": "user", "content": asked}, {"role": "assistant", "content": said})]  # fmt: skip
+    messages = [
+        message
+        for asked, said in turns
+        for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+    ]
     made = tokenize_conversation(tokenizer, messages, "assistant")
     learned = [label for label in made["labels"] if label != IGNORED]
     assert [part.strip() for part in tokenizer.decode(learned).split(end)[:-1]] == [said for _, said in turns]
     assert (
         made["input_ids"]
-        == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+        == tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)[
+            "input_ids"
+        ]
     )
 
 
@@ -70,4 +83,6 @@ def test_a_template_that_hides_past_thoughts_is_refused_with_the_remedy(tokenize
     )
     talk = [("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d")]
     with pytest.raises(LabError, match='set `chat_template` to "chatml" or `loss_on` to "all"'):
-        tokenize_conversation(tokenizer, [{"role": role, "content": text} for role, text in talk], "assistant")
+        tokenize_conversation(
+            tokenizer, [{"role": role, "content": text} for role, text in talk], "assistant"
+        )

@@ -1,4 +1,6 @@
-"""Tool calls, tools, names, reasoning and pictures: rendered and learned where the chat template knows them, else refused."""
+"""Tool calls, tools, names, reasoning and pictures:
+rendered and learned where the chat template knows them, else refused.
+"""
 
 import json
 
@@ -15,7 +17,7 @@ HERMES = (  # Qwen's and Hermes' way with tools, reasoning as in Qwen 3
     "{% if m.reasoning_content %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{ m.content }}"
     "{% for call in m.tool_calls or [] %}{{ '<tool_call>' + ({'name': call.function.name, 'arguments': call.function.arguments} | tojson) + '</tool_call>' }}"
     "{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)  # fmt: skip
+)
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"place": "Nantucket"}}}
 ROW = {
@@ -35,7 +37,10 @@ def write(path, *rows):
 
 
 def prepared(tokenizer, path, **source):
-    return sft_data(SFTConfig(datasets=[{"name": path, **source}], eval_fraction=0, packing=False, max_length=2000), tokenizer)
+    return sft_data(
+        SFTConfig(datasets=[{"name": path, **source}], eval_fraction=0, packing=False, max_length=2000),
+        tokenizer,
+    )
 
 
 @pytest.fixture
@@ -61,27 +66,61 @@ def test_calls_and_reasoning_are_learned_and_tools_are_read(hermes, tmp_path, ar
 
 def test_rows_of_one_table_lend_each_other_no_arguments(hermes, tmp_path):
     other = {"id": "2", "type": "function", "function": {"name": "sail", "arguments": {"knots": 9}}}
-    rows = [{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
-            for call in (CALL, other)]  # fmt: skip
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Go"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+            ]
+        }
+        for call in (CALL, other)
+    ]
     train = prepared(hermes, write(tmp_path / "a.jsonl", *rows)).train
     texts = sorted(hermes.decode([label for label in row["labels"] if label >= 0]) for row in train)
-    assert ['{"knots": 9}' in texts[0], '{"place": "Nantucket"}' in texts[1], "null" in "".join(texts)] == [True, True, False]
+    assert ['{"knots": 9}' in texts[0], '{"place": "Nantucket"}' in texts[1], "null" in "".join(texts)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def turns(**last):
-    return {"messages": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes", **last}]}
+    return {
+        "messages": [{"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "Yes", **last}]
+    }
 
 
 UNKNOWN = {
-    "tool calls": (turns(content="", tool_calls=[CALL]), "row 1: the chat template leaves out the `tool_calls` of turn 2"),
-    "tools": ({**turns(), "tools": [TOOL]}, "row 1: the chat template leaves out the `tools` of the conversation"),
-    "reasoning": (turns(reasoning_content="Hm"), "row 1: the chat template leaves out the `reasoning_content` of turn 2"),
+    "tool calls": (
+        turns(content="", tool_calls=[CALL]),
+        "row 1: the chat template leaves out the `tool_calls` of turn 2",
+    ),
+    "tools": (
+        {**turns(), "tools": [TOOL]},
+        "row 1: the chat template leaves out the `tools` of the conversation",
+    ),
+    "reasoning": (
+        turns(reasoning_content="Hm"),
+        "row 1: the chat template leaves out the `reasoning_content` of turn 2",
+    ),
     "name": (turns(name="Ishmael"), "row 1: the chat template leaves out the `name` of turn 2"),
-    "completion": ({"prompt": "Rain?", "completion": [{"role": "assistant", "content": "", "tool_calls": [CALL]}]},
-                   "row 1: the chat template leaves out the `tool_calls` of turn 2"),
-    "picture": ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x.png"}, {"type": "text", "text": "What?"}]},
-                              {"role": "assistant", "content": "A whale"}]}, "row 1: a turn of 'user' holds a part of type 'image'"),
-}  # fmt: skip
+    "completion": (
+        {"prompt": "Rain?", "completion": [{"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+        "row 1: the chat template leaves out the `tool_calls` of turn 2",
+    ),
+    "picture": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [{"type": "image", "url": "x.png"}, {"type": "text", "text": "What?"}],
+                },
+                {"role": "assistant", "content": "A whale"},
+            ]
+        },
+        "row 1: a turn of 'user' holds a part of type 'image'",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
@@ -102,6 +141,9 @@ def test_prompts_with_tools_are_refused_where_answers_are_generated(hermes, tmp_
 
 
 def test_answers_marked_bad_are_not_learned_as_good(tmp_path):
-    rows = [{"prompt": "Who?", "completion": "Ahab", "label": True}, {"prompt": "Who?", "completion": "Nobody", "label": False}]
+    rows = [
+        {"prompt": "Who?", "completion": "Ahab", "label": True},
+        {"prompt": "Who?", "completion": "Nobody", "label": False},
+    ]
     with pytest.raises(LabError, match=r"answers marked good or bad \(`label` is true or false: KTO rows\)"):
         prepared(load_tokenizer("byte"), write(tmp_path / "a.jsonl", *rows))

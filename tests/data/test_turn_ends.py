@@ -1,4 +1,6 @@
-"""An answer ends where the chat template of its family ends a turn: found from the template, learned, and obeyed."""
+"""An answer ends where the chat template of its family ends a turn: found from the template, learned,
+and obeyed.
+"""
 
 import json
 
@@ -42,10 +44,20 @@ def test_every_answer_is_learned_with_its_end(family):
     for loss_on in ("assistant", "all"):
         made = tokenize_conversation(tokenizer, messages, loss_on)
         learned = [label for label in made["labels"] if label != IGNORED]
-        last = learned if loss_on == "assistant" else [token for token in learned if tokenizer.decode([token]).strip()]
-        last = last[:-1] if last[-2] == end else last  # Phi-3 puts the end of text behind a whole conversation
+        last = (
+            learned
+            if loss_on == "assistant"
+            else [token for token in learned if tokenizer.decode([token]).strip()]
+        )
+        last = (
+            last[:-1] if last[-2] == end else last
+        )  # Phi-3 puts the end of text behind a whole conversation
         assert last[-1] == end and "Pequod" in tokenizer.decode(learned)
-    learned = [label for label in tokenize_conversation(tokenizer, messages, "assistant")["labels"] if label != IGNORED]
+    learned = [
+        label
+        for label in tokenize_conversation(tokenizer, messages, "assistant")["labels"]
+        if label != IGNORED
+    ]
     spoken = tokenizer.decode([token for token in learned if token != end]).split()
     assert spoken == ["Ahab", "Pequod"] or "".join(spoken) == "AhabPequod"
     closed = {"glm": 1, "falcon": 1}.get(next(name for name, known in FAMILIES.items() if known == family), 2)
@@ -63,10 +75,14 @@ def test_answers_of_pairs_and_label_words_end_too(family):
 def gemma(folder, **changes):
     """A tiny model of Gemma's format that knows no end but its own `<eos>` and one more."""
     tokenizer = FAMILIES["gemma"].tokenizer()
-    shape = dict(vocab_size=len(tokenizer), d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=64, max_seq_len=64)
+    shape = dict(
+        vocab_size=len(tokenizer), d_model=32, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=64, max_seq_len=64
+    )
     torch.manual_seed(0)
     model = LabForCausalLM(
-        LabConfig(**{**shape, **changes}, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+        LabConfig(
+            **{**shape, **changes}, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
+        )
     )
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, OWN]
     model.save_pretrained(folder)
@@ -82,10 +98,21 @@ def write(path, row, count=16):
 def test_a_model_of_gemmas_format_stops_behind_its_answer(tmp_path):
     folder, tokenizer = gemma(tmp_path / "model")
     data = write(tmp_path / "hi.jsonl", {"prompt": "Hello", "completion": "Hi!"})
-    result = run(SFTConfig(
-        policy_checkpoint=folder, datasets=[data], max_steps=30, learning_rate=1e-2, batch_size=8, max_length=64, eval_fraction=0,
-        gradient_accumulation_steps=1, output_dir=str(tmp_path / "run"), report_to=[], packing=False,
-    ))  # fmt: skip
+    result = run(
+        SFTConfig(
+            policy_checkpoint=folder,
+            datasets=[data],
+            max_steps=30,
+            learning_rate=1e-2,
+            batch_size=8,
+            max_length=64,
+            eval_fraction=0,
+            gradient_accumulation_steps=1,
+            output_dir=str(tmp_path / "run"),
+            report_to=[],
+            packing=False,
+        )
+    )
     model, tokenizer = load_model(str(result.folder))
     ends = {tokenizer.convert_tokens_to_ids("<end_of_turn>"), tokenizer.eos_token_id, OWN}
     assert set(model.generation_config.eos_token_id) == ends
@@ -104,11 +131,35 @@ def test_a_model_of_gemmas_format_stops_behind_its_answer(tmp_path):
 
 METHODS = {
     "sft": (sft.prepare, SFTConfig, "policy_checkpoint", {"prompt": "Hello", "completion": "Hi!"}, {}),
-    "dpo": (dpo.prepare, DPOConfig, "policy_checkpoint", {"prompt": "Hello", "chosen": "Hi!", "rejected": "No"}, {"reference": "live"}),
-    "grpo": (grpo.prepare, GRPOConfig, "policy_checkpoint", {"prompt": "Hello", "answer": "Hi!"}, {"reward_model": "length"}),
-    "ppo": (ppo.prepare, PPOConfig, "policy_checkpoint", {"prompt": "Hello", "answer": "Hi!"}, {"reward_model": "length"}),
-    "dual_head": (dual_head.prepare, DualHeadConfig, "backbone", {"prompt": "Hello", "chosen": "Hi!", "rejected": "No"}, {}),
-}  # fmt: skip
+    "dpo": (
+        dpo.prepare,
+        DPOConfig,
+        "policy_checkpoint",
+        {"prompt": "Hello", "chosen": "Hi!", "rejected": "No"},
+        {"reference": "live"},
+    ),
+    "grpo": (
+        grpo.prepare,
+        GRPOConfig,
+        "policy_checkpoint",
+        {"prompt": "Hello", "answer": "Hi!"},
+        {"reward_model": "length"},
+    ),
+    "ppo": (
+        ppo.prepare,
+        PPOConfig,
+        "policy_checkpoint",
+        {"prompt": "Hello", "answer": "Hi!"},
+        {"reward_model": "length"},
+    ),
+    "dual_head": (
+        dual_head.prepare,
+        DualHeadConfig,
+        "backbone",
+        {"prompt": "Hello", "chosen": "Hi!", "rejected": "No"},
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize("method", METHODS)

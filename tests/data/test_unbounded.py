@@ -45,7 +45,9 @@ def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
 
 def test_large_and_deep_files_within_the_bounds_are_read(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "' + "a" * (MAX_LINE // 10) + '"}\n{"text": "b"}\n')
-    (tmp_path / "b.json").write_text("[" + ",".join(['{"text": "b"}'] * 1_000_000) + "]")  # one line, above the bound
+    (tmp_path / "b.json").write_text(
+        "[" + ",".join(['{"text": "b"}'] * 1_000_000) + "]"
+    )  # one line, above the bound
     (tmp_path / "c.jsonl").write_text('{"text": "c", "more": ' + nested(40) + "}\n")
     assert len(load_rows(SourceConfig(name=str(tmp_path / "a.jsonl")))) == 2
     assert unbounded(tmp_path / "b.json", "json") is None

@@ -33,12 +33,30 @@ def main() -> None:
     shots.append(("`?` explains", term.text()))
     term.close()
 
-    term = opened("new", "sft", "-o", "screens.json", "--set", "policy_checkpoint=checkpoints/quickstart/base", "--set",
-                  'datasets=["checkpoints/quickstart/sft.jsonl"]', "--set", "max_length=128", rows=60)  # fmt: skip
+    term = opened(
+        "new",
+        "sft",
+        "-o",
+        "screens.json",
+        "--set",
+        "policy_checkpoint=checkpoints/quickstart/base",
+        "--set",
+        'datasets=["checkpoints/quickstart/sft.jsonl"]',
+        "--set",
+        "max_length=128",
+        rows=60,
+    )
     term.see(r"\? name")
     term.send("screens", ENTER)
-    term.fill({"max_steps": "400", "learning_rate": "0.002", "batch_size": "8", "gradient_accumulation_steps": "1",
-               "eval_every": "20"})  # fmt: skip
+    term.fill(
+        {
+            "max_steps": "400",
+            "learning_rate": "0.002",
+            "batch_size": "8",
+            "gradient_accumulation_steps": "1",
+            "eval_every": "20",
+        }
+    )
     shots.append(("The review, and the plan of a run", term.text()))
     term.send(ENTER)
     term.see("screens.json")
@@ -71,7 +89,12 @@ def main() -> None:
     shots.append(("The chat", term.text()))
     term.send(CTRL_D)
 
-    page = ["# Screens", "", "Taken from a terminal of 80 columns by `python tests/end_to_end/screens.py FOLDER`.", ""]
+    page = [
+        "# Screens",
+        "",
+        "Taken from a terminal of 80 columns by `python tests/end_to_end/screens.py FOLDER`.",
+        "",
+    ]
     for title, shot in shots:
         page += [f"## {title}", "", "```", shot.strip("\n").replace(str(folder), "."), "```", ""]
     DOCS.write_text("\n".join(page).rstrip() + "\n")

@@ -27,11 +27,18 @@ class Terminal:
         environment: of the program.
     """
 
-    def __init__(self, *arguments: str, folder: Path, columns: int = 80, rows: int = 24, environment: dict[str, str]):
+    def __init__(
+        self, *arguments: str, folder: Path, columns: int = 80, rows: int = 24, environment: dict[str, str]
+    ):
         self.child = pexpect.spawn(
-            sys.executable, ["-m", "llmlab", *arguments], cwd=str(folder), dimensions=(rows, columns), encoding="utf-8",
-            env={**environment, "TERM": "xterm-256color"}, timeout=PATIENCE,
-        )  # fmt: skip
+            sys.executable,
+            ["-m", "llmlab", *arguments],
+            cwd=str(folder),
+            dimensions=(rows, columns),
+            encoding="utf-8",
+            env={**environment, "TERM": "xterm-256color"},
+            timeout=PATIENCE,
+        )
         self.child.delaybeforesend = None  # pexpect would wait 50 ms with every key
         self.screen = pyte.Screen(columns, rows)
         self.screen.write_process_input = self.child.send  # where the cursor is, when a program asks
@@ -64,7 +71,9 @@ class Terminal:
         began = time.monotonic()
         while not re.search(pattern, self.read()):
             assert time.monotonic() - began < PATIENCE, f"{pattern!r} did not come:\n{self.text()}"
-            assert self.child.isalive() or re.search(pattern, self.read()), f"ended before {pattern!r}:\n{self.text()}"
+            assert self.child.isalive() or re.search(pattern, self.read()), (
+                f"ended before {pattern!r}:\n{self.text()}"
+            )
         return self.text()
 
     def question(self) -> str:
@@ -73,7 +82,9 @@ class Terminal:
         return asked[-1] if asked else ""
 
     def fill(self, values: dict[str, str], until: str = "What") -> None:
-        """Answers a form, values where they are given, else what is offered, until a question that begins with a word."""
+        """Answers a form, values where they are given, else what is offered,
+        until a question that begins with a word.
+        """
         left = dict(values)  # each once: a list asks for line after line by one name
         for _ in range(200):
             name = self.question()

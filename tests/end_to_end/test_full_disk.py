@@ -1,4 +1,6 @@
-"""A full disk in the middle of a run: it waits, loses nothing, goes on when there is room, and ends as if nothing had been."""
+"""A full disk in the middle of a run: it waits, loses nothing, goes on when there is room,
+and ends as if nothing had been.
+"""
 
 import json
 import subprocess
@@ -25,7 +27,9 @@ SIZE = 160_000_000  # a run wants to see 64 MB free before it begins
 def small_disk(tmp_path):
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(place)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", str(place)], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("no right to mount a small disk")
     yield place
@@ -34,11 +38,27 @@ def small_disk(tmp_path):
 
 def config(base_run, folder, output):
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(64)))
-    return save_config(SFTConfig(
-        policy_checkpoint=str(base_run.folder), datasets=[str(rows)], max_steps=60, learning_rate=1e-3, batch_size=8, warmup_steps=0,
-        gradient_accumulation_steps=1, max_length=64, save_every=4, log_every=1, eval_fraction=0.0, output_dir=str(output), save_best_only=False,
-    ), folder / f"{output.name}.json")  # fmt: skip
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(64))
+    )
+    return save_config(
+        SFTConfig(
+            policy_checkpoint=str(base_run.folder),
+            datasets=[str(rows)],
+            max_steps=60,
+            learning_rate=1e-3,
+            batch_size=8,
+            warmup_steps=0,
+            gradient_accumulation_steps=1,
+            max_length=64,
+            save_every=4,
+            log_every=1,
+            eval_fraction=0.0,
+            output_dir=str(output),
+            save_best_only=False,
+        ),
+        folder / f"{output.name}.json",
+    )
 
 
 def fill(place):
@@ -56,11 +76,16 @@ def fill(place):
 def test_it_waits_and_ends_alike(base_run, small_disk, tmp_path):
     command = [sys.executable, "-m", "llmlab", "run"]
     subprocess.run(
-        [*command, str(config(base_run, tmp_path, tmp_path / "whole"))], check=True, capture_output=True, timeout=PATIENCE
+        [*command, str(config(base_run, tmp_path, tmp_path / "whole"))],
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
     )
     log = tmp_path / "log"
     with open(log, "w") as output:
-        child = subprocess.Popen([*command, str(config(base_run, tmp_path, small_disk / "run"))], stdout=output, stderr=output)
+        child = subprocess.Popen(
+            [*command, str(config(base_run, tmp_path, small_disk / "run"))], stdout=output, stderr=output
+        )
     folder = RunFolder(small_disk / "run")
     until(lambda: folder.checkpoints() or child.poll() is not None, log.read_text, pause=0.005)
     filler = fill(small_disk)
@@ -71,16 +96,25 @@ def test_it_waits_and_ends_alike(base_run, small_disk, tmp_path):
     assert child.poll() is None, "it waits"
     filler.unlink()
     assert child.wait(PATIENCE) == 0, log.read_text()
-    weights, wanted = (load_file(place / "final" / "model.safetensors") for place in (folder.path, tmp_path / "whole"))
+    weights, wanted = (
+        load_file(place / "final" / "model.safetensors") for place in (folder.path, tmp_path / "whole")
+    )
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
     losses = [
-        [line["loss"] for line in RunFolder(place).metrics() if "loss" in line] for place in (folder.path, tmp_path / "whole")
+        [line["loss"] for line in RunFolder(place).metrics() if "loss" in line]
+        for place in (folder.path, tmp_path / "whole")
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 60
     (events,) = (folder.path / "tensorboard").iterdir()
-    drawn = {event.step: value.tensor.float_val[0] for event in EventFileLoader(str(events)).Load() for value in event.summary.value
-             if value.tag == "train/loss"}  # fmt: skip
-    assert [drawn[step] for step in range(1, 61)] == pytest.approx(losses[0]) and "Traceback" not in log.read_text()
+    drawn = {
+        event.step: value.tensor.float_val[0]
+        for event in EventFileLoader(str(events)).Load()
+        for value in event.summary.value
+        if value.tag == "train/loss"
+    }
+    assert [drawn[step] for step in range(1, 61)] == pytest.approx(
+        losses[0]
+    ) and "Traceback" not in log.read_text()
     assert not (folder.path / ".saving").exists()
 
 

@@ -1,4 +1,6 @@
-"""A few kills of a few stages and some fuzzing; `benchmarks/interruptions.py` and `benchmarks/fuzz.py` do the large numbers."""
+"""A few kills of a few stages and some fuzzing;
+`benchmarks/interruptions.py` and `benchmarks/fuzz.py` do the large numbers.
+"""
 
 import re
 import subprocess
@@ -17,7 +19,9 @@ def bench(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=2 * PATIENCE)
 
 
-@pytest.mark.parametrize("number, stages", [("KILL", ["pretrain-stream", "ppo"]), ("TERM", ["sft-lora", "grpo"])])
+@pytest.mark.parametrize(
+    "number, stages", [("KILL", ["pretrain-stream", "ppo"]), ("TERM", ["sft-lora", "grpo"])]
+)
 def test_interrupted_runs_end_like_uninterrupted_ones(number, stages):
     done = bench("interruptions.py", "--kills", "6", "--signal", number, "--stages", *stages)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -35,7 +35,9 @@ def test_quickstart_and_a_replay(tmp_path):
     figures = {(row["stage"], row["figure"]): row for row in record["figures"]}
     assert figures["base", "bits per byte"]["after"] < figures["base", "bits per byte"]["before"]
     exact = [figures[stage, "exact match"] for stage in ("SFT", "GRPO", "DPO")]
-    assert exact[0]["after"] == exact[1]["before"] == exact[2]["before"]  # both kinds of alignment start from the SFT model
+    assert (
+        exact[0]["after"] == exact[1]["before"] == exact[2]["before"]
+    )  # both kinds of alignment start from the SFT model
     assert ("DPO", "preference accuracy") in figures
     assert all(
         figures[stage, "right in either style"]["after"] >= figures[stage, "exact match"]["after"]
@@ -45,10 +47,15 @@ def test_quickstart_and_a_replay(tmp_path):
     assert "every other one as a sentence" in done.stdout  # what the SFT data is made of is said
     for kind in ("base", "sft", "grpo", "dpo"):
         load_config(tmp_path / f"checkpoints/q/{kind}.json")
-    held_out = {json.loads(line)["prompt"] for line in (tmp_path / "checkpoints/q/test.jsonl").read_text().splitlines()}
+    held_out = {
+        json.loads(line)["prompt"]
+        for line in (tmp_path / "checkpoints/q/test.jsonl").read_text().splitlines()
+    }
     sentences = 0
     for name in ("sft", "prompts", "dpo"):  # every answer is right, no held-out question among them
-        rows = [json.loads(line) for line in (tmp_path / f"checkpoints/q/{name}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (tmp_path / f"checkpoints/q/{name}.jsonl").read_text().splitlines()
+        ]
         assert rows and not held_out & {row["prompt"] for row in rows}
         for row in rows:
             bare, given = right_answer(row["prompt"]), next(row[key] for key in ANSWERS if key in row)
@@ -60,5 +67,7 @@ def test_quickstart_and_a_replay(tmp_path):
     again = json.loads(replay.stdout)
     assert again["run"] == "checkpoints/q/base-2"
     assert again["metrics"]["eval_bits_per_byte"] == figures["base", "bits per byte"]["after"]
-    answer = llmlab("chat", "checkpoints/q/grpo", "--set", "max_new_tokens=5", cwd=tmp_path, stdin="Add 1 and 2.\n")
+    answer = llmlab(
+        "chat", "checkpoints/q/grpo", "--set", "max_new_tokens=5", cwd=tmp_path, stdin="Add 1 and 2.\n"
+    )
     assert answer.returncode == 0

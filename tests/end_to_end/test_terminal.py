@@ -1,4 +1,6 @@
-"""From the menu alone, in a real terminal: a model, base training, SFT, DPO, a chat; with wrong answers and second thoughts."""
+"""From the menu alone, in a real terminal: a model, base training, SFT, DPO, a chat;
+with wrong answers and second thoughts.
+"""
 
 import json
 import os
@@ -24,12 +26,16 @@ def desk(tmp_path):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     write("talk.jsonl", [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(80)])
-    write("pairs.jsonl", [{"prompt": f"Who is {i}?", "chosen": "Ahab", "rejected": "Stubb"} for i in range(80)])
+    write(
+        "pairs.jsonl", [{"prompt": f"Who is {i}?", "chosen": "Ahab", "rejected": "Stubb"} for i in range(80)]
+    )
     opened = []
 
     def open_terminal(*arguments, columns=80, rows=24):
         environment = {**os.environ, "LLMLAB_CACHE": str(tmp_path / "cache")}
-        opened.append(Terminal(*arguments, folder=tmp_path, columns=columns, rows=rows, environment=environment))
+        opened.append(
+            Terminal(*arguments, folder=tmp_path, columns=columns, rows=rows, environment=environment)
+        )
         return opened[-1]
 
     yield tmp_path, open_terminal
@@ -37,7 +43,13 @@ def desk(tmp_path):
         terminal.close()
 
 
-SHORT = {"max_steps": "6", "warmup_steps": "0", "batch_size": "4", "gradient_accumulation_steps": "1", "mini_batch_size": "4"}
+SHORT = {
+    "max_steps": "6",
+    "warmup_steps": "0",
+    "batch_size": "4",
+    "gradient_accumulation_steps": "1",
+    "mini_batch_size": "4",
+}
 
 
 def test_from_nothing_to_a_chat(desk, monkeypatch):
@@ -96,7 +108,15 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.see("A form of this kind was left")
     term.send(ENTER)
     term.see(r"\? name first")
-    term.fill({**SHORT, "datasets": "llmlab:moby-dick", "max_steps": "100000", "save_every": "5", "eval_every": "1000"})
+    term.fill(
+        {
+            **SHORT,
+            "datasets": "llmlab:moby-dick",
+            "max_steps": "100000",
+            "save_every": "5",
+            "eval_every": "1000",
+        }
+    )
     term.send(ENTER)
     term.see("Save as")
     term.send(ENTER)
@@ -129,7 +149,10 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     assert "Supervised fine-tuning with it" in shown
 
     # the chain: SFT with the new checkpoint, then DPO with that, then a chat
-    for method, data, name in (("Supervised", "talk.jsonl", "second"), ("Preference", "pairs.jsonl", "third")):
+    for method, data, name in (
+        ("Supervised", "talk.jsonl", "second"),
+        ("Preference", "pairs.jsonl", "third"),
+    ):
         for _ in range(8):
             if re.search(rf"» {method}", term.text()):
                 break
@@ -161,7 +184,12 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     config = load_config(folder / "model_configs" / "sft.json")
     again = engine.run(apply_changes(config, {"output_dir": "again"}), console=Console(quiet=True))
     losses = [
-        [(line["step"], line[key]) for line in place.metrics() for key in ("loss", "eval_loss") if key in line]
+        [
+            (line["step"], line[key])
+            for line in place.metrics()
+            for key in ("loss", "eval_loss")
+            if key in line
+        ]
         for place in (RunFolder(folder / "checkpoints" / "second"), RunFolder(again.folder))
     ]
     assert losses[0] == losses[1] and losses[0]
@@ -186,4 +214,7 @@ def test_a_terminal_that_is_closed_in_a_form_keeps_the_draft(desk, number):
     term.see(r"\? vocab_size")
     term.child.kill(number)
     until(lambda: not term.child.isalive(), term.text)
-    assert json.loads((folder / "model_configs" / "drafts" / "model.json").read_text())["tokenizer_name"] == "byte"
+    assert (
+        json.loads((folder / "model_configs" / "drafts" / "model.json").read_text())["tokenizer_name"]
+        == "byte"
+    )

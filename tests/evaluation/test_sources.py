@@ -1,4 +1,6 @@
-"""Figures of a model on sources: labels scored like whole sequences, metrics against their definitions, losses packed or not."""
+"""Figures of a model on sources: labels scored like whole sequences, metrics against their definitions,
+losses packed or not.
+"""
 
 import itertools
 import json
@@ -42,7 +44,10 @@ def model(base_run):
 def test_scores_are_those_of_whole_sequences(model):
     made, tokenizer = model
     words = ["ham", "spam and eggs", "neither"]
-    rows = [choice(user(text), "ham", words) for text in ("Call me Ishmael.", "Who?", "The whale, the whale, the white whale!")]
+    rows = [
+        choice(user(text), "ham", words)
+        for text in ("Call me Ishmael.", "Who?", "The whale, the whale, the white whale!")
+    ]
     prompts = [_prompt_ids(tokenizer, row) for row in rows]
     scores = score_words(made, tokenizer, prompts, words)
     for column, word in enumerate(words):
@@ -54,17 +59,28 @@ def test_scores_are_those_of_whole_sequences(model):
 
 def mails(path, count, start=0):
     rows = [
-        {"text": f"{'win money now' if i % 2 else 'the whale at sea'} {i}", "label": i % 2} for i in range(start, start + count)
+        {"text": f"{'win money now' if i % 2 else 'the whale at sea'} {i}", "label": i % 2}
+        for i in range(start, start + count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {"name": str(path), "format": "classification", "labels": ["ham", "spam"]}
 
 
 def test_a_classifier_is_trained_and_measured_by_score_and_by_what_it_says(base_run, tmp_path):
-    result = run(SFTConfig(
-        policy_checkpoint=str(base_run.folder), datasets=[mails(tmp_path / "train.jsonl", 200)], max_steps=160, learning_rate=5e-3,
-        batch_size=4, gradient_accumulation_steps=1, max_length=64, eval_every=80, output_dir=str(tmp_path / "run"), report_to=[],
-    ))  # fmt: skip
+    result = run(
+        SFTConfig(
+            policy_checkpoint=str(base_run.folder),
+            datasets=[mails(tmp_path / "train.jsonl", 200)],
+            max_steps=160,
+            learning_rate=5e-3,
+            batch_size=4,
+            gradient_accumulation_steps=1,
+            max_length=64,
+            eval_every=80,
+            output_dir=str(tmp_path / "run"),
+            report_to=[],
+        )
+    )
     made, tokenizer = load_model(str(result.folder))
     test = SourceConfig(**mails(tmp_path / "test.jsonl", 60, start=1000))
     for by in ("score", "generate"):
@@ -88,7 +104,9 @@ def test_text_and_pairs_are_measured_too(model, tmp_path):
 def test_text_is_read_whole_in_windows_with_context(model, tmp_path, batch_size):
     """Against a plain computation: one forward pass per window, without batches, packing or padding."""
     made, tokenizer = model
-    text = "\n\n".join(row["text"][:3000] for row in load_rows(SourceConfig(name="llmlab:moby-dick", max_rows=9)))
+    text = "\n\n".join(
+        row["text"][:3000] for row in load_rows(SourceConfig(name="llmlab:moby-dick", max_rows=9))
+    )
     (tmp_path / "whale.txt").write_text(text)
     ids = [*tokenizer(text.strip(), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     assert made.config.max_seq_len == 64 and len(text) > 20_000
@@ -98,7 +116,9 @@ def test_text_is_read_whole_in_windows_with_context(model, tmp_path, batch_size)
         nats, predicted = 0.0, 1
         for start in range(0, len(ids), step):
             part = torch.tensor([ids[start : start + window]])
-            losses = torch.nn.functional.cross_entropy(made(part).logits[0, :-1], part[0, 1:], reduction="none")
+            losses = torch.nn.functional.cross_entropy(
+                made(part).logits[0, :-1], part[0, 1:], reduction="none"
+            )
             nats += losses[max(0, predicted - start - 1) :].double().sum().item()
             predicted = start + part.shape[1]
             if predicted == len(ids):
@@ -112,7 +132,9 @@ def test_text_is_read_whole_in_windows_with_context(model, tmp_path, batch_size)
             stride=stride,
         )
         assert found.figures["loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
-        assert found.figures["bits_per_byte"] == pytest.approx(nats / np.log(2) / len(text.strip().encode()), rel=1e-5)
+        assert found.figures["bits_per_byte"] == pytest.approx(
+            nats / np.log(2) / len(text.strip().encode()), rel=1e-5
+        )
         assert found.reading == {"window": window, "stride": step, "tokens": len(ids), "share_read": 1.0}
     with pytest.raises(LabError, match="`stride` 64 is not between 1 and 63"):
         measure(made, tokenizer, SourceConfig(name=str(tmp_path / "whale.txt")), stride=64)
@@ -120,13 +142,18 @@ def test_text_is_read_whole_in_windows_with_context(model, tmp_path, batch_size)
 
 def test_answers_are_generated_where_that_is_asked_for(model, tmp_path):
     made, tokenizer = model
-    rows = [{"prompt": "Who?", "completion": "Ahab"}, {"prompt": "Where is the ship?", "completion": "At sea"}]
+    rows = [
+        {"prompt": "Who?", "completion": "Ahab"},
+        {"prompt": "Where is the ship?", "completion": "At sea"},
+    ]
     said = answer(made, tokenizer, [("", row["prompt"], "") for row in rows], max_new_tokens=12).rows
     rows[0]["completion"] = said[0][3] or "nothing"
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = measure(made, tokenizer, SourceConfig(name=str(tmp_path / "a.jsonl")), by="generate").figures
     longest = max(len(tokenizer(row["completion"])["input_ids"]) for row in rows) + 2
-    said = answer(made, tokenizer, [("", row["prompt"], row["completion"]) for row in rows], max_new_tokens=longest)
+    said = answer(
+        made, tokenizer, [("", row["prompt"], row["completion"]) for row in rows], max_new_tokens=longest
+    )
     assert found == {"exact_match": said.accuracy}
     with pytest.raises(LabError, match="plain text have no right answer"):
         measure(made, tokenizer, SourceConfig(name="llmlab:moby-dick", max_rows=2), by="generate")
@@ -137,7 +164,9 @@ def test_packed_and_unpacked_rows_have_the_same_loss_per_token_document_by_docum
     made, tokenizer = model
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab " * (i % 9 + 1)} for i in range(60)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    packed = sft_data(SFTConfig(datasets=[str(tmp_path / "a.jsonl")], eval_fraction=0, max_length=256), tokenizer).train
+    packed = sft_data(
+        SFTConfig(datasets=[str(tmp_path / "a.jsonl")], eval_fraction=0, max_length=256), tokenizer
+    ).train
     collate = PackedCollator(tokenizer.pad_token_id)
     compared = 0
     for row in packed:
@@ -160,10 +189,14 @@ def token_losses(model, batch):
 
 def test_encoders_are_refused_with_the_reason(tmp_path):
     BertForMaskedLM(
-        BertConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+        BertConfig(
+            vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        )
     ).save_pretrained(tmp_path)
     load_tokenizer("byte").save_pretrained(tmp_path)
-    with pytest.raises(LabError, match=r"is an encoder \(bert\): it reads a text as a whole and cannot write one"):
+    with pytest.raises(
+        LabError, match=r"is an encoder \(bert\): it reads a text as a whole and cannot write one"
+    ):
         load_model(str(tmp_path))
 
 
@@ -175,8 +208,16 @@ def test_encoders_are_refused_with_the_reason(tmp_path):
             {"max_length": 32},
             "`--max-length` applies to texts and conv",
         ),
-        ({"prompt": "Who?", "completion": "Ahab"}, {"stride": 8}, "`--stride` applies to texts; these are conversations"),
-        ({"prompt": "Who?", "completion": "Ahab"}, {"by": "generate", "max_length": 8}, "these are prompts that are answered"),
+        (
+            {"prompt": "Who?", "completion": "Ahab"},
+            {"stride": 8},
+            "`--stride` applies to texts; these are conversations",
+        ),
+        (
+            {"prompt": "Who?", "completion": "Ahab"},
+            {"by": "generate", "max_length": 8},
+            "these are prompts that are answered",
+        ),
     ],
 )
 def test_lengths_are_refused_where_they_would_be_ignored(model, tmp_path, row, how, message):

@@ -1,4 +1,6 @@
-"""The dual head: exact at alignment 0, cached as uncached, causal, and what is saved finds its backbone again."""
+"""The dual head: exact at alignment 0, cached as uncached, causal,
+and what is saved finds its backbone again.
+"""
 
 import pytest
 import torch
@@ -12,8 +14,14 @@ from llmlab.models.identity import note_base
 from llmlab.planning.dual_head import count_dual_head, generation_flops, training_bytes
 from llmlab.planning.parameters import count_parameters
 
-SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2)  # fmt: skip
+SMALL = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
 SHAPES = {
     "llama": lambda: LlamaConfig(**SMALL),
     "qwen2, tied": lambda: Qwen2Config(**SMALL, tie_word_embeddings=True),
@@ -124,7 +132,14 @@ def test_scores_of_a_batch_are_those_of_each_answer_alone(share):
     rows = []
     for sizes in ((9, 3, 5), (12, 6, 2), (10, 4, 0)):
         prompt, chosen, rejected = (torch.randint(3, 97, (size,)).tolist() for size in sizes)
-        rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "chosen_labels": list(chosen), "rejected_ids": rejected})
+        rows.append(
+            {
+                "prompt_ids": prompt,
+                "chosen_ids": chosen,
+                "chosen_labels": list(chosen),
+                "rejected_ids": rejected,
+            }
+        )
     rows[2]["chosen_labels"][1] = -100
     batch = DualHeadCollator(0, share=share)(rows)
     assert ("attention_mask" in batch) == share
@@ -132,7 +147,10 @@ def test_scores_of_a_batch_are_those_of_each_answer_alone(share):
     fused, alphas, margins = [], [], []
     for row in rows:
         said = []
-        for answer, labels in ((row["chosen_ids"], row["chosen_labels"]), (row["rejected_ids"], row["rejected_ids"])):
+        for answer, labels in (
+            (row["chosen_ids"], row["chosen_labels"]),
+            (row["rejected_ids"], row["rejected_ids"]),
+        ):
             ids = torch.tensor([row["prompt_ids"] + answer])
             places = [len(row["prompt_ids"]) + k for k, label in enumerate(labels) if label != -100]
             out, reward = model(ids), model(ids, head="reward").logits.log_softmax(-1)
@@ -178,8 +196,13 @@ def test_slices_change_nothing(monkeypatch):
 def test_counted_parameters_are_the_built_ones(options):
     model = dual_head(backbone(), **options)
     layer_norm = options.get("gating_layer_norm", True)
-    made = count_dual_head(32, 97, gating_size=options.get("gating_size"), layer_norm=layer_norm,
-                           rm_bias=options.get("rm_bias", False))  # fmt: skip
+    made = count_dual_head(
+        32,
+        97,
+        gating_size=options.get("gating_size"),
+        layer_norm=layer_norm,
+        rm_bias=options.get("rm_bias", False),
+    )
     assert made.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

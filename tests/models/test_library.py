@@ -1,4 +1,6 @@
-"""The lab's model as the libraries take it: Auto classes, PEFT, Trainer, TRL, checkpointing, compile, autocast."""
+"""The lab's model as the libraries take it: Auto classes, PEFT, Trainer, TRL, checkpointing, compile,
+autocast.
+"""
 
 import copy
 
@@ -39,7 +41,9 @@ def test_attention_kernels_agree():
 def test_lora_trains_and_merges_exactly(tmp_path):
     model = small_model()
     ids = torch.randint(0, 97, (4, 16))
-    wrapped = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+    wrapped = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    ).train()
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(8):
@@ -113,9 +117,17 @@ WRONG = [{"role": "assistant", "content": "Nobody knows."}]
 
 def arguments(cls, folder, **changes):
     values = dict(
-        output_dir=str(folder), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, use_cpu=True,
-        bf16=False, report_to=[], disable_tqdm=True, save_strategy="no",
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        logging_steps=1,
+        use_cpu=True,
+        bf16=False,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
     return cls(**{**values, **changes})
 
 
@@ -137,7 +149,13 @@ def test_trl_dpo(lab_model, tokenizer, tmp_path):
     rows = Dataset.from_list([{"prompt": QUESTIONS, "chosen": SAID, "rejected": WRONG}] * 8)
     args = arguments(trl.DPOConfig, tmp_path, max_length=64)
     train(
-        trl.DPOTrainer(lab_model, ref_model=copy.deepcopy(lab_model), args=args, train_dataset=rows, processing_class=tokenizer)
+        trl.DPOTrainer(
+            lab_model,
+            ref_model=copy.deepcopy(lab_model),
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
     )
 
 
@@ -148,7 +166,11 @@ def test_trl_grpo(lab_model, tokenizer, tmp_path):
     def length(completions, **kwargs):
         return [float(len(completion[0]["content"])) for completion in completions]
 
-    train(trl.GRPOTrainer(lab_model, reward_funcs=length, args=args, train_dataset=rows, processing_class=tokenizer))
+    train(
+        trl.GRPOTrainer(
+            lab_model, reward_funcs=length, args=args, train_dataset=rows, processing_class=tokenizer
+        )
+    )
 
 
 def test_trl_reward(lab_model, tokenizer, tmp_path):

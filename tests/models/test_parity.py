@@ -4,7 +4,14 @@ import random
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from llmlab.models.convert import from_hf, to_hf
 
@@ -13,11 +20,18 @@ def random_peer(rng, kind):
     heads = rng.choice([1, 2, 4, 6])
     kv = rng.choice([d for d in range(1, heads + 1) if heads % d == 0])
     common = dict(
-        vocab_size=rng.randint(20, 200), hidden_size=heads * rng.choice([4, 8, 16]), num_hidden_layers=rng.randint(1, 3),
-        num_attention_heads=heads, num_key_value_heads=kv, intermediate_size=rng.randint(8, 96), rms_norm_eps=rng.choice([1e-6, 1e-5]),
+        vocab_size=rng.randint(20, 200),
+        hidden_size=heads * rng.choice([4, 8, 16]),
+        num_hidden_layers=rng.randint(1, 3),
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        intermediate_size=rng.randint(8, 96),
+        rms_norm_eps=rng.choice([1e-6, 1e-5]),
         rope_parameters={"rope_type": "default", "rope_theta": rng.choice([1e3, 1e4, 5e5, 1e6])},
-        max_position_embeddings=128, tie_word_embeddings=rng.random() < 0.5, initializer_range=0.08,
-    )  # fmt: skip
+        max_position_embeddings=128,
+        tie_word_embeddings=rng.random() < 0.5,
+        initializer_range=0.08,
+    )
     window = rng.choice([None, 3, 7])
     if kind == "qwen2":
         sliding = dict(use_sliding_window=True, sliding_window=window, max_window_layers=0) if window else {}
@@ -83,7 +97,10 @@ def test_greedy_generation_agrees(kind):
     ids = torch.randint(0, peer.config.vocab_size, (2, 5))
     settings = dict(max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None)
     mask = torch.ones_like(ids)
-    assert torch.equal(ours.generate(ids, attention_mask=mask, **settings), peer.generate(ids, attention_mask=mask, **settings))
+    assert torch.equal(
+        ours.generate(ids, attention_mask=mask, **settings),
+        peer.generate(ids, attention_mask=mask, **settings),
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,16 +115,27 @@ def test_round_trip_through_files_is_exact(kind, cls, tmp_path):
     ours.save_pretrained(tmp_path / "lab")
     back = to_hf(type(ours).from_pretrained(tmp_path / "lab"))
     for name, weight in peer.state_dict().items():
-        assert torch.equal(weight, again.state_dict()[name]) and torch.equal(weight, back.state_dict()[name]), name
+        assert torch.equal(weight, again.state_dict()[name]) and torch.equal(
+            weight, back.state_dict()[name]
+        ), name
     assert again.config.sliding_window == peer.config.sliding_window if kind != "llama" else True
 
 
 def test_yarn_equals_the_library():
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
     peer = LlamaForCausalLM(
-        LlamaConfig(vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-                    intermediate_size=32, rope_parameters=rope, max_position_embeddings=128, initializer_range=0.08)
-    ).eval()  # fmt: skip
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            rope_parameters=rope,
+            max_position_embeddings=128,
+            initializer_range=0.08,
+        )
+    ).eval()
     ours = from_hf(peer).eval()
     ids = torch.randint(0, 50, (2, 100))
     with torch.no_grad():

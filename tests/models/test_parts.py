@@ -1,4 +1,6 @@
-"""Each part against an independent formula, each hand-written backward pass against autograd and finite differences."""
+"""Each part against an independent formula,
+each hand-written backward pass against autograd and finite differences.
+"""
 
 import math
 
@@ -28,7 +30,9 @@ def test_alibi_attention_by_loops():
         expected = torch.zeros(6, 4, 8)
         for head, slope in enumerate(alibi_slopes(4)):
             for i in range(6):
-                scores = torch.stack([q[i, head] @ k[j, head] / math.sqrt(8) - slope * (i - j) for j in range(i + 1)])
+                scores = torch.stack(
+                    [q[i, head] @ k[j, head] / math.sqrt(8) - slope * (i - j) for j in range(i + 1)]
+                )
                 expected[i, head] = sum(p * v[j, head] for j, p in enumerate(scores.softmax(0)))
         distance = torch.arange(6)[:, None] - torch.arange(6)
         bias = model.model.positions(hidden, torch.arange(6)[None], distance).position_bias
@@ -52,7 +56,9 @@ def test_layernorm_by_its_formula():
     torch.nn.init.normal_(norm.bias)
     expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-3)
     expected = expected * norm.weight.detach().numpy() + norm.bias.detach().numpy()
-    np.testing.assert_allclose(norm(torch.tensor(x, dtype=torch.float32)).detach().numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        norm(torch.tensor(x, dtype=torch.float32)).detach().numpy(), expected, atol=1e-5
+    )
 
 
 PLAIN = {
@@ -68,7 +74,9 @@ def test_feed_forward_by_its_formula(name):
     part, x = FEED_FORWARDS[name](small_config()), torch.randn(7, 32)
     weights = {key: value.detach().numpy().astype(np.float64) for key, value in part.state_dict().items()}
     up = x.numpy() @ weights["up_proj.weight"].T
-    inner = PLAIN["silu"](x.numpy() @ weights["gate_proj.weight"].T) * up if name == "swiglu" else PLAIN[name](up)
+    inner = (
+        PLAIN["silu"](x.numpy() @ weights["gate_proj.weight"].T) * up if name == "swiglu" else PLAIN[name](up)
+    )
     np.testing.assert_allclose(part(x).detach().numpy(), inner @ weights["down_proj.weight"].T, atol=1e-5)
 
 
@@ -89,7 +97,9 @@ def test_linear_cross_entropy_and_its_gradients(count, slice_elements, monkeypat
     plain = plain_cross_entropy(hidden, weight, labels, count)
     torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-5)
     for own_grad, grad in zip(
-        torch.autograd.grad(3 * own, (hidden, weight)), torch.autograd.grad(3 * plain, (hidden, weight)), strict=True
+        torch.autograd.grad(3 * own, (hidden, weight)),
+        torch.autograd.grad(3 * plain, (hidden, weight)),
+        strict=True,
     ):
         torch.testing.assert_close(own_grad, grad, atol=1e-5, rtol=1e-4)
 
@@ -103,7 +113,9 @@ def test_linear_cross_entropy_by_finite_differences():
         moved = [weight.detach().clone() for _ in range(2)]
         moved[0][i, j] += step
         moved[1][i, j] -= step
-        slope = (linear_cross_entropy(hidden, moved[0], labels) - linear_cross_entropy(hidden, moved[1], labels)) / (2 * step)
+        slope = (
+            linear_cross_entropy(hidden, moved[0], labels) - linear_cross_entropy(hidden, moved[1], labels)
+        ) / (2 * step)
         assert gradient[i, j].item() == pytest.approx(slope.item(), abs=2e-3)
 
 
@@ -139,7 +151,11 @@ def test_rms_norm_and_its_gradients(dtype):
     grad = torch.randn(4, 9, 16).to(dtype)
     tolerance = dict(atol=1e-5, rtol=1e-5) if dtype == torch.float32 else dict(atol=8e-2, rtol=3e-2)
     torch.testing.assert_close(own, plain, **tolerance)
-    for a, b in zip(torch.autograd.grad(own, (x, weight), grad), torch.autograd.grad(plain, (x, weight), grad), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(own, (x, weight), grad),
+        torch.autograd.grad(plain, (x, weight), grad),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, **tolerance)
 
 
@@ -148,7 +164,9 @@ def test_swiglu_and_its_gradients(monkeypatch):
     gate, up = (torch.randn(3, 11, 16, requires_grad=True) for _ in range(2))
     own, plain, grad = swiglu(gate, up), F.silu(gate) * up, torch.randn(3, 11, 16)
     torch.testing.assert_close(own, plain)
-    for a, b in zip(torch.autograd.grad(own, (gate, up), grad), torch.autograd.grad(plain, (gate, up), grad), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(own, (gate, up), grad), torch.autograd.grad(plain, (gate, up), grad), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -159,4 +177,6 @@ def test_rotation_is_multiplication_of_complex_numbers():
     plain = torch.cat([turned.real, turned.imag], dim=-1)
     torch.testing.assert_close(own, plain, atol=1e-6, rtol=1e-5)
     grad = torch.randn_like(own)
-    torch.testing.assert_close(*(torch.autograd.grad(y, x, grad)[0] for y in (own, plain)), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(y, x, grad)[0] for y in (own, plain)), atol=1e-6, rtol=1e-5
+    )

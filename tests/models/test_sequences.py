@@ -1,4 +1,6 @@
-"""What a token may see: packed documents, windows, caches, lengths beyond training; for every positional encoding."""
+"""What a token may see: packed documents, windows, caches, lengths beyond training;
+for every positional encoding.
+"""
 
 import pytest
 import torch
@@ -48,7 +50,12 @@ def test_cached_and_uncached_decoding_agree_beyond_the_trained_length(name, wind
     whole = model(ids).logits
     out = model(ids[:, :10], use_cache=True)
     pieces, cache = [out.logits], out.past_key_values
-    for start, end in [(10, 11), (11, 12), (12, 20), *((i, i + 1) for i in range(20, 40))]:  # also several at once
+    for start, end in [
+        (10, 11),
+        (11, 12),
+        (12, 20),
+        *((i, i + 1) for i in range(20, 40)),
+    ]:  # also several at once
         pieces.append(model(ids[:, start:end], past_key_values=cache, use_cache=True).logits)
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
 
@@ -57,8 +64,16 @@ def test_cached_and_uncached_decoding_agree_beyond_the_trained_length(name, wind
 def test_generate_with_and_without_cache(name):
     model = with_positions(name, max_seq_len=16)
     ids = torch.randint(0, 97, (2, 6))
-    settings = dict(max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None, attention_mask=torch.ones_like(ids))
-    assert torch.equal(model.generate(ids, use_cache=True, **settings), model.generate(ids, use_cache=False, **settings))
+    settings = dict(
+        max_new_tokens=20,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(ids),
+    )
+    assert torch.equal(
+        model.generate(ids, use_cache=True, **settings), model.generate(ids, use_cache=False, **settings)
+    )
 
 
 @pytest.mark.parametrize("name", POSITIONS)
@@ -88,7 +103,13 @@ def test_nothing_looks_ahead_or_out_of_its_window(name):
 def test_static_cache():
     model = with_positions("alibi")
     ids = torch.randint(0, 97, (1, 6))
-    settings = dict(max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None, attention_mask=torch.ones_like(ids))
+    settings = dict(
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+        attention_mask=torch.ones_like(ids),
+    )
     static = model.generate(ids, cache_implementation="static", disable_compile=True, **settings)
     assert torch.equal(static, model.generate(ids, **settings))
 

@@ -1,4 +1,6 @@
-"""What torch really holds during an update, counted by its profiler: what a device would have to hold, but for its kernels."""
+"""What torch really holds during an update, counted by its profiler: what a device would have to hold,
+but for its kernels.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Count(TrainerCallback):
         if state.global_step != 2:
             return
         self.watch.__exit__(None, None, None)
-        events = [event for event in self.watch.profiler.kineto_results.events() if event.name() == "[memory]"]
+        events = [
+            event for event in self.watch.profiler.kineto_results.events() if event.name() == "[memory]"
+        ]
         sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
         self.peak = self.standing + max(itertools.accumulate(sizes))
 

@@ -1,4 +1,6 @@
-"""What is said before a run: shapes from headers alone, memory by part, warnings, and what would make it fit."""
+"""What is said before a run: shapes from headers alone, memory by part, warnings,
+and what would make it fit.
+"""
 
 import pytest
 import torch
@@ -18,9 +20,15 @@ from llmlab.planning.memory import adapter_parameters, predicted
 def checkpoint(tmp_path):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "model")
     return model, str(tmp_path / "model")
@@ -30,7 +38,13 @@ def test_the_shape_is_read_from_headers(checkpoint):
     model, folder = checkpoint
     shape = checkpoint_shape(folder)
     assert shape.parameters == sum(p.numel() for p in model.parameters()) and not shape.tied and shape.gated
-    assert (shape.width, shape.layers, shape.kv_heads, shape.feed_forward, shape.longest) == (32, 2, 2, 48, 128)
+    assert (shape.width, shape.layers, shape.kv_heads, shape.feed_forward, shape.longest) == (
+        32,
+        2,
+        2,
+        48,
+        128,
+    )
     in_blocks = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name)
     assert shape.in_matrices == in_blocks
     assert checkpoint_shape("nowhere/at-all") is None
@@ -41,7 +55,9 @@ def test_adapter_parameters_are_the_built_ones(checkpoint, targets):
     model, folder = checkpoint
     config = SFTConfig(policy_checkpoint=folder, adapter="lora", lora_r=4, lora_targets=targets)
     built = add_adapter(model, config)
-    assert adapter_parameters(config, checkpoint_shape(folder)) == sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert adapter_parameters(config, checkpoint_shape(folder)) == sum(
+        p.numel() for p in built.parameters() if p.requires_grad
+    )
 
 
 def test_what_does_not_fit_can_be_made_to(monkeypatch):
@@ -50,7 +66,9 @@ def test_what_does_not_fit_can_be_made_to(monkeypatch):
     assert not ways_to_fit(config) and verdict(config) == "fits"
     for module in ("advice", "live"):
         monkeypatch.setattr(f"llmlab.planning.{module}.available_memory", lambda: needed / 2)
-    assert advice.verdict(config) == "does not fit" and any("it will not fit" in line for line in warnings(config))
+    assert advice.verdict(config) == "does not fit" and any(
+        "it will not fit" in line for line in warnings(config)
+    )
     ways = ways_to_fit(config)
     assert ways
     for words, changes in ways:
@@ -61,14 +79,19 @@ def test_what_does_not_fit_can_be_made_to(monkeypatch):
     assert "does not fit" in live_figures(config)[1]
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"learning_rate": 0.5}, "is above what sft usually takes"),
-    ({"learning_rate": 1e-9}, "is below what sft usually takes"),
-    ({"max_length": 512}, "beyond the 128 positions"),
-    ({"eval_datasets": ["rows.jsonl"], "datasets": ["rows.jsonl"]}, "is trained on and validated on"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"learning_rate": 0.5}, "is above what sft usually takes"),
+        ({"learning_rate": 1e-9}, "is below what sft usually takes"),
+        ({"max_length": 512}, "beyond the 128 positions"),
+        ({"eval_datasets": ["rows.jsonl"], "datasets": ["rows.jsonl"]}, "is trained on and validated on"),
+    ],
+)
 def test_warnings(checkpoint, changes, said):
-    config = SFTConfig(**{"policy_checkpoint": checkpoint[1], "max_length": 64, "learning_rate": 1e-4, **changes})
+    config = SFTConfig(
+        **{"policy_checkpoint": checkpoint[1], "max_length": 64, "learning_rate": 1e-4, **changes}
+    )
     assert any(said in line for line in warnings(config))
     assert not warnings(SFTConfig(policy_checkpoint=checkpoint[1], max_length=64, learning_rate=1e-4))
 

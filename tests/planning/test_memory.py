@@ -8,14 +8,31 @@ import trl.trainer.utils
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, ModelConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from llmlab.config import (
+    DPOConfig,
+    DualHeadConfig,
+    GRPOConfig,
+    ModelConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.planning.memory import checkpoint_bytes, predicted
 from llmlab.planning.report import before_a_run
 from llmlab.training.engine.run import run
 from tests.planning.counting import allocated
 
-SHORT = dict(max_steps=2, warmup_steps=0, eval_fraction=0.0, report_to=[], save_every=10**6, learning_rate=1e-4, device="cpu")
+SHORT = dict(
+    max_steps=2,
+    warmup_steps=0,
+    eval_fraction=0.0,
+    report_to=[],
+    save_every=10**6,
+    learning_rate=1e-4,
+    device="cpu",
+)
 ROWS = 256  # tokens
 VOCABULARY = 512
 
@@ -25,10 +42,18 @@ def llama(tmp_path_factory):
     """A small Llama of the library's with the lab's tokenizer of bytes."""
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-    )).save_pretrained(folder)  # fmt: skip
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=6,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+        )
+    ).save_pretrained(folder)
     load_tokenizer("byte").save_pretrained(folder)
     return str(folder)
 
@@ -50,8 +75,17 @@ def data(tmp_path_factory):
 
 def shape(**values):
     heads = {} if "attention_type" in values else {"n_kv_heads": 2}
-    return ModelConfig(tokenizer_name="byte", vocab_size=1024, d_model=192, n_layers=6, n_heads=6, d_ff=512, max_seq_len=ROWS,
-                       **heads, **values)  # fmt: skip
+    return ModelConfig(
+        tokenizer_name="byte",
+        vocab_size=1024,
+        d_model=192,
+        n_layers=6,
+        n_heads=6,
+        d_ff=512,
+        max_seq_len=ROWS,
+        **heads,
+        **values,
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +99,13 @@ def shape(**values):
     ids=["adamw", "checkpointing", "lion", "gelu"],
 )
 def test_base_training(values, tmp_path):
-    given = {"model": shape(), "datasets": ["llmlab:moby-dick"], "gradient_accumulation_steps": 2, **SHORT, **values}
+    given = {
+        "model": shape(),
+        "datasets": ["llmlab:moby-dick"],
+        "gradient_accumulation_steps": 2,
+        **SHORT,
+        **values,
+    }
     config = PretrainConfig(output_dir=str(tmp_path / "run"), **given)
     assert predicted(config).allocated == pytest.approx(allocated(config), rel=0.15)
 
@@ -75,27 +115,80 @@ JOBS = {
     "sft": (SFTConfig, "talk", dict(**LONG, batch_size=4, gradient_accumulation_steps=2)),
     "sft-checkpointing": (SFTConfig, "talk", dict(**LONG, batch_size=4, gradient_checkpointing=True)),
     "sft-lora": (SFTConfig, "talk", dict(**LONG, batch_size=4, adapter="lora", lora_dropout=0.05)),
-    "sft-lora-attention": (SFTConfig, "talk", dict(**LONG, batch_size=4, adapter="lora", lora_dropout=0.0, lora_targets="attention")),
+    "sft-lora-attention": (
+        SFTConfig,
+        "talk",
+        dict(**LONG, batch_size=4, adapter="lora", lora_dropout=0.0, lora_targets="attention"),
+    ),
     "dpo": (DPOConfig, "pairs", dict(**LONG, max_prompt_length=64, batch_size=4, mini_batch_size=2)),
-    "dpo-live": (DPOConfig, "pairs", dict(**LONG, max_prompt_length=64, batch_size=4, mini_batch_size=2, reference="live")),
-    "dpo-padded": (DPOConfig, "pairs", dict(**LONG, max_prompt_length=64, batch_size=4, mini_batch_size=2, padding_free=False)),
-    "dpo-lora": (DPOConfig, "pairs", dict(**LONG, max_prompt_length=64, batch_size=4, mini_batch_size=2, adapter="lora")),
-    "reward": (RewardConfig, "pairs", dict(**LONG, max_prompt_length=64, batch_size=2, gradient_accumulation_steps=2)),
-    "grpo": (GRPOConfig, "ask", dict(max_prompt_length=132, max_new_tokens=56, batch_size=8, mini_batch_size=4, group_size=4,
-                                     reward_model="exact_match", beta=0.1)),
-    "ppo": (PPOConfig, "ask", dict(max_prompt_length=132, max_new_tokens=56, batch_size=8, mini_batch_size=4,
-                                   reward_model="exact_match")),
-    "dual-head": (DualHeadConfig, "pairs", dict(**LONG, max_prompt_length=64, batch_size=2, gradient_accumulation_steps=2)),
-}  # fmt: skip
+    "dpo-live": (
+        DPOConfig,
+        "pairs",
+        dict(**LONG, max_prompt_length=64, batch_size=4, mini_batch_size=2, reference="live"),
+    ),
+    "dpo-padded": (
+        DPOConfig,
+        "pairs",
+        dict(**LONG, max_prompt_length=64, batch_size=4, mini_batch_size=2, padding_free=False),
+    ),
+    "dpo-lora": (
+        DPOConfig,
+        "pairs",
+        dict(**LONG, max_prompt_length=64, batch_size=4, mini_batch_size=2, adapter="lora"),
+    ),
+    "reward": (
+        RewardConfig,
+        "pairs",
+        dict(**LONG, max_prompt_length=64, batch_size=2, gradient_accumulation_steps=2),
+    ),
+    "grpo": (
+        GRPOConfig,
+        "ask",
+        dict(
+            max_prompt_length=132,
+            max_new_tokens=56,
+            batch_size=8,
+            mini_batch_size=4,
+            group_size=4,
+            reward_model="exact_match",
+            beta=0.1,
+        ),
+    ),
+    "ppo": (
+        PPOConfig,
+        "ask",
+        dict(
+            max_prompt_length=132,
+            max_new_tokens=56,
+            batch_size=8,
+            mini_batch_size=4,
+            reward_model="exact_match",
+        ),
+    ),
+    "dual-head": (
+        DualHeadConfig,
+        "pairs",
+        dict(**LONG, max_prompt_length=64, batch_size=2, gradient_accumulation_steps=2),
+    ),
+}
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_training_of_a_checkpoint(job, llama, data, tmp_path, monkeypatch):
     cls, rows, values = JOBS[job]
-    cache = {"cache_dir": str(tmp_path / "cache")} if cls is DPOConfig and values.get("reference") != "live" else {}
-    config = cls(**{cls.STARTS_FROM: llama}, datasets=[str(data / f"{rows}.jsonl")], output_dir=str(tmp_path / "run"),
-                 **{**SHORT, "gradient_accumulation_steps": 1, **values, **cache} if "mini_batch_size" not in values
-                 else {**SHORT, **values, **cache})  # fmt: skip
+    cache = (
+        {"cache_dir": str(tmp_path / "cache")}
+        if cls is DPOConfig and values.get("reference") != "live"
+        else {}
+    )
+    config = cls(
+        **{cls.STARTS_FROM: llama},
+        datasets=[str(data / f"{rows}.jsonl")],
+        output_dir=str(tmp_path / "run"),
+        **{**SHORT, "gradient_accumulation_steps": 1, **values, **cache}
+        if "mini_batch_size" not in values
+        else {**SHORT, **values, **cache},
+    )
     # a slice of logits is set aside for 32,768 words, most of which are never touched here
     monkeypatch.setattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", VOCABULARY)
     counted = allocated(config)
@@ -103,13 +196,25 @@ def test_training_of_a_checkpoint(job, llama, data, tmp_path, monkeypatch):
 
 
 def test_the_disk_a_run_takes(llama, data, tmp_path):
-    config = SFTConfig(policy_checkpoint=llama, datasets=[str(data / "talk.jsonl")], max_length=64, batch_size=2, max_steps=4,
-                       gradient_accumulation_steps=1, save_every=1, eval_every=2, save_total_limit=2, save_best_only=False,
-                       report_to=[], output_dir=str(tmp_path / "run"))  # fmt: skip
+    config = SFTConfig(
+        policy_checkpoint=llama,
+        datasets=[str(data / "talk.jsonl")],
+        max_length=64,
+        batch_size=2,
+        max_steps=4,
+        gradient_accumulation_steps=1,
+        save_every=1,
+        eval_every=2,
+        save_total_limit=2,
+        save_best_only=False,
+        report_to=[],
+        output_dir=str(tmp_path / "run"),
+    )
     run(config, console=Console(quiet=True))
     written = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
     one_more = written + max(
-        sum(file.stat().st_size for file in folder.rglob("*")) for folder in (tmp_path / "run").glob("checkpoint-*")
+        sum(file.stat().st_size for file in folder.rglob("*"))
+        for folder in (tmp_path / "run").glob("checkpoint-*")
     )
     assert written < checkpoint_bytes(config) == pytest.approx(one_more, rel=0.1)
 

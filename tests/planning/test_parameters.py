@@ -14,11 +14,18 @@ def random_shape(rng):
     attention = rng.choice(["mha", "mqa", "gqa"])
     divisors = [d for d in range(1, heads + 1) if heads % d == 0]
     values = dict(
-        vocab_size=rng.randint(5, 5000), d_model=heads * rng.choice([2, 4, 8, 16, 64]), n_layers=rng.randint(1, 5), n_heads=heads,
-        attention_type=attention, d_ff=rng.randint(1, 300), activation=rng.choice(["relu", "gelu", "silu", "leaky_relu", "swiglu"]),
-        norm_type=rng.choice(["layernorm", "rmsnorm"]), positional_encoding=rng.choice(["sinusoidal", "rope", "alibi", "yarn"]),
-        attention_bias=rng.random() < 0.5, tie_word_embeddings=rng.random() < 0.5,
-    )  # fmt: skip
+        vocab_size=rng.randint(5, 5000),
+        d_model=heads * rng.choice([2, 4, 8, 16, 64]),
+        n_layers=rng.randint(1, 5),
+        n_heads=heads,
+        attention_type=attention,
+        d_ff=rng.randint(1, 300),
+        activation=rng.choice(["relu", "gelu", "silu", "leaky_relu", "swiglu"]),
+        norm_type=rng.choice(["layernorm", "rmsnorm"]),
+        positional_encoding=rng.choice(["sinusoidal", "rope", "alibi", "yarn"]),
+        attention_bias=rng.random() < 0.5,
+        tie_word_embeddings=rng.random() < 0.5,
+    )
     return ModelConfig(**values, **({"n_kv_heads": rng.choice(divisors)} if attention == "gqa" else {}))
 
 

@@ -23,13 +23,20 @@ def lab(tmp_path, monkeypatch):
 
     def model(folder, **about):
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], **about}))
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], **about})
+        )
         save_file({"w": torch.zeros(4)}, folder / "model.safetensors")
         return folder
 
     def finished(name, kind, minute, **about):
         model(tmp_path / "checkpoints" / name / "final", **about)
-        record = {"config": {"kind": kind}, "status": "done", "result": "final", "started": f"2026-01-01T00:{minute:02d}"}
+        record = {
+            "config": {"kind": kind},
+            "status": "done",
+            "result": "final",
+            "started": f"2026-01-01T00:{minute:02d}",
+        }
         (tmp_path / "checkpoints" / name / "run.json").write_text(json.dumps(record))
 
     return model, finished
@@ -53,7 +60,9 @@ def test_the_newest_is_one_that_fits(lab):
     assert with_newest(SFTConfig()).policy_checkpoint == "checkpoints/reads"
     assert [run.path.name for run in runs_for("chat")] == ["reads", "later", "chat", "base"]
     assert [run.path.name for run in runs_for("score")] == ["judge"]
-    assert with_newest(DPOConfig(policy_checkpoint="checkpoints/later")).policy_checkpoint == "checkpoints/later"
+    assert (
+        with_newest(DPOConfig(policy_checkpoint="checkpoints/later")).policy_checkpoint == "checkpoints/later"
+    )
 
 
 def test_a_run_that_is_resumed_keeps_the_model_it_began_with(lab, tmp_path):
@@ -77,14 +86,17 @@ def test_a_run_leaves_no_pointer_and_an_old_one_is_still_a_name(base_config, tmp
     assert check_model("checkpoints/best", "sft")
 
 
-@pytest.mark.parametrize("use, about, expected", [
-    ("dpo", SCORER, "is a reward model"),
-    ("chat", SCORER, "is a reward model"),
-    ("score", {}, "is no reward model"),
-    ("sft", {"model_type": "bert"}, "is an encoder"),
-    ("grpo", {"is_encoder_decoder": True}, "is an encoder-decoder"),
-    ("sft", {"model_type": "llmlab_dual_head"}, "is a dual-head model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "use, about, expected",
+    [
+        ("dpo", SCORER, "is a reward model"),
+        ("chat", SCORER, "is a reward model"),
+        ("score", {}, "is no reward model"),
+        ("sft", {"model_type": "bert"}, "is an encoder"),
+        ("grpo", {"is_encoder_decoder": True}, "is an encoder-decoder"),
+        ("sft", {"model_type": "llmlab_dual_head"}, "is a dual-head model"),
+    ],
+)
 def test_a_model_that_does_not_fit_is_refused_by_what_it_is(lab, tmp_path, use, about, expected):
     model, _ = lab
     model(tmp_path / "brought", **about)
@@ -106,10 +118,14 @@ def test_a_brought_model_is_looked_at_whole(lab, tmp_path):
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(LabError, match="holds no weights"):
         check_model("brought", "dpo")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-00001-of-00002.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": "model-00001-of-00002.safetensors"}})
+    )
     with pytest.raises(LabError, match="lacks model-00001-of-00002"):
         check_model("brought", "dpo")
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "gone")}))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(tmp_path / "gone")})
+    )
     save_file({"w": torch.zeros(4)}, folder / "adapter_model.safetensors")
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(LabError, match=r"was trained on .*gone, which is not there"):

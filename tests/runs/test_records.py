@@ -59,7 +59,11 @@ def looked_at(*arguments):
 def test_a_damaged_record_is_one_line_that_says_what_is_wrong(folder, case):
     changes, message = FAULTS[case]
     (folder / "run.json").write_text(json.dumps({**GOOD_RECORD, **changes}))
-    assert RunFolder(folder).damage == message and RunFolder(folder).record == {} and RunFolder(folder).status == "damaged"
+    assert (
+        RunFolder(folder).damage == message
+        and RunFolder(folder).record == {}
+        and RunFolder(folder).status == "damaged"
+    )
     out = " ".join(looked_at("runs").split())
     assert "checkpoints/good" in out and "checkpoints/bad" in out and out.count("damaged: ") == 1
     assert message[:12] in looked_at("info", "checkpoints/bad")
@@ -85,7 +89,10 @@ def test_a_record_that_is_no_file_is_not_opened(folder):
 
 def test_entries_that_are_null_or_missing_are_fine(folder):
     for name in GOOD_RECORD:
-        for other in ({**GOOD_RECORD, name: None}, {key: kept for key, kept in GOOD_RECORD.items() if key != name}):
+        for other in (
+            {**GOOD_RECORD, name: None},
+            {key: kept for key, kept in GOOD_RECORD.items() if key != name},
+        ):
             (folder / "run.json").write_text(json.dumps(other))
             assert RunFolder(folder).damage == "" and RunFolder(folder).record == other
             assert "damaged" not in looked_at("runs") + looked_at("info", "checkpoints/bad")
@@ -103,7 +110,9 @@ def test_generated_records_never_end_in_a_traceback(folder):
 
 
 def test_a_run_that_saves_and_removes_meanwhile_is_not_called_damaged(base_config, tmp_path):
-    """Every step a checkpoint is written and one removed, and the best model is replaced, while another looks."""
+    """Every step a checkpoint is written and one removed, and the best model is replaced,
+    while another looks.
+    """
     over, looks, false = threading.Event(), [], []
 
     def look():
@@ -121,7 +130,15 @@ def test_a_run_that_saves_and_removes_meanwhile_is_not_called_damaged(base_confi
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        changes = dict(max_steps=12, save_every=1, eval_every=1, eval_rows=4, sample_tokens=0, save_total_limit=1, batch_size=2)
+        changes = dict(
+            max_steps=12,
+            save_every=1,
+            eval_every=1,
+            eval_rows=4,
+            sample_tokens=0,
+            save_total_limit=1,
+            batch_size=2,
+        )
         run(base_config(tmp_path / "run", **changes))
     finally:
         over.set()

@@ -1,4 +1,6 @@
-"""Checkpoints whose manifest fits and whose files hold something else: one message each, and the next older one is named."""
+"""Checkpoints whose manifest fits and whose files hold something else: one message each,
+and the next older one is named.
+"""
 
 import io
 import json
@@ -92,23 +94,63 @@ CASES = {
     "lab figures": (LAB, changed(LAB, figures=[1]), "lab_state.json holds no lists"),
     "config": ("config.json", lambda folder: b"null", "config.json holds no JSON object"),
     "weights empty": ("model.safetensors", lambda folder: b"", "model.safetensors is cut off"),
-    "weights cut": ("model.safetensors", lambda folder: (folder / "model.safetensors").read_bytes()[:-9], "model.safetensors is cut"),
+    "weights cut": (
+        "model.safetensors",
+        lambda folder: (folder / "model.safetensors").read_bytes()[:-9],
+        "model.safetensors is cut",
+    ),
     "weights none": ("model.safetensors", weights(lambda held: {}), "missing"),
-    "a weight less": ("model.safetensors", weights(lambda held: dict(list(held.items())[1:])), "the weights of .* are missing"),
-    "weights shape": ("model.safetensors", weights(lambda held: {n: v[:1].clone() for n, v in held.items()}), "size|shape|Error"),
-    "pickle beside": ("pytorch_model.bin", lambda folder: torch_bytes({}), "pytorch_model.bin is a pickle.* not opened"),
+    "a weight less": (
+        "model.safetensors",
+        weights(lambda held: dict(list(held.items())[1:])),
+        "the weights of .* are missing",
+    ),
+    "weights shape": (
+        "model.safetensors",
+        weights(lambda held: {n: v[:1].clone() for n, v in held.items()}),
+        "size|shape|Error",
+    ),
+    "pickle beside": (
+        "pytorch_model.bin",
+        lambda folder: torch_bytes({}),
+        "pytorch_model.bin is a pickle.* not opened",
+    ),
     "optimizer empty": ("optimizer.pt", lambda folder: b"", "optimizer.pt is no file that torch writes"),
-    "optimizer garbage": ("optimizer.pt", lambda folder: GARBAGE, "optimizer.pt is no file that torch writes"),
+    "optimizer garbage": (
+        "optimizer.pt",
+        lambda folder: GARBAGE,
+        "optimizer.pt is no file that torch writes",
+    ),
     "optimizer list": ("optimizer.pt", lambda folder: torch_bytes([1]), "cannot be resumed from"),
-    "optimizer other": ("optimizer.pt", state(lambda found: found["state"][0].update(exp_avg=torch.zeros(3))), "`exp_avg` in .* not the shape"),
-    "optimizer number": ("optimizer.pt", state(lambda found: found["state"].update({0: 7})), "optimizer.pt|cannot be"),
-    "optimizer rate": ("optimizer.pt", state(lambda found: found["param_groups"][0].update(lr="a")), "no number"),
-    "optimizer a part": ("optimizer.pt", lambda folder: (folder / "optimizer.pt").read_bytes()[:-900], "optimizer.pt is no file"),
-    "optimizer flipped": ("optimizer.pt", lambda folder: repacked(folder / "optimizer.pt", "data.pkl", GARBAGE), "is damaged"),
+    "optimizer other": (
+        "optimizer.pt",
+        state(lambda found: found["state"][0].update(exp_avg=torch.zeros(3))),
+        "`exp_avg` in .* not the shape",
+    ),
+    "optimizer number": (
+        "optimizer.pt",
+        state(lambda found: found["state"].update({0: 7})),
+        "optimizer.pt|cannot be",
+    ),
+    "optimizer rate": (
+        "optimizer.pt",
+        state(lambda found: found["param_groups"][0].update(lr="a")),
+        "no number",
+    ),
+    "optimizer a part": (
+        "optimizer.pt",
+        lambda folder: (folder / "optimizer.pt").read_bytes()[:-900],
+        "optimizer.pt is no file",
+    ),
+    "optimizer flipped": (
+        "optimizer.pt",
+        lambda folder: repacked(folder / "optimizer.pt", "data.pkl", GARBAGE),
+        "is damaged",
+    ),
     "scheduler": ("scheduler.pt", lambda folder: torch_bytes({"last_epoch": "x"}), "`last_epoch` a text"),
     "scheduler method": ("scheduler.pt", lambda folder: torch_bytes({"step": 1}), "`step` a whole number"),
     "random": ("rng_state.pth", lambda folder: torch_bytes({"python": 1}), "cannot be resumed from"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -128,7 +170,11 @@ def refusal(base_run, checkpoint):
         run(config(base_run, checkpoint.parent.parent, output_dir=str(checkpoint.parent)))
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == before, "nothing is taken away"
     message = str(caught.value)
-    assert caught.value.exit_code == 2 and "\n" not in message and message.startswith(f"{checkpoint}: cannot be resumed from: ")
+    assert (
+        caught.value.exit_code == 2
+        and "\n" not in message
+        and message.startswith(f"{checkpoint}: cannot be resumed from: ")
+    )
     assert f"`llmlab run {checkpoint.parent} --resume {checkpoint.parent}/checkpoint-4`" in message
     return message
 
@@ -144,7 +190,9 @@ def test_a_damaged_checkpoint_is_one_message_and_offers_the_one_before(base_run,
 
 def test_code_in_a_file_of_torch_is_told_and_not_run(base_run, checkpoint, tmp_path):
     (checkpoint / "optimizer.pt").write_bytes(hostile(tmp_path / "ran"))
-    assert "holds code (posix.system) that would run when it is read; nothing of it was run" in refusal(base_run, checkpoint)
+    assert "holds code (posix.system) that would run when it is read; nothing of it was run" in refusal(
+        base_run, checkpoint
+    )
     assert not (tmp_path / "ran").exists()
 
 

@@ -33,7 +33,9 @@ def test_the_curve_is_as_long_as_the_screen_is_wide():
     few = thinned(points, 160)
     assert len(few) == 160 and few[-1][0] == 19_999 and thinned(points[:160], 160) == points[:160]
     assert all(abs(value - step) <= 20_000 / 160 for step, value in few)
-    assert abs(sum(value for _, value in few) / 160 - 19_999 / 2) < 1e-6  # equal parts: their mean is that of all
+    assert (
+        abs(sum(value for _, value in few) / 160 - 19_999 / 2) < 1e-6
+    )  # equal parts: their mean is that of all
     assert len(loss_curve(points, points[::100], 74, 10).splitlines()) == 10
 
 

@@ -1,4 +1,6 @@
-"""A resumed run sees exactly the rows that an uninterrupted one sees: stored, streamed, with loader processes, with ranks."""
+"""A resumed run sees exactly the rows that an uninterrupted one sees: stored, streamed,
+with loader processes, with ranks.
+"""
 
 import json
 import os
@@ -19,7 +21,10 @@ from tests.waiting import PATIENCE
 def sources(folder, *, streaming):
     folder.mkdir(exist_ok=True)
     for name, count in (("a", 150), ("b", 60)):
-        text = "".join(json.dumps({"text": f"{name} {i} the whale and the sea and the ship"}) + "\n" for i in range(count))
+        text = "".join(
+            json.dumps({"text": f"{name} {i} the whale and the sea and the ship"}) + "\n"
+            for i in range(count)
+        )
         (folder / f"{name}.jsonl").write_text(text)
     return [
         {"name": str(folder / "a.jsonl"), "streaming": streaming, "weight": 3.0},
@@ -28,8 +33,17 @@ def sources(folder, *, streaming):
 
 
 def job(base_config, folder, data, **changes):
-    values = dict(datasets=data, max_steps=12, save_every=6, eval_every=12, log_every=1, batch_size=2,
-                  gradient_accumulation_steps=2, save_best_only=False, report_to=[])  # fmt: skip
+    values = dict(
+        datasets=data,
+        max_steps=12,
+        save_every=6,
+        eval_every=12,
+        log_every=1,
+        batch_size=2,
+        gradient_accumulation_steps=2,
+        save_best_only=False,
+        report_to=[],
+    )
     return base_config(folder, **{**values, **changes})
 
 
@@ -38,13 +52,17 @@ def cut_back(whole, folder):
     shutil.copytree(whole, folder)
     for left in ("checkpoint-12", "best", "final"):
         shutil.rmtree(folder / left, ignore_errors=True)
-    RunFolder(folder).update(status="running", config={**RunFolder(folder).record["config"], "output_dir": str(folder)})
+    RunFolder(folder).update(
+        status="running", config={**RunFolder(folder).record["config"], "output_dir": str(folder)}
+    )
 
 
 def same_ending(whole, resumed):
     weights = [load_file(folder / "final" / "model.safetensors") for folder in (whole, resumed)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    curves = [[(x["step"], x["loss"]) for x in RunFolder(f).metrics() if "loss" in x] for f in (whole, resumed)]
+    curves = [
+        [(x["step"], x["loss"]) for x in RunFolder(f).metrics() if "loss" in x] for f in (whole, resumed)
+    ]
     assert curves[0] == curves[1] and [step for step, _ in curves[0]] == list(range(1, 13))
 
 
@@ -62,7 +80,14 @@ def test_one_process(base_config, tmp_path, streaming, workers):
 def test_what_a_stream_left_out_is_told(base_config, tmp_path):
     rows = [{"text": "the whale " * 5 if i % 3 else " "} for i in range(300)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = run(job(base_config, tmp_path / "run", [{"name": str(tmp_path / "a.jsonl"), "streaming": True}], max_steps=6))
+    result = run(
+        job(
+            base_config,
+            tmp_path / "run",
+            [{"name": str(tmp_path / "a.jsonl"), "streaming": True}],
+            max_steps=6,
+        )
+    )
     (note,) = RunFolder(result.folder).record["data_notes"]
     assert "rows of the stream: empty text" in note
 
@@ -71,7 +96,9 @@ def test_weights_of_mixture_and_sources_by_themselves(base_config, tmp_path):
     result = run(job(base_config, tmp_path / "run", sources(tmp_path, streaming=False)))
     figures = result.metrics
     assert figures["eval_loss"] == pytest.approx((figures["eval_a_loss"] + figures["eval_b_loss"]) / 2)
-    assert figures["eval_loss_spread"] == pytest.approx(abs(figures["eval_a_loss"] - figures["eval_b_loss"]) / 2)
+    assert figures["eval_loss_spread"] == pytest.approx(
+        abs(figures["eval_a_loss"] - figures["eval_b_loss"]) / 2
+    )
     assert figures["eval_bits_per_byte"] == pytest.approx(
         (figures["eval_a_bits_per_byte"] + figures["eval_b_bits_per_byte"]) / 2
     )
@@ -96,9 +123,12 @@ def test_two_processes(base_config, tmp_path, streaming):
             "run",
         ]
         done = subprocess.run(
-            [*command, str(config), "--set", f"output_dir={folder}"], capture_output=True, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
-        )  # fmt: skip
+            [*command, str(config), "--set", f"output_dir={folder}"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=PATIENCE,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("final") == 1, "one process speaks for the job"
         if folder == whole:

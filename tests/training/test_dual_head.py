@@ -1,4 +1,6 @@
-"""The dual head learns held-out pairs, its loss is the formula however an update is cut up, and its backbone never moves."""
+"""The dual head learns held-out pairs, its loss is the formula however an update is cut up,
+and its backbone never moves.
+"""
 
 import copy
 import json
@@ -34,7 +36,13 @@ def pairs(count, seed=0):
     for number in range(count):
         place = rng.randrange(5)
         who, other = names[place], names[place - 1]
-        rows.append({"prompt": f"{number}: where is {who}?", "chosen": f"{who} is here.", "rejected": f"{other} is here."})
+        rows.append(
+            {
+                "prompt": f"{number}: where is {who}?",
+                "chosen": f"{who} is here.",
+                "rejected": f"{other} is here.",
+            }
+        )
     return rows
 
 
@@ -42,22 +50,43 @@ def pairs(count, seed=0):
 def policy(base_run, tmp_path_factory):
     """A model that answers with one of the two names, as often the wrong one."""
     folder = tmp_path_factory.mktemp("policy")
-    rows = [{"prompt": row["prompt"], "completion": row[("chosen", "rejected")[i % 2]]}
-            for i, row in enumerate(pairs(600, seed=9))]  # fmt: skip
-    return run(SFTConfig(
-        policy_checkpoint=str(base_run.folder), datasets=[write(folder / "rows.jsonl", rows)], max_steps=150, learning_rate=5e-3,
-        batch_size=8, gradient_accumulation_steps=1, max_length=128, eval_every=150, output_dir=str(folder / "run"), report_to=[],
-    ))  # fmt: skip
+    rows = [
+        {"prompt": row["prompt"], "completion": row[("chosen", "rejected")[i % 2]]}
+        for i, row in enumerate(pairs(600, seed=9))
+    ]
+    return run(
+        SFTConfig(
+            policy_checkpoint=str(base_run.folder),
+            datasets=[write(folder / "rows.jsonl", rows)],
+            max_steps=150,
+            learning_rate=5e-3,
+            batch_size=8,
+            gradient_accumulation_steps=1,
+            max_length=128,
+            eval_every=150,
+            output_dir=str(folder / "run"),
+            report_to=[],
+        )
+    )
 
 
 @pytest.fixture
 def config(policy, tmp_path):
     def make(**changes):
         values = dict(
-            backbone=str(policy.folder), datasets=[write(tmp_path / "pairs.jsonl", pairs(400))], max_length=64, epochs=8,
-            batch_size=16, gradient_accumulation_steps=1, learning_rate=5e-3, warmup_steps=5, eval_every=100, eval_fraction=0.15,
-            report_to=[], output_dir=str(tmp_path / "run"),
-        )  # fmt: skip
+            backbone=str(policy.folder),
+            datasets=[write(tmp_path / "pairs.jsonl", pairs(400))],
+            max_length=64,
+            epochs=8,
+            batch_size=16,
+            gradient_accumulation_steps=1,
+            learning_rate=5e-3,
+            warmup_steps=5,
+            eval_every=100,
+            eval_fraction=0.15,
+            report_to=[],
+            output_dir=str(tmp_path / "run"),
+        )
         return DualHeadConfig(**{**values, **changes})
 
     return make
@@ -77,7 +106,10 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
     fresh = pairs(60, seed=5)
     rows = [(row["prompt"], row["chosen"], row["rejected"]) for row in fresh]
     figures = dual_head_figures(model, tokenizer, rows, batch_size=16)
-    assert figures["preference_accuracy"] > 0.85 and figures["perplexity"] < 1.05 * figures["backbone_perplexity"]
+    assert (
+        figures["preference_accuracy"] > 0.85
+        and figures["perplexity"] < 1.05 * figures["backbone_perplexity"]
+    )
     assert 0 < figures["alpha"] < 1 and 0 < figures["gate_entropy"] <= 0.694
     path = write(tmp_path / "fresh.jsonl", fresh)
     assert measure(model, tokenizer, SourceConfig(name=path)).figures == pytest.approx(figures, rel=1e-4)
@@ -94,7 +126,9 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
 
     # and in the chat
     console = Console(record=True, width=80, force_terminal=True, color_system="truecolor")
-    session = ChatSession(model, tokenizer, ChatSettings(temperature=0, max_new_tokens=16, show_alpha=True), name="dual")
+    session = ChatSession(
+        model, tokenizer, ChatSettings(temperature=0, max_new_tokens=16, show_alpha=True), name="dual"
+    )
     said = rows[0][0]
     pieces = []
     session.reply(said, pieces.append)
@@ -114,14 +148,27 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
 
 def trainer_of(config, tmp_path, **changes):
     job = prepare(config, "cpu", "fp32", Console(quiet=True))
-    given = dict(output_dir=str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to=[], max_steps=1,
-                 per_device_train_batch_size=config.batch_size, **changes)  # fmt: skip
-    return job.trainer(model=job.model, args=job.arguments(**given), train_dataset=job.data.train,
-                       processing_class=job.tokenizer)  # fmt: skip
+    given = dict(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        remove_unused_columns=False,
+        report_to=[],
+        max_steps=1,
+        per_device_train_batch_size=config.batch_size,
+        **changes,
+    )
+    return job.trainer(
+        model=job.model,
+        args=job.arguments(**given),
+        train_dataset=job.data.train,
+        processing_class=job.tokenizer,
+    )
 
 
 def test_the_loss_is_the_formula(config, tmp_path):
-    made = config(lambda_r=0.7, lambda_g=0.2, beta_r=0.3, rm_dropout=0.0, gating_dropout=0.0, share_prompts=False)
+    made = config(
+        lambda_r=0.7, lambda_g=0.2, beta_r=0.3, rm_dropout=0.0, gating_dropout=0.0, share_prompts=False
+    )
     trainer = trainer_of(made, tmp_path)
     with torch.no_grad():
         trainer.model.rm_head.weight.add_(0.05 * torch.randn_like(trainer.model.rm_head.weight))
@@ -146,10 +193,15 @@ def test_the_loss_is_the_formula(config, tmp_path):
 
 @pytest.mark.parametrize("objective", ["preference", "mixed"])
 def test_an_update_is_the_same_however_it_is_cut_up(config, tmp_path, objective):
-    """Rows of different lengths, with and without a rejected answer: means over the update, not over micro-batches."""
+    """Rows of different lengths, with and without a rejected answer: means over the update,
+    not over micro-batches.
+    """
     grads = []
     options = dict(
-        objective=objective, rm_dropout=0.0, gating_dropout=0.0, **({"sft_ratio": 0.4} if objective == "mixed" else {})
+        objective=objective,
+        rm_dropout=0.0,
+        gating_dropout=0.0,
+        **({"sft_ratio": 0.4} if objective == "mixed" else {}),
     )
     for size, parts in ((8, 1), (2, 4)):
         made = config(batch_size=size, gradient_accumulation_steps=parts, **options)
@@ -163,7 +215,9 @@ def test_an_update_is_the_same_however_it_is_cut_up(config, tmp_path, objective)
         trainer.model.train()
         for sample in samples:
             trainer.training_step(trainer.model, sample, count)
-        grads.append({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad})
+        grads.append(
+            {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        )
     assert all(torch.allclose(grads[0][name], grads[1][name], atol=1e-5) for name in grads[0])
 
 
@@ -185,17 +239,31 @@ def test_prompts_are_shared_only_where_that_changes_nothing(policy):
 
 
 def test_answers_alone_and_mixtures(config, tmp_path):
-    talks = write(tmp_path / "talks.jsonl", [{"messages": [
-        {"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "Aye."},
-        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Row!"},
-    ]} for i in range(200)])  # fmt: skip
+    talks = write(
+        tmp_path / "talks.jsonl",
+        [
+            {
+                "messages": [
+                    {"role": "user", "content": f"{i}?"},
+                    {"role": "assistant", "content": "Aye."},
+                    {"role": "user", "content": "And?"},
+                    {"role": "assistant", "content": "Row!"},
+                ]
+            }
+            for i in range(200)
+        ],
+    )
     data = [write(tmp_path / "pairs.jsonl", pairs(400)), talks]
-    mixed = prepare(config(datasets=data, objective="mixed", sft_ratio=0.25), "cpu", "fp32", Console(quiet=True)).data.train
+    mixed = prepare(
+        config(datasets=data, objective="mixed", sft_ratio=0.25), "cpu", "fp32", Console(quiet=True)
+    ).data.train
     alone = [not row["rejected_ids"] for row in mixed]
     assert sum(alone) / len(alone) == pytest.approx(0.25, abs=0.02)
     talk = mixed[alone.index(True)]
     assert talk["prompt_ids"] == [] and {-100} < set(talk["chosen_labels"])
-    halves = prepare(config(datasets=data[:1], objective="mixed", sft_ratio=0.5), "cpu", "fp32", Console(quiet=True)).data.train
+    halves = prepare(
+        config(datasets=data[:1], objective="mixed", sft_ratio=0.5), "cpu", "fp32", Console(quiet=True)
+    ).data.train
     assert sum(not row["rejected_ids"] for row in halves) == pytest.approx(len(halves) / 2, abs=1)
     only = prepare(config(datasets=data, objective="sft"), "cpu", "fp32", Console(quiet=True)).data.train
     assert not any(row["rejected_ids"] for row in only)
@@ -213,24 +281,40 @@ def test_a_quantised_backbone(config):
 
 
 def test_what_is_no_backbone_is_refused(config, tmp_path):
-    made = CohereConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-                        num_key_value_heads=4, logit_scale=0.06, pad_token_id=0)  # fmt: skip
+    made = CohereConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        logit_scale=0.06,
+        pad_token_id=0,
+    )
     with pytest.raises(LabError, match="scales or caps its logits"):
         refuse_other_logits(AutoModelForCausalLM.from_config(made), "cohere")
     result = run(config(max_steps=2, warmup_steps=0))
     with pytest.raises(LabError, match="a dual-head model itself, no backbone"):
         prepare(config(backbone=str(result.folder)), "cpu", "fp32", Console(quiet=True))
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
-    with pytest.raises(LabError, match="is a dual-head model, whose backbone stays frozen: `sft` trains whole models"):
+    with pytest.raises(
+        LabError, match="is a dual-head model, whose backbone stays frozen: `sft` trains whole models"
+    ):
         run(SFTConfig(policy_checkpoint=str(result.folder), datasets=[rows], eval_fraction=0))
     assert isinstance(load_model(str(result.folder))[0], LabDualHeadForCausalLM)
 
 
-@pytest.mark.parametrize("changes, said", [
-    ({"lambda_r": -1.0}, "lambda_r"), ({"lambda_g": -0.1}, "lambda_g"), ({"beta_r": 0.0}, "beta_r"),
-    ({"gradient_checkpointing": True}, "saves nothing here"), ({"max_prompt_length": 64}, "leaves no room"),
-    ({"objective": "sft", "beta_r": 0.5}, "beta_r"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"lambda_r": -1.0}, "lambda_r"),
+        ({"lambda_g": -0.1}, "lambda_g"),
+        ({"beta_r": 0.0}, "beta_r"),
+        ({"gradient_checkpointing": True}, "saves nothing here"),
+        ({"max_prompt_length": 64}, "leaves no room"),
+        ({"objective": "sft", "beta_r": 0.5}, "beta_r"),
+    ],
+)
 def test_bad_options_say_why(config, changes, said):
     with pytest.raises(ValueError, match=said):
         config(**changes)

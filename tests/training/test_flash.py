@@ -1,4 +1,6 @@
-"""Packed rows under flash attention, its kernel replaced by the same sums in plain torch: documents do not see each other."""
+"""Packed rows under flash attention, its kernel replaced by the same sums in plain torch:
+documents do not see each other.
+"""
 
 import itertools
 
@@ -18,15 +20,22 @@ def causal(query, key, value, scale):
     """Attention of one document: (T, H, D) each, fewer heads of keys and values are shared."""
     share = query.shape[1] // key.shape[1]
     query, key, value = (
-        part.transpose(0, 1)[None] for part in (query, key.repeat_interleave(share, 1), value.repeat_interleave(share, 1))
+        part.transpose(0, 1)[None]
+        for part in (query, key.repeat_interleave(share, 1), value.repeat_interleave(share, 1))
     )
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)[0].transpose(0, 1)
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)[
+        0
+    ].transpose(0, 1)
 
 
 def varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale=None, max_seqlen_q=None, **kwargs):
     parts = list(itertools.pairwise(cu_seqlens_q.tolist()))
-    assert cu_seqlens_q.tolist() == cu_seqlens_k.tolist() and max_seqlen_q == max(end - start for start, end in parts)
-    return torch.cat([causal(q[start:end], k[start:end], v[start:end], softmax_scale) for start, end in parts])
+    assert cu_seqlens_q.tolist() == cu_seqlens_k.tolist() and max_seqlen_q == max(
+        end - start for start, end in parts
+    )
+    return torch.cat(
+        [causal(q[start:end], k[start:end], v[start:end], softmax_scale) for start, end in parts]
+    )
 
 
 def fixed(q, k, v, softmax_scale=None, **kwargs):
@@ -35,34 +44,55 @@ def fixed(q, k, v, softmax_scale=None, **kwargs):
 
 @pytest.fixture(params=["lab", "llama"])
 def models(request, monkeypatch):
-    """The same weights with the kernel of plain torch, and with the stand-in behind transformers' own way to flash attention."""
+    """The same weights with the kernel of plain torch,
+    and with the stand-in behind transformers' own way to flash attention.
+    """
 
     def kwargs(**given):
-        return {name: given[name] for name in ("softmax_scale", "max_seqlen_q", "max_seqlen_k") if name in given}
+        return {
+            name: given[name] for name in ("softmax_scale", "max_seqlen_q", "max_seqlen_k") if name in given
+        }
 
     def process(query_length=None, key_length=None, **given):
         return kwargs(**given)
 
     found = (
-        (fixed, varlen, None, modeling_flash_attention_utils._pad_input, modeling_flash_attention_utils._unpad_input),
+        (
+            fixed,
+            varlen,
+            None,
+            modeling_flash_attention_utils._pad_input,
+            modeling_flash_attention_utils._unpad_input,
+        ),
         (process, process),
     )
-    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *args, **kwargs: found)
+    monkeypatch.setattr(
+        modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *args, **kwargs: found
+    )
     made = []
     for kernel in ("sdpa", "flash_attention_2"):
         torch.manual_seed(0)
         if request.param == "lab":
             model = small_model()
         else:
-            shape = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+            shape = dict(
+                vocab_size=97,
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+            )
             model = LlamaForCausalLM(LlamaConfig(**shape, intermediate_size=64)).eval()
         model.config._attn_implementation = kernel
         made.append(model)
     return made
 
 
-ROWS = [{"input_ids": list(range(1, 18)), "seq_lengths": [5, 1, 11]}, {"input_ids": list(range(30, 50)), "seq_lengths": [12, 8]},
-        {"input_ids": [3, 1, 4]}]  # fmt: skip
+ROWS = [
+    {"input_ids": list(range(1, 18)), "seq_lengths": [5, 1, 11]},
+    {"input_ids": list(range(30, 50)), "seq_lengths": [12, 8]},
+    {"input_ids": [3, 1, 4]},
+]
 
 
 @torch.no_grad()
@@ -76,7 +106,9 @@ def test_packed_rows_of_any_number_are_those_of_the_plain_kernel(models):
         wanted = plain(**bare, use_cache=False).logits
         torch.testing.assert_close(flash(**batch, use_cache=False).logits, wanted, atol=1e-5, rtol=1e-5)
         assert labels.shape == wanted.shape[:2]
-    leaked = (flash(**bare, use_cache=False).logits - wanted).abs().max()  # what transformers makes of positions alone
+    leaked = (
+        (flash(**bare, use_cache=False).logits - wanted).abs().max()
+    )  # what transformers makes of positions alone
     assert leaked > 1e-2
 
 
@@ -97,7 +129,11 @@ def test_leaks_are_tried_in_two_rows(models, monkeypatch):
 
 
 def test_answers_in_one_row_have_the_values_of_the_plain_kernel(models):
-    items = [(list(range(1, 9)), [11, 12, 13], [14, 15]), (list(range(20, 24)), [31], [32, 33]), ([7, 8], [41, 42], [43])]
+    items = [
+        (list(range(1, 9)), [11, 12, 13], [14, 15]),
+        (list(range(20, 24)), [31], [32, 33]),
+        ([7, 8], [41, 42], [43]),
+    ]
     wanted, found = (reference_values(model, items, 0, "fp32", packed=True) for model in models)
     for one, other in zip(wanted, found, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
@@ -115,7 +151,11 @@ def test_padding_free_batches_have_the_values_of_the_plain_kernel(models):
     for model in models:
         add_fused_lm_head(model)
         make_padding_free(model)
-        made.append(model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, use_cache=False).log_probs)
+        made.append(
+            model(
+                input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, use_cache=False
+            ).log_probs
+        )
     torch.testing.assert_close(made[0], made[1], atol=1e-4, rtol=1e-4)
 
 
@@ -138,4 +178,6 @@ def test_a_run_hands_the_bounds_to_the_kernel(base_config, tmp_path, monkeypatch
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", watched)
     monkeypatch.setattr("llmlab.training.methods.pretrain.takes_bounds", lambda model: True)
     run(base_config(tmp_path / "run", max_steps=2, warmup_steps=0, eval_every=2, sample_tokens=0))
-    assert sum(bounds is not None for bounds in seen) >= 8  # two steps and two validations of a model of two layers
+    assert (
+        sum(bounds is not None for bounds in seen) >= 8
+    )  # two steps and two validations of a model of two layers

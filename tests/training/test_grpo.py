@@ -32,21 +32,53 @@ def write(path, rows):
 def policy(base_run, tmp_path_factory):
     """A model that answers each question with either name, whichever is right."""
     folder = tmp_path_factory.mktemp("policy")
-    rows = [{"prompt": f"Who is {i}?", "completion": "Ahab" if (i * 7919) % 13 < 7 else "Stubb"} for i in range(300)]
-    return str(run(SFTConfig(
-        policy_checkpoint=str(base_run.folder), datasets=[write(folder / "rows.jsonl", rows)], max_steps=120, learning_rate=5e-3,
-        batch_size=8, gradient_accumulation_steps=1, max_length=64, eval_every=60, output_dir=str(folder / "run"), report_to=[],
-    )).model)  # fmt: skip
+    rows = [
+        {"prompt": f"Who is {i}?", "completion": "Ahab" if (i * 7919) % 13 < 7 else "Stubb"}
+        for i in range(300)
+    ]
+    return str(
+        run(
+            SFTConfig(
+                policy_checkpoint=str(base_run.folder),
+                datasets=[write(folder / "rows.jsonl", rows)],
+                max_steps=120,
+                learning_rate=5e-3,
+                batch_size=8,
+                gradient_accumulation_steps=1,
+                max_length=64,
+                eval_every=60,
+                output_dir=str(folder / "run"),
+                report_to=[],
+            )
+        ).model
+    )
 
 
 def config(policy, folder, **changes):
     rows = [{"prompt": f"Who is {i}?", "answer": "Stubb"} for i in range(80)]
     values = dict(
-        policy_checkpoint=policy, datasets=[write(folder / "prompts.jsonl", rows)], reward_model="exact_match", group_size=4,
-        batch_size=16, mini_batch_size=8, iterations=1, beta=0.0, max_new_tokens=8, max_steps=20, learning_rate=1e-3, warmup_steps=0,
-        scheduler="none", eval_every=20, eval_rows=32, eval_fraction=0.2, log_every=1, save_every=10, max_prompt_length=64,
-        output_dir=str(folder / "run"), report_to=[],
-    )  # fmt: skip
+        policy_checkpoint=policy,
+        datasets=[write(folder / "prompts.jsonl", rows)],
+        reward_model="exact_match",
+        group_size=4,
+        batch_size=16,
+        mini_batch_size=8,
+        iterations=1,
+        beta=0.0,
+        max_new_tokens=8,
+        max_steps=20,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        scheduler="none",
+        eval_every=20,
+        eval_rows=32,
+        eval_fraction=0.2,
+        log_every=1,
+        save_every=10,
+        max_prompt_length=64,
+        output_dir=str(folder / "run"),
+        report_to=[],
+    )
     return GRPOConfig(**{**values, **changes})
 
 
@@ -59,7 +91,12 @@ def test_it_learns_what_is_rewarded(policy, tmp_path):
     figures = [line for line in RunFolder(result.folder).metrics() if "reward" in line]
     assert len(figures) == 20
     for line in figures:  # no reference, no KL
-        assert {"group/spread", "group/best", "group/no_signal", "entropy"} <= line.keys() and "kl" not in line
+        assert {
+            "group/spread",
+            "group/best",
+            "group/no_signal",
+            "entropy",
+        } <= line.keys() and "kl" not in line
     assert figures[-1]["group/no_signal"] > figures[0]["group/no_signal"] and result.model.name == "best"
 
 
@@ -67,7 +104,17 @@ def test_a_strong_kl_weight_holds_the_policy(policy, tmp_path):
     moved = []
     for beta in (0.01, 5.0):
         (tmp_path / str(beta)).mkdir()
-        result = run(config(policy, tmp_path / str(beta), beta=beta, max_steps=12, eval_every=12, save_every=12, iterations=2))
+        result = run(
+            config(
+                policy,
+                tmp_path / str(beta),
+                beta=beta,
+                max_steps=12,
+                eval_every=12,
+                save_every=12,
+                iterations=2,
+            )
+        )
         moved.append([line["kl"] for line in RunFolder(result.folder).metrics() if "kl" in line])
     assert moved[0][0] == pytest.approx(0, abs=1e-3) and abs(moved[1][-1]) < 0.1 * abs(moved[0][-1]) + 0.02
 
@@ -75,10 +122,22 @@ def test_a_strong_kl_weight_holds_the_policy(policy, tmp_path):
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_with_adapters_one_model_is_policy_and_reference(policy, tmp_path, adapter):
     result = run(
-        config(policy, tmp_path, adapter=adapter, lora_r=8, beta=0.02, learning_rate=5e-3, max_steps=12, eval_every=12)
+        config(
+            policy,
+            tmp_path,
+            adapter=adapter,
+            lora_r=8,
+            beta=0.02,
+            learning_rate=5e-3,
+            max_steps=12,
+            eval_every=12,
+        )
     )
     assert result.metrics["eval_reward"] >= result.metrics["before_eval_reward"] - 0.1
-    assert RunFolder(result.folder).record["trained_parameters"] < 0.5 * RunFolder(result.folder).record["parameters"]
+    assert (
+        RunFolder(result.folder).record["trained_parameters"]
+        < 0.5 * RunFolder(result.folder).record["parameters"]
+    )
 
 
 def test_groups_are_never_mixed_across_prompts(policy, tmp_path, monkeypatch):
@@ -95,7 +154,9 @@ def test_groups_are_never_mixed_across_prompts(policy, tmp_path, monkeypatch):
     run(config(policy, tmp_path, max_steps=3, eval_every=3))
     assert len(seen) == 3
     for advantages, prompts in seen:
-        assert all(len(set(prompts[start : start + 4])) == 1 for start in range(0, 16, 4)), "a group is one prompt"
+        assert all(len(set(prompts[start : start + 4])) == 1 for start in range(0, 16, 4)), (
+            "a group is one prompt"
+        )
         torch.testing.assert_close(advantages.view(-1, 4).mean(dim=1), torch.zeros(4), atol=1e-5, rtol=0)
     assert len({prompt for _, prompts in seen for prompt in prompts}) > 4
 
@@ -117,7 +178,11 @@ def test_weighted_rewards_and_advantages_by_the_formula(policy, tmp_path, monkey
 
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", rewards_of)
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", advantages_of)
-    run(config(policy, tmp_path, max_steps=1, eval_every=1, reward_model=["exact_match | 2", "length | 0.5 | 2"]))
+    run(
+        config(
+            policy, tmp_path, max_steps=1, eval_every=1, reward_model=["exact_match | 2", "length | 0.5 | 2"]
+        )
+    )
     total = (2 * kept["of"][:, 0] + 0.5 * kept["of"][:, 1]).view(-1, 4)
     wanted = (total - total.mean(1, keepdim=True)) / (total.std(1, keepdim=True) + 1e-4)
     torch.testing.assert_close(kept["advantages"], wanted.flatten())
@@ -154,21 +219,44 @@ def test_killed_runs_resume_alike(policy, tmp_path):
     for left in ("checkpoint-8", "final", "best"):
         shutil.rmtree(folder / left, ignore_errors=True)
     RunFolder(folder).update(status="running")
-    run(config(policy, tmp_path, max_steps=8, save_every=4, eval_every=8, save_best_only=False, output_dir=str(folder)))
+    run(
+        config(
+            policy,
+            tmp_path,
+            max_steps=8,
+            save_every=4,
+            eval_every=8,
+            save_best_only=False,
+            output_dir=str(folder),
+        )
+    )
     curves = [
-        [(line["step"], line["reward"]) for line in RunFolder(f).metrics() if "reward" in line] for f in (whole.folder, folder)
+        [(line["step"], line["reward"]) for line in RunFolder(f).metrics() if "reward" in line]
+        for f in (whole.folder, folder)
     ]
     assert curves[0] == curves[1]
 
 
 BAD = {
-    "raises": ("def f(prompts, completions, **k): raise KeyError('x')", r"failed \(KeyError: 'x'\); the answer was"),
-    "none": ("def f(prompts, completions, **k): return [None] * len(completions)", "gave None, which is no finite number; the answer"),
-    "nan": ("def f(prompts, completions, **k): return [float('nan')] * len(completions)", "gave nan, which is no finite number"),
+    "raises": (
+        "def f(prompts, completions, **k): raise KeyError('x')",
+        r"failed \(KeyError: 'x'\); the answer was",
+    ),
+    "none": (
+        "def f(prompts, completions, **k): return [None] * len(completions)",
+        "gave None, which is no finite number; the answer",
+    ),
+    "nan": (
+        "def f(prompts, completions, **k): return [float('nan')] * len(completions)",
+        "gave nan, which is no finite number",
+    ),
     "count": ("def f(prompts, completions, **k): return [1.0]", "gave 1 values for 3 answers"),
     "kind": ("def f(prompts, completions, **k): return 1.0", "gave float values for 3 answers"),
-    "text": ("def f(prompts, completions, **k): return ['good'] * 3", "gave 'good', which is no finite number"),
-}  # fmt: skip
+    "text": (
+        "def f(prompts, completions, **k): return ['good'] * 3",
+        "gave 'good', which is no finite number",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -188,11 +276,21 @@ def test_a_function_of_ones_own_gets_columns_and_runs_only_with_consent(policy, 
         "open('imported', 'w').close()\n"
         "def score(prompts, completions, answer, **columns):\n    return [float(c == a) for c, a in zip(completions, answer)]\n"
     )
-    path = save_config(config(policy, tmp_path, reward_model="mine:score", max_steps=2, eval_every=2), tmp_path / "grpo.json")
+    path = save_config(
+        config(policy, tmp_path, reward_model="mine:score", max_steps=2, eval_every=2), tmp_path / "grpo.json"
+    )
     command = [sys.executable, "-m", "llmlab", "run", str(path)]
-    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL, timeout=PATIENCE)
-    assert refused.returncode == 2 and "--trust mine:score" in refused.stderr and not (tmp_path / "imported").exists()
-    agreed = subprocess.run([*command, "--trust", "mine:score"], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
+    refused = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, stdin=subprocess.DEVNULL, timeout=PATIENCE
+    )
+    assert (
+        refused.returncode == 2
+        and "--trust mine:score" in refused.stderr
+        and not (tmp_path / "imported").exists()
+    )
+    agreed = subprocess.run(
+        [*command, "--trust", "mine:score"], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE
+    )
     assert agreed.returncode == 0, agreed.stderr[-2000:]
     assert (tmp_path / "imported").exists()
 
@@ -220,13 +318,25 @@ def test_a_reward_model_by_name_whatever_its_tokenizer(policy, base_run, tmp_pat
     from llmlab.models import LabConfig, LabForSequenceClassification
 
     pairs = [{"prompt": f"Who is {i}?", "chosen": "Ahab", "rejected": "Stubb"} for i in range(60)]
-    scorer = run(RewardConfig(
-        policy_checkpoint=str(base_run.model), datasets=[write(tmp_path / "pairs.jsonl", pairs)], max_steps=20, learning_rate=3e-3,
-        batch_size=8, gradient_accumulation_steps=1, max_length=64, max_prompt_length=48, eval_every=20,
-        output_dir=str(tmp_path / "scorer"), report_to=[],
-    ))  # fmt: skip
+    scorer = run(
+        RewardConfig(
+            policy_checkpoint=str(base_run.model),
+            datasets=[write(tmp_path / "pairs.jsonl", pairs)],
+            max_steps=20,
+            learning_rate=3e-3,
+            batch_size=8,
+            gradient_accumulation_steps=1,
+            max_length=64,
+            max_prompt_length=48,
+            eval_every=20,
+            output_dir=str(tmp_path / "scorer"),
+            report_to=[],
+        )
+    )
     function = reward_function(RewardSource(name=str(scorer.folder)), "cpu")
-    good, bad = function(prompts=[[{"role": "user", "content": "Who is 3?"}]] * 2, completions=["Ahab", "Stubb"])
+    good, bad = function(
+        prompts=[[{"role": "user", "content": "Who is 3?"}]] * 2, completions=["Ahab", "Stubb"]
+    )
     assert good > bad
     result = run(config(policy, tmp_path, reward_model=str(scorer.folder), max_steps=12, eval_every=12))
     assert result.metrics["eval_reward"] > result.metrics["before_eval_reward"]
@@ -235,15 +345,21 @@ def test_a_reward_model_by_name_whatever_its_tokenizer(policy, base_run, tmp_pat
     )
     other.save_pretrained(tmp_path / "bytes")
     load_tokenizer("byte").save_pretrained(tmp_path / "bytes")
-    scores = reward_function(RewardSource(name=str(tmp_path / "bytes")), "cpu")(prompts=["Who?"], completions=["Ahab"])
+    scores = reward_function(RewardSource(name=str(tmp_path / "bytes")), "cpu")(
+        prompts=["Who?"], completions=["Ahab"]
+    )
     assert len(scores) == 1
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(group_size=1), "`group_size` 1 must be at least 2"), (dict(batch_size=18, mini_batch_size=4), "does not divide `batch_size` 18"),
-    (dict(batch_size=18, mini_batch_size=6), "`batch_size` 18 is no multiple of `group_size` 4: use 16"),
-    (dict(reward_model=[]), "reward_model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(group_size=1), "`group_size` 1 must be at least 2"),
+        (dict(batch_size=18, mini_batch_size=4), "does not divide `batch_size` 18"),
+        (dict(batch_size=18, mini_batch_size=6), "`batch_size` 18 is no multiple of `group_size` 4: use 16"),
+        (dict(reward_model=[]), "reward_model"),
+    ],
+)
 def test_sizes_that_do_not_fit(changes, message):
     with pytest.raises(LabError, match=message):
         validate(GRPOConfig, {"kind": "grpo", **changes})
@@ -260,15 +376,39 @@ def test_what_is_overridden_is_still_there():
 @pytest.mark.parametrize("kind", ["grpo", "ppo"])
 def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path, kind):
     """None of these values is a default of this package or of TRL."""
-    own = {"grpo": dict(grpo_temperature=0.7, iterations=3, group_size=8), "ppo": dict(temperature=0.7, ppo_epochs=3)}[kind]
+    own = {
+        "grpo": dict(grpo_temperature=0.7, iterations=3, group_size=8),
+        "ppo": dict(temperature=0.7, ppo_epochs=3),
+    }[kind]
     made = {"grpo": GRPOConfig, "ppo": PPOConfig}[kind](
-        policy_checkpoint=str(base_run.folder), datasets=[write(tmp_path / "prompts.jsonl", [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(8)])],
-        reward_model=[{"name": "exact_match", "weight": 0.3}, {"name": "length", "weight": 2.0, "setting": "6"}], clip_range=0.11,
-        max_new_tokens=9, top_k=13, top_p=0.83, batch_size=16, mini_batch_size=8, eval_fraction=0.0, **own,
-    )  # fmt: skip
-    job = importlib.import_module(f"llmlab.training.{kind}").prepare(made, "cpu", "fp32", LabConsole(quiet=True))
-    arguments = job.arguments(output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False)
+        policy_checkpoint=str(base_run.folder),
+        datasets=[
+            write(
+                tmp_path / "prompts.jsonl", [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(8)]
+            )
+        ],
+        reward_model=[
+            {"name": "exact_match", "weight": 0.3},
+            {"name": "length", "weight": 2.0, "setting": "6"},
+        ],
+        clip_range=0.11,
+        max_new_tokens=9,
+        top_k=13,
+        top_p=0.83,
+        batch_size=16,
+        mini_batch_size=8,
+        eval_fraction=0.0,
+        **own,
+    )
+    job = importlib.import_module(f"llmlab.training.{kind}").prepare(
+        made, "cpu", "fp32", LabConsole(quiet=True)
+    )
+    arguments = job.arguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False
+    )
     assert (arguments.temperature, arguments.top_k, arguments.top_p) == (0.7, 13, 0.83)
     assert (arguments.epsilon, arguments.num_iterations, arguments.max_completion_length) == (0.11, 3, 9)
-    assert arguments.reward_weights == [0.3, 2.0] and arguments.num_generations == (8 if kind == "grpo" else 2)
+    assert arguments.reward_weights == [0.3, 2.0] and arguments.num_generations == (
+        8 if kind == "grpo" else 2
+    )
     assert arguments.generation_batch_size == 16

@@ -1,4 +1,6 @@
-"""GRPO on a rollout that is given: this package's trainer, TRL's own, and the formulas in double precision agree."""
+"""GRPO on a rollout that is given: this package's trainer, TRL's own,
+and the formulas in double precision agree.
+"""
 
 import math
 
@@ -24,11 +26,21 @@ def policy(tokenizer_folder, tmp_path_factory):
     tokenizer = load_tokenizer(str(tokenizer_folder))
     ensure_chat_template(tokenizer)
     tokenizer.save_pretrained(folder)
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=512, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-        max_position_embeddings=128, initializer_range=0.1, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )).save_pretrained(folder)  # fmt: skip
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=128,
+            initializer_range=0.1,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    ).save_pretrained(folder)
     return str(folder)
 
 
@@ -39,7 +51,10 @@ def reward(completions, **columns):
 def rollout(prompts, trainer):
     """Answers of different lengths, an end behind some and none behind others."""
     tokenizer, end = trainer.processing_class, trainer.eos_token_ids[0]
-    spoken = [tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts]
+    spoken = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        for prompt in prompts
+    ]
     answers = [
         tokenizer(WORDS[(index * 5 + index // SIZE) % len(WORDS)], add_special_tokens=False)["input_ids"]
         + [end] * (index % 3 > 0)
@@ -53,16 +68,31 @@ def build(kind, policy, folder, micro, **more):
     tokenizer.padding_side = "left"
     rows = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in PROMPTS]})
     arguments = trl.GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=micro, gradient_accumulation_steps=16 // micro, num_generations=SIZE,
-        num_iterations=2, epsilon=CLIP, beta=BETA if kind is trl.GRPOTrainer else 0.0, max_completion_length=12, report_to=[],
-        use_cpu=True, bf16=False, gradient_checkpointing=False, remove_unused_columns=False,
-    )  # fmt: skip
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=16 // micro,
+        num_generations=SIZE,
+        num_iterations=2,
+        epsilon=CLIP,
+        beta=BETA if kind is trl.GRPOTrainer else 0.0,
+        max_completion_length=12,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        remove_unused_columns=False,
+    )
     if kind is GRPOTrainer:
         more = dict(held=True, reference=frozen_copy(model), kl_weight=BETA)
     trainer = kind(
-        model=model, reward_funcs=[reward], args=arguments, train_dataset=rows, processing_class=tokenizer, rollout_func=rollout,
+        model=model,
+        reward_funcs=[reward],
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        rollout_func=rollout,
         **more,
-    )  # fmt: skip
+    )
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 16 // micro
     return trainer
@@ -77,7 +107,9 @@ def shaken(model):
 
 
 def step(kind, policy, folder, micro):
-    """Returns the rollout, the loss of an update on it after the policy has moved, its gradients and figures."""
+    """Returns the rollout, the loss of an update on it after the policy has moved,
+    its gradients and figures.
+    """
     trainer = build(kind, policy, folder, micro)
     rows = [row for row in trainer.train_dataset for _ in range(SIZE)]
     scored = trainer._generate_and_score_completions(rows)
@@ -101,7 +133,9 @@ def ours(policy, tmp_path_factory):
 
 
 def by_hand(policy, scored):
-    """Returns loss, model, advantages, KL and share of clipped tokens, in double precision and from the formulas alone."""
+    """Returns loss, model, advantages, KL and share of clipped tokens,
+    in double precision and from the formulas alone.
+    """
     start, tokenizer = load_model(policy, dtype=torch.float32)
     moved, _ = load_model(policy, dtype=torch.float32)
     shaken(moved)
@@ -114,9 +148,12 @@ def by_hand(policy, scored):
         return logits.double().log_softmax(-1).gather(2, ids[:, -width:, None]).squeeze(-1)
 
     texts = tokenizer.batch_decode(
-        [row[m.bool()] for row, m in zip(scored["completion_ids"], mask, strict=True)], skip_special_tokens=True
+        [row[m.bool()] for row, m in zip(scored["completion_ids"], mask, strict=True)],
+        skip_special_tokens=True,
     )
-    rewards = torch.tensor(reward([[{"content": text}] for text in texts]), dtype=torch.float64).view(-1, SIZE)
+    rewards = torch.tensor(reward([[{"content": text}] for text in texts]), dtype=torch.float64).view(
+        -1, SIZE
+    )
     spread = ((rewards - rewards.mean(1, keepdim=True)) ** 2).sum(1, keepdim=True).div(SIZE - 1).sqrt()
     advantages = ((rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)).flatten()
     with torch.no_grad():
@@ -124,7 +161,9 @@ def by_hand(policy, scored):
     now = said(moved)
     ratio, a = (now - before).exp(), advantages[:, None]
     gain = torch.minimum(ratio * a, ratio.clamp(1 - CLIP, 1 + CLIP) * a)
-    kl = ratio * ((before - now).exp() - (before - now) - 1)  # with the ratio its gradient is that of the KL itself
+    kl = ratio * (
+        (before - now).exp() - (before - now) - 1
+    )  # with the ratio its gradient is that of the KL itself
     loss = ((-gain + BETA * kl) * mask).sum() / mask.sum()
     clipped = (((ratio < 1 - CLIP) & (a < 0)) | ((ratio > 1 + CLIP) & (a > 0))).double()
     return loss, moved, advantages, (kl * mask).sum() / mask.sum(), (clipped * mask).sum() / mask.sum()
@@ -134,8 +173,12 @@ def test_loss_gradients_and_figures_are_those_of_the_formulas(policy, ours):
     scored, total, gradients, figures = ours
     loss, model, advantages, kl, clipped = by_hand(policy, scored)
     torch.testing.assert_close(scored["advantages"].double(), advantages, atol=1e-5, rtol=1e-5)
-    assert total == pytest.approx(loss.item(), abs=1e-5) and figures["kl"] == pytest.approx(kl.item(), abs=1e-5)
-    assert 0.05 < clipped.item() < 0.95 and figures["clip_ratio/region_mean"] == pytest.approx(clipped.item(), abs=1e-6)
+    assert total == pytest.approx(loss.item(), abs=1e-5) and figures["kl"] == pytest.approx(
+        kl.item(), abs=1e-5
+    )
+    assert 0.05 < clipped.item() < 0.95 and figures["clip_ratio/region_mean"] == pytest.approx(
+        clipped.item(), abs=1e-6
+    )
     loss.backward()
     for name, parameter in model.named_parameters():
         wanted = parameter.grad
@@ -155,13 +198,22 @@ def test_it_agrees_with_the_trainer_of_trl(policy, ours, tmp_path, monkeypatch, 
     for name, gradient in gradients.items():
         assert (gradient - ours[2][name]).norm() <= 1e-4 * gradient.norm() + 1e-7, name
     if micro == 16:
-        for name in ("kl", "entropy", "clip_ratio/region_mean", "reward", "reward_std", "rewards/reward/mean"):
+        for name in (
+            "kl",
+            "entropy",
+            "clip_ratio/region_mean",
+            "reward",
+            "reward_std",
+            "rewards/reward/mean",
+        ):
             assert figures[name] == pytest.approx(ours[3][name], abs=1e-6), name
 
 
 @pytest.mark.parametrize("kind", ["learned", "sinusoidal"])
 def test_padding_before_a_prompt_moves_no_position(policy, tmp_path, kind):
-    """Models that know where a token stands in its row: log-probabilities are those of each row alone, without padding."""
+    """Models that know where a token stands in its row: log-probabilities are those of each row alone,
+    without padding.
+    """
     tokenizer = load_tokenizer(policy)
     if kind == "learned":
         model = GPT2LMHeadModel(
@@ -173,12 +225,15 @@ def test_padding_before_a_prompt_moves_no_position(policy, tmp_path, kind):
     for folder in (model, tokenizer):
         folder.save_pretrained(tmp_path / "policy")
     trainer = build(GRPOTrainer, str(tmp_path / "policy"), tmp_path / "run", 16)
-    scored = trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(SIZE)])
+    scored = trainer._generate_and_score_completions(
+        [row for row in trainer.train_dataset for _ in range(SIZE)]
+    )
     assert (scored["prompt_mask"][:, 0] == 0).any()
     model, _ = load_model(str(tmp_path / "policy"), dtype=torch.float32)
     for index in range(len(scored["prompt_ids"])):
         prompt, answer = (
-            scored[f"{part}_ids"][index][scored[f"{part}_mask"][index].bool()] for part in ("prompt", "completion")
+            scored[f"{part}_ids"][index][scored[f"{part}_mask"][index].bool()]
+            for part in ("prompt", "completion")
         )
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]

@@ -30,7 +30,9 @@ def model(base_run, tmp_path):
 @pytest.fixture(scope="module")
 def whole_adapter(base_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
-    made = get_peft_model(load_model(str(base_run.model))[0], LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    made = get_peft_model(
+        load_model(str(base_run.model))[0], LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
     made.save_pretrained(folder)
     load_model(str(base_run.model))[1].save_pretrained(folder)
     return folder
@@ -46,8 +48,12 @@ def change(file, **entries):
     file.write_text(json.dumps({**about, **entries}))
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"])
-@pytest.mark.parametrize("content", [nested(100_000), nested(100_000, "{}"), "[1]", "", "\x00", '{"a": ' + "9" * 9000 + "}"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"]
+)
+@pytest.mark.parametrize(
+    "content", [nested(100_000), nested(100_000, "{}"), "[1]", "", "\x00", '{"a": ' + "9" * 9000 + "}"]
+)
 def test_json_that_no_model_has(model, name, content):
     (model / name).write_text(content)
     for load in (load_model, load_scorer):
@@ -56,23 +62,35 @@ def test_json_that_no_model_has(model, name, content):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("entries, message", [({"n_layers": 10**9}, "`n_layers` is 1000000000"), ({"max_seq_len": "x"}, "'x', not a size"),
-                                              ({"d_ff": -1}, "`d_ff` is -1, not a size"), ({"vocab_size": 1e300}, "not a size")])  # fmt: skip
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"n_layers": 10**9}, "`n_layers` is 1000000000"),
+        ({"max_seq_len": "x"}, "'x', not a size"),
+        ({"d_ff": -1}, "`d_ff` is -1, not a size"),
+        ({"vocab_size": 1e300}, "not a size"),
+    ],
+)
 def test_sizes_that_no_model_has(model, entries, message):
     change(model / "config.json", **entries)
     with pytest.raises(LabError, match=message):
         load_model(str(model))
 
 
-@pytest.mark.parametrize("entries, message", [
-    ({"target_modules": "(a+)+$|(.*)*\\1x|([a-z_.]+)+!"}, "`target_modules` .* takes too long to match"),
-    ({"target_modules": "(("}, "`target_modules` .* is no pattern"), ({"target_modules": "a" * 20_000}, "is no pattern"),
-    ({"exclude_modules": "([a-z_.0-9]+)+!"}, "`exclude_modules` .* takes too long"),
-    ({"rank_pattern": {"([a-z_.0-9]+)+!": 4}}, "`rank_pattern` .* takes too long"),
-    ({"modules_to_save": ["([a-z_.0-9]+)+!"]}, "`modules_to_save` .* takes too long"),
-    ({"r": 10**6}, "`r` 1,000,000 is more than its weights have"), ({"rank_pattern": {"q_proj": 10**9}}, "`rank_pattern` 1,000,000,000"),
-    ({"target_modules": [f"m{i}" for i in range(20_000)]}, "names 20,0.. modules"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"target_modules": "(a+)+$|(.*)*\\1x|([a-z_.]+)+!"}, "`target_modules` .* takes too long to match"),
+        ({"target_modules": "(("}, "`target_modules` .* is no pattern"),
+        ({"target_modules": "a" * 20_000}, "is no pattern"),
+        ({"exclude_modules": "([a-z_.0-9]+)+!"}, "`exclude_modules` .* takes too long"),
+        ({"rank_pattern": {"([a-z_.0-9]+)+!": 4}}, "`rank_pattern` .* takes too long"),
+        ({"modules_to_save": ["([a-z_.0-9]+)+!"]}, "`modules_to_save` .* takes too long"),
+        ({"r": 10**6}, "`r` 1,000,000 is more than its weights have"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "`rank_pattern` 1,000,000,000"),
+        ({"target_modules": [f"m{i}" for i in range(20_000)]}, "names 20,0.. modules"),
+    ],
+)
 def test_what_an_adapter_asks_of_its_base(adapter, entries, message):
     change(adapter / "adapter_config.json", **entries)
     for load in (load_model, load_scorer) if "r" in entries else (load_model,):
@@ -94,17 +112,40 @@ def test_an_adapter_as_peft_writes_it_is_left_alone(adapter):
 
 
 def test_a_million_beams_are_not_searched_with(model):
-    change(model / "generation_config.json", num_beams=10**6, num_return_sequences=10**6, max_time=1e9, top_k=20,
-           temperature=0.5, do_sample=True, eos_token_id=[3, 4], sequence_bias=[[[1], 9.0]], penalty_alpha=0.6)  # fmt: skip
+    change(
+        model / "generation_config.json",
+        num_beams=10**6,
+        num_return_sequences=10**6,
+        max_time=1e9,
+        top_k=20,
+        temperature=0.5,
+        do_sample=True,
+        eos_token_id=[3, 4],
+        sequence_bias=[[[1], 9.0]],
+        penalty_alpha=0.6,
+    )
     found = load_model(str(model))[0].generation_config
-    assert found.num_beams in (None, 1) and not found.sequence_bias and not found.penalty_alpha and not found.max_time
-    assert (found.top_k, found.temperature, found.do_sample) == (20, 0.5, True) and {3, 4} <= set(found.eos_token_id)
-    own = GenerationConfig(num_beams=4, length_penalty=2.0, no_repeat_ngram_size=3, forced_bos_token_id=0, max_length=142)
+    assert (
+        found.num_beams in (None, 1)
+        and not found.sequence_bias
+        and not found.penalty_alpha
+        and not found.max_time
+    )
+    assert (found.top_k, found.temperature, found.do_sample) == (20, 0.5, True) and {3, 4} <= set(
+        found.eos_token_id
+    )
+    own = GenerationConfig(
+        num_beams=4, length_penalty=2.0, no_repeat_ngram_size=3, forced_bos_token_id=0, max_length=142
+    )
     assert bounded_generation(own).to_diff_dict() == own.to_diff_dict(), "what models in use have is kept"
 
 
-@pytest.mark.parametrize("also", ["other.safetensors", "model.safetensors", "adapter_model.safetensors.index.json", ""])
-def test_an_adapter_in_a_pickle_is_refused_whatever_lies_beside_it(adapter, base_run, tmp_path, monkeypatch, also):
+@pytest.mark.parametrize(
+    "also", ["other.safetensors", "model.safetensors", "adapter_model.safetensors.index.json", ""]
+)
+def test_an_adapter_in_a_pickle_is_refused_whatever_lies_beside_it(
+    adapter, base_run, tmp_path, monkeypatch, also
+):
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
     if also:
@@ -112,7 +153,8 @@ def test_an_adapter_in_a_pickle_is_refused_whatever_lies_beside_it(adapter, base
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
     for load in (load_model, load_scorer):
         with pytest.raises(
-            LabError, match=r"pickle \(adapter_model.bin\), which can run code when it is read: it was not opened"
+            LabError,
+            match=r"pickle \(adapter_model.bin\), which can run code when it is read: it was not opened",
         ):
             load(str(adapter))
     assert not (tmp_path / "ran").exists()
@@ -127,10 +169,16 @@ def test_pickles_beside_weights_are_not_opened(adapter, model, tmp_path, monkeyp
 
 def test_the_program_says_it_in_one_line(model, tmp_path):
     """A chat template that never ends, through the program itself."""
-    (model / "chat_template.jinja").write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+    (model / "chat_template.jinja").write_text(
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "llmlab", "generate", str(model), "-p", "Who?"], capture_output=True, text=True, timeout=PATIENCE,
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )  # fmt: skip
+        [sys.executable, "-m", "llmlab", "generate", str(model), "-p", "Who?"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
     assert done.returncode == 2 and not done.stdout.strip() and len(done.stderr.splitlines()) == 1
     assert "this chat template ran for 1 s and was stopped" in done.stderr

@@ -33,9 +33,17 @@ def mixture(request, base_run, tmp_path):
             MixtralConfig(vocab_size=len(tokenizer), num_local_experts=4, router_aux_loss_coef=0.05, **SHAPE)
         )
     else:
-        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(
-            vocab_size=len(tokenizer), num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, router_aux_loss_coef=0.05,
-            shared_expert_intermediate_size=64, **SHAPE))  # fmt: skip
+        model = Qwen2MoeForCausalLM(
+            Qwen2MoeConfig(
+                vocab_size=len(tokenizer),
+                num_experts=4,
+                num_experts_per_tok=2,
+                moe_intermediate_size=48,
+                router_aux_loss_coef=0.05,
+                shared_expert_intermediate_size=64,
+                **SHAPE,
+            )
+        )
     folder = tmp_path / request.param
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -45,18 +53,34 @@ def mixture(request, base_run, tmp_path):
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_routers_and_the_balancing_loss(mixture, adapter, tmp_path):
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 2 else "Stubb"} for i in range(120)]
-    result = run(SFTConfig(
-        policy_checkpoint=mixture, datasets=[write(tmp_path / "rows.jsonl", rows)], max_steps=30, learning_rate=5e-3, batch_size=8,
-        gradient_accumulation_steps=1, max_length=64, eval_every=30, eval_fraction=0.1, log_every=5, adapter=adapter, report_to=[],
-        output_dir=str(tmp_path / "run"), warmup_steps=0, **({"lora_dropout": 0.0} if adapter == "lora" else {}),
-    ))  # fmt: skip
+    result = run(
+        SFTConfig(
+            policy_checkpoint=mixture,
+            datasets=[write(tmp_path / "rows.jsonl", rows)],
+            max_steps=30,
+            learning_rate=5e-3,
+            batch_size=8,
+            gradient_accumulation_steps=1,
+            max_length=64,
+            eval_every=30,
+            eval_fraction=0.1,
+            log_every=5,
+            adapter=adapter,
+            report_to=[],
+            output_dir=str(tmp_path / "run"),
+            warmup_steps=0,
+            **({"lora_dropout": 0.0} if adapter == "lora" else {}),
+        )
+    )
     lines = [line for line in RunFolder(result.folder).metrics() if "loss" in line]
     assert lines[-1]["loss"] < lines[0]["loss"] and all(line["aux_loss"] > 0 for line in lines)
     before, after = load_model(mixture)[0], load_model(str(result.model))[0]
     if adapter == "lora":
         assert isinstance(after, PeftModel)
         adapted = {name for name, _ in after.named_parameters() if "lora_" in name}
-        assert adapted and not any(part in name for name in adapted for part in (".gate.", "router", "shared_expert_gate"))
+        assert adapted and not any(
+            part in name for name in adapted for part in (".gate.", "router", "shared_expert_gate")
+        )
         after = after.merge_and_unload()
     routers = [name for name, _ in before.named_parameters() if name.endswith(".mlp.gate.weight")]
     assert routers
@@ -79,11 +103,23 @@ def test_held_out_loss_is_without_the_balancing_loss_of_a_batch(mixture, kind, a
             else dict(batch_size=size, packing=False)
         )
         (tmp_path / str(size)).mkdir()
-        result = run(kind(
-            policy_checkpoint=mixture, datasets=[write(tmp_path / str(size) / "rows.jsonl", rows if kind is SFTConfig else pairs)],
-            max_steps=1, learning_rate=1e-9, warmup_steps=0, eval_fraction=0.5, eval_rows=7, max_length=64, report_to=[],
-            adapter=adapter, sample_tokens=0, output_dir=str(tmp_path / str(size) / "run"), **cut,
-        ))  # fmt: skip
+        result = run(
+            kind(
+                policy_checkpoint=mixture,
+                datasets=[write(tmp_path / str(size) / "rows.jsonl", rows if kind is SFTConfig else pairs)],
+                max_steps=1,
+                learning_rate=1e-9,
+                warmup_steps=0,
+                eval_fraction=0.5,
+                eval_rows=7,
+                max_length=64,
+                report_to=[],
+                adapter=adapter,
+                sample_tokens=0,
+                output_dir=str(tmp_path / str(size) / "run"),
+                **cut,
+            )
+        )
         found.append(result.metrics["before_eval_loss"])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     if kind is DPOConfig:

@@ -1,4 +1,6 @@
-"""The reference of GRPO, PPO and DPO is the policy as it was at the start, whatever it is made of; dropout is what is asked for."""
+"""The reference of GRPO, PPO and DPO is the policy as it was at the start, whatever it is made of;
+dropout is what is asked for.
+"""
 
 import json
 import shutil
@@ -19,51 +21,100 @@ from tests.training.test_grpo import write
 
 def tune(start, folder, steps=16, **changes):
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(60)]
-    return str(run(SFTConfig(
-        policy_checkpoint=start, datasets=[write(folder.parent / f"{folder.name}.jsonl", rows)], max_steps=steps, learning_rate=5e-3,
-        batch_size=8, gradient_accumulation_steps=1, max_length=64, eval_fraction=0.0, output_dir=str(folder), report_to=[], **changes,
-    )).model)  # fmt: skip
+    return str(
+        run(
+            SFTConfig(
+                policy_checkpoint=start,
+                datasets=[write(folder.parent / f"{folder.name}.jsonl", rows)],
+                max_steps=steps,
+                learning_rate=5e-3,
+                batch_size=8,
+                gradient_accumulation_steps=1,
+                max_length=64,
+                eval_fraction=0.0,
+                output_dir=str(folder),
+                report_to=[],
+                **changes,
+            )
+        ).model
+    )
 
 
 @pytest.fixture(scope="module")
 def policies(base_run, tmp_path_factory):
-    """Policies of every make: all weights, an adapter far from its base, and an adapter trained on that adapter's result."""
+    """Policies of every make: all weights, an adapter far from its base,
+    and an adapter trained on that adapter's result.
+    """
     folder = tmp_path_factory.mktemp("policies")
     full = tune(str(base_run.folder), folder / "full")
     adapter = tune(full, folder / "adapter", adapter="lora", lora_r=4, lora_dropout=0.1)
     from llmlab.models.merge import merge
 
     merge(adapter, folder / "merged")
-    second = Path(tune(str(folder / "merged"), folder / "second", steps=10, adapter="lora", lora_r=2, lora_targets="attention"))
+    second = Path(
+        tune(
+            str(folder / "merged"),
+            folder / "second",
+            steps=10,
+            adapter="lora",
+            lora_r=2,
+            lora_targets="attention",
+        )
+    )
     shutil.copytree(second, folder / "nested")
     about = json.loads((folder / "nested" / "adapter_config.json").read_text())
-    (folder / "nested" / "adapter_config.json").write_text(json.dumps({**about, "base_model_name_or_path": adapter}))
+    (folder / "nested" / "adapter_config.json").write_text(
+        json.dumps({**about, "base_model_name_or_path": adapter})
+    )
     (folder / "nested" / "base.json").unlink()
     return {"full": full, "adapter": adapter, "nested": str(folder / "nested"), "second": str(second)}
 
 
-ON_POLICY = {GRPOConfig: dict(beta=0.1, iterations=1, group_size=2), PPOConfig: dict(kl_coef=0.1, ppo_epochs=1)}
+ON_POLICY = {
+    GRPOConfig: dict(beta=0.1, iterations=1, group_size=2),
+    PPOConfig: dict(kl_coef=0.1, ppo_epochs=1),
+}
 
 
 def on_policy(kind, policy, folder, **changes):
     rows = [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(12)]
     values = dict(
-        policy_checkpoint=policy, datasets=[write(folder / "prompts.jsonl", rows)], reward_model="exact_match", batch_size=8,
-        mini_batch_size=8, max_new_tokens=6, max_steps=1, learning_rate=1e-9, warmup_steps=0, scheduler="none", eval_fraction=0.0,
-        log_every=1, save_every=1, max_prompt_length=64, output_dir=str(folder / "run"), report_to=[],
-    )  # fmt: skip
+        policy_checkpoint=policy,
+        datasets=[write(folder / "prompts.jsonl", rows)],
+        reward_model="exact_match",
+        batch_size=8,
+        mini_batch_size=8,
+        max_new_tokens=6,
+        max_steps=1,
+        learning_rate=1e-9,
+        warmup_steps=0,
+        scheduler="none",
+        eval_fraction=0.0,
+        log_every=1,
+        save_every=1,
+        max_prompt_length=64,
+        output_dir=str(folder / "run"),
+        report_to=[],
+    )
     return kind(**{**values, **ON_POLICY[kind], **changes})
 
 
 MAKES = {
-    "full": dict(), "new-adapter": dict(adapter="lora", lora_r=4), "adapter": dict(),
-    "adapter-goes-on": dict(adapter="lora"), "nested": dict(), "qlora": dict(adapter="qlora", lora_r=4),
+    "full": dict(),
+    "new-adapter": dict(adapter="lora", lora_r=4),
+    "adapter": dict(),
+    "adapter-goes-on": dict(adapter="lora"),
+    "nested": dict(),
+    "qlora": dict(adapter="qlora", lora_r=4),
     "adapter-quantised": dict(adapter="qlora"),
-}  # fmt: skip
+}
 
 
 PAIRED = [
-    *((GRPOConfig, make) for make in ("full", "new-adapter", "adapter", "adapter-goes-on", "nested", "qlora")),
+    *(
+        (GRPOConfig, make)
+        for make in ("full", "new-adapter", "adapter", "adapter-goes-on", "nested", "qlora")
+    ),
     *((PPOConfig, make) for make in ("full", "adapter", "adapter-quantised")),
 ]
 
@@ -103,10 +154,21 @@ def pairs(folder, count=24):
 
 def preference(kind, policy, folder, **changes):
     values = dict(
-        policy_checkpoint=policy, datasets=[pairs(folder)], batch_size=4, max_steps=1, learning_rate=1e-9, warmup_steps=0,
-        scheduler="none", eval_fraction=0.0, log_every=1, save_every=1, max_length=64, max_prompt_length=48,
-        output_dir=str(folder / "run"), report_to=[],
-    )  # fmt: skip
+        policy_checkpoint=policy,
+        datasets=[pairs(folder)],
+        batch_size=4,
+        max_steps=1,
+        learning_rate=1e-9,
+        warmup_steps=0,
+        scheduler="none",
+        eval_fraction=0.0,
+        log_every=1,
+        save_every=1,
+        max_length=64,
+        max_prompt_length=48,
+        output_dir=str(folder / "run"),
+        report_to=[],
+    )
     more = dict(mini_batch_size=4) if kind is DPOConfig else dict(gradient_accumulation_steps=1)
     if kind is DPOConfig and changes.get("reference") != "live":
         more["cache_dir"] = str(folder / "cache")
@@ -114,7 +176,8 @@ def preference(kind, policy, folder, **changes):
 
 
 @pytest.mark.parametrize(
-    "reference, make", [("sequential", "full"), ("sequential", "adapter"), ("live", "adapter"), ("live", "nested")]
+    "reference, make",
+    [("sequential", "full"), ("sequential", "adapter"), ("live", "adapter"), ("live", "nested")],
 )
 def test_dpo_begins_with_a_loss_of_log_2(policies, tmp_path, make, reference):
     config = preference(DPOConfig, policies[make], tmp_path, reference=reference)
@@ -130,7 +193,9 @@ def test_dropout_of_an_adapter_is_the_one_asked_for(policies, tmp_path, kind):
     for dropout in (0.0, 0.5):
         folder = tmp_path / str(dropout)
         folder.mkdir()
-        steps = dict(max_steps=2, learning_rate=1e-3) if kind is RewardConfig else {}  # its adapter is new: B is 0 at first
+        steps = (
+            dict(max_steps=2, learning_rate=1e-3) if kind is RewardConfig else {}
+        )  # its adapter is new: B is 0 at first
         make = on_policy if kind in ON_POLICY else preference
         result = run(make(kind, policies["adapter"], folder, adapter="lora", lora_dropout=dropout, **steps))
         lines = [line for line in RunFolder(result.folder).metrics() if "loss" in line]
@@ -144,7 +209,9 @@ def test_all_other_dropout_is_off():
 
     from tests.conftest import small_model
 
-    small = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    small = dict(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
     models = [
         GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4)),
         LlamaForCausalLM(LlamaConfig(**small, attention_dropout=0.3)),

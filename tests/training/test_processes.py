@@ -21,18 +21,33 @@ CLOCK = ("step_time", "runtime", "per_second", "profiling", "flos")
 
 def together(config, path, *more, count=2):
     """Runs a config in several processes."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "llmlab", "run"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(count),
+        "-m",
+        "llmlab",
+        "run",
+    ]
     return subprocess.run(
-        [sys.executable, *command, str(save_config(config, path)), *more], capture_output=True, text=True, timeout=300,
+        [sys.executable, *command, str(save_config(config, path)), *more],
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def figures(folder):
     """Returns the logged figures that are no times, by step and name."""
     lines = RunFolder(folder).metrics()
     return {
-        (line["step"], name): value for line in lines for name, value in line.items() if not any(part in name for part in CLOCK)
+        (line["step"], name): value
+        for line in lines
+        for name, value in line.items()
+        if not any(part in name for part in CLOCK)
     }
 
 
@@ -40,14 +55,31 @@ def figures(folder):
 def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
     """Answers, rewards, losses, every other figure and the weights, while the policy moves."""
     data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"Who is {'very ' * (i % 4)}{i}?"}) + "\n" for i in range(32)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"Who is {'very ' * (i % 4)}{i}?"}) + "\n" for i in range(32))
+    )
     for name, share in (("one", 16), ("two", 8)):
         config = kind(
-            policy_checkpoint=str(base_run.folder), datasets=[str(data)], reward_model="length | 1 | 6", top_k=50, top_p=0.95,
-            batch_size=share, mini_batch_size=share // 2, max_new_tokens=6, max_steps=8, learning_rate=1e-3, warmup_steps=0,
-            scheduler="none", eval_fraction=0.0, log_every=1, save_every=8, max_prompt_length=64, output_dir=str(tmp_path / name),
-            report_to=[], **METHODS[kind],
-        )  # fmt: skip
+            policy_checkpoint=str(base_run.folder),
+            datasets=[str(data)],
+            reward_model="length | 1 | 6",
+            top_k=50,
+            top_p=0.95,
+            batch_size=share,
+            mini_batch_size=share // 2,
+            max_new_tokens=6,
+            max_steps=8,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            scheduler="none",
+            eval_fraction=0.0,
+            log_every=1,
+            save_every=8,
+            max_prompt_length=64,
+            output_dir=str(tmp_path / name),
+            report_to=[],
+            **METHODS[kind],
+        )
         if name == "one":
             run(config)
         else:
@@ -55,7 +87,9 @@ def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
             assert done.returncode == 0, done.stderr[-3000:]
             assert "Tried to track" not in done.stderr  # a library's raw log, of the second process
     one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
-    assert one.keys() == two.keys() and len({value for (_, name), value in one.items() if name == "reward"}) > 1
+    assert (
+        one.keys() == two.keys() and len({value for (_, name), value in one.items() if name == "reward"}) > 1
+    )
     for place, value in one.items():
         assert two[place] == pytest.approx(value, rel=1e-5, abs=2e-5), place
     weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two")]
@@ -66,29 +100,56 @@ def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
 
 
 def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, capsys):
-    """A real run goes from one process to two and back, each time between two logged losses: what was summed is kept."""
+    """A real run goes from one process to two and back, each time between two logged losses:
+    what was summed is kept.
+    """
     data = tmp_path / "rows.jsonl"
-    rows = [{"prompt": f"Who is {'very ' * (i % 4)}{i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(64)]
+    rows = [
+        {"prompt": f"Who is {'very ' * (i % 4)}{i}?", "completion": "Ahab" if i % 3 else "Stubb"}
+        for i in range(64)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def config(steps, batch, name="run"):
         return SFTConfig(
-            policy_checkpoint=str(base_run.folder), datasets=[str(data)], batch_size=batch, gradient_accumulation_steps=1,
-            max_steps=steps, learning_rate=1e-3, warmup_steps=0, scheduler="none", max_length=64, packing=False, log_every=4,
-            eval_fraction=0.2, eval_every=5, eval_rows=8, save_every=3, sample_tokens=0, output_dir=str(tmp_path / name),
+            policy_checkpoint=str(base_run.folder),
+            datasets=[str(data)],
+            batch_size=batch,
+            gradient_accumulation_steps=1,
+            max_steps=steps,
+            learning_rate=1e-3,
+            warmup_steps=0,
+            scheduler="none",
+            max_length=64,
+            packing=False,
+            log_every=4,
+            eval_fraction=0.2,
+            eval_every=5,
+            eval_rows=8,
+            save_every=3,
+            sample_tokens=0,
+            output_dir=str(tmp_path / name),
             report_to=[],
-        )  # fmt: skip
+        )
 
     whole = run(config(9, 8, "whole"))
     folder = tmp_path / "run"
     run(config(3, 8))
     done = together(config(6, 4), tmp_path / "two.json", "--resume", str(folder / "checkpoint-3"))
-    assert done.returncode == 0 and "1 processes -> 2: an update reads 8 rows" in done.stderr, done.stderr[-3000:]
-    assert {path.name for path in (folder / "checkpoint-6").glob("lab_state*")} == {"lab_state_0.json", "lab_state_1.json"}
+    assert done.returncode == 0 and "1 processes -> 2: an update reads 8 rows" in done.stderr, done.stderr[
+        -3000:
+    ]
+    assert {path.name for path in (folder / "checkpoint-6").glob("lab_state*")} == {
+        "lab_state_0.json",
+        "lab_state_1.json",
+    }
     capsys.readouterr()
     result = run(config(9, 8), resume=str(folder / "checkpoint-6"))
     assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
-    found, wanted = ([line for line in RunFolder(path).metrics() if "loss" in line] for path in (result.folder, whole.folder))
+    found, wanted = (
+        [line for line in RunFolder(path).metrics() if "loss" in line]
+        for path in (result.folder, whole.folder)
+    )
     assert [line["step"] for line in found] == [line["step"] for line in wanted] == [1, 4, 8]
     for line, same in zip(found, wanted, strict=True):
         assert line["loss"] == pytest.approx(same["loss"], rel=1e-5)
@@ -127,12 +188,26 @@ threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
 
 
 def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all_and_none_leaves_a_thread(tmp_path):
-    """A thread of the connection that still runs when Python ends can abort the process, after all its work."""
+    """A thread of the connection that still runs when Python ends can abort the process,
+    after all its work.
+    """
     (tmp_path / "part.py").write_text(PART_OF_ITS_OWN)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "part.py"),
-         str(tmp_path)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(tmp_path / "part.py"),
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         assert "checkpoint-2 was not sealed" in (tmp_path / f"refused-by-{rank}").read_text()

@@ -23,23 +23,34 @@ def with_an_idle_layer():
 
 
 def experts():
-    return AutoModelForCausalLM.from_config(MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=16))
+    return AutoModelForCausalLM.from_config(
+        MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=16)
+    )
 
 
 def encoder_decoder():
-    return T5ForConditionalGeneration(T5Config(
-        vocab_size=97, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=4, decoder_start_token_id=0
-    ))  # fmt: skip
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=97, d_model=32, d_ff=48, d_kv=8, num_layers=1, num_heads=4, decoder_start_token_id=0
+        )
+    )
 
 
 @pytest.fixture
 def one_process_of_a_job(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
 
-MODELS = [(small_model, []), (experts, []), (encoder_decoder, []), (with_an_idle_layer, ["idle.weight", "idle.bias"])]
+MODELS = [
+    (small_model, []),
+    (experts, []),
+    (encoder_decoder, []),
+    (with_an_idle_layer, ["idle.weight", "idle.bias"]),
+]
 
 
 @pytest.mark.parametrize("make, wanted", MODELS)
@@ -61,9 +72,12 @@ def test_what_no_loss_reaches_is_what_processes_would_wait_for(one_process_of_a_
 
 
 @pytest.mark.parametrize(
-    "processes, make, wanted", [("2", small_model, False), ("2", with_an_idle_layer, True), ("1", with_an_idle_layer, False)]
+    "processes, make, wanted",
+    [("2", small_model, False), ("2", with_an_idle_layer, True), ("1", with_an_idle_layer, False)],
 )
-def test_processes_look_for_them_only_where_there_are_some(monkeypatch, shape, tmp_path, processes, make, wanted):
+def test_processes_look_for_them_only_where_there_are_some(
+    monkeypatch, shape, tmp_path, processes, make, wanted
+):
     monkeypatch.setenv("WORLD_SIZE", processes)
     job = Job(make(), None, Prepared(train=None, eval={}), partial(dict), partial(dict), None)
     arguments = trainer_arguments(PretrainConfig(model=shape), tmp_path, "cpu", "fp32", job)

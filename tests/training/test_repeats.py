@@ -22,9 +22,19 @@ def config(kind, policy, shape, folder, **changes):  # noqa: F811
     changes = {**SHORT, **changes}
     if kind.startswith("pretrain"):
         streamed = kind.endswith("stream")
-        source = SourceConfig(name="llmlab:moby-dick", max_rows=8, **({"streaming": True} if streamed else {}))
-        given = dict(model=shape, datasets=[source], batch_size=2, gradient_accumulation_steps=2, output_dir=str(folder))
-        return PretrainConfig(**{**test_resume.SHARED, **given, **({"eval_fraction": 0.0} if streamed else {}), **changes})
+        source = SourceConfig(
+            name="llmlab:moby-dick", max_rows=8, **({"streaming": True} if streamed else {})
+        )
+        given = dict(
+            model=shape,
+            datasets=[source],
+            batch_size=2,
+            gradient_accumulation_steps=2,
+            output_dir=str(folder),
+        )
+        return PretrainConfig(
+            **{**test_resume.SHARED, **given, **({"eval_fraction": 0.0} if streamed else {}), **changes}
+        )
     made = test_resume.config(kind, policy, folder)
     return type(made).model_validate({**made.to_json_dict(), **changes})
 
@@ -37,13 +47,18 @@ def of_anything_else(seed):
 
 
 def held_out(lines):
-    found = [{name: value for name, value in line.items() if name == "step" or name.startswith("eval_")} for line in lines]
+    found = [
+        {name: value for name, value in line.items() if name == "step" or name.startswith("eval_")}
+        for line in lines
+    ]
     return [line for line in found if len(line) > 1]
 
 
 @pytest.fixture(autouse=True)
 def updates():
-    """Every weight that learns has a gradient in every update: processes need not look for weights that have none."""
+    """Every weight that learns has a gradient in every update:
+    processes need not look for weights that have none.
+    """
     seen = []
 
     def look(optimizer, *_):
@@ -56,7 +71,8 @@ def updates():
     assert seen and not any(seen)
 
 
-# loader processes, reports, how often is logged, saved and sampled; data and reference are there already the second time
+# loader processes, reports, how often is logged, saved and sampled; data and reference are there already the
+# second time
 VARIED = dict(dataloader_workers=2, report_to=["tensorboard"], log_every=1, save_every=2, sample_tokens=0)
 
 
@@ -72,17 +88,23 @@ def test_the_same_seed_gives_the_same_run_and_what_should_not_matter_does_not(ki
     assert len(lines) >= 2 and lines == lines_again and samples == samples_again
     assert held_out(lines) == held_out(other_lines) and bool(held_out(lines)) != streamed
     assert weights.keys() == again.keys() == other.keys()
-    assert all(torch.equal(weights[name], again[name]) and torch.equal(weights[name], other[name]) for name in weights)
+    assert all(
+        torch.equal(weights[name], again[name]) and torch.equal(weights[name], other[name])
+        for name in weights
+    )
     assert list((tmp_path / "2" / "tensorboard").rglob("*tfevents*")), "the report was written"
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft-lora", "grpo"])
 def test_another_seed_gives_another_run(kind, policy, shape, tmp_path):  # noqa: F811
-    weights, other = (ending(run(config(kind, policy, shape, tmp_path / str(seed), seed=seed)).folder)[0] for seed in (42, 43))
+    weights, other = (
+        ending(run(config(kind, policy, shape, tmp_path / str(seed), seed=seed)).folder)[0]
+        for seed in (42, 43)
+    )
     assert all(not torch.equal(weights[name], other[name]) for name in weights if "norm" not in name)
 
 
-def test_a_stream_resumed_with_other_loader_processes_says_what_that_means(policy, shape, tmp_path, monkeypatch):  # noqa: F811
+def test_a_stream_resumed_with_other_workers_says_what_that_means(policy, shape, tmp_path, monkeypatch):  # noqa: F811
     first = config("pretrain-stream", policy, shape, tmp_path / "run")
     test_resume.stop_after(monkeypatch, 8)
     assert run(first).stopped_by

@@ -1,4 +1,6 @@
-"""Every stage, stopped in the middle of whatever it does, again and again: it ends as the run that was never stopped."""
+"""Every stage, stopped in the middle of whatever it does, again and again:
+it ends as the run that was never stopped.
+"""
 
 import json
 import shutil
@@ -25,20 +27,48 @@ def write(path, rows):
 def policy(base_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 2 else "Stubb"} for i in range(200)]
-    return str(run(SFTConfig(
-        policy_checkpoint=str(base_run.folder), datasets=[write(folder / "rows.jsonl", rows)], max_steps=60, learning_rate=5e-3,
-        batch_size=8, gradient_accumulation_steps=1, max_length=64, eval_every=60, output_dir=str(folder / "run"), report_to=[],
-    )).model)  # fmt: skip
+    return str(
+        run(
+            SFTConfig(
+                policy_checkpoint=str(base_run.folder),
+                datasets=[write(folder / "rows.jsonl", rows)],
+                max_steps=60,
+                learning_rate=5e-3,
+                batch_size=8,
+                gradient_accumulation_steps=1,
+                max_length=64,
+                eval_every=60,
+                output_dir=str(folder / "run"),
+                report_to=[],
+            )
+        ).model
+    )
 
 
 # steps that are no multiples of one another: logs, validations, checkpoints and rollouts fall apart
-SHARED = dict(max_steps=11, learning_rate=1e-3, warmup_steps=2, log_every=3, eval_every=4, save_every=5, eval_fraction=0.15, report_to=[],
-              save_best_only=False, eval_rows=8, sample_tokens=2)  # fmt: skip
-ROLLOUT = dict(reward_model="exact_match", batch_size=8, mini_batch_size=4, max_new_tokens=6, max_prompt_length=48)
+SHARED = dict(
+    max_steps=11,
+    learning_rate=1e-3,
+    warmup_steps=2,
+    log_every=3,
+    eval_every=4,
+    save_every=5,
+    eval_fraction=0.15,
+    report_to=[],
+    save_best_only=False,
+    eval_rows=8,
+    sample_tokens=2,
+)
+ROLLOUT = dict(
+    reward_model="exact_match", batch_size=8, mini_batch_size=4, max_new_tokens=6, max_prompt_length=48
+)
 PAIR = dict(max_length=64, max_prompt_length=48)
 STAGES = {
     "sft": (SFTConfig, dict(batch_size=4, gradient_accumulation_steps=2, max_length=64)),
-    "sft-lora": (SFTConfig, dict(batch_size=4, gradient_accumulation_steps=2, max_length=64, adapter="lora", lora_dropout=0.1)),
+    "sft-lora": (
+        SFTConfig,
+        dict(batch_size=4, gradient_accumulation_steps=2, max_length=64, adapter="lora", lora_dropout=0.1),
+    ),
     "reward": (RewardConfig, dict(batch_size=4, gradient_accumulation_steps=2, **PAIR)),
     "dpo": (DPOConfig, dict(batch_size=8, mini_batch_size=4, **PAIR)),
     "dpo-live": (DPOConfig, dict(batch_size=8, mini_batch_size=4, reference="live", **PAIR)),
@@ -61,7 +91,16 @@ def config(stage, policy, folder):
     if not data.exists():
         write(data, rows)
     cache = {"cache_dir": str(folder.parent / "cache")} if stage == "dpo" else {}
-    return cls(**{**SHARED, cls.STARTS_FROM: policy, "datasets": [str(data)], "output_dir": str(folder), **values, **cache})
+    return cls(
+        **{
+            **SHARED,
+            cls.STARTS_FROM: policy,
+            "datasets": [str(data)],
+            "output_dir": str(folder),
+            **values,
+            **cache,
+        }
+    )
 
 
 def ending(folder):
@@ -106,7 +145,10 @@ def test_stopped_again_and_again_it_ends_alike(stage, policy, tmp_path, monkeypa
         assert folder.record["status"] == "stopped"
         assert not folder.checkpoints() or verify(folder.checkpoints()[0]) == ""
     assert stops >= 2 and not (tmp_path / "stopped" / ".saving").exists()
-    (weights, lines, samples), (wanted, wanted_lines, wanted_samples) = ending(tmp_path / "stopped"), ending(whole.folder)
+    (weights, lines, samples), (wanted, wanted_lines, wanted_samples) = (
+        ending(tmp_path / "stopped"),
+        ending(whole.folder),
+    )
     assert lines == wanted_lines and samples == wanted_samples and (samples or stage == "reward")
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
@@ -114,8 +156,19 @@ def test_stopped_again_and_again_it_ends_alike(stage, policy, tmp_path, monkeypa
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
 def test_resumed_in_a_later_epoch_it_reads_the_prompts_in_the_same_order(stage, policy, tmp_path):
     cls, values = STAGES[stage]
-    data = write(tmp_path / "prompts.jsonl", [{"prompt": "Who is it" + " now" * i + "?", "answer": "Ahab"} for i in range(6)])
-    shared = {**SHARED, **values, "iterations": 1, "ppo_epochs": 1, "max_steps": 9, "save_every": 8, "eval_fraction": 0.0}
+    data = write(
+        tmp_path / "prompts.jsonl",
+        [{"prompt": "Who is it" + " now" * i + "?", "answer": "Ahab"} for i in range(6)],
+    )
+    shared = {
+        **SHARED,
+        **values,
+        "iterations": 1,
+        "ppo_epochs": 1,
+        "max_steps": 9,
+        "save_every": 8,
+        "eval_fraction": 0.0,
+    }
     options = {name: value for name, value in shared.items() if name in cls.model_fields}
     ends = []
     for folder in (tmp_path / "whole", tmp_path / "resumed"):

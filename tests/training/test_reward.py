@@ -1,4 +1,6 @@
-"""Reward models: they learn held-out pairs, their loss is the formula, their scores do not depend on padding or order."""
+"""Reward models: they learn held-out pairs, their loss is the formula,
+their scores do not depend on padding or order.
+"""
 
 import json
 import random
@@ -33,16 +35,29 @@ def pairs(path, count, seed=0):
 
 def config(base_run, folder, **changes):
     values = dict(
-        policy_checkpoint=str(base_run.model), datasets=[pairs(folder / "pairs.jsonl", 200)], max_steps=30, learning_rate=3e-3,
-        warmup_steps=0, batch_size=8, gradient_accumulation_steps=1, max_length=96, max_prompt_length=64, eval_every=30,
-        eval_fraction=0.2, output_dir=str(folder / "run"), report_to=[],
-    )  # fmt: skip
+        policy_checkpoint=str(base_run.model),
+        datasets=[pairs(folder / "pairs.jsonl", 200)],
+        max_steps=30,
+        learning_rate=3e-3,
+        warmup_steps=0,
+        batch_size=8,
+        gradient_accumulation_steps=1,
+        max_length=96,
+        max_prompt_length=64,
+        eval_every=30,
+        eval_fraction=0.2,
+        output_dir=str(folder / "run"),
+        report_to=[],
+    )
     return RewardConfig(**{**values, **changes})
 
 
 def test_it_learns_held_out_pairs_and_scores_by_name(base_run, tmp_path):
     result = run(config(base_run, tmp_path))
-    before, after = result.metrics["before_eval_loss"], result.metrics["eval_loss"]  # accuracy before is that of a random head
+    before, after = (
+        result.metrics["before_eval_loss"],
+        result.metrics["eval_loss"],
+    )  # accuracy before is that of a random head
     assert after < before / 2 and result.metrics["eval_accuracy"] > 0.95
     model = load_scorer(str(result.folder))
     tokenizer = load_tokenizer(str(result.model))
@@ -76,17 +91,28 @@ def test_with_an_adapter(base_run, tmp_path):
     result = run(config(base_run, tmp_path, adapter="lora", lora_r=8, learning_rate=1e-2))
     assert result.metrics["eval_accuracy"] > 0.9
     assert (result.model / "adapter_config.json").is_file()
-    talk = [{"role": "user", "content": "shall we row?"}, {"role": "assistant", "content": "Aye, Ahab, we row now."}]
+    talk = [
+        {"role": "user", "content": "shall we row?"},
+        {"role": "assistant", "content": "Aye, Ahab, we row now."},
+    ]
     assert len(scores(load_scorer(str(result.folder), pad=0), load_tokenizer(str(result.model)), [talk])) == 1
 
 
 def test_encoders_with_a_scalar_head_score_too(tmp_path):
-    shape = dict(vocab_size=300, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=1)
+    shape = dict(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_labels=1,
+    )
     BertForSequenceClassification(BertConfig(**shape)).save_pretrained(tmp_path)
     tokenizer = load_tokenizer("byte")
     tokenizer.chat_template = None
     talks = [
-        [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": text}] for text in ("Ahab", "Nobody at all")
+        [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": text}]
+        for text in ("Ahab", "Nobody at all")
     ]
     both = scores(load_scorer(str(tmp_path)), tokenizer, talks)
     assert both[0] == pytest.approx(scores(load_scorer(str(tmp_path)), tokenizer, talks[:1])[0], abs=1e-5)

@@ -1,4 +1,6 @@
-"""The score of a reward model is that of the last real token, however it is padded; its loss and gradients are the formula's."""
+"""The score of a reward model is that of the last real token, however it is padded;
+its loss and gradients are the formula's.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,11 @@ from llmlab.training.methods.reward import RewardTrainer
 from tests.conftest import POSITIONS, position_options, small_config
 
 PAD, END = 0, 2
-PAIRS = [([5, 6, 7], [8, 9, 10, 11, END], [12, END]), ([20, 21], [22, END], [23, 24, 25, 26, 27, END]), ([30], [31, 32], [33])]
+PAIRS = [
+    ([5, 6, 7], [8, 9, 10, 11, END], [12, END]),
+    ([20, 21], [22, END], [23, 24, 25, 26, 27, END]),
+    ([30], [31, 32], [33]),
+]
 
 
 def scorer(kind, pad):
@@ -33,7 +39,9 @@ def scorer(kind, pad):
 @pytest.mark.parametrize("pad", [PAD, END])
 @pytest.mark.parametrize("kind", ["llama", *POSITIONS])
 def test_a_score_is_that_of_the_last_real_token_on_either_side_of_the_padding(kind, pad):
-    """A tokenizer without a padding token pads with the end of a text, which then does not count as a token in any batch."""
+    """A tokenizer without a padding token pads with the end of a text,
+    which then does not count as a token in any batch.
+    """
     model = scorer(kind, pad)
     texts = [prompt + answer for prompt, *answers in PAIRS for answer in answers]
     width = max(map(len, texts)) + 3
@@ -48,11 +56,19 @@ def test_a_score_is_that_of_the_last_real_token_on_either_side_of_the_padding(ki
             seen = [[0] * len(row) for row in rows]
             ones = [[1] * len(text) for text in texts]
             if side == "right":
-                ids, mask = [t + r for t, r in zip(texts, rows, strict=True)], [o + z for o, z in zip(ones, seen, strict=True)]
+                ids, mask = (
+                    [t + r for t, r in zip(texts, rows, strict=True)],
+                    [o + z for o, z in zip(ones, seen, strict=True)],
+                )
             else:
-                ids, mask = [r + t for t, r in zip(texts, rows, strict=True)], [z + o for o, z in zip(ones, seen, strict=True)]
+                ids, mask = (
+                    [r + t for t, r in zip(texts, rows, strict=True)],
+                    [z + o for o, z in zip(ones, seen, strict=True)],
+                )
             together = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)).logits[:, 0]
-            torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4, msg=lambda text, side=side: f"{side}: {text}")
+            torch.testing.assert_close(
+                together, alone, atol=1e-5, rtol=1e-4, msg=lambda text, side=side: f"{side}: {text}"
+            )
     assert alone.std() > 1e-3
 
 
@@ -63,11 +79,19 @@ def test_loss_and_gradients_are_those_of_the_formula(tmp_path, centering):
     model = scorer("llama", PAD)
     rows = [{"chosen_ids": prompt + good, "rejected_ids": prompt + bad} for prompt, good, bad in PAIRS]
     trainer = RewardTrainer(
-        model=model, train_dataset=_dataset(rows), processing_class=_tokenizer(), args=trl.RewardConfig(
-            output_dir=str(tmp_path), center_rewards_coefficient=centering or None, report_to=[], use_cpu=True, bf16=False,
-            gradient_checkpointing=False, remove_unused_columns=False,
+        model=model,
+        train_dataset=_dataset(rows),
+        processing_class=_tokenizer(),
+        args=trl.RewardConfig(
+            output_dir=str(tmp_path),
+            center_rewards_coefficient=centering or None,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            remove_unused_columns=False,
         ),
-    )  # fmt: skip
+    )
     batch = DataCollatorForPreference(pad_token_id=PAD)(rows)
     trainer.model.eval()
     loss = trainer.compute_loss(trainer.model, batch)

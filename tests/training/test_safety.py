@@ -1,4 +1,6 @@
-"""Nothing that someone sends runs code, nothing outside a run's folder is touched, two runs never share a folder."""
+"""Nothing that someone sends runs code, nothing outside a run's folder is touched,
+two runs never share a folder.
+"""
 
 import json
 import math
@@ -39,10 +41,21 @@ class Hostile:
 def config(base_run, folder, **changes):
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(64)]
     values = dict(
-        policy_checkpoint=str(base_run.folder), datasets=[write(folder / "rows.jsonl", rows)], max_steps=8, learning_rate=1e-3,
-        batch_size=8, gradient_accumulation_steps=1, max_length=64, save_every=4, warmup_steps=0, log_every=1, eval_fraction=0.0,
-        output_dir=str(folder / "run"), report_to=[], scheduler="cosine",
-    )  # fmt: skip
+        policy_checkpoint=str(base_run.folder),
+        datasets=[write(folder / "rows.jsonl", rows)],
+        max_steps=8,
+        learning_rate=1e-3,
+        batch_size=8,
+        gradient_accumulation_steps=1,
+        max_length=64,
+        save_every=4,
+        warmup_steps=0,
+        log_every=1,
+        eval_fraction=0.0,
+        output_dir=str(folder / "run"),
+        report_to=[],
+        scheduler="cosine",
+    )
     return SFTConfig(**{**values, **changes})
 
 
@@ -110,7 +123,10 @@ def test_a_models_own_code_does_not_run(base_run, tmp_path):
     folder, marker = tmp_path / "model", tmp_path / "ran"
     shutil.copytree(base_run.model, folder)
     about = json.loads((folder / "config.json").read_text())
-    about |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}}
+    about |= {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"},
+    }
     (folder / "config.json").write_text(json.dumps(about))
     (folder / "own.py").write_text(f"open({str(marker)!r}, 'w')\n")
     with pytest.raises(LabError, match="brings code of its own, which was not run"):
@@ -127,7 +143,9 @@ def test_manifests_and_links_never_lead_outside(tmp_path):
     assert verify(folder) == ""
     whole = json.loads((folder / MANIFEST).read_text())
     for name in ("../secret", "/etc/passwd", "x/../../secret", "a\0b"):
-        (folder / MANIFEST).write_text(json.dumps({"files": {**whole["files"], name: {"bytes": 1, "sha256": "0"}}}))
+        (folder / MANIFEST).write_text(
+            json.dumps({"files": {**whole["files"], name: {"bytes": 1, "sha256": "0"}}})
+        )
         assert "outside the folder" in verify(folder)
     (folder / MANIFEST).write_text(json.dumps(whole))
     (folder / "link").symlink_to(tmp_path / "secret")
@@ -145,7 +163,9 @@ def test_manifests_and_links_never_lead_outside(tmp_path):
             st.none() | st.booleans() | st.integers() | st.text(max_size=5),
             lambda inner: (
                 st.lists(inner, max_size=3)
-                | st.dictionaries(st.sampled_from(["files", "bytes", "sha256", "a.txt", "../x", ""]), inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["files", "bytes", "sha256", "a.txt", "../x", ""]), inner, max_size=3
+                )
             ),
             max_leaves=8,
         )
@@ -167,14 +187,19 @@ def test_deep_manifests_and_configs_are_faults(tmp_path):
 def test_a_folder_is_held_by_one_run(base_run, tmp_path):
     path = save_config(config(base_run, tmp_path, max_steps=100_000, max_length=64), tmp_path / "c.json")
     first = subprocess.Popen(
-        [sys.executable, "-m", "llmlab", "run", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "llmlab", "run", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     until(lambda: (tmp_path / "run" / ".holder.json").exists() or first.poll() is not None)
     second = subprocess.run(
         [sys.executable, "-m", "llmlab", "run", str(path)], capture_output=True, text=True, timeout=PATIENCE
     )
     assert (
-        second.returncode == 2 and f"process {first.pid} on" in second.stderr and "is training in this folder" in second.stderr
+        second.returncode == 2
+        and f"process {first.pid} on" in second.stderr
+        and "is training in this folder" in second.stderr
     )
     assert first.poll() is None
     first.kill()
@@ -184,7 +209,9 @@ def test_a_folder_is_held_by_one_run(base_run, tmp_path):
 
 def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys):
     folder = stopped_run(base_run, tmp_path, monkeypatch)
-    with pytest.raises(LabError, match=r"`adapter` is \"lora\" and was \"none\" so far: that is another model"):
+    with pytest.raises(
+        LabError, match=r"`adapter` is \"lora\" and was \"none\" so far: that is another model"
+    ):
         run(config(base_run, tmp_path, adapter="lora"))
     assert folder.record["status"] == "stopped"
     result = run(config(base_run, tmp_path, learning_rate=5e-4, max_steps=12, save_every=3))
@@ -201,7 +228,9 @@ def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys)
         assert lines[step]["learning_rate"] == pytest.approx(wanted, abs=1e-9)
 
 
-def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(base_run, tmp_path, monkeypatch, capsys):
+def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(
+    base_run, tmp_path, monkeypatch, capsys
+):
     stopped_run(base_run, tmp_path, monkeypatch)
     result = run(config(base_run, tmp_path, optimizer="lion"))
     assert "`optimizer` adamw -> lion: its state starts anew" in capsys.readouterr().err and result.model

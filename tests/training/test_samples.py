@@ -20,12 +20,31 @@ from llmlab.training.engine.run import run
 
 def sft(base_run, folder, **more):
     data = folder / "talk.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(60)))
-    return SFTConfig(**{
-        **dict(policy_checkpoint=str(base_run.folder), datasets=[str(data)], max_steps=6, eval_every=3, batch_size=4,
-               gradient_accumulation_steps=1, eval_fraction=0.2, max_length=48, log_every=1, report_to=[], learning_rate=5e-3,
-               warmup_steps=0, save_best_only=False, sample_tokens=8, output_dir=str(folder / "run")), **more,
-    })  # fmt: skip
+    data.write_text(
+        "".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(60))
+    )
+    return SFTConfig(
+        **{
+            **dict(
+                policy_checkpoint=str(base_run.folder),
+                datasets=[str(data)],
+                max_steps=6,
+                eval_every=3,
+                batch_size=4,
+                gradient_accumulation_steps=1,
+                eval_fraction=0.2,
+                max_length=48,
+                log_every=1,
+                report_to=[],
+                learning_rate=5e-3,
+                warmup_steps=0,
+                save_best_only=False,
+                sample_tokens=8,
+                output_dir=str(folder / "run"),
+            ),
+            **more,
+        }
+    )
 
 
 def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_path):
@@ -37,8 +56,9 @@ def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_
     model, tokenizer = load_model(str(result.folder / "final"))
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": taken[0]["prompt"].split("user")[1].split("assistant")[0].strip()}],
-        add_generation_prompt=True, return_tensors="pt",
-    )["input_ids"]  # fmt: skip
+        add_generation_prompt=True,
+        return_tensors="pt",
+    )["input_ids"]
     said = []
     for _ in range(8):  # the definition of greedy: the likeliest token, again and again
         with torch.no_grad():
@@ -52,8 +72,19 @@ def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_
 
 
 def test_samples_change_nothing(base_run, tmp_path):
-    made = [run(sft(base_run, tmp_path, sample_tokens=tokens, adapter="lora", lora_dropout=0.3, output_dir=str(tmp_path / str(tokens))))
-            for tokens in (0, 8)]  # fmt: skip
+    made = [
+        run(
+            sft(
+                base_run,
+                tmp_path,
+                sample_tokens=tokens,
+                adapter="lora",
+                lora_dropout=0.3,
+                output_dir=str(tmp_path / str(tokens)),
+            )
+        )
+        for tokens in (0, 8)
+    ]
     one, other = (load_file(result.folder / "final" / "adapter_model.safetensors") for result in made)
     assert not RunFolder(made[0].folder).samples() and len(RunFolder(made[1].folder).samples()) == 3
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -78,5 +109,10 @@ def test_the_prompt_is_what_precedes_the_first_answer(row, expected):
 
 def test_a_long_sample_is_cut_where_it_matters_least():
     text = sampled("the beginning " * 50, "the answer\nof two lines " * 50, 120).plain
-    assert len(text) <= 124 and text.startswith("...") and "the answer of two lines" in text and text.endswith("...")
+    assert (
+        len(text) <= 124
+        and text.startswith("...")
+        and "the answer of two lines" in text
+        and text.endswith("...")
+    )
     assert sampled("short", "words", 120).plain == "short → words"

@@ -1,4 +1,6 @@
-"""Answers drawn by numbers: with the right distribution, and alike in any batch, at any micro-batch and beside any validation."""
+"""Answers drawn by numbers: with the right distribution, and alike in any batch,
+at any micro-batch and beside any validation.
+"""
 
 import json
 
@@ -16,7 +18,9 @@ ROWS = 4000
 
 
 def distance(counts, probabilities):
-    """Returns Pearson's chi square less its degrees of freedom, in standard deviations; rare tokens count as one."""
+    """Returns Pearson's chi square less its degrees of freedom, in standard deviations;
+    rare tokens count as one.
+    """
     assert (counts[probabilities == 0] == 0).all()
     expected = probabilities * counts.sum()
     rare = expected < 5
@@ -48,9 +52,14 @@ def test_tokens_have_the_probabilities_of_the_model(temperature, top_k, top_p):
     with torch.no_grad():
         wanted = cut(model(input_ids=prompt).logits[0, -1], temperature, top_k, top_p)
     config = GenerationConfig(
-        do_sample=True, temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=1, pad_token_id=0,
+        do_sample=True,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=1,
+        pad_token_id=0,
         watermarking_config=SeededDraws(seeds_of_rows(1, ANSWERS, 0, range(ROWS)), 1),
-    )  # fmt: skip
+    )
     tokens = model.generate(input_ids=prompt.expand(ROWS, -1), generation_config=config)[:, -1]
     assert abs(distance(tokens.bincount(minlength=97), wanted)) < 3
 
@@ -61,10 +70,15 @@ def test_tokens_that_follow_each_other_are_independent_in_any_batch():
     draws = SeededDraws(seeds_of_rows(3, ANSWERS, 9, range(ROWS)), 2).construct_processor(5)
     pair = [draws(None, scores.expand(ROWS, -1)).argmax(-1) for _ in range(2)]
     wanted = scores.double().softmax(-1)
-    assert abs(distance((pair[0] * 5 + pair[1]).bincount(minlength=25), torch.outer(wanted, wanted).flatten())) < 3
+    assert (
+        abs(distance((pair[0] * 5 + pair[1]).bincount(minlength=25), torch.outer(wanted, wanted).flatten()))
+        < 3
+    )
     some = [7, 3900, 12]
     again = SeededDraws(seeds_of_rows(3, ANSWERS, 9, some), 2).construct_processor(5)
-    assert [again(None, scores.expand(3, -1)).argmax(-1).tolist() for _ in range(2)] == [part[some].tolist() for part in pair]
+    assert [again(None, scores.expand(3, -1)).argmax(-1).tolist() for _ in range(2)] == [
+        part[some].tolist() for part in pair
+    ]
 
 
 @pytest.mark.parametrize("number", [0, 2**30 - 1])
@@ -77,29 +91,58 @@ def test_the_ends_of_the_interval_are_tokens_that_can_be_said(number):
 def test_an_update_is_over_the_same_rows_for_any_number_of_processes():
     whole = spread_over_updates(48, 4, seed=5, step=2)
     assert sorted(torch.cat(whole).tolist()) == list(range(48)) and {len(part) for part in whole} == {12}
-    assert [part.tolist() for part in whole] != [part.tolist() for part in spread_over_updates(48, 4, seed=5, step=3)]
+    assert [part.tolist() for part in whole] != [
+        part.tolist() for part in spread_over_updates(48, 4, seed=5, step=3)
+    ]
     for processes in (2, 3, 4):
         size = 48 // processes
-        shares = [spread_over_updates(size, 4, seed=5, step=2, first=rank * size) for rank in range(processes)]
+        shares = [
+            spread_over_updates(size, 4, seed=5, step=2, first=rank * size) for rank in range(processes)
+        ]
         for update, part in enumerate(whole):
-            assert torch.equal(part, torch.cat([share[update] + rank * size for rank, share in enumerate(shares)]))
+            assert torch.equal(
+                part, torch.cat([share[update] + rank * size for rank, share in enumerate(shares)])
+            )
 
 
 def test_answers_depend_neither_on_the_micro_batch_nor_on_validations(base_run, tmp_path):
     data = tmp_path / "prompts.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"Who is {'very ' * (i % 4)}{i}?"}) + "\n" for i in range(32)))
+    data.write_text(
+        "".join(json.dumps({"prompt": f"Who is {'very ' * (i % 4)}{i}?"}) + "\n" for i in range(32))
+    )
     curves = []
     for micro, every in ((8, 2), (4, 4)):
-        result = run(GRPOConfig(
-            policy_checkpoint=str(base_run.folder), datasets=[str(data)], reward_model="length | 1 | 6", batch_size=8, group_size=4,
-            mini_batch_size=micro, iterations=1, beta=0.0, max_new_tokens=6, max_steps=4, learning_rate=1e-3, warmup_steps=0,
-            scheduler="none", eval_fraction=0.25, eval_every=every, eval_steps=50, log_every=1, save_every=4, max_prompt_length=64,
-            output_dir=str(tmp_path / f"by-{micro}"), report_to=[],
-        ))  # fmt: skip
+        result = run(
+            GRPOConfig(
+                policy_checkpoint=str(base_run.folder),
+                datasets=[str(data)],
+                reward_model="length | 1 | 6",
+                batch_size=8,
+                group_size=4,
+                mini_batch_size=micro,
+                iterations=1,
+                beta=0.0,
+                max_new_tokens=6,
+                max_steps=4,
+                learning_rate=1e-3,
+                warmup_steps=0,
+                scheduler="none",
+                eval_fraction=0.25,
+                eval_every=every,
+                eval_steps=50,
+                log_every=1,
+                save_every=4,
+                max_prompt_length=64,
+                output_dir=str(tmp_path / f"by-{micro}"),
+                report_to=[],
+            )
+        )
         lines = RunFolder(result.folder).metrics()
-        curves.append([
-            [line["reward"] for line in lines if "reward" in line],
-            [line["eval_reward"] for line in lines if "eval_reward" in line and line["step"] in (0, 4)],
-        ])  # fmt: skip
+        curves.append(
+            [
+                [line["reward"] for line in lines if "reward" in line],
+                [line["eval_reward"] for line in lines if "eval_reward" in line and line["step"] in (0, 4)],
+            ]
+        )
     assert len(curves[0][0]) == 4 and len(set(curves[0][0])) > 1 and len(curves[0][1]) == 2
     assert curves[0] == [pytest.approx(part, abs=1e-6) for part in curves[1]]

@@ -1,4 +1,6 @@
-"""Sequential DPO: the same losses and weights as a live reference, whatever the order, batches, adapters and ranks."""
+"""Sequential DPO: the same losses and weights as a live reference, whatever the order, batches,
+adapters and ranks.
+"""
 
 import inspect
 import json
@@ -57,19 +59,48 @@ def write(path, numbers):
 def policy(base_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("policy")
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(60)))
-    return str(run(SFTConfig(
-        policy_checkpoint=str(base_run.folder), datasets=[str(rows)], max_steps=10, learning_rate=2e-3, batch_size=4,
-        gradient_accumulation_steps=1, max_length=64, eval_every=10, output_dir=str(folder / "run"), report_to=[],
-    )).model)  # fmt: skip
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(60))
+    )
+    return str(
+        run(
+            SFTConfig(
+                policy_checkpoint=str(base_run.folder),
+                datasets=[str(rows)],
+                max_steps=10,
+                learning_rate=2e-3,
+                batch_size=4,
+                gradient_accumulation_steps=1,
+                max_length=64,
+                eval_every=10,
+                output_dir=str(folder / "run"),
+                report_to=[],
+            )
+        ).model
+    )
 
 
 def config(policy, folder, data, name="run", **changes):
     values = dict(
-        policy_checkpoint=policy, datasets=[data], max_steps=50, learning_rate=5e-4, warmup_steps=0, batch_size=2, mini_batch_size=1,
-        max_length=96, max_prompt_length=48, log_every=1, eval_every=25, save_every=25, eval_fraction=0.1, scheduler="none",
-        output_dir=str(folder / name), cache_dir=str(folder / "cache"), report_to=[], save_best_only=False,
-    )  # fmt: skip
+        policy_checkpoint=policy,
+        datasets=[data],
+        max_steps=50,
+        learning_rate=5e-4,
+        warmup_steps=0,
+        batch_size=2,
+        mini_batch_size=1,
+        max_length=96,
+        max_prompt_length=48,
+        log_every=1,
+        eval_every=25,
+        save_every=25,
+        eval_fraction=0.1,
+        scheduler="none",
+        output_dir=str(folder / name),
+        cache_dir=str(folder / "cache"),
+        report_to=[],
+        save_best_only=False,
+    )
     values |= changes
     if values.get("reference") == "live":
         values.pop("cache_dir")
@@ -78,11 +109,17 @@ def config(policy, folder, data, name="run", **changes):
 
 def ending(result):
     lines = RunFolder(result.folder).metrics()
-    name = "adapter_model.safetensors" if (result.folder / "final" / "adapter_config.json").exists() else "model.safetensors"
+    name = (
+        "adapter_model.safetensors"
+        if (result.folder / "final" / "adapter_config.json").exists()
+        else "model.safetensors"
+    )
     return (
-        [line["loss"] for line in lines if "loss" in line], [line["grad_norm"] for line in lines if "grad_norm" in line],
-        [line["eval_loss"] for line in lines if "eval_loss" in line], load_file(result.folder / "final" / name),
-    )  # fmt: skip
+        [line["loss"] for line in lines if "loss" in line],
+        [line["grad_norm"] for line in lines if "grad_norm" in line],
+        [line["eval_loss"] for line in lines if "eval_loss" in line],
+        load_file(result.folder / "final" / name),
+    )
 
 
 def close(one, other, *, losses=1e-5, weights=1e-4):
@@ -104,9 +141,14 @@ def test_bit_identical_to_a_live_reference_where_batches_are_composed_alike(poli
     assert all(torch.equal(got[3][name], wanted[3][name]) for name in wanted[3])
 
 
-@pytest.mark.parametrize("changes", [
-    dict(padding_free=False, reference_batch_size=7), dict(), dict(reference_batch_size=3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(padding_free=False, reference_batch_size=7),
+        dict(),
+        dict(reference_batch_size=3),
+    ],
+)
 def test_within_rounding_whatever_the_reference_passes_were(policy, live, tmp_path, changes):
     data, wanted = live
     close(ending(run(config(policy, tmp_path, data, **changes))), wanted)
@@ -117,17 +159,34 @@ def test_two_references_in_one_trainer_agree_for_every_loss(policy, tmp_path):
     losses = DPOConfig.model_fields["loss_type"].annotation.__args__
     for loss in losses:
         got = [
-            ending(run(config(policy, tmp_path, data, f"{loss}-{kind}", reference=kind, loss_type=loss, max_steps=2, batch_size=4,
-                              mini_batch_size=4, eval_every=2, save_every=2)))
+            ending(
+                run(
+                    config(
+                        policy,
+                        tmp_path,
+                        data,
+                        f"{loss}-{kind}",
+                        reference=kind,
+                        loss_type=loss,
+                        max_steps=2,
+                        batch_size=4,
+                        mini_batch_size=4,
+                        eval_every=2,
+                        save_every=2,
+                    )
+                )
+            )
             for kind in ("sequential", "live")
-        ]  # fmt: skip
+        ]
         assert got[0][0] == pytest.approx(got[1][0], abs=1e-4, rel=1e-4), loss
     assert len(caches(tmp_path / "cache")) == 1, "one cache serves all of them"
 
 
 @pytest.mark.parametrize("loss", DPOConfig.model_fields["loss_type"].annotation.__args__)
 def test_loss_and_gradients_are_those_of_trl(policy, base_run, tmp_path, monkeypatch, loss):
-    """Our trainer, padding-free, beside the library's own, on one batch with one policy and another reference."""
+    """Our trainer, padding-free, beside the library's own,
+    on one batch with one policy and another reference.
+    """
     tokenizer = load_tokenizer(policy)
     ensure_chat_template(tokenizer)
     options = config(policy, tmp_path, write(tmp_path / "pairs.jsonl", range(12)), loss_type=loss)
@@ -135,42 +194,89 @@ def test_loss_and_gradients_are_those_of_trl(policy, base_run, tmp_path, monkeyp
     results = []
     for kind in (trl.DPOTrainer, DPOTrainer):
         ours = kind is DPOTrainer
-        monkeypatch.setattr(trl.DPOTrainer, "_prepare_dataset", lambda self, dataset, *args, **kwargs: dataset)
+        monkeypatch.setattr(
+            trl.DPOTrainer, "_prepare_dataset", lambda self, dataset, *args, **kwargs: dataset
+        )
         torch.manual_seed(0)
         arguments = trl.DPOConfig(
-            output_dir=str(tmp_path), per_device_train_batch_size=8, beta=0.2, loss_type=[loss], label_smoothing=options.label_smoothing,
-            report_to=[], use_cpu=True, remove_unused_columns=False, max_length=None, bf16=False, gradient_checkpointing=False,
-        )  # fmt: skip
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=8,
+            beta=0.2,
+            loss_type=[loss],
+            label_smoothing=options.label_smoothing,
+            report_to=[],
+            use_cpu=True,
+            remove_unused_columns=False,
+            max_length=None,
+            bf16=False,
+            gradient_checkpointing=False,
+        )
         model, reference_model = load_model(policy)[0], load_model(str(base_run.model))[0]
-        trainer = kind(model=model, ref_model=reference_model, args=arguments, train_dataset=rows, processing_class=tokenizer,
-                       **({"padding_free": True} if ours else {}))  # fmt: skip
+        trainer = kind(
+            model=model,
+            ref_model=reference_model,
+            args=arguments,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            **({"padding_free": True} if ours else {}),
+        )
         batch = trainer.data_collator(list(rows))
         model.train()
         value = trainer.compute_loss(model, batch)
         value.backward()
-        results.append((value.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+        results.append(
+            (value.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        )
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-5, rel=1e-5)
     for name, gradient in results[0][1].items():
-        torch.testing.assert_close(results[1][1][name], gradient, atol=1e-5 * max(1, gradient.abs().max().item()), rtol=1e-3)
+        torch.testing.assert_close(
+            results[1][1][name], gradient, atol=1e-5 * max(1, gradient.abs().max().item()), rtol=1e-3
+        )
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_with_adapters(policy, tmp_path, adapter):
     data = write(tmp_path / "pairs.jsonl", range(40))
     got = [
-        ending(run(config(policy, tmp_path, data, kind, reference=kind, adapter=adapter, lora_r=4, max_steps=10, batch_size=4,
-                          mini_batch_size=2, eval_every=10, save_every=10)))
+        ending(
+            run(
+                config(
+                    policy,
+                    tmp_path,
+                    data,
+                    kind,
+                    reference=kind,
+                    adapter=adapter,
+                    lora_r=4,
+                    max_steps=10,
+                    batch_size=4,
+                    mini_batch_size=2,
+                    eval_every=10,
+                    save_every=10,
+                )
+            )
+        )
         for kind in ("sequential", "live")
-    ]  # fmt: skip
-    assert got[0][0][0] == pytest.approx(got[1][0][0], abs=1e-5)  # before any update: the reference's values are the same
-    # TRL keeps an adapter on quantised weights in bf16: a difference in the last bit is rounded to one of 2^-8 in an update
+    ]
+    assert got[0][0][0] == pytest.approx(
+        got[1][0][0], abs=1e-5
+    )  # before any update: the reference's values are the same
+    # TRL keeps an adapter on quantised weights in bf16: a difference in the last bit is rounded to one of
+    # 2^-8 in an update
     close(*got, losses=1e-4 if adapter == "lora" else 2e-3, weights=1e-4 if adapter == "lora" else 1e-3)
 
 
 def test_grouped_by_length_resumed_and_reference_not_loaded_again(policy, tmp_path, monkeypatch):
     data = write(tmp_path / "pairs.jsonl", range(30))
-    grouped = dict(group_by_length=True, max_steps=24, save_every=6, eval_every=12, batch_size=4, mini_batch_size=2,
-                   save_total_limit=4)  # fmt: skip
+    grouped = dict(
+        group_by_length=True,
+        max_steps=24,
+        save_every=6,
+        eval_every=12,
+        batch_size=4,
+        mini_batch_size=2,
+        save_total_limit=4,
+    )
     whole = run(config(policy, tmp_path, data, "whole", **grouped))
     monkeypatch.setattr(reference, "load_reference", lambda *_: pytest.fail("the reference was loaded again"))
     for step in (6, 12, 18):  # within the first epoch of 7 steps, and in later ones
@@ -192,15 +298,21 @@ def asked(monkeypatch):
     sizes = []
     real = reference.reference_values
     monkeypatch.setattr(
-        reference, "reference_values", lambda m, items, *a, **k: sizes.append(len(items)) or real(m, items, *a, **k)
+        reference,
+        "reference_values",
+        lambda m, items, *a, **k: sizes.append(len(items)) or real(m, items, *a, **k),
     )
     return sizes
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_only_what_the_run_reads_is_computed_and_a_longer_one_completes_it(policy, live, tmp_path, asked, grouped):
+def test_only_what_the_run_reads_is_computed_and_a_longer_one_completes_it(
+    policy, live, tmp_path, asked, grouped
+):
     data = live[0]
-    values = dict(padding_free=False, group_by_length=grouped, eval_rows=3, eval_every=10, save_every=10, max_steps=30)
+    values = dict(
+        padding_free=False, group_by_length=grouped, eval_rows=3, eval_every=10, save_every=10, max_steps=30
+    )
     wanted = ending(run(config(policy, tmp_path, data, "live", reference="live", **values)))
     values["reference_batch_size"] = 1
     short = run(config(policy, tmp_path, data, **{**values, "max_steps": 10}))
@@ -222,7 +334,15 @@ def test_only_unknown_pairs_are_computed(policy, tmp_path, asked):
     half = run(config(policy, tmp_path, write(tmp_path / "b.jsonl", range(59, 19, -1)), "b", **short))
     assert sum(asked) == 20 and "20 known" in RunFolder(half.folder).record["data_notes"][-1]
     asked.clear()
-    run(config(policy, tmp_path, write(tmp_path / "c.jsonl", [5, 5, 41, 5, 30]), "c", **{**short, "eval_fraction": 0}))
+    run(
+        config(
+            policy,
+            tmp_path,
+            write(tmp_path / "c.jsonl", [5, 5, 41, 5, 30]),
+            "c",
+            **{**short, "eval_fraction": 0},
+        )
+    )
     assert asked == []
 
 
@@ -241,7 +361,9 @@ def test_another_reference_is_never_mixed_in(policy, base_run, tmp_path, capsys)
 def test_fingerprints_follow_the_weights_not_the_place(policy, base_run, tmp_path):
     shutil.copytree(policy, tmp_path / "copy")
     assert (
-        weights_fingerprint(policy) == weights_fingerprint(str(tmp_path / "copy")) != weights_fingerprint(str(base_run.model))
+        weights_fingerprint(policy)
+        == weights_fingerprint(str(tmp_path / "copy"))
+        != weights_fingerprint(str(base_run.model))
     )
     weights = tmp_path / "copy" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -254,19 +376,56 @@ def test_two_processes_fill_and_train_as_one(policy, tmp_path):
     data = write(tmp_path / "pairs.jsonl", range(48))
     grouped = dict(group_by_length=True, max_steps=8, eval_every=8, save_every=8)
     alone = ending(
-        run(config(policy, tmp_path, data, "one", batch_size=4, mini_batch_size=2, cache_dir=str(tmp_path / "c1"), **grouped))
+        run(
+            config(
+                policy,
+                tmp_path,
+                data,
+                "one",
+                batch_size=4,
+                mini_batch_size=2,
+                cache_dir=str(tmp_path / "c1"),
+                **grouped,
+            )
+        )
     )
-    two = config(policy, tmp_path, data, "two", batch_size=2, mini_batch_size=2, cache_dir=str(tmp_path / "c2"), **grouped)
+    two = config(
+        policy,
+        tmp_path,
+        data,
+        "two",
+        batch_size=2,
+        mini_batch_size=2,
+        cache_dir=str(tmp_path / "c2"),
+        **grouped,
+    )
     path = save_config(two, tmp_path / "two.json")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmlab", "run", str(path)],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "llmlab",
+            "run",
+            str(path),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (cache,) = caches(tmp_path / "c2")
     assert len(cache) == 8 * 4 + 5 and len(list(cache.folder.glob("parts-*.jsonl"))) == 2
     other = caches(tmp_path / "c1")[0]
-    assert len(other) == len(cache) and max(abs(cache.get(key) - other.get(key)).max() for key in other._values) < 1e-4
+    assert (
+        len(other) == len(cache)
+        and max(abs(cache.get(key) - other.get(key)).max() for key in other._values) < 1e-4
+    )
     lines = RunFolder(tmp_path / "two").metrics()
     assert [line["loss"] for line in lines if "loss" in line] == pytest.approx(alone[0], abs=2e-3)
 
@@ -275,7 +434,12 @@ def test_two_processes_fill_and_train_as_one(policy, tmp_path):
 def llama():
     torch.manual_seed(0)
     shape = dict(
-        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64
+        vocab_size=97,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
     )
     return LlamaForCausalLM(LlamaConfig(max_position_embeddings=128, **shape)).eval()
 
@@ -291,12 +455,16 @@ def test_values_are_the_plain_sums_over_answers(llama, kind, packed):
     tokens = reference_values(model, items, 0, "fp32", packed=packed, stores=TOKENS)
     for index in (1, 2):
         plain = answer_log_probs(model, [item[0] for item in items], [item[index] for item in items], 0)
-        torch.testing.assert_close(torch.tensor([value[index - 1] for value in sums]), plain, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            torch.tensor([value[index - 1] for value in sums]), plain, rtol=1e-5, atol=1e-4
+        )
         assert [len(value[index - 1]) for value in tokens] == [len(item[index]) for item in items]
         assert [value[index - 1].sum() for value in tokens] == pytest.approx(plain.tolist(), abs=1e-3)
 
 
-def test_training_and_reference_score_the_answers_alone_and_nothing_else_is_changed(policy, tmp_path, monkeypatch):
+def test_training_and_reference_score_the_answers_alone_and_nothing_else_is_changed(
+    policy, tmp_path, monkeypatch
+):
     utils, scored = trl.trainer.utils, []
     real = utils._ChunkedLogProbFunction.apply
     monkeypatch.setattr(
@@ -313,7 +481,9 @@ def test_training_and_reference_score_the_answers_alone_and_nothing_else_is_chan
 
 
 def test_values_that_are_no_numbers_stop_with_one_message(policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "reference_values", lambda m, items, *a, **k: [[float("nan"), 0.0]] * len(items))
+    monkeypatch.setattr(
+        reference, "reference_values", lambda m, items, *a, **k: [[float("nan"), 0.0]] * len(items)
+    )
     with pytest.raises(LabError, match="not finite") as caught:
         run(config(policy, tmp_path, write(tmp_path / "a.jsonl", range(8))))
     assert caught.value.exit_code == 1
@@ -321,23 +491,46 @@ def test_values_that_are_no_numbers_stop_with_one_message(policy, tmp_path, monk
 
 def test_the_published_large_recipe_ships(request):
     recipe = load_config(request.config.rootpath / "model_configs" / "dpo-olmo3-7b.json")
-    assert (recipe.beta, recipe.loss_type, recipe.scheduler, recipe.learning_rate) == (5.0, "sigmoid_norm", "linear", 1e-6)
+    assert (recipe.beta, recipe.loss_type, recipe.scheduler, recipe.learning_rate) == (
+        5.0,
+        "sigmoid_norm",
+        "linear",
+        1e-6,
+    )
     assert (recipe.max_length, recipe.max_prompt_length, recipe.mini_batch_size) == (8192, 4096, 4)
-    assert recipe.batch_size * 4 == 128 and recipe.warmup_steps == pytest.approx(0.1 * recipe.max_steps, abs=1)
-    assert recipe.reference == "sequential" and recipe.group_by_length and recipe.padding_free and recipe.gradient_checkpointing
+    assert recipe.batch_size * 4 == 128 and recipe.warmup_steps == pytest.approx(
+        0.1 * recipe.max_steps, abs=1
+    )
+    assert (
+        recipe.reference == "sequential"
+        and recipe.group_by_length
+        and recipe.padding_free
+        and recipe.gradient_checkpointing
+    )
 
 
 def test_what_is_overridden_is_still_there():
     """Contract with the pinned TRL: fails when a parent's method or data contract changes."""
     parent = trl.DPOTrainer
-    for name, ours in (("_prepare_dataset", DPOTrainer), ("_precompute_ref_logps", DPOTrainer),
-                       ("_get_train_sampler", LabTrainerMixin), ("_run_epoch", LabTrainerMixin)):  # fmt: skip
+    for name, ours in (
+        ("_prepare_dataset", DPOTrainer),
+        ("_precompute_ref_logps", DPOTrainer),
+        ("_get_train_sampler", LabTrainerMixin),
+        ("_run_epoch", LabTrainerMixin),
+    ):
         assert callable(getattr(parent, name)) and name in ours.__dict__
     assert "epoch=epoch," in inspect.getsource(parent._inner_training_loop)
     import trl.trainer.utils as utils
 
-    assert list(inspect.signature(parent._precompute_ref_logps).parameters) == ["self", "dataset", "name", "batch_size"]
-    assert "_use_triton" in utils.__dict__ and "compact = _use_triton" in inspect.getsource(utils.add_fused_lm_head)
+    assert list(inspect.signature(parent._precompute_ref_logps).parameters) == [
+        "self",
+        "dataset",
+        "name",
+        "batch_size",
+    ]
+    assert "_use_triton" in utils.__dict__ and "compact = _use_triton" in inspect.getsource(
+        utils.add_fused_lm_head
+    )
     assert 'inputs["ref_chosen_logps"]' in inspect.getsource(parent._compute_loss)
 
 
@@ -360,14 +553,25 @@ def test_a_cache_serves_items_of_any_number_of_answers(tmp_path):
     items = [([5, 6], [7, 8, 9]), ([5], [9])]
     keys = [item_key(item) for item in items]
     filled = reference.fill(
-        cache, items, keys, lambda: model, reference.Console(quiet=True), device="cpu", precision="fp32", pad=0
+        cache,
+        items,
+        keys,
+        lambda: model,
+        reference.Console(quiet=True),
+        device="cpu",
+        precision="fp32",
+        pad=0,
     )
     assert filled.computed == 2 and cache.get(keys[0]).shape == (1,)
 
 
 def llmlab(*arguments, cwd):
     return subprocess.run(
-        [sys.executable, "-m", "llmlab", *arguments], capture_output=True, text=True, cwd=cwd, timeout=PATIENCE
+        [sys.executable, "-m", "llmlab", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=PATIENCE,
     )
 
 
@@ -413,7 +617,10 @@ def test_what_is_refused_is_refused_before_the_reference(policy, tmp_path, monke
         run(config(policy, tmp_path, data, adapter="lora", **short))
     with pytest.raises(LabError, match=r"`adapter` is \"lora\" and was \"none\" so far"):
         run(config(policy, tmp_path, data, adapter="lora", **short), resume=str(folder / "checkpoint-1"))
-    with held(folder), pytest.raises(LabError, match=f"process {os.getpid()} on .* is training in this folder"):
+    with (
+        held(folder),
+        pytest.raises(LabError, match=f"process {os.getpid()} on .* is training in this folder"),
+    ):
         run(config(policy, tmp_path, data, **short))
     assert not reached and not (tmp_path / "cache").exists()
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == before
@@ -434,7 +641,9 @@ def test_a_run_ends_well_while_its_cache_is_cleared_again_and_again(policy, tmp_
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        result = run(config(policy, tmp_path, data, max_steps=2, eval_every=2, save_every=2, reference_batch_size=1))
+        result = run(
+            config(policy, tmp_path, data, max_steps=2, eval_every=2, save_every=2, reference_batch_size=1)
+        )
     finally:
         over.set()
         looking.join(PATIENCE)

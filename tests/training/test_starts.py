@@ -1,4 +1,6 @@
-"""Where a run begins: what a kill left, a named checkpoint, changed options, files and weights, results that stand there."""
+"""Where a run begins: what a kill left, a named checkpoint, changed options, files and weights,
+results that stand there.
+"""
 
 import json
 import shutil
@@ -24,11 +26,25 @@ ROWS = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 3 else "Stubb"} f
 def config(base_run, folder, **changes):
     data = folder / "rows.jsonl"
     values = dict(
-        policy_checkpoint=str(base_run.folder), datasets=[str(data) if data.exists() else write(data, ROWS)], max_steps=8,
-        learning_rate=1e-3, batch_size=8, gradient_accumulation_steps=1, max_length=64, save_every=2, warmup_steps=0, log_every=1,
-        eval_fraction=0.2, eval_every=2, eval_rows=8, sample_tokens=0, output_dir=str(folder / "run"), report_to=[], packing=False,
+        policy_checkpoint=str(base_run.folder),
+        datasets=[str(data) if data.exists() else write(data, ROWS)],
+        max_steps=8,
+        learning_rate=1e-3,
+        batch_size=8,
+        gradient_accumulation_steps=1,
+        max_length=64,
+        save_every=2,
+        warmup_steps=0,
+        log_every=1,
+        eval_fraction=0.2,
+        eval_every=2,
+        eval_rows=8,
+        sample_tokens=0,
+        output_dir=str(folder / "run"),
+        report_to=[],
+        packing=False,
         save_total_limit=9,
-    )  # fmt: skip
+    )
     return SFTConfig(**{**values, **changes})
 
 
@@ -88,7 +104,9 @@ def test_a_kill_in_the_first_checkpoint_costs_nothing(base_run, tmp_path, monkey
     assert max(steps(RunFolder(tmp_path / "run"))) == 2
     result = run(config(base_run, tmp_path))
     assert result.folder == tmp_path / "run"
-    assert "stopped before its first checkpoint: it begins at step 0" in " ".join(capsys.readouterr().err.split())
+    assert "stopped before its first checkpoint: it begins at step 0" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert steps(RunFolder(result.folder)) == list(range(1, 9))
 
 
@@ -99,7 +117,9 @@ def test_a_folder_of_something_else_is_named_as_that(base_run, tmp_path, capsys)
     assert result.folder.name == "run-2" and "holds something else" in capsys.readouterr().err
 
 
-def test_a_second_run_of_a_finished_config_goes_on_where_it_was_killed(base_run, tmp_path, monkeypatch, capsys):
+def test_a_second_run_of_a_finished_config_goes_on_where_it_was_killed(
+    base_run, tmp_path, monkeypatch, capsys
+):
     run(config(base_run, tmp_path, max_steps=4))
     assert killed_at(2, base_run, tmp_path, monkeypatch, max_steps=4).path.name == "run-2"
     again = run(config(base_run, tmp_path, max_steps=4))
@@ -118,12 +138,17 @@ def test_a_named_earlier_checkpoint_begins_a_branch_of_its_own(base_run, tmp_pat
         run(branch, resume=str(folder.path / "checkpoint-2"))
     aside = folder.path / "set-aside-1"
     told = capsys.readouterr().err
-    assert "checkpoint-6, checkpoint-4, best: of the branch behind step 2 that is left" in told and str(aside) in told
+    assert (
+        "checkpoint-6, checkpoint-4, best: of the branch behind step 2 that is left" in told
+        and str(aside) in told
+    )
     assert all(torch.equal(value, old[name]) for name, value in weights(aside / "checkpoint-6").items())
     assert [line["step"] for line in RunFolder(aside).metrics() if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-5", "checkpoint-4", "checkpoint-2"]
     end = run(branch)  # from 5, not from the 6 of the branch that was left
-    assert steps(folder) == list(range(1, 9)) and not alike(end.folder / "checkpoint-8", whole.folder / "checkpoint-8")
+    assert steps(folder) == list(range(1, 9)) and not alike(
+        end.folder / "checkpoint-8", whole.folder / "checkpoint-8"
+    )
 
 
 def test_a_branch_ends_like_a_run_that_was_never_stopped(base_run, tmp_path, monkeypatch):
@@ -133,7 +158,10 @@ def test_a_branch_ends_like_a_run_that_was_never_stopped(base_run, tmp_path, mon
     assert alike(end.model, whole.model) and alike(end.folder / "checkpoint-8", whole.folder / "checkpoint-8")
     clock = ("runtime", "per_second")
     found, wanted = (
-        [{k: v for k, v in line.items() if not any(part in k for part in clock)} for line in RunFolder(path).metrics()]
+        [
+            {k: v for k, v in line.items() if not any(part in k for part in clock)}
+            for line in RunFolder(path).metrics()
+        ]
         for path in (folder.path, whole.folder)
     )
     assert found == wanted, "the mean training loss in the last line as well"
@@ -156,8 +184,12 @@ def test_a_kill_while_a_branch_is_left_brings_no_step_of_it_back(ended, base_run
     assert (result.folder / "set-aside-2" / "checkpoint-6").is_dir() and "back_to" not in folder.record
 
 
-@pytest.mark.parametrize("changes", [dict(learning_rate=2e-2), dict(optimizer="muon"), dict(weight_decay=0.5, adam_beta1=0.5)])
-def test_a_changed_option_outlives_a_kill_before_the_next_checkpoint(base_run, tmp_path, monkeypatch, changes):
+@pytest.mark.parametrize(
+    "changes", [dict(learning_rate=2e-2), dict(optimizer="muon"), dict(weight_decay=0.5, adam_beta1=0.5)]
+)
+def test_a_changed_option_outlives_a_kill_before_the_next_checkpoint(
+    base_run, tmp_path, monkeypatch, changes
+):
     folder = killed_at(4, base_run, tmp_path, monkeypatch)
     shutil.copytree(folder.path, tmp_path / "twin")
     once = run(config(base_run, tmp_path, output_dir=str(tmp_path / "twin"), **changes))
@@ -180,7 +212,9 @@ def test_changed_hyperparameters_of_the_optimizer_are_used(base_run, tmp_path, m
     seen = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(
-        torch.optim.AdamW, "step", lambda self, *a, **k: (seen.append(dict(self.param_groups[0])), step(self, *a, **k))[1]
+        torch.optim.AdamW,
+        "step",
+        lambda self, *a, **k: (seen.append(dict(self.param_groups[0])), step(self, *a, **k))[1],
     )
     run(config(base_run, tmp_path, weight_decay=0.5, adam_beta1=0.5, adam_eps=1e-6))
     assert seen[0]["weight_decay"] == 0.5 and seen[0]["betas"] == (0.5, 0.95) and seen[0]["eps"] == 1e-6
@@ -194,8 +228,9 @@ def test_results_without_a_whole_checkpoint_are_left_as_they_are(base_run, tmp_p
     result = run(config(base_run, tmp_path))
     assert result.folder.name == "run-2" and folder.metrics() == lines
     assert all(torch.equal(value, before[name]) for name, value in weights(folder.path / "best").items())
-    assert "no checkpoint that is whole: they are left as they are; this one goes to" in capsys.readouterr().err.replace(
-        "\n", " "
+    assert (
+        "no checkpoint that is whole: they are left as they are; this one goes to"
+        in capsys.readouterr().err.replace("\n", " ")
     )
 
 
@@ -244,7 +279,9 @@ def test_fewer_processes_keep_what_was_summed_since_the_last_log(base_run, tmp_p
     whole = run(config(base_run, tmp_path, log_every=3, output_dir=str(tmp_path / "whole")))
     folder = killed_at(4, base_run, tmp_path, monkeypatch, log_every=3)
     checkpoint = folder.path / "checkpoint-4"
-    state, about = (json.loads((checkpoint / name).read_text()) for name in ("lab_state.json", "run_config.json"))
+    state, about = (
+        json.loads((checkpoint / name).read_text()) for name in ("lab_state.json", "run_config.json")
+    )
     (checkpoint / "lab_state.json").unlink()
     for rank, part in ((0, 0.5), (1, 1.5)):  # as two processes write it
         (checkpoint / f"lab_state_{rank}.json").write_text(json.dumps(state | {"loss": state["loss"] * part}))
@@ -252,7 +289,10 @@ def test_fewer_processes_keep_what_was_summed_since_the_last_log(base_run, tmp_p
     seal(checkpoint, step=4)
     result = run(config(base_run, tmp_path, log_every=3))
     assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
-    losses = [[line["loss"] for line in RunFolder(path).metrics() if "loss" in line] for path in (result.folder, whole.folder)]
+    losses = [
+        [line["loss"] for line in RunFolder(path).metrics() if "loss" in line]
+        for path in (result.folder, whole.folder)
+    ]
     assert losses[0] == losses[1]
 
 

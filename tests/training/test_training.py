@@ -47,7 +47,9 @@ def test_bits_per_byte_is_the_loss_over_the_bytes(base_run, base_config, tokeniz
 
 def test_a_replayed_config_gives_the_same_losses(base_run, base_config, tmp_path):
     again = run(base_config(tmp_path / "again"))
-    losses = [[line["loss"] for line in RunFolder(r.folder).metrics() if "loss" in line] for r in (base_run, again)]
+    losses = [
+        [line["loss"] for line in RunFolder(r.folder).metrics() if "loss" in line] for r in (base_run, again)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -106,7 +108,9 @@ def test_vocabulary_smaller_than_the_tokenizers(base_config, shape, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("name, rate", [("adamw", 3e-3), ("adafactor", 3e-2), ("lion", 1e-3), ("sophia", 3e-3), ("muon", 3e-3)])
+@pytest.mark.parametrize(
+    "name, rate", [("adamw", 3e-3), ("adafactor", 3e-2), ("lion", 1e-3), ("sophia", 3e-3), ("muon", 3e-3)]
+)
 def test_every_optimizer_learns(name, rate, base_config, tmp_path):
     result = run(base_config(tmp_path / "r", optimizer=name, learning_rate=rate, max_steps=20, eval_every=20))
     assert result.metrics["eval_loss"] < result.metrics["before_eval_loss"] - 0.3
@@ -115,7 +119,8 @@ def test_every_optimizer_learns(name, rate, base_config, tmp_path):
 def test_decay_spares_norms_biases_and_embeddings():
     model = small_model(attention_bias=True, norm_type="layernorm", tie_word_embeddings=False)
     decayed, spared = (
-        {name.split(".")[-2] + "." + name.split(".")[-1] for name, _ in part} for part in split_parameters(model)
+        {name.split(".")[-2] + "." + name.split(".")[-1] for name, _ in part}
+        for part in split_parameters(model)
     )
     assert "embed_tokens.weight" in spared and "lm_head.weight" in decayed
     assert {n for n in decayed if "norm" in n or n.endswith("bias")} == set()
@@ -133,7 +138,9 @@ def test_packing_leak_is_found_by_trying():
     assert not packing_leaks(small_model())
     leaky = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_positions=64, n_embd=32, n_layer=2, n_head=2))
     forward = leaky.forward
-    leaky.forward = lambda position_ids=None, **kwargs: forward(**kwargs)  # one that ignores where documents begin
+    leaky.forward = lambda position_ids=None, **kwargs: forward(
+        **kwargs
+    )  # one that ignores where documents begin
     assert packing_leaks(leaky)
 
 
@@ -145,13 +152,23 @@ def write_rows(path, rows):
 @pytest.fixture(scope="module")
 def sft_run(base_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
-    rows = [{"prompt": f"Who is number {i}?", "completion": "Ahab" if i % 2 else "Queequeg"} for i in range(200)]
+    rows = [
+        {"prompt": f"Who is number {i}?", "completion": "Ahab" if i % 2 else "Queequeg"} for i in range(200)
+    ]
     return run(
         SFTConfig(
-            policy_checkpoint=str(base_run.folder), datasets=[write_rows(folder / "rows.jsonl", rows)], max_steps=40, learning_rate=5e-3,
-            batch_size=4, gradient_accumulation_steps=1, max_length=64, eval_every=20, output_dir=str(folder / "run"), report_to=[],
+            policy_checkpoint=str(base_run.folder),
+            datasets=[write_rows(folder / "rows.jsonl", rows)],
+            max_steps=40,
+            learning_rate=5e-3,
+            batch_size=4,
+            gradient_accumulation_steps=1,
+            max_length=64,
+            eval_every=20,
+            output_dir=str(folder / "run"),
+            report_to=[],
         )
-    )  # fmt: skip
+    )
 
 
 def test_sft_learns_to_answer_and_to_stop(sft_run):
@@ -173,10 +190,23 @@ def pairs_file(folder):
 
 def dpo_config(sft_run, folder, **changes):
     values = dict(
-        policy_checkpoint=str(sft_run.folder), datasets=[pairs_file(folder)], max_steps=6, learning_rate=1e-3, warmup_steps=0,
-        batch_size=8, mini_batch_size=8, max_length=64, max_prompt_length=48, log_every=1, eval_every=6, eval_fraction=0.25,
-        output_dir=str(folder / "run"), report_to=[], save_best_only=False, scheduler="none",
-    )  # fmt: skip
+        policy_checkpoint=str(sft_run.folder),
+        datasets=[pairs_file(folder)],
+        max_steps=6,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        batch_size=8,
+        mini_batch_size=8,
+        max_length=64,
+        max_prompt_length=48,
+        log_every=1,
+        eval_every=6,
+        eval_fraction=0.25,
+        output_dir=str(folder / "run"),
+        report_to=[],
+        save_best_only=False,
+        scheduler="none",
+    )
     if changes.get("reference") != "live":
         values["cache_dir"] = str(folder / "cache")
     return DPOConfig(**{**values, **changes})
@@ -199,7 +229,8 @@ def test_dpo_loss_is_the_formulas(sft_run, tmp_path):
     ratios = []
     for key in ("chosen_ids", "rejected_ids"):
         of_policy, of_reference = (
-            answer_log_probs(m.eval(), rows["prompt_ids"], rows[key], tokenizer.pad_token_id) for m in (policy, reference)
+            answer_log_probs(m.eval(), rows["prompt_ids"], rows[key], tokenizer.pad_token_id)
+            for m in (policy, reference)
         )
         ratios.append(of_policy - of_reference)
     expected = -F.logsigmoid(0.3 * (ratios[0] - ratios[1])).mean().item()

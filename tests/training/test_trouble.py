@@ -1,4 +1,6 @@
-"""Numbers that are not finite: the update is skipped, rows are named, the run stops at the last good checkpoint."""
+"""Numbers that are not finite: the update is skipped, rows are named,
+the run stops at the last good checkpoint.
+"""
 
 import pytest
 import torch
@@ -16,10 +18,23 @@ from tests.training.test_grpo import write
 def config(base_run, folder, **changes):
     rows = [{"prompt": f"Who is {i}?", "completion": "Queequeg" if i == 5 else "Ahab"} for i in range(64)]
     values = dict(
-        policy_checkpoint=str(base_run.folder), datasets=[write(folder / "rows.jsonl", rows)], max_steps=20, learning_rate=1e-3,
-        batch_size=8, gradient_accumulation_steps=1, max_length=64, eval_every=10, save_every=4, packing=False, warmup_steps=0,
-        log_every=1, eval_fraction=0.0, output_dir=str(folder / "run"), report_to=[], scheduler="none",
-    )  # fmt: skip
+        policy_checkpoint=str(base_run.folder),
+        datasets=[write(folder / "rows.jsonl", rows)],
+        max_steps=20,
+        learning_rate=1e-3,
+        batch_size=8,
+        gradient_accumulation_steps=1,
+        max_length=64,
+        eval_every=10,
+        save_every=4,
+        packing=False,
+        warmup_steps=0,
+        log_every=1,
+        eval_fraction=0.0,
+        output_dir=str(folder / "run"),
+        report_to=[],
+        scheduler="none",
+    )
     return SFTConfig(**{**values, **changes})
 
 
@@ -45,14 +60,19 @@ def test_a_bad_row_costs_one_update_and_is_named(base_run, tmp_path, monkeypatch
     result = run(config(base_run, tmp_path))
     skipped = [line for line in RunFolder(result.folder).metrics() if "skipped" in line]
     assert len(skipped) == 1 and skipped[0]["skipped"] == "the loss is not finite"
-    assert len(skipped[0]["rows"]) == 1 and "Who is 5?" in skipped[0]["rows"][0] and "Queequeg" in skipped[0]["rows"][0]
+    assert (
+        len(skipped[0]["rows"]) == 1
+        and "Who is 5?" in skipped[0]["rows"][0]
+        and "Queequeg" in skipped[0]["rows"][0]
+    )
     assert result.model
 
 
 def test_a_run_that_stays_broken_stops_at_the_last_good_checkpoint(base_run, tmp_path, monkeypatch):
     break_rows(monkeypatch, load_tokenizer(str(base_run.model)), "Who is", times=10_000, after=5)
     with pytest.raises(
-        LabError, match=r"(?s)not finite at step 9, and 4 updates in a row were skipped.*goes on from checkpoint-"
+        LabError,
+        match=r"(?s)not finite at step 9, and 4 updates in a row were skipped.*goes on from checkpoint-",
     ) as e:
         run(config(base_run, tmp_path))
     assert e.value.exit_code == 1
@@ -70,5 +90,7 @@ def test_weights_that_are_not_finite_are_never_sealed(base_run, tmp_path):
 
 def test_after_too_many_skips_the_error_names_step_and_rows(base_run, tmp_path, monkeypatch):
     break_rows(monkeypatch, load_tokenizer(str(base_run.model)), "Who is", times=1000)
-    with pytest.raises(LabError, match=r"(?s)the loss is not finite at step 3, and 3 updates in a row were skipped.*Who is"):
+    with pytest.raises(
+        LabError, match=r"(?s)the loss is not finite at step 3, and 3 updates in a row were skipped.*Who is"
+    ):
         run(config(base_run, tmp_path, max_skipped_steps=2))

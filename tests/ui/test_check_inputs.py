@@ -1,4 +1,6 @@
-"""`check` and `run --dry-run` look for everything a run reads: what cannot run is exit code 2, with a message."""
+"""`check` and `run --dry-run` look for everything a run reads: what cannot run is exit code 2,
+with a message.
+"""
 
 import json
 import os
@@ -29,11 +31,15 @@ def place(tmp_path, monkeypatch, tokenizer_folder, shape):
         (tmp_path / name / "config.json").write_text(json.dumps(about))
         if weights:
             save_file({"w": torch.zeros(4)}, tmp_path / name / "model.safetensors")
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "Who is he?", "completion": "Ahab", "answer": "Ahab"}\n' * 3)
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "Who is he?", "completion": "Ahab", "answer": "Ahab"}\n' * 3
+    )
     save_config(shape, "model.json")
     save_config(PretrainConfig(model="model.json", datasets=["llmlab:moby-dick"]), "base.json")
     save_config(SFTConfig(policy_checkpoint="good", datasets=["rows.jsonl"]), "sft.json")
-    save_config(GRPOConfig(policy_checkpoint="good", datasets=["rows.jsonl"], reward_model=["judge"]), "grpo.json")
+    save_config(
+        GRPOConfig(policy_checkpoint="good", datasets=["rows.jsonl"], reward_model=["judge"]), "grpo.json"
+    )
     return tmp_path
 
 
@@ -66,7 +72,11 @@ def test_what_can_run_passes(place, monkeypatch, capsys, way, config):
         ("base.json", 'datasets=["mytext/"]', "mytext/: there is no such dataset"),
         ("sft.json", 'datasets=["./x.jsonl"]', "./x.jsonl: there is no such file"),
         ("sft.json", 'eval_datasets=["mytext"]', "mytext: there is no such dataset"),
-        ("base.json", 'model={"kind": "model", "tokenizer_name": "banana"}', "banana: there is no such model"),
+        (
+            "base.json",
+            'model={"kind": "model", "tokenizer_name": "banana"}',
+            "banana: there is no such model",
+        ),
         ("base.json", 'model={"kind": "model", "tokenizer_name": "./none"}', "./none: there is no such"),
         ("base.json", "init_from=./none", "./none: there is no such checkpoint"),
         ("sft.json", "policy_checkpoint=./none", "./none: there is no such checkpoint"),
@@ -89,11 +99,16 @@ def test_what_only_the_hub_can_have_is_named_as_not_checked(place, monkeypatch, 
     code, out, err = ended(monkeypatch, capsys, way[0], "sft.json", *way[1:], *changes)
     assert code == 0, err
     said = " ".join(out.split())
-    assert "policy_checkpoint: some/model: not checked (offline)" in said and "datasets: some/rows: not checked" in said
+    assert (
+        "policy_checkpoint: some/model: not checked (offline)" in said
+        and "datasets: some/rows: not checked" in said
+    )
 
 
 def test_retries_of_the_hub_client_are_not_shown(place):
-    """A hub that refuses the connection: by `check`, and by the client itself, as it loads what a run names."""
+    """A hub that refuses the connection: by `check`, and by the client itself,
+    as it loads what a run names.
+    """
     online = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     program = (
         "import sys; from llmlab.__main__ import main\n"
@@ -102,7 +117,12 @@ def test_retries_of_the_hub_client_are_not_shown(place):
         "from huggingface_hub.utils import http_backoff\n"
         "try:\n    http_backoff('HEAD', 'http://127.0.0.1:9/x', max_retries=1, base_wait_time=0.01)\nexcept Exception:\n    pass\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=online, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=online, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "the hub cannot be reached" in " ".join(done.stdout.split())
-    assert "Retry" not in done.stdout + done.stderr and "thrown while requesting" not in done.stdout + done.stderr
+    assert (
+        "Retry" not in done.stdout + done.stderr
+        and "thrown while requesting" not in done.stdout + done.stderr
+    )

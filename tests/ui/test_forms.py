@@ -58,7 +58,11 @@ def test_fields_that_do_not_apply_are_not_asked():
 
 
 def test_the_warm_up_offered_follows_the_steps():
-    names = [name for name, info in SFTConfig.options().items() if name not in ("kind", "schema_version") and not info.advanced]
+    names = [
+        name
+        for name, info in SFTConfig.options().items()
+        if name not in ("kind", "schema_version") and not info.advanced
+    ]
     keys = ENTER * (1 + names.index("max_steps")) + CLEAR + "30" + ENTER * 60
     made, _ = answer(SFTConfig(), keys)
     assert (made.max_steps, made.warmup_steps) == (30, 3)
@@ -110,7 +114,19 @@ def test_a_plan_that_cannot_be_made_loses_no_answer(tmp_path):
 
 def test_lists_are_asked_line_by_line(tmp_path):
     data = tmp_path / "rows.jsonl"
-    keys = ENTER + CLEAR + str(data) + ENTER + "b.jsonl | | 2" + ENTER + BACK + CLEAR + "c.jsonl" + ENTER + ENTER * 60
+    keys = (
+        ENTER
+        + CLEAR
+        + str(data)
+        + ENTER
+        + "b.jsonl | | 2"
+        + ENTER
+        + BACK
+        + CLEAR
+        + "c.jsonl"
+        + ENTER
+        + ENTER * 60
+    )
     made, _ = answer(SFTConfig(), keys)
     assert [source.line() for source in made.datasets] == [str(data), "c.jsonl"]
 
@@ -124,7 +140,9 @@ def typed(value):
     "cls", [*KINDS.values(), SourceConfig, RewardSource], ids=lambda cls: getattr(cls, "KIND", cls.__name__)
 )
 def test_what_an_explanation_says_is_so(cls):
-    """The default it names and every choice are taken, its bounds hold on both sides, anything else is refused by name."""
+    """The default it names and every choice are taken, its bounds hold on both sides,
+    anything else is refused by name.
+    """
     console = Console(record=True, width=200, file=io.StringIO())
     bounds = 0
     for name in (name for name in cls.options() if name not in FIXED):
@@ -132,7 +150,9 @@ def test_what_an_explanation_says_is_so(cls):
         console.print(explanation(cls, name))
         shown = " ".join(console.export_text().replace("│", " ").split())
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if default is not None and not (isinstance(default, list) and default and hasattr(default[0], "line")):
+        if default is not None and not (
+            isinstance(default, list) and default and hasattr(default[0], "line")
+        ):
             assert _parse(cls, name, typed(default)) == default, name
         for choice, advice in info.choices.items():
             assert _parse(cls, name, choice) == choice and f"{choice} {advice}" in shown
@@ -141,7 +161,12 @@ def test_what_an_explanation_says_is_so(cls):
             with pytest.raises(LabError, match=f"`{name}`"):
                 _parse(cls, name, "a whale")
         step = 1 if "int" in annotation else 1e-6
-        for words, inside, outside in (("at least", 0, -step), ("at most", 0, step), ("above", step, 0), ("below", -step, 0)):
+        for words, inside, outside in (
+            ("at least", 0, -step),
+            ("at most", 0, step),
+            ("above", step, 0),
+            ("below", -step, 0),
+        ):
             for said in re.findall(rf"(?:Must be|and) {words} ([-+\d.,e]*\d)", shown):
                 bound = float(said) if step != 1 else int(said.replace(",", ""))
                 assert _parse(cls, name, json.dumps(bound + inside)) == bound + inside, name
@@ -157,7 +182,9 @@ def test_every_option_is_reached_by_some_answers(cls):
     for name, info in cls.options().items():
         if name in FIXED:
             continue
-        values = {other: field.get_default(call_default_factory=True) for other, field in cls.model_fields.items()}
+        values = {
+            other: field.get_default(call_default_factory=True) for other, field in cls.model_fields.items()
+        }
         for other, allowed in info.applies_when.items():
             values[other] = allowed[0]
             for further, more in cls.options()[other].applies_when.items():

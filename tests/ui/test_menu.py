@@ -55,7 +55,9 @@ def test_configs_are_copied_compared_and_deleted(desk):
         save_config(SFTConfig(learning_rate=rate), folder / "model_configs" / f"{name}.json")
     press(menu.saved, ENTER + DOWN * 3 + ENTER * 2)  # the first, duplicate, under the name that is offered
     assert load_config(folder / "model_configs" / "a-2.json") == SFTConfig(learning_rate=0.25)
-    _, shown = press(lambda console: menu.with_config(menu.CONFIGS / "a.json", console), DOWN * 4 + ENTER + DOWN + ENTER)
+    _, shown = press(
+        lambda console: menu.with_config(menu.CONFIGS / "a.json", console), DOWN * 4 + ENTER + DOWN + ENTER
+    )
     assert "learning_rate │ 0.25 │ 0.5" in shown
     press(lambda console: menu.with_config(menu.CONFIGS / "a-2.json", console), DOWN * 5 + ENTER + "y")
     assert not (folder / "model_configs" / "a-2.json").exists()
@@ -80,11 +82,20 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
         if status == "done":
             (run / "final" / "config.json").write_text("{}")
     runs = {run.path.name: run for run in menu.all_runs()}
-    for name, keys in (("a", ENTER), ("b", ENTER), ("b", DOWN + ENTER), ("c", DOWN + ENTER), ("c", DOWN * 2 + ENTER)):
+    for name, keys in (
+        ("a", ENTER),
+        ("b", ENTER),
+        ("b", DOWN + ENTER),
+        ("c", DOWN + ENTER),
+        ("c", DOWN * 2 + ENTER),
+    ):
         press(lambda console, name=name: menu.with_run(runs[name], console), keys)
     assert started == [
-        ("run", "checkpoints/a"), ("chat", "checkpoints/b"), ("info", "checkpoints/b"), ("runs", "verify", "checkpoints/c"),
-    ]  # fmt: skip
+        ("run", "checkpoints/a"),
+        ("chat", "checkpoints/b"),
+        ("info", "checkpoints/b"),
+        ("runs", "verify", "checkpoints/c"),
+    ]
 
 
 @pytest.fixture
@@ -116,7 +127,9 @@ def test_a_model_that_is_typed_is_checked_at_once(desk, brought):
     made, shown = press(lambda console: menu.type_model("sft", console), keys)
     assert made == brought
     assert (
-        "banana: there is no such model" in shown and "empty: is no checkpoint" in shown and "./none: there is no such" in shown
+        "banana: there is no such model" in shown
+        and "empty: is no checkpoint" in shown
+        and "./none: there is no such" in shown
     )
     made, shown = press(lambda console: menu.type_model("sft", console), "some/model" + ENTER)
     assert made == "some/model" and "not checked (offline)" in shown
@@ -126,12 +139,19 @@ def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
     _, press, _ = desk
     for name in ("configure_model", "train", "test_model", "saved", "look_at_data", "compare_methods"):
         monkeypatch.setattr(menu, name, lambda *arguments, name=name: opened.append((name, arguments[0])))
-    for key, expected in {"1": "configure_model", "9": "test_model", "s": "saved", "d": "look_at_data",
-                          "m": "compare_methods"}.items():  # fmt: skip
+    for key, expected in {
+        "1": "configure_model",
+        "9": "test_model",
+        "s": "saved",
+        "d": "look_at_data",
+        "m": "compare_methods",
+    }.items():
         opened = []
         press(lambda _: menu.main_menu(), f"{key}{ENTER}0{ENTER}")
         assert [name for name, _ in opened] == [expected]
-    for key, kind in zip("2345678", ("pretrain", "sft", "reward", "dpo", "grpo", "ppo", "dual_head"), strict=True):
+    for key, kind in zip(
+        "2345678", ("pretrain", "sft", "reward", "dpo", "grpo", "ppo", "dual_head"), strict=True
+    ):
         opened = []
         press(lambda _: menu.main_menu(), f"{key}{ENTER}0{ENTER}")
         assert opened == [("train", kind)]
@@ -142,12 +162,20 @@ def test_a_reward_model_judges_and_is_not_trained(desk, monkeypatch, brought):
     run = folder / "checkpoints" / "judge"
     shutil.copytree(brought, run / "final")
     about = json.loads((run / "final" / "config.json").read_text())
-    (run / "final" / "config.json").write_text(json.dumps({**about, "architectures": ["LlamaForSequenceClassification"]}))
+    (run / "final" / "config.json").write_text(
+        json.dumps({**about, "architectures": ["LlamaForSequenceClassification"]})
+    )
     record = {"status": "running", "config": {"kind": "reward"}, "result": "final", "started": "1"}
     (run / "run.json").write_text(json.dumps(record))
-    monkeypatch.setattr(menu, "_llmlab", lambda *_: (run / "run.json").write_text(json.dumps({**record, "status": "done"})))
+    monkeypatch.setattr(
+        menu, "_llmlab", lambda *_: (run / "run.json").write_text(json.dumps({**record, "status": "done"}))
+    )
     asked = []
     monkeypatch.setattr("llmlab.ui.forms.fill_in", lambda config, console, **_: asked.append(config))
     keys = ENTER + ENTER + brought + ENTER + ENTER  # the next step, another model, its name, the defaults
     press(lambda console: menu.run_and_go_on(run, "reward", console), keys)
-    assert (asked[0].kind, asked[0].policy_checkpoint, asked[0].reward_model[0].name) == ("grpo", brought, "checkpoints/judge")
+    assert (asked[0].kind, asked[0].policy_checkpoint, asked[0].reward_model[0].name) == (
+        "grpo",
+        brought,
+        "checkpoints/judge",
+    )

@@ -35,7 +35,9 @@ def test_rows_that_are_trained_and_validated_on_are_told(rows):
     alone = rows("alone.jsonl", range(90, 99))
     config = SFTConfig(datasets=[train], eval_datasets=[other, alone, "HuggingFaceH4/ultrachat_200k"])
     found = preflight.overlaps(config, STAGES["sft"].shapes)
-    assert found == [f"10 of the 20 validation rows of {other} are trained on as well: held-out figures would flatter"]
+    assert found == [
+        f"10 of the 20 validation rows of {other} are trained on as well: held-out figures would flatter"
+    ]
     assert "mind: 10 of the 20" in said(config)
     assert not preflight.overlaps(SFTConfig(datasets=[train]), STAGES["sft"].shapes)
 
@@ -45,13 +47,25 @@ def test_a_row_is_shown_as_the_model_will_see_it(base_run, rows):
     shown = said(SFTConfig(policy_checkpoint=str(base_run.folder), datasets=[data]))
     assert "a row as the model sees it; what is learned stands between « and »" in shown
     assert "Who is 0?" in shown.split("«")[1] and "«Ahab<|im_end|>" in shown
-    shown = said(GRPOConfig(policy_checkpoint=str(base_run.folder), datasets=[data], reward_model="exact_match"))
-    assert "a prompt as the model sees it" in shown and "the right answer, for rewards that compare: Ahab" in shown
+    shown = said(
+        GRPOConfig(policy_checkpoint=str(base_run.folder), datasets=[data], reward_model="exact_match")
+    )
+    assert (
+        "a prompt as the model sees it" in shown
+        and "the right answer, for rewards that compare: Ahab" in shown
+    )
 
 
 def test_a_few_real_steps_are_measured_and_leave_nothing(base_run, rows, tmp_path):
-    config = SFTConfig(policy_checkpoint=str(base_run.folder), datasets=[rows("train.jsonl", range(60))], max_steps=1000, batch_size=4,
-                       gradient_accumulation_steps=1, max_length=48, output_dir=str(tmp_path / "run"))  # fmt: skip
+    config = SFTConfig(
+        policy_checkpoint=str(base_run.folder),
+        datasets=[rows("train.jsonl", range(60))],
+        max_steps=1000,
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        max_length=48,
+        output_dir=str(tmp_path / "run"),
+    )
     found = preflight.measure(config)
     assert 0 < found.seconds < 60 and 1e8 < found.peak < 1e10
     assert "for 1,000 steps" in found.lines(config)[0] and "predicted" in found.lines(config)[1]
@@ -59,6 +73,8 @@ def test_a_few_real_steps_are_measured_and_leave_nothing(base_run, rows, tmp_pat
 
 
 def test_steps_that_cannot_be_measured_say_why(tmp_path):
-    config = PretrainConfig(model={"kind": "model", "tokenizer_name": "byte", "vocab_size": 8}, datasets=["llmlab:moby-dick"])
+    config = PretrainConfig(
+        model={"kind": "model", "tokenizer_name": "byte", "vocab_size": 8}, datasets=["llmlab:moby-dick"]
+    )
     with pytest.raises(LabError, match=r"the measured steps failed: .*vocab_size"):
         preflight.measure(config)

@@ -1,4 +1,6 @@
-"""Causal self-attention with shared key/value heads; the kernel is the library's (sdpa, flex, flash or eager)."""
+"""Causal self-attention with shared key/value heads; the kernel is the library's (sdpa, flex,
+flash or eager).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def eager_attention(
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(d) + bias + mask) v, written out (Vaswani et al. 2017, eq. 1).
 
-    Shapes: query (B, H, T, D), key and value (B, KV, S, D); returns (B, T, H, D) and the weights (B, H, T, S).
+    Shapes: query (B, H, T, D), key and value (B, KV, S, D); returns (B, T, H, D) and the weights (B, H, T,
+        S).
     """
     key = key.repeat_interleave(module.num_key_value_groups, dim=1)
     value = value.repeat_interleave(module.num_key_value_groups, dim=1)
@@ -42,7 +45,9 @@ def eager_attention(
 
 
 class Attention(nn.Module):
-    """Multi-head, grouped-query or multi-query attention (Ainslie et al. 2023): they differ in the number of kv heads."""
+    """Multi-head, grouped-query or multi-query attention (Ainslie et al. 2023):
+    they differ in the number of kv heads.
+    """
 
     def __init__(self, config: LabConfig, layer_idx: int):
         super().__init__()
@@ -77,7 +82,9 @@ class Attention(nn.Module):
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        kernel: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        kernel: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
         output, weights = kernel(
             self,
             query,

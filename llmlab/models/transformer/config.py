@@ -1,7 +1,7 @@
 """`LabConfig`: the architecture as transformers knows it.
 
-The fields are those of `llmlab.config.ModelConfig`, taken from there; `attribute_map` gives them the names that
-transformers, TRL and PEFT look for.
+The fields are those of `llmlab.config.ModelConfig`, taken from there; `attribute_map` gives them the names
+that transformers, TRL and PEFT look for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`LabForCausalLM`: a decoder-only transformer composed of parts, as a `PreTrainedModel`.
 
-Pre-norm blocks; no biases but the optional ones on q, k and v; parameter names are Llama's, so that adapters and
-conversions know them. Packed rows (position ids that restart) never attend across documents. In training the loss
-is computed without holding all logits; ask for them with `skip_logits=False`.
+Pre-norm blocks; no biases but the optional ones on q, k and v; parameter names are Llama's, so that adapters
+and conversions know them. Packed rows (position ids that restart) never attend across documents. In training
+the loss is computed without holding all logits; ask for them with `skip_logits=False`.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class LabModel(LabPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """input_ids (B, T) or inputs_embeds (B, T, D) -> last_hidden_state (B, T, D).
 
-        `attention_mask` is (B, S) with 0 for padding; `position_ids` (B, T) that restart mark packed documents, which
-        needs `attention_mask` to be left out.
+        `attention_mask` is (B, S) with 0 for padding; `position_ids` (B, T) that restart mark packed
+        documents, which needs `attention_mask` to be left out.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -115,22 +115,30 @@ class LabModel(LabPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
+            position_ids = (
+                torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + seen
+            )
             if (
                 torch.is_tensor(attention_mask)
                 and attention_mask.dim() == 2
                 and self.config.positional_encoding == "sinusoidal"
             ):
-                position_ids = real_positions(attention_mask)[:, -inputs_embeds.shape[1] :]  # the others are relative
+                position_ids = real_positions(attention_mask)[
+                    :, -inputs_embeds.shape[1] :
+                ]  # the others are relative
 
         if not isinstance(attention_mask, dict):
             make = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
             # a cache made here is empty: without it the library sees packed rows for what they are
-            attention_mask = make(self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids)
+            attention_mask = make(
+                self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids
+            )
         else:
             attention_mask = attention_mask[self.config.layer_types[0]]
 
-        encoded = self.positions(inputs_embeds, position_ids, self._key_distance(inputs_embeds, past_key_values))
+        encoded = self.positions(
+            inputs_embeds, position_ids, self._key_distance(inputs_embeds, past_key_values)
+        )
         hidden_states = encoded.hidden_states
         if self.dropout:
             hidden_states = F.dropout(hidden_states, self.dropout, self.training)
@@ -139,7 +147,9 @@ class LabModel(LabPreTrainedModel):
         if encoded.position_bias is not None:
             if self.config._attn_implementation.startswith("flash"):
                 raise ValueError("flash attention cannot add alibi's bias: use sdpa, flex_attention or eager")
-            kwargs["position_bias"] = encoded.position_bias.expand(len(inputs_embeds), -1, -1, -1)  # flex looks a row's own up
+            kwargs["position_bias"] = encoded.position_bias.expand(
+                len(inputs_embeds), -1, -1, -1
+            )  # flex looks a row's own up
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -162,16 +172,21 @@ class LabModel(LabPreTrainedModel):
             offset = cache.get_query_offset(0)
             keys, key_offset = cache.get_mask_sizes(queries, 0)
         device = inputs_embeds.device
-        return (torch.arange(queries, device=device)[:, None] + offset) - (torch.arange(keys, device=device) + key_offset)
+        return (torch.arange(queries, device=device)[:, None] + offset) - (
+            torch.arange(keys, device=device) + key_offset
+        )
 
 
 def real_positions(mask: Tensor) -> Tensor:
-    """Returns the positions of tokens, (B, S), as if there were no padding before them; `mask` is 0 at padding."""
+    """Returns the positions of tokens, (B, S), as if there were no padding before them;
+    `mask` is 0 at padding.
+    """
     return (mask.long().cumsum(dim=-1) - 1).clamp(min=0)
 
 
 def additive(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """Returns a boolean mask (B, 1, T, S) as what is added to the scores: 0 where a key is seen, minus infinity elsewhere.
+    """Returns a boolean mask (B, 1, T, S) as what is added to the scores: 0 where a key is seen, minus
+    infinity elsewhere.
 
     The kernel would do the same in every layer, and keep a copy of each for the backward pass.
     """
@@ -221,7 +236,8 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
             use_cache: whether to return a KV cache.
             logits_to_keep: how many last positions to compute logits for; 0 for all.
             skip_logits: compute the loss without the logits, which are then None; left out, so in training.
-            num_items_in_batch: what the summed loss is divided by instead of the number of labels of this batch.
+            num_items_in_batch: what the summed loss is divided by instead of the number of labels of this
+                batch.
             **kwargs: passed on to the backbone and the attention kernel.
         """
         outputs = self.model(

@@ -1,8 +1,9 @@
 """Hand-written backward passes for the four places where autograd's own cost time or memory.
 
 Each is a plain formula with its derivative; `benchmarks/speed.py` measures what they bring:
-- `linear_cross_entropy`: logits of a whole batch never exist at once; the gradient is made in the forward pass,
-  a slice of tokens at a time (the idea of Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models");
+- `linear_cross_entropy`: logits of a whole batch never exist at once; the gradient is made in the forward
+  pass, a slice of tokens at a time (the idea of Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary
+  Language Models");
 - `swiglu`: silu(gate) * up in pieces that stay in the cache, silu(gate) recomputed in the backward pass;
 - `rms_norm`: Zhang & Sennrich 2019, eq. 4, with one saved scale per token;
 - `rotate`: Su et al. 2021, eq. 34, whose derivative is the rotation by the opposite angle.
@@ -81,13 +82,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 @torch.compiler.disable  # a compiled model calls it as it is: its slices already reuse their memory
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | None = None) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor | None = None
+) -> Tensor:
     """Returns the cross-entropy of `hidden @ weight.T` against the next tokens, without holding all logits.
 
     Args:
         hidden: hidden states, (B, T, D).
         weight: output head, (V, D).
-        labels: token ids, (B, T), -100 where nothing is to be learned; position t is compared with label t + 1.
+        labels: token ids, (B, T), -100 where nothing is to be learned; position t is compared with label t +
+            1.
         count: what the summed loss is divided by; left out, the number of labels that count.
 
     Returns:
@@ -126,7 +130,9 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Returns x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32, in the dtype of x."""
+    """Returns x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in fp32,
+    in the dtype of x.
+    """
     if torch.compiler.is_compiling():  # the compiler fuses the plain formula itself
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
@@ -191,7 +197,9 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Returns x (B, H, T, D) rotated by the angles whose cos and sin are (B, 1, T, D / 2), in the dtype of x."""
+    """Returns x (B, H, T, D) rotated by the angles whose cos and sin are (B, 1, T, D / 2),
+    in the dtype of x.
+    """
     if torch.compiler.is_compiling():
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,8 +1,8 @@
 """Positional encodings: one class each, all called alike.
 
 `encode(hidden_states, position_ids, key_distance)` returns the hidden states that enter the first block, the
-rotation for queries and keys (or None), and the bias on attention scores (or None). The block uses what it gets
-and does not know which encoding it was.
+rotation for queries and keys (or None), and the bias on attention scores (or None). The block uses what it
+gets and does not know which encoding it was.
 """
 
 from __future__ import annotations
@@ -32,16 +32,22 @@ class Encoded(NamedTuple):
 
 
 class Sinusoidal(nn.Module):
-    """Fixed waves added to the scaled embeddings (Vaswani et al. 2017, section 3.5; the scale is section 3.4's)."""
+    """Fixed waves added to the scaled embeddings (Vaswani et al. 2017, section 3.5;
+    the scale is section 3.4's).
+    """
 
     def __init__(self, config: LabConfig):
         super().__init__()
         self.width = config.d_model
 
     def waves(self, position_ids: Tensor) -> Tensor:
-        """Returns PE(pos, 2i) = sin(pos / 10000^(2i / D)) and PE(pos, 2i + 1) = cos(...), (B, T, D), in fp32."""
+        """Returns PE(pos, 2i) = sin(pos / 10000^(2i / D)) and PE(pos, 2i + 1) = cos(...), (B, T, D),
+        in fp32.
+        """
         even = torch.arange(0, self.width, 2, device=position_ids.device, dtype=torch.float32)
-        angles = position_ids[..., None].float() * torch.exp(even * (-math.log(10000.0) / self.width))  # (B, T, D/2)
+        angles = position_ids[..., None].float() * torch.exp(
+            even * (-math.log(10000.0) / self.width)
+        )  # (B, T, D/2)
         return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)[..., : self.width]
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, key_distance: Tensor | None) -> Encoded:
@@ -72,7 +78,9 @@ class Rotary(nn.Module):
 
 
 class Yarn(Rotary):
-    """Rope with frequencies stretched by parts and a temperature on the scores (Peng et al. 2023, eqs. 19 to 23)."""
+    """Rope with frequencies stretched by parts and a temperature on the scores (Peng et al. 2023, eqs.
+    19 to 23).
+    """
 
     @staticmethod
     def frequencies(config: LabConfig, device: torch.device | None = None) -> tuple[Tensor, float]:
@@ -102,7 +110,9 @@ class _RopeView:
 
 
 class Alibi(nn.Module):
-    """A penalty on the scores that grows with distance, steeper in some heads (Press et al. 2022, section 3)."""
+    """A penalty on the scores that grows with distance, steeper in some heads (Press et al. 2022,
+    section 3).
+    """
 
     def __init__(self, config: LabConfig):
         super().__init__()
@@ -110,17 +120,25 @@ class Alibi(nn.Module):
 
     def forward(self, hidden_states: Tensor, position_ids: Tensor, key_distance: Tensor | None) -> Encoded:
         """hidden_states (B, T, D), position_ids (B, T), key_distance (T, keys)."""
-        # within a document the distance of two tokens is the same counted from any origin, so restarts do not matter
+        # within a document the distance of two tokens is the same counted from any origin, so restarts do not
+        # matter
         bias = -self.slopes.float()[:, None, None] * key_distance  # (H, T, keys)
         return Encoded(hidden_states, position_bias=bias.to(hidden_states.dtype).unsqueeze(0))
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """Returns one slope per head: 2^(-8i / n), and for other head counts than powers of two every second of 2n."""
+    """Returns one slope per head: 2^(-8i / n),
+    and for other head counts than powers of two every second of 2n.
+    """
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     extra = [2.0 ** (-8.0 * (i + 1) / (2 * power)) for i in range(0, 2 * (n_heads - power), 2)]
     return slopes + extra
 
 
-POSITIONS: dict[str, type[nn.Module]] = {"sinusoidal": Sinusoidal, "rope": Rotary, "yarn": Yarn, "alibi": Alibi}
+POSITIONS: dict[str, type[nn.Module]] = {
+    "sinusoidal": Sinusoidal,
+    "rope": Rotary,
+    "yarn": Yarn,
+    "alibi": Alibi,
+}

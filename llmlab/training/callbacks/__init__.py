@@ -1,1 +1,3 @@
-"""What looks on while a run trains: metrics, best model, stop, non-finite guard, samples, keys, TensorBoard."""
+"""What looks on while a run trains: metrics, best model, stop, non-finite guard, samples, keys,
+TensorBoard.
+"""

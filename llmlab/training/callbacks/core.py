@@ -1,4 +1,6 @@
-"""What every run does beside training: keep a record, seal checkpoints, keep the best weights, stop when asked."""
+"""What every run does beside training: keep a record, seal checkpoints, keep the best weights,
+stop when asked.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,31 @@ class Record(TrainerCallback):
     """Appends every logged step to `metrics.jsonl`, held-out losses of text also as bits per byte."""
 
     def __init__(
-        self, folder: RunFolder, bytes_per_token: dict[str, float], say: Callable[[str], None], stopped: Callable[[], bool],
-        *, endless: bool = False,
-    ):  # fmt: skip
+        self,
+        folder: RunFolder,
+        bytes_per_token: dict[str, float],
+        say: Callable[[str], None],
+        stopped: Callable[[], bool],
+        *,
+        endless: bool = False,
+    ):
         self.folder = folder
         self.endless = endless
         self.say, self.stopped = say, stopped
         self.bytes_per_token = bytes_per_token
         self._bits: dict[str, float] = {}
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Writes one line."""
         if not state.is_world_process_zero or not logs:
             return
-        figures = {key: value for key, value in logs.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+        figures = {
+            key: value
+            for key, value in logs.items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
         self._add_bits(figures)
         if self.endless:  # a stream has no epochs, and the library would count them from where it was resumed
             figures.pop("epoch", None)
@@ -63,7 +76,9 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 
 
 class DataPosition:
-    """Keeps the place in a stream with every checkpoint; stored rows need none, their order follows from seed and step."""
+    """Keeps the place in a stream with every checkpoint; stored rows need none,
+    their order follows from seed and step.
+    """
 
     FILE = "data_position.json"
 
@@ -72,9 +87,11 @@ class DataPosition:
         self.rows_per_step = rows_per_step
 
     def restore(self, checkpoint: Path | None, workers: int) -> bool:
-        """Sets the stream to the place of a checkpoint; returns whether it did, else the rows have to be read again.
+        """Sets the stream to the place of a checkpoint; returns whether it did, else the rows have to be read
+        again.
 
-        With loader processes the stream lives in them, where its place cannot be taken: then it is read again.
+        With loader processes the stream lives in them, where its place cannot be taken: then it is read
+        again.
         """
         if self.stream is None or workers:
             return False
@@ -86,7 +103,9 @@ class DataPosition:
         return True
 
     def write(self, checkpoint: Path, step: int) -> None:
-        """Writes into a checkpoint the place of the first row that is not trained on yet (the loader has read further)."""
+        """Writes into a checkpoint the place of the first row that is not trained on yet
+        (the loader has read further).
+        """
         if self.stream is None:
             return
         trained = step * self.rows_per_step
@@ -95,7 +114,9 @@ class DataPosition:
             return
         place = known[-1]
         place = {**place, "rows": trained, "inside": place["inside"] + trained - place["rows"]}
-        (checkpoint / self.FILE).write_text(json.dumps({"rows_per_step": self.rows_per_step, "stream": place}))
+        (checkpoint / self.FILE).write_text(
+            json.dumps({"rows_per_step": self.rows_per_step, "stream": place})
+        )
 
 
 class KeepBest(TrainerCallback):
@@ -113,7 +134,9 @@ class KeepBest(TrainerCallback):
         value = read_json(self.folder.path / "best" / MANIFEST).get(self.figure)
         self.best = self.sign * value if isinstance(value, (int, float)) else float("-inf")
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Saves when the held-out figure is the best so far; the untrained model is never the best."""
         value = (metrics or {}).get(self.figure, float("nan"))
         if state.global_step == 0 or not self.sign * value > self.best:
@@ -123,15 +146,22 @@ class KeepBest(TrainerCallback):
 
 
 def save_model(trainer: Trainer, target: Path, **facts: object) -> None:
-    """Saves model and tokenizer as a plain Hugging Face folder: written aside, sealed, then renamed; waits for room."""
+    """Saves model and tokenizer as a plain Hugging Face folder: written aside, sealed, then renamed;
+    waits for room.
+    """
     needed = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    patiently(lambda: _save_model(trainer, target, **facts), target.parent, needed, trainer.say, trainer.stopped)
+    patiently(
+        lambda: _save_model(trainer, target, **facts), target.parent, needed, trainer.say, trainer.stopped
+    )
 
 
 def _save_model(trainer: Trainer, target: Path, **facts: object) -> None:
     aside = target.with_name(f".{target.name}-{os.getpid()}")
     configuration = trainer.model.config
-    cached, configuration.use_cache = configuration.use_cache, True  # off in training; whoever loads this will generate
+    cached, configuration.use_cache = (
+        configuration.use_cache,
+        True,
+    )  # off in training; whoever loads this will generate
     try:
         trainer.save_model(str(aside))  # every process takes part; the first one writes
     except BaseException:
@@ -143,7 +173,9 @@ def _save_model(trainer: Trainer, target: Path, **facts: object) -> None:
         return
     for leftover in ("training_args.bin", "README.md"):  # a pickle, and a card that says nothing of this run
         (aside / leftover).unlink(missing_ok=True)
-    shutil.rmtree(aside / "ref", ignore_errors=True)  # TRL's frozen copy of an adapter, which is not what was trained
+    shutil.rmtree(
+        aside / "ref", ignore_errors=True
+    )  # TRL's frozen copy of an adapter, which is not what was trained
     if base := base_of(aside):
         note_base(aside, base)
     seal(aside, **facts)
@@ -156,7 +188,8 @@ def _save_model(trainer: Trainer, target: Path, **facts: object) -> None:
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGINT, SIGTERM or SIGHUP ends the run before the next forward pass; a second signal ends it at once.
+    """On SIGINT, SIGTERM or SIGHUP ends the run before the next forward pass; a second signal ends it at
+    once.
 
     Of several processes all stop behind the same update.
     """
@@ -184,7 +217,9 @@ class StopOnSignal(TrainerCallback):
         return bool(self.received)
 
     def watch(self, model: Any) -> None:
-        """Looks for a signal before every forward pass of a model: micro-steps, validations, tokens of an answer."""
+        """Looks for a signal before every forward pass of a model: micro-steps, validations,
+        tokens of an answer.
+        """
         model.register_forward_pre_hook(self._look)
 
     def _look(self, module: Any, inputs: Any) -> None:

@@ -39,7 +39,11 @@ class Keys(TrainerCallback):
     def there() -> bool:
         """Returns whether keys can be read: both ends are a terminal, and the run is in its foreground."""
         try:
-            return sys.stdin.isatty() and sys.stderr.isatty() and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+            return (
+                sys.stdin.isatty()
+                and sys.stderr.isatty()
+                and os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+            )
         except (OSError, AttributeError, ValueError):
             return False
 

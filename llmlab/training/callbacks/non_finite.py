@@ -1,4 +1,6 @@
-"""Trouble in the numbers: updates that are not finite are skipped and counted, then the run stops; spikes are told."""
+"""Trouble in the numbers: updates that are not finite are skipped and counted, then the run stops;
+spikes are told.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ FP16_SKIPS = 20  # a loss scale that begins at 65,536 may have to be halved so o
 
 
 class Trouble(TrainerCallback):
-    """Counts skipped updates and stops the run after too many in a row; reports losses far above the recent ones.
+    """Counts skipped updates and stops the run after too many in a row; reports losses far above the recent
+    ones.
 
     Args:
         folder: of the run, whose metrics get a line for every skipped update.
@@ -56,15 +59,23 @@ class Trouble(TrainerCallback):
             return
         raise LabError(
             f"{what} at step {step}, and {self.in_a_row} updates in a row were skipped{shown}",
-            where=str(self.folder.path), exit_code=1, remedy=self._remedy(),
-        )  # fmt: skip
+            where=str(self.folder.path),
+            exit_code=1,
+            remedy=self._remedy(),
+        )
 
     def _remedy(self) -> str:
         checkpoint, _ = self.folder.newest_sealed()
-        back = f"`llmlab run {self.folder.path}` goes on from {checkpoint.name}" if checkpoint else "nothing was sealed yet"
+        back = (
+            f"`llmlab run {self.folder.path}` goes on from {checkpoint.name}"
+            if checkpoint
+            else "nothing was sealed yet"
+        )
         return f"lower `learning_rate` or look at these rows; {back}"
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Compares a loss with the recent ones."""
         loss = (logs or {}).get("loss")
         if loss is None or not math.isfinite(loss):
@@ -73,13 +84,16 @@ class Trouble(TrainerCallback):
             mean, spread = statistics.fmean(self._losses), statistics.stdev(self._losses)
             if loss > mean + SPIKE * spread and loss > 1.2 * mean:
                 self.console.print(
-                    f"step {state.global_step}: the loss jumped to {loss:.3g} from {mean:.3g} (the mean of the last "
-                    f"{len(self._losses)} logged)", style="yellow", highlight=False,
-                )  # fmt: skip
+                    f"step {state.global_step}: the loss jumped to {loss:.3g} from {mean:.3g} (the mean of"
+                    f" the last {len(self._losses)} logged)",
+                    style="yellow",
+                    highlight=False,
+                )
         self._losses.append(loss)
 
     def check_weights(self, model: Any, checkpoint: Path) -> None:
-        """Looks at the weights before a checkpoint is sealed, in all processes at once: each may hold a part of its own.
+        """Looks at the weights before a checkpoint is sealed, in all processes at once: each may hold a part
+        of its own.
 
         Raises:
             LabError: in every process, when those of any are not finite; no resume will take them.
@@ -89,13 +103,17 @@ class Trouble(TrainerCallback):
             return
         raise LabError(
             f"the weights are not finite; {checkpoint.name} was not sealed",
-            where=str(self.folder.path), exit_code=1, remedy=self._remedy(),
-        )  # fmt: skip
+            where=str(self.folder.path),
+            exit_code=1,
+            remedy=self._remedy(),
+        )
 
 
 @torch.no_grad()
 def suspects(trainer: Any, model: Any, inputs: Any) -> tuple[str, ...]:
-    """Returns the texts of the rows of a micro-batch whose loss is not finite: alone, where rows can be computed alone."""
+    """Returns the texts of the rows of a micro-batch whose loss is not finite: alone,
+    where rows can be computed alone.
+    """
     tokenizer = trainer.processing_class
     if isinstance(inputs, list):
         return tuple(str(row.get("prompt", row)) for row in inputs)
@@ -106,6 +124,10 @@ def suspects(trainer: Any, model: Any, inputs: Any) -> tuple[str, ...]:
     tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value) and value.dim() == 2}
     if len(rows) > 1 and "labels" in tensors and all(len(value) == len(rows) for value in tensors.values()):
         parts = [{name: value[i : i + 1] for name, value in tensors.items()} for i in alone]
-        losses = [model(**{name: value.to(model.device) for name, value in part.items()}).loss for part in parts]
+        losses = [
+            model(**{name: value.to(model.device) for name, value in part.items()}).loss for part in parts
+        ]
         alone = [i for i, loss in enumerate(losses) if not torch.isfinite(loss)] or alone
-    return tuple(tokenizer.decode(rows[i][rows[i] != tokenizer.pad_token_id]).replace("\n", " ") for i in alone)
+    return tuple(
+        tokenizer.decode(rows[i][rows[i] != tokenizer.pad_token_id]).replace("\n", " ") for i in alone
+    )

@@ -1,4 +1,6 @@
-"""What the model says as it learns: after every validation the greedy answer to one held-out prompt, the same each time."""
+"""What the model says as it learns: after every validation the greedy answer to one held-out prompt,
+the same each time.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,25 @@ OPENING = 16  # tokens of a held-out text that a base model goes on from
 
 
 def opening(data: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Returns the tokens of a held-out prompt: what precedes the first answer of a row, or how a text begins; none where
-    nothing is held out."""
+    """Returns the tokens of a held-out prompt: what precedes the first answer of a row, or how a text begins;
+    none where nothing is held out.
+    """
     for rows in data.eval.values():
         for row in rows.select(range(min(len(rows), 1))):
             if "prompt" in row:
-                return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)["input_ids"]
-            parts = {name: [int(token) for token in row[name]] for name in row if name.endswith(("ids", "labels"))}
+                return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)[
+                    "input_ids"
+                ]
+            parts = {
+                name: [int(token) for token in row[name]] for name in row if name.endswith(("ids", "labels"))
+            }
             if parts.get("prompt_ids"):
                 return parts["prompt_ids"]
             ids = parts.get("chosen_ids") or parts.get("input_ids") or []
             labels = parts.get("chosen_labels") or parts.get("labels") or []
-            if labels and len(labels) != len(ids):  # of an encoder-decoder: the prompt is a sequence by itself
+            if labels and len(labels) != len(
+                ids
+            ):  # of an encoder-decoder: the prompt is a sequence by itself
                 return ids
             return ids[: next((place for place, label in enumerate(labels) if label >= 0), 0) or OPENING]
     return []
@@ -49,16 +58,22 @@ class Samples(TrainerCallback):
     """
 
     def __init__(
-        self, folder: RunFolder, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], length: int,
+        self,
+        folder: RunFolder,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: list[int],
+        length: int,
         show: Callable[[int, str, str], None],
-    ):  # fmt: skip
+    ):
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
         self.prompt, self.length, self.show = prompt, length, show
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Makes up for a sample that a stop broke off."""
         if state.global_step and any(
-            line["step"] == state.global_step and any(key.startswith("eval_") for key in line) for line in self.folder.metrics()
+            line["step"] == state.global_step and any(key.startswith("eval_") for key in line)
+            for line in self.folder.metrics()
         ):
             self.on_evaluate(args, state, control)
 
@@ -80,13 +95,17 @@ class Samples(TrainerCallback):
         model, was = self.model, self.model.training
         ids = torch.tensor([self.prompt], device=model.device)
         greedy = GenerationConfig(
-            max_new_tokens=self.length, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
+            max_new_tokens=self.length,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=model.generation_config.eos_token_id,
-        )  # fmt: skip
+        )
         model.eval()
         try:
             with torch.no_grad():
-                out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+                out = model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
+                )
         finally:
             model.train(was)
         new = out[0, 1 if model.config.is_encoder_decoder else ids.shape[1] :]

@@ -1,6 +1,8 @@
-"""TensorBoard's event files, written where the run writes everything else: at once, whole events, waiting for room.
+"""TensorBoard's event files, written where the run writes everything else: at once, whole events, waiting for
+room.
 
-The libraries' writer hands events to a thread, which dies on a full disk: a traceback, and figures that are lost.
+The libraries' writer hands events to a thread, which dies on a full disk: a traceback, and figures that are
+lost.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from llmlab.runs.disk import patiently
 
 
 class TensorBoard(TrainerCallback):
-    """Appends every logged figure to an event file below `tensorboard/`, under the names that transformers gives them.
+    """Appends every logged figure to an event file below `tensorboard/`, under the names that transformers
+    gives them.
 
     Args:
         run: folder of the run.
@@ -33,16 +36,26 @@ class TensorBoard(TrainerCallback):
 
     def __init__(self, run: Path, say: Callable[[str], None], stopped: Callable[[], bool]):
         self.run, self.say, self.stopped = run, say, stopped
-        self.file = run / "tensorboard" / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.0"
+        self.file = (
+            run
+            / "tensorboard"
+            / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.0"
+        )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Writes the figures of one step."""
         if not state.is_world_process_zero:
             return
         figures = {
-            name: value for name, value in (logs or {}).items() if isinstance(value, (int, float)) and math.isfinite(value)
+            name: value
+            for name, value in (logs or {}).items()
+            if isinstance(value, (int, float)) and math.isfinite(value)
         }
-        values = [Summary.Value(tag=tag_of(name), simple_value=float(value)) for name, value in figures.items()]
+        values = [
+            Summary.Value(tag=tag_of(name), simple_value=float(value)) for name, value in figures.items()
+        ]
         now = time.time()
         event = Event(wall_time=now, step=state.global_step, summary=Summary(value=values))
         patiently(lambda: self._append(event, now), self.run, 0, self.say, self.stopped)
@@ -65,5 +78,7 @@ class TensorBoard(TrainerCallback):
 
 
 def tag_of(name: str) -> str:
-    """Returns the tag of a logged figure, as transformers names it: `eval/...` for held-out figures, else `train/...`."""
+    """Returns the tag of a logged figure, as transformers names it: `eval/...` for held-out figures,
+    else `train/...`.
+    """
     return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"

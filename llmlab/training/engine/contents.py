@@ -1,8 +1,8 @@
 """What a checkpoint must hold to be resumed from, and what is said where it does not.
 
-A manifest tells that files are those that were sealed; whoever made it may have sealed anything. `fault_in` looks at the files
-before anything is loaded, `restoring` turns what fails while they are loaded into one message. Both name the next older
-checkpoint.
+A manifest tells that files are those that were sealed; whoever made it may have sealed anything. `fault_in`
+looks at the files before anything is loaded, `restoring` turns what fails while they are loaded into one
+message. Both name the next older checkpoint.
 """
 
 from __future__ import annotations
@@ -23,10 +23,19 @@ from llmlab.runs.folder import RunFolder
 from llmlab.runs.manifest import PICKLES
 
 TRAINER_STATE, LAB_STATE, DATA_POSITION = "trainer_state.json", "lab_state*.json", "data_position.json"
-# what torch.save writes for a run that goes on: its restricted loader makes tensors and numbers of it, and calls nothing
+# what torch.save writes for a run that goes on: its restricted loader makes tensors and numbers of it, and
+# calls nothing
 TORCH_FILES = re.compile(r"(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth)")
-FSDP_FILES = ("optimizer.bin", "pytorch_model_fsdp.bin")  # the same, of a run whose weights lie in parts; refused without FSDP
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer", "hessian")  # states of optimizers that have the shape of their weight
+FSDP_FILES = (
+    "optimizer.bin",
+    "pytorch_model_fsdp.bin",
+)  # the same, of a run whose weights lie in parts; refused without FSDP
+MOMENTS = (
+    "exp_avg",
+    "exp_avg_sq",
+    "momentum_buffer",
+    "hessian",
+)  # states of optimizers that have the shape of their weight
 
 
 def refuse_damaged(checkpoint: Path) -> None:
@@ -52,10 +61,12 @@ def damaged(checkpoint: Path, fault: str) -> LabError:
 def fault_in(checkpoint: Path) -> str:
     """Returns which file of a checkpoint cannot be what it should be, and why; "" where none is found."""
     looks: list[tuple[str, Callable[[Any], str]]] = [
-        (TRAINER_STATE, lambda state: _trainer_state_fault(state, _step(checkpoint))), (LAB_STATE, _lab_state_fault),
+        (TRAINER_STATE, lambda state: _trainer_state_fault(state, _step(checkpoint))),
+        (LAB_STATE, _lab_state_fault),
         (DATA_POSITION, lambda place: _position_fault(place, _step(checkpoint))),
-        ("config.json", lambda about: ""), ("adapter_config.json", lambda about: ""),
-    ]  # fmt: skip
+        ("config.json", lambda about: ""),
+        ("adapter_config.json", lambda about: ""),
+    ]
     if not (checkpoint / TRAINER_STATE).is_file():
         return f"{TRAINER_STATE} is missing"
     for pattern, look in looks:
@@ -88,7 +99,9 @@ def restoring(checkpoint: str | Path) -> Iterator[None]:
         yield
     except (LabError, MemoryError):
         raise
-    except Exception as error:  # the libraries raise many kinds for one situation: the files are not what they were
+    except (
+        Exception
+    ) as error:  # the libraries raise many kinds for one situation: the files are not what they were
         if "out of memory" in str(error).lower():
             raise
         raise damaged(Path(checkpoint), _reason(error)) from None
@@ -117,7 +130,8 @@ def check_scheduler(state: Any, scheduler: Any, *, groups: bool) -> None:
 
 
 def check_weights_are_there(model: Any, saved: dict[str, list[int]]) -> None:
-    """Looks whether a file had every weight that is trained: transformers and peft go on with what they have where one lacks.
+    """Looks whether a file had every weight that is trained: transformers and peft go on with what they have
+    where one lacks.
 
     Args:
         model: that took the weights.
@@ -132,7 +146,10 @@ def check_weights_are_there(model: Any, saved: dict[str, list[int]]) -> None:
             names.setdefault(id(parameter), []).append(name)
     for known in names.values():
         # peft saves an adapter's weights without its name: lora_A.default.weight as lora_A.weight
-        if not any(name in saved or re.sub(r"\.(modules_to_save\.)?default(?=\.|$)", "", name) in saved for name in known):
+        if not any(
+            name in saved or re.sub(r"\.(modules_to_save\.)?default(?=\.|$)", "", name) in saved
+            for name in known
+        ):
             raise ValueError(f"the weights of `{shortened(known[0], 100)}` are missing")
 
 
@@ -158,7 +175,11 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"(?:GLOBAL|class|function|type) ([\w.]*\w\.\w+)", text)
-        code = f"holds code ({named[1]}) that would run when it is read; nothing of it was run" if named else "is damaged"
+        code = (
+            f"holds code ({named[1]}) that would run when it is read; nothing of it was run"
+            if named
+            else "is damaged"
+        )
         return f"a file that torch.save writes {code}"
     if isinstance(error, KeyError):
         return f"an entry {shortened(text, 100)} is missing"
@@ -170,7 +191,9 @@ def _step(checkpoint: Path) -> int:
 
 
 def _alike(value: Any, other: Any) -> bool:
-    """Returns whether a value has the type of another; numbers are alike, lists where they hold what is alike."""
+    """Returns whether a value has the type of another; numbers are alike,
+    lists where they hold what is alike.
+    """
     if isinstance(other, (list, tuple)):
         numbers = bool(other) and _number(other[0])
         return isinstance(value, (list, tuple)) and (not numbers or all(map(_number, value)))
@@ -178,7 +201,9 @@ def _alike(value: Any, other: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62)
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
+    )
 
 
 def _count(value: Any) -> bool:
@@ -192,7 +217,15 @@ def _trainer_state_fault(state: dict[str, Any], step: int) -> str:
         return f"has an unknown entry `{shortened(unknown[0], 60)}`"
     if state.get("global_step") != step:
         return f"tells of step {shortened(repr(state.get('global_step')), 60)}"
-    numbers = ("logging_steps", "eval_steps", "save_steps", "train_batch_size", "num_input_tokens_seen", "total_flos", "epoch")
+    numbers = (
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "train_batch_size",
+        "num_input_tokens_seen",
+        "total_flos",
+        "epoch",
+    )
     for name in numbers:
         if name in state and not _number(state[name]):
             return f"holds under `{name}` {shortened(repr(state[name]), 60)}, not a number"
@@ -213,7 +246,9 @@ def _lab_state_fault(state: dict[str, Any]) -> str:
         return "holds no counters"
     if not _number(state.get("loss")) or not isinstance(state.get("eval_due"), bool):
         return "holds no loss, or not whether a validation is due"
-    if not isinstance(figures, dict) or not all(isinstance(v, list) and all(map(_figure, v)) for v in figures.values()):
+    if not isinstance(figures, dict) or not all(
+        isinstance(v, list) and all(map(_figure, v)) for v in figures.values()
+    ):
         return "holds no lists of figures"
     if not (state.get("micro_batch") is None or _count(state["micro_batch"])) or "micro_batch" not in state:
         return "does not say the micro-batch"

@@ -24,10 +24,11 @@ KNOWN_WARNINGS: dict[str, str] = {}
 
 
 def quiet_libraries(console: Console | None = None) -> None:
-    """Lets the libraries' logs speak only of errors, and their warnings in one line each on the console (standard error).
+    """Lets the libraries' logs speak only of errors, and their warnings in one line each on the console
+    (standard error).
 
-    Left out are the warnings that a user can do nothing about: deprecations, which are the lab's to mend (its tests fail on
-    them), and `KNOWN_WARNINGS`.
+    Left out are the warnings that a user can do nothing about: deprecations, which are the lab's to mend (its
+        tests fail on them), and `KNOWN_WARNINGS`.
     """
     import datasets
     import transformers
@@ -70,9 +71,10 @@ def quiet_within(console: Console) -> Iterator[None]:
 def keep_freed_memory(*, sparing: bool) -> None:
     """Lets the C library keep freed memory instead of giving every large tensor back to the system.
 
-    On the CPU each step would otherwise fault in its activations page by page; `benchmarks/speed.py` prints the effect. What
-    is kept is not all used again: an aligned block does not fit where one of its own size was, so the heap grows by what
-    every layer frees. Where memory comes before speed (`sparing`), large blocks are given back.
+    On the CPU each step would otherwise fault in its activations page by page; `benchmarks/speed.py` prints
+    the effect. What is kept is not all used again: an aligned block does not fit where one of its own size
+    was, so the heap grows by what every layer frees. Where memory comes before speed (`sparing`), large
+    blocks are given back.
     """
     if sys.platform != "linux":
         return
@@ -103,10 +105,11 @@ def join_processes(device: str) -> None:
 
 
 def leave_processes() -> None:
-    """Ends the connection between the processes of a job: its threads must not be running when the process ends.
+    """Ends the connection between the processes of a job: its threads must not be running when the process
+    ends.
 
-    They run as long as any model that was shared holds the connection, and trainers hold themselves: these go first. A thread
-    that still ran was seen to abort the process after its work was done.
+    They run as long as any model that was shared holds the connection, and trainers hold themselves: these go
+    first. A thread that still ran was seen to abort the process after its work was done.
     """
     import torch
 
@@ -140,7 +143,9 @@ def agreed(decide: Callable[[], T]) -> T:
 
 
 def everywhere(holds: bool) -> bool:
-    """Returns whether something holds in every process of the job; all of them have to ask, and wait for each other."""
+    """Returns whether something holds in every process of the job; all of them have to ask,
+    and wait for each other.
+    """
     if processes() == 1:
         return holds
     from accelerate.utils import gather_object
@@ -165,7 +170,9 @@ def free_memory() -> None:
 
 
 def peak_flops(device: str, precision: str) -> float:
-    """Returns the FLOPs a second that the device reaches in a matrix product: the best of a few, in a fraction of a second."""
+    """Returns the FLOPs a second that the device reaches in a matrix product: the best of a few,
+    in a fraction of a second.
+    """
     import time
 
     import torch

@@ -1,8 +1,8 @@
 """The engine: from a config to a finished run, the same for every method.
 
-A method prepares a `Job` (model, data, trainer class); everything else is here: arguments, folder, callbacks, resume,
-the record, the result. All trainers are of the Hugging Face `Trainer` family, so accelerate gives mixed precision,
-accumulation and every form of distributed training.
+A method prepares a `Job` (model, data, trainer class); everything else is here: arguments, folder, callbacks,
+resume, the record, the result. All trainers are of the Hugging Face `Trainer` family, so accelerate gives
+mixed precision, accumulation and every form of distributed training.
 """
 
 from __future__ import annotations
@@ -60,7 +60,12 @@ from llmlab.training.reach import may_be_unreached
 from llmlab.training.registry import STAGES
 from llmlab.trust import redact, secret_in
 
-SCHEDULERS = {"none": "constant_with_warmup", "cosine": "cosine", "linear": "linear", "polynomial": "polynomial"}
+SCHEDULERS = {
+    "none": "constant_with_warmup",
+    "cosine": "cosine",
+    "linear": "linear",
+    "polynomial": "polynomial",
+}
 
 
 @dataclass
@@ -120,9 +125,20 @@ class RunResult:
         """Returns the result line for a person."""
         if self.stopped_by:
             return f"{self.folder} stopped; `llmlab run {self.folder}` goes on from here"
-        shown = ("eval_loss", "eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_reward",
-                 "eval_reward_accuracy", "eval_perplexity", "eval_alpha", "train_loss")  # fmt: skip
-        figures = [f"{name.removeprefix('eval_')} {self.metrics[name]:.4g}" for name in shown if name in self.metrics]
+        shown = (
+            "eval_loss",
+            "eval_bits_per_byte",
+            "eval_rewards/accuracies",
+            "eval_accuracy",
+            "eval_reward",
+            "eval_reward_accuracy",
+            "eval_perplexity",
+            "eval_alpha",
+            "train_loss",
+        )
+        figures = [
+            f"{name.removeprefix('eval_')} {self.metrics[name]:.4g}" for name in shown if name in self.metrics
+        ]
         return f"{self.model}  {'  '.join(figures)}"
 
 
@@ -131,24 +147,28 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
 
     Args:
         config: of a kind in the table of stages.
-        resume: "auto" goes on from the newest sealed checkpoint of an unfinished run in the same folder, "never" starts
-            anew in a folder of its own, a path names the checkpoint.
+        resume: "auto" goes on from the newest sealed checkpoint of an unfinished run in the same folder,
+            "never" starts anew in a folder of its own, a path names the checkpoint.
         console: where progress is shown; left out, standard error.
 
     Raises:
-        LabError: when what is asked for cannot be done; nothing has been written then. Whatever the folder and its
-            checkpoints forbid is refused before anything is loaded or computed.
+        LabError: when what is asked for cannot be done; nothing has been written then. Whatever the folder
+            and its checkpoints forbid is refused before anything is loaded or computed.
     """
     began = time.perf_counter()
     console = (console or screen()) if is_main() else LabConsole(quiet=True)
     keep_freed_memory(sparing=config.gradient_checkpointing)
     if found := secret_in(json.dumps(config.to_json_dict(), ensure_ascii=False)):
-        raise LabError(f"the config holds {found}, which would stand in records and on screens", remedy="take it out")
+        raise LabError(
+            f"the config holds {found}, which would stand in records and on screens", remedy="take it out"
+        )
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     for name in config.report_to:
         if importlib.util.find_spec(name) is None:
-            raise LabError(f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out")
+            raise LabError(
+                f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out"
+            )
     with quiet_within(console):
         join_processes(device)
         config = agreed(lambda: with_newest(config))
@@ -164,14 +184,27 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
 
 
 def _run(
-    config: TrainingConfig, resume: str, console: Console, device: str, precision: str, began: float, plan: list[str]
-) -> RunResult:  # fmt: skip
+    config: TrainingConfig,
+    resume: str,
+    console: Console,
+    device: str,
+    precision: str,
+    began: float,
+    plan: list[str],
+) -> RunResult:
     with ExitStack() as stack:
-        start = agreed(lambda: stack.enter_context(begin(config, resume, console)))  # the main process holds the folder
+        start = agreed(
+            lambda: stack.enter_context(begin(config, resume, console))
+        )  # the main process holds the folder
         path, checkpoint = start.path, start.checkpoint
-        asked = {**as_run(config), "output_dir": str(path)}  # so that running the folder resumes this very run
+        asked = {
+            **as_run(config),
+            "output_dir": str(path),
+        }  # so that running the folder resumes this very run
         torch.manual_seed(config.seed)
-        job: Job = importlib.import_module(STAGES[config.kind].module).prepare(config, device, precision, console)
+        job: Job = importlib.import_module(STAGES[config.kind].module).prepare(
+            config, device, precision, console
+        )
         config = within_epochs(config, job)
         free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
         parameters = sum(p.numel() for p in job.model.parameters())
@@ -192,7 +225,9 @@ def _run(
         position = DataPosition(job.data.train, rows_per_step(config))
         restored = position.restore(checkpoint, config.dataloader_workers)
         trouble = Trouble(folder, console, config.max_skipped_steps)
-        record = Record(folder, job.data.bytes_per_token, say, stop.heard, endless=position.stream is not None)
+        record = Record(
+            folder, job.data.bytes_per_token, say, stop.heard, endless=position.stream is not None
+        )
         callbacks: list[TrainerCallback] = [record, trouble, stop]
         if job.data.eval:
             callbacks.append(best)
@@ -201,12 +236,19 @@ def _run(
 
             callbacks.append(TensorBoard(path, say, stop.heard))
         callbacks += samples(config, job, folder, dashboard)
-        keys = Keys(stop, dashboard, validates=bool(job.data.eval)) if is_main() and processes() == 1 and Keys.there() else None
+        keys = (
+            Keys(stop, dashboard, validates=bool(job.data.eval))
+            if is_main() and processes() == 1 and Keys.there()
+            else None
+        )
         callbacks += [keys, dashboard] if keys else [dashboard]
         if keys:
             dashboard.hint = KEYS
         if console.is_terminal and config.kind in READING:
-            dashboard.flops_per_token, dashboard.peak = flops_per_token(job.model), peak_flops(device, precision)
+            dashboard.flops_per_token, dashboard.peak = (
+                flops_per_token(job.model),
+                peak_flops(device, precision),
+            )
         trainer = job.trainer(
             model=job.model,
             args=job.arguments(
@@ -233,7 +275,9 @@ def _run(
 
 
 def _settle(folder: RunFolder, start: Start, console: Console) -> None:
-    """Clears a run's folder of what kills left, and sets aside what belongs to a branch that this start leaves."""
+    """Clears a run's folder of what kills left,
+    and sets aside what belongs to a branch that this start leaves.
+    """
     if not folder.path.is_dir():
         return
     folder.clean_up()
@@ -242,21 +286,32 @@ def _settle(folder: RunFolder, start: Start, console: Console) -> None:
     if moved := folder.set_aside_after(start.leaves):
         *names, place = moved
         console.print(
-            f"{', '.join(names)}: of the branch behind step {start.leaves} that is left, set aside in {place}",
-            style="yellow", highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{', '.join(names)}: of the branch behind step {start.leaves} that is left, set aside in"
+            f" {place}",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
-def samples(config: TrainingConfig, job: Job, folder: RunFolder, dashboard: Dashboard) -> list[TrainerCallback]:
+def samples(
+    config: TrainingConfig, job: Job, folder: RunFolder, dashboard: Dashboard
+) -> list[TrainerCallback]:
     """Returns what takes samples; nothing where the model says nothing, or no process has all of it."""
     if not config.sample_tokens or processes() > 1 or not job.model.can_generate():
         return []
     prompt = opening(job.data, job.tokenizer)
-    return [Samples(folder, job.model, job.tokenizer, prompt, config.sample_tokens, dashboard.sample)] if prompt else []
+    return (
+        [Samples(folder, job.model, job.tokenizer, prompt, config.sample_tokens, dashboard.sample)]
+        if prompt
+        else []
+    )
 
 
 def within_epochs(config: TrainingConfig, job: Job) -> TrainingConfig:
-    """Returns the config with the steps that its epochs take where it counts in epochs, at most its `max_steps`."""
+    """Returns the config with the steps that its epochs take where it counts in epochs,
+    at most its `max_steps`.
+    """
     epochs = getattr(config, "epochs", None)
     if not epochs:
         return config
@@ -268,12 +323,18 @@ READING = ("pretrain", "sft")  # whose tokens all go forward and backward once
 
 
 def flops_per_token(model: PreTrainedModel) -> float:
-    """Returns the FLOPs of training on a token: 6 for each weight of a matrix that learns, 4 for each that does not."""
+    """Returns the FLOPs of training on a token: 6 for each weight of a matrix that learns,
+    4 for each that does not.
+    """
     lookups = {id(p) for p in model.get_input_embeddings().parameters()}
     head = model.get_output_embeddings()
     if head is not None:  # tied, it is a matrix product as well
         lookups -= {id(p) for p in head.parameters()}
-    return sum((6 if p.requires_grad else 4) * p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in lookups)
+    return sum(
+        (6 if p.requires_grad else 4) * p.numel()
+        for p in model.parameters()
+        if p.ndim > 1 and id(p) not in lookups
+    )
 
 
 class OutOfMemory(Exception):
@@ -299,9 +360,11 @@ def smaller(config: TrainingConfig, folder: Path) -> TrainingConfig:
     if size % 2 or config.kind == "ppo":
         raise LabError(
             f"out of memory with `{name}` {size}, which cannot be halved"
-            + (": a mini-batch is an update here" if config.kind == "ppo" else ""), where=str(folder), exit_code=1,
+            + (": a mini-batch is an update here" if config.kind == "ppo" else ""),
+            where=str(folder),
+            exit_code=1,
             remedy="lower `max_length`, set `gradient_checkpointing`, or use an adapter",
-        )  # fmt: skip
+        )
     values = {name: size // 2, "output_dir": str(folder)}
     if name == "batch_size":
         values["gradient_accumulation_steps"] = config.gradient_accumulation_steps * 2
@@ -309,9 +372,16 @@ def smaller(config: TrainingConfig, folder: Path) -> TrainingConfig:
 
 
 def _train(
-    trainer: Trainer, job: Job, config: TrainingConfig, folder: RunFolder, checkpoint: Path | None,
-    stop: StopOnSignal, best: KeepBest, dashboard: Dashboard, began: float,
-) -> RunResult:  # fmt: skip
+    trainer: Trainer,
+    job: Job,
+    config: TrainingConfig,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    stop: StopOnSignal,
+    best: KeepBest,
+    dashboard: Dashboard,
+    began: float,
+) -> RunResult:
     best.remember()
     try:
         with stop:
@@ -339,24 +409,32 @@ def _train(
                 raise OutOfMemory(folder.path) from None
             _note(folder, status="failed", error=redact(str(error)[:500]))
             raise LabError(
-                "out of memory", where=str(folder.path), exit_code=1,
-                remedy="lower `batch_size` or `max_length`, set `gradient_checkpointing`, use an adapter, or let the lab halve "
-                'the micro-batch with `out_of_memory` "halve"',
-            ) from None  # fmt: skip
+                "out of memory",
+                where=str(folder.path),
+                exit_code=1,
+                remedy=(
+                    "lower `batch_size` or `max_length`, set `gradient_checkpointing`, use an adapter, or let"
+                    ' the lab halve the micro-batch with `out_of_memory` "halve"'
+                ),
+            ) from None
         _note(folder, status="failed", error=redact(str(error)[:500]))
         raise
     except OSError as error:
         _note(folder, status="stopped")
         raise LabError(
-            f"writing failed ({error.strerror})", where=str(folder.path), exit_code=1,
+            f"writing failed ({error.strerror})",
+            where=str(folder.path),
+            exit_code=1,
             remedy=f"free space; `llmlab run {folder.path}` goes on from the last sealed checkpoint",
-        ) from None  # fmt: skip
+        ) from None
     finally:
         dashboard.close()
 
 
 def _seal_moment(trainer: Trainer) -> None:
-    """Goes back to the end of the last update and seals a checkpoint there; before the first one there is nothing to keep."""
+    """Goes back to the end of the last update and seals a checkpoint there;
+    before the first one there is nothing to keep.
+    """
     if trainer.moment is None or not trainer.state.global_step:
         return
     go_back(trainer, trainer.moment)
@@ -364,9 +442,14 @@ def _seal_moment(trainer: Trainer) -> None:
 
 
 def _finish(
-    trainer: Trainer, job: Job, config: TrainingConfig, folder: RunFolder,
-    stop: StopOnSignal, dashboard: Dashboard, began: float,
-) -> RunResult:  # fmt: skip
+    trainer: Trainer,
+    job: Job,
+    config: TrainingConfig,
+    folder: RunFolder,
+    stop: StopOnSignal,
+    dashboard: Dashboard,
+    began: float,
+) -> RunResult:
     last = trainer.state.global_step
     metrics = _figures(folder)
     if isinstance(job.data.train, PackedStream) and (notes := job.data.train.notes()):
@@ -385,7 +468,9 @@ def _finish(
     result = folder.path / ("best" if has_best and config.save_best_only else "final")
     seconds = time.perf_counter() - began
     if is_main():
-        folder.update(status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1))
+        folder.update(
+            status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1)
+        )
     return RunResult(folder.path, result, metrics, 0, seconds)
 
 
@@ -396,11 +481,19 @@ def _take_up(trainer: Trainer, checkpoint: Path) -> None:
     trainer._load_rng_state(str(checkpoint))
 
 
-def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision: str, job: Job) -> dict[str, Any]:
+def trainer_arguments(
+    config: TrainingConfig, path: Path, device: str, precision: str, job: Job
+) -> dict[str, Any]:
     """Returns the keyword arguments of `TrainingArguments` that the config stands for."""
     evaluates = bool(job.data.eval)
-    schedule = config.scheduler if config.warmup_steps < config.max_steps else "none"  # nothing is left to fall in
-    ends = {"lr_scheduler_kwargs": {"lr_end": min(1e-7, config.learning_rate / 10)}} if schedule == "polynomial" else {}
+    schedule = (
+        config.scheduler if config.warmup_steps < config.max_steps else "none"
+    )  # nothing is left to fall in
+    ends = (
+        {"lr_scheduler_kwargs": {"lr_end": min(1e-7, config.learning_rate / 10)}}
+        if schedule == "polynomial"
+        else {}
+    )
     return dict(
         output_dir=str(path),
         max_steps=config.max_steps,
@@ -429,14 +522,18 @@ def trainer_arguments(config: TrainingConfig, path: Path, device: str, precision
         full_determinism=config.deterministic,
         report_to=[name for name in config.report_to if name != "tensorboard"],  # `TensorBoard` writes it
         use_cpu=device == "cpu",
-        ddp_find_unused_parameters=processes() > 1 and may_be_unreached(job.model),  # to look for them costs a walk each step
+        ddp_find_unused_parameters=processes() > 1
+        and may_be_unreached(job.model),  # to look for them costs a walk each step
         include_num_input_tokens_seen="all",
-        log_level_replica="passive",  # as in the main process: else each replica turns the library's warnings on again
+        # as in the main process: else each replica turns the library's warnings on again
+        log_level_replica="passive",
         remove_unused_columns=False,
         disable_tqdm=True,
         dataloader_pin_memory=device == "cuda",
         dataloader_num_workers=config.dataloader_workers,
-        accelerator_config={"dispatch_batches": False},  # every process reads the stream and takes its own rows of it
+        accelerator_config={
+            "dispatch_batches": False
+        },  # every process reads the stream and takes its own rows of it
     )
 
 
@@ -450,14 +547,24 @@ def effective_batch(config: TrainingConfig) -> str:
 def _say_plan(config: TrainingConfig, job: Job, device: str, precision: str, console: Console) -> None:
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in job.model.parameters())
-    share = f"{total:,} parameters" + (f", {trained:,} trained ({trained / total:.2%})" if trained != total else "")
-    facts = ", ".join(f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{key} {value}"
-                      for key, value in job.data.facts.items())  # fmt: skip
+    share = f"{total:,} parameters" + (
+        f", {trained:,} trained ({trained / total:.2%})" if trained != total else ""
+    )
+    facts = ", ".join(
+        f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{key} {value}"
+        for key, value in job.data.facts.items()
+    )
     how = f"on {device} in {precision}, {attention_in_use(job.model)} attention"
-    console.print(f"{share} {how}; effective batch {effective_batch(config)} (batch x accumulation x devices)")
+    console.print(
+        f"{share} {how}; effective batch {effective_batch(config)} (batch x accumulation x devices)"
+    )
     console.print(f"data: {facts}", highlight=False)
     for name, rows in job.data.eval.items():
-        which = f"all {len(rows):,}" if len(rows) <= config.eval_rows else f"the first {config.eval_rows:,} of {len(rows):,}"
+        which = (
+            f"all {len(rows):,}"
+            if len(rows) <= config.eval_rows
+            else f"the first {config.eval_rows:,} of {len(rows):,}"
+        )
         of = f" of {name}" if len(job.data.eval) > 1 else ""
         console.print(f"validation: {which} held-out rows{of}", highlight=False)
     for note in job.data.notes:
@@ -506,7 +613,9 @@ def _eval_sets(job: Job, count: int) -> Any:
 
 def _note(folder: RunFolder, **changes: Any) -> None:
     if is_main():
-        with suppress(LabError):  # on a full disk the run's record stays as it was, which a resume can do with
+        with suppress(
+            LabError
+        ):  # on a full disk the run's record stays as it was, which a resume can do with
             folder.update(**changes)
 
 

@@ -1,7 +1,9 @@
-"""Where a run begins: a new folder or an old one, which checkpoint it goes on from, and that nobody else is in it.
+"""Where a run begins: a new folder or an old one, which checkpoint it goes on from, and that nobody else is
+in it.
 
-All of it is decided before anything is loaded, computed or written. A checkpoint is compared with what it says of itself
-(`run_config.json` in it), not with the run's record, which may tell of options that no checkpoint has seen yet.
+All of it is decided before anything is loaded, computed or written. A checkpoint is compared with what it
+says of itself (`run_config.json` in it), not with the run's record, which may tell of options that no
+checkpoint has seen yet.
 """
 
 from __future__ import annotations
@@ -33,13 +35,39 @@ from llmlab.training.engine.environment import processes
 
 # of another model: weights and optimizer of a checkpoint would not fit, or would be of something else
 OF_THE_MODEL = {
-    "kind", "model", "policy_checkpoint", "init_from", "adapter", "lora_r", "lora_alpha", "lora_targets", "load_in", "critic",
-    "backbone", "gating_num_heads", "gating_size", "gating_layer_norm", "rm_bias",
-}  # fmt: skip
+    "kind",
+    "model",
+    "policy_checkpoint",
+    "init_from",
+    "adapter",
+    "lora_r",
+    "lora_alpha",
+    "lora_targets",
+    "load_in",
+    "critic",
+    "backbone",
+    "gating_num_heads",
+    "gating_size",
+    "gating_layer_norm",
+    "rm_bias",
+}
 SILENT = {
-    "name", "output_dir", "schema_version", "save_every", "save_total_limit", "save_best_only", "log_every", "eval_every",
-    "eval_rows", "sample_tokens", "report_to", "dataloader_workers", "max_skipped_steps", "out_of_memory", "device",
-}  # fmt: skip
+    "name",
+    "output_dir",
+    "schema_version",
+    "save_every",
+    "save_total_limit",
+    "save_best_only",
+    "log_every",
+    "eval_every",
+    "eval_rows",
+    "sample_tokens",
+    "report_to",
+    "dataloader_workers",
+    "max_skipped_steps",
+    "out_of_memory",
+    "device",
+}
 WHAT_IT_MEANS = {
     "max_steps": "the schedule is that of the new length",
     "learning_rate": "the schedule goes on with it",
@@ -50,8 +78,17 @@ WHAT_IT_MEANS = {
     "epochs": "the schedule is that of the new length",
     "seed": "rows come in another order, so some come twice and some not at all",
 }
-STARTING_POINTS = ("policy_checkpoint", "backbone", "init_from", "reference_checkpoint")  # options that name a model
-IN_PARTS = ("pytorch_model_fsdp_", "optimizer_", "global_step")  # folders of a checkpoint that several processes wrote
+STARTING_POINTS = (
+    "policy_checkpoint",
+    "backbone",
+    "init_from",
+    "reference_checkpoint",
+)  # options that name a model
+IN_PARTS = (
+    "pytorch_model_fsdp_",
+    "optimizer_",
+    "global_step",
+)  # folders of a checkpoint that several processes wrote
 
 
 @dataclass(frozen=True)
@@ -62,7 +99,8 @@ class Start:
         path: folder of the run.
         checkpoint: to go on from; None at step 0.
         changed: options that are others than those of the checkpoint; "processes" where their number is.
-        leaves: a step; what the folder holds of later ones belongs to a branch that is left. None where nothing does.
+        leaves: a step; what the folder holds of later ones belongs to a branch that is left. None where
+            nothing does.
         reads: what the run depends on beside its options, as `what_it_reads` returns it.
     """
 
@@ -82,12 +120,12 @@ class Start:
 def begin(config: TrainingConfig, resume: str, console: Console) -> Iterator[Start]:
     """Yields where a run begins, and holds its folder meanwhile.
 
-    A folder that is taken (a finished run, results without a whole checkpoint, something else) is left as it is: then it
-    is the next of `RUN-2`, `RUN-3` ..., where the same config goes on if it was there before.
+    A folder that is taken (a finished run, results without a whole checkpoint, something else) is left as it
+    is: then it is the next of `RUN-2`, `RUN-3` ..., where the same config goes on if it was there before.
 
     Raises:
-        LabError: when another process is in the folder; when the checkpoint is of another model, of other weights, or in
-            parts for another number of processes; when none verifies where one was named.
+        LabError: when another process is in the folder; when the checkpoint is of another model, of other
+            weights, or in parts for another number of processes; when none verifies where one was named.
     """
     reasons: list[tuple[Path, str]] = []
     for path in _folders(config, resume):
@@ -100,7 +138,11 @@ def begin(config: TrainingConfig, resume: str, console: Console) -> Iterator[Sta
                 reasons.append((path, found))
                 continue
             if reasons:
-                console.print(f"{reasons[0][0]} {reasons[0][1]}; this one goes to {path}", highlight=False, soft_wrap=True)
+                console.print(
+                    f"{reasons[0][0]} {reasons[0][1]}; this one goes to {path}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
             yield found
             return
 
@@ -110,7 +152,8 @@ def _folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
         given = Path(resume)
         if resume in ("latest", "last", "newest") and not given.is_dir():
             raise LabError(
-                f"`--resume {resume}` is not known", remedy="`--resume auto`, the default, takes the newest checkpoint"
+                f"`--resume {resume}` is not known",
+                remedy="`--resume auto`, the default, takes the newest checkpoint",
             )
         if not given.is_dir():
             raise LabError(
@@ -120,7 +163,9 @@ def _folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
             )
         yield given.parent if given.name.startswith("checkpoint-") else given
         return
-    first = Path(config.output_dir) if config.output_dir else RUNS / (config.name or run_name(name_parts(config)))
+    first = (
+        Path(config.output_dir) if config.output_dir else RUNS / (config.name or run_name(name_parts(config)))
+    )
     if first.exists() and not first.is_dir():
         raise LabError("is a file, not a folder", where=str(first), remedy="choose another `output_dir`")
     yield first
@@ -145,7 +190,9 @@ def model_name(checkpoint: str) -> str:
 
 
 def _is_taken(path: Path, config: TrainingConfig, resume: str) -> str:
-    """Returns why a folder cannot be this run's, as far as that is seen without holding it; "" where it can."""
+    """Returns why a folder cannot be this run's, as far as that is seen without holding it;
+    "" where it can.
+    """
     record = RunFolder(path).record
     if resume not in ("auto", "never"):
         return ""
@@ -158,7 +205,9 @@ def _is_taken(path: Path, config: TrainingConfig, resume: str) -> str:
     return "holds a run" if resume == "never" else ""
 
 
-def _examine(path: Path, config: TrainingConfig, resume: str, console: Console, *, first: bool) -> Start | str:
+def _examine(
+    path: Path, config: TrainingConfig, resume: str, console: Console, *, first: bool
+) -> Start | str:
     """Returns where the run begins in a folder that is held, or why it cannot be this run's."""
     folder = RunFolder(path)
     if resume not in ("auto", "never"):
@@ -183,8 +232,15 @@ def _examine(path: Path, config: TrainingConfig, resume: str, console: Console, 
         holds = " and ".join([*results, "metrics"])
         return f"holds {holds} of a run, but no checkpoint that is whole: they are left as they are"
     if results and not same:
-        return f"holds {' and '.join(results)} of a run with other options, and no checkpoint: they are left as they are"
-    console.print(f"{path} was stopped before its first checkpoint: it begins at step 0 again", style="yellow", highlight=False)
+        return (
+            f"holds {' and '.join(results)} of a run with other options, and no checkpoint: they are left as"
+            " they are"
+        )
+    console.print(
+        f"{path} was stopped before its first checkpoint: it begins at step 0 again",
+        style="yellow",
+        highlight=False,
+    )
     return Start(path, reads=what_it_reads(config))
 
 
@@ -194,38 +250,54 @@ def _named(folder: RunFolder, given: Path, config: TrainingConfig, console: Cons
         checkpoint: Path | None = given
         if fault := verify(given):
             raise LabError(
-                f"cannot be resumed from: {fault}", where=str(given), remedy="name another checkpoint, or the run's folder"
+                f"cannot be resumed from: {fault}",
+                where=str(given),
+                remedy="name another checkpoint, or the run's folder",
             )
     else:
         checkpoint, passed = folder.newest_sealed()
         if checkpoint is None:
-            raise LabError("holds no sealed checkpoint to resume from", where=str(given), remedy="; ".join(passed))
+            raise LabError(
+                "holds no sealed checkpoint to resume from", where=str(given), remedy="; ".join(passed)
+            )
     changed, reads = _changes(checkpoint, config, console)
     return Start(folder.path, checkpoint, changed, int(checkpoint.name.split("-")[1]), reads)
 
 
 def _longer(record: dict[str, Any], config: TrainingConfig) -> bool:
-    """Returns whether a finished run is asked for again with more steps and nothing else that would make it another run."""
+    """Returns whether a finished run is asked for again with more steps and nothing else that would make it
+    another run.
+    """
     changed = _differences(record.get("config"), as_run(config))
     steps = (record.get("config") or {}).get("max_steps")
-    return "max_steps" in changed and isinstance(steps, int) and config.max_steps > steps and changed <= {"max_steps", *SILENT}
+    return (
+        "max_steps" in changed
+        and isinstance(steps, int)
+        and config.max_steps > steps
+        and changed <= {"max_steps", *SILENT}
+    )
 
 
 def as_run(config: TrainingConfig) -> dict[str, Any]:
-    """Returns a config as JSON data that stays what it is: the model of a base training stands in it, links are followed."""
+    """Returns a config as JSON data that stays what it is: the model of a base training stands in it,
+    links are followed.
+    """
     data = config.to_json_dict()
     if config.kind == "pretrain" and isinstance(config.model, str):
         with suppress(LabError):  # said when it is loaded
             data["model"] = load_config(config.model).to_json_dict()
     for name in STARTING_POINTS:
-        if data.get(name) and Path(data[name]).is_symlink():  # which may lead elsewhere by the time this run goes on
+        if (
+            data.get(name) and Path(data[name]).is_symlink()
+        ):  # which may lead elsewhere by the time this run goes on
             model = Path(data[name]).resolve()
             data[name] = str(model.relative_to(Path.cwd()) if model.is_relative_to(Path.cwd()) else model)
     return data
 
 
 def what_it_reads(config: TrainingConfig) -> dict[str, Any]:
-    """Returns what a run depends on beside its options: `processes`, hashes of `data` by name, of `weights` by option.
+    """Returns what a run depends on beside its options: `processes`, hashes of `data` by name, of `weights`
+    by option.
 
     Only what lies on this machine is hashed; what else is wrong with a name is said when it is loaded.
     """
@@ -239,29 +311,40 @@ def what_it_reads(config: TrainingConfig) -> dict[str, Any]:
     return {"processes": processes(), "data": data, "weights": weights}
 
 
-def _changes(checkpoint: Path, config: TrainingConfig, console: Console) -> tuple[frozenset[str], dict[str, Any]]:
-    """Returns the options that are others than those of a checkpoint, and what the run reads; says what each change means.
+def _changes(
+    checkpoint: Path, config: TrainingConfig, console: Console
+) -> tuple[frozenset[str], dict[str, Any]]:
+    """Returns the options that are others than those of a checkpoint, and what the run reads; says what each
+    change means.
 
     Raises:
-        LabError: when it is another model, one whose parts this number of processes cannot read, or one that is damaged.
+        LabError: when it is another model, one whose parts this number of processes cannot read, or one that
+            is damaged.
     """
     folder = checkpoint.parent
-    known = read_json(checkpoint / RUN_CONFIG) or {"config": RunFolder(folder).record.get("config")}  # of older versions
+    known = read_json(checkpoint / RUN_CONFIG) or {
+        "config": RunFolder(folder).record.get("config")
+    }  # of older versions
     before, now = _block(known, "config"), as_run(config)
     if before.get("kind", config.kind) != config.kind:
         raise LabError("holds a run of another kind", where=str(folder), remedy="choose another `output_dir`")
     _refuse_parts(checkpoint, known.get("processes"))
     refuse_damaged(checkpoint)
     reads = what_it_reads(config)
-    other_weights = {name for name, found in reads["weights"].items() if _block(known, "weights").get(name, found) != found}
+    other_weights = {
+        name for name, found in reads["weights"].items() if _block(known, "weights").get(name, found) != found
+    }
     changed = _differences(before, now)
-    changed -= {name for name in STARTING_POINTS if name in _block(known, "weights") and name not in other_weights}
+    changed -= {
+        name for name in STARTING_POINTS if name in _block(known, "weights") and name not in other_weights
+    }
     if refused := sorted(changed & OF_THE_MODEL):
         name, was, is_now = _part(refused[0], before, now)
         raise LabError(
             f"`{name}` is {json.dumps(is_now)} and was {json.dumps(was)} so far: that is another model",
-            where=str(folder), remedy="put it back, choose another `output_dir`, or add --resume never",
-        )  # fmt: skip
+            where=str(folder),
+            remedy="put it back, choose another `output_dir`, or add --resume never",
+        )
 
     def say(text: str) -> None:
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
@@ -270,7 +353,9 @@ def _changes(checkpoint: Path, config: TrainingConfig, console: Console) -> tupl
         what = f"{getattr(config, name)} does not hold the weights that this run began with"
         if config.kind not in ("pretrain", "sft", "reward") or getattr(config, "frozen_base", False):
             raise LabError(
-                what, where=str(folder), remedy="put that model back, choose another `output_dir`, or add --resume never"
+                what,
+                where=str(folder),
+                remedy="put that model back, choose another `output_dir`, or add --resume never",
             )
         say(f"{what}: those of the checkpoint are used")
     for name in sorted(changed - SILENT):
@@ -287,7 +372,10 @@ def _changes(checkpoint: Path, config: TrainingConfig, console: Console) -> tupl
     if was != is_now:
         changed.add("processes")
         rows = config.micro_batch_size * config.accumulation_steps
-        say(f"{was} processes -> {is_now}: an update reads {is_now * rows} rows, rows are counted on by number")
+        say(
+            f"{was} processes -> {is_now}: an update reads {is_now * rows} rows, rows are counted on by"
+            " number"
+        )
     return frozenset(changed), reads
 
 
@@ -297,22 +385,36 @@ def _block(known: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _refuse_parts(checkpoint: Path, written_by: Any) -> None:
-    """Refuses a checkpoint whose weights several processes wrote in parts, where this job cannot put them together.
+    """Refuses a checkpoint whose weights several processes wrote in parts, where this job cannot put them
+    together.
 
     Raises:
         LabError: with how many processes it takes.
     """
     parts = [
-        path for path in checkpoint.iterdir() if path.name in FSDP_FILES or (path.is_dir() and path.name.startswith(IN_PARTS))
+        path
+        for path in checkpoint.iterdir()
+        if path.name in FSDP_FILES or (path.is_dir() and path.name.startswith(IN_PARTS))
     ]
-    together = os.environ.get("ACCELERATE_USE_FSDP", os.environ.get("ACCELERATE_USE_DEEPSPEED", "")).lower() == "true"
+    together = (
+        os.environ.get("ACCELERATE_USE_FSDP", os.environ.get("ACCELERATE_USE_DEEPSPEED", "")).lower()
+        == "true"
+    )
     if not parts or (together and processes() > 1):
         return
-    count = written_by if isinstance(written_by, int) else len(list(checkpoint.glob("rng_state_*.pth"))) or "as many"
+    count = (
+        written_by
+        if isinstance(written_by, int)
+        else len(list(checkpoint.glob("rng_state_*.pth"))) or "as many"
+    )
     raise LabError(
-        f"was written in parts by {count} processes, which this one cannot put together", where=str(checkpoint),
-        remedy=f"start it as it was: `accelerate launch --num_processes {count}` with the same FSDP or DeepSpeed settings",
-    )  # fmt: skip
+        f"was written in parts by {count} processes, which this one cannot put together",
+        where=str(checkpoint),
+        remedy=(
+            f"start it as it was: `accelerate launch --num_processes {count}` with the same FSDP or DeepSpeed"
+            " settings"
+        ),
+    )
 
 
 def _part(name: str, before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any]:
@@ -328,7 +430,9 @@ def _differences(before: Any, now: dict[str, Any]) -> set[str]:
     if not isinstance(before, dict):
         return set()
     changed = {name for name in now if name in before and before[name] != now[name]} - {"output_dir", "name"}
-    return changed - ({"model"} if isinstance(before.get("model"), str) else set())  # a file's name, from older versions
+    return changed - (
+        {"model"} if isinstance(before.get("model"), str) else set()
+    )  # a file's name, from older versions
 
 
 @contextmanager
@@ -355,7 +459,9 @@ def held(path: Path) -> Iterator[None]:
             remedy="wait for it, stop it, or choose another `output_dir`",
         ) from None
     except OSError as error:
-        raise LabError(f"cannot be made ({error.strerror})", where=str(path), remedy="choose another `output_dir`") from None
+        raise LabError(
+            f"cannot be made ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
+        ) from None
     try:
         with suppress(OSError):  # a full disk: the lock holds without a name
             (path / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))

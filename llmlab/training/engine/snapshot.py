@@ -1,8 +1,8 @@
 """What the library forgets between checkpoints, so that a resumed run is the one that was never stopped.
 
-A `Moment` is the run between two updates: random generators, the loss summed since the last log, TRL's figures since then,
-counters, and the answers that GRPO and PPO still train on. One is taken after every update; a run that is stopped in the
-middle of the next one goes back to it and is saved there.
+A `Moment` is the run between two updates: random generators, the loss summed since the last log, TRL's
+    figures since then, counters, and the answers that GRPO and PPO still train on. One is taken after every
+    update; a run that is stopped in the middle of the next one goes back to it and is saved there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from llmlab.files import read_object
 
 STATE, ROLLOUTS = "lab_state", "rollouts"
 # of the trainer, by name; those that a trainer does not have are left out
-COUNTERS = ("_globalstep_last_logged", "_total_loss_scalar", "_total_train_tokens", "_step", "_current_train_step_time")
+COUNTERS = (
+    "_globalstep_last_logged",
+    "_total_loss_scalar",
+    "_total_train_tokens",
+    "_step",
+    "_current_train_step_time",
+)
 
 
 class Stopped(Exception):
@@ -88,18 +94,27 @@ def go_back(trainer: Any, moment: Moment) -> None:
 
 
 def write(trainer: Any, moment: Moment, folder: Path) -> None:
-    """Writes what the library does not: everything but the generators and the weights. Every process writes its own."""
+    """Writes what the library does not: everything but the generators and the weights.
+    Every process writes its own.
+    """
     rank = _suffix(trainer)
     state = {
-        "counters": moment.counters, "loss": moment.loss, "figures": moment.figures, "eval_due": moment.eval_due,
+        "counters": moment.counters,
+        "loss": moment.loss,
+        "figures": moment.figures,
+        "eval_due": moment.eval_due,
         "micro_batch": trainer.args.per_device_train_batch_size,
-    }  # fmt: skip
+    }
     if moment.rollouts is not None:
         tensors, layout = {}, []
         for index, part in enumerate(moment.rollouts):
             kept = {name: value for name, value in part.items() if not torch.is_tensor(value)}
             layout.append({name: value for name, value in kept.items() if _plain(value)})
-            tensors |= {f"{index}.{name}": value.detach().cpu().clone() for name, value in part.items() if name not in kept}
+            tensors |= {
+                f"{index}.{name}": value.detach().cpu().clone()
+                for name, value in part.items()
+                if name not in kept
+            }
         save_file(tensors, folder / f"{ROLLOUTS}{rank}.safetensors")
         state["rollouts"] = layout
     (folder / f"{STATE}{rank}.json").write_text(json.dumps(state))
@@ -125,7 +140,9 @@ def read(trainer: Any, folder: Path) -> bool:
         state["loss"] = sum(other["loss"] for other in others) / len(others)
         state["micro_batch"] = None
     rollouts = None
-    if state["micro_batch"] != trainer.args.per_device_train_batch_size:  # changed on purpose: answers are generated anew
+    if (
+        state["micro_batch"] != trainer.args.per_device_train_batch_size
+    ):  # changed on purpose: answers are generated anew
         state["counters"].pop("_step", None)
         if hasattr(trainer, "_step"):
             trainer._step = trainer.state.global_step * trainer.args.gradient_accumulation_steps
@@ -139,7 +156,9 @@ def read(trainer: Any, folder: Path) -> bool:
     return state["eval_due"]
 
 
-def _put(trainer: Any, counters: dict[str, Any], loss: float, figures: dict[str, list[float]], rollouts: Any) -> None:
+def _put(
+    trainer: Any, counters: dict[str, Any], loss: float, figures: dict[str, list[float]], rollouts: Any
+) -> None:
     for name, value in counters.items():
         setattr(trainer, name, value)
     trainer._tr_loss = torch.tensor(loss, device=trainer.args.device)
@@ -156,7 +175,9 @@ def _figures(trainer: Any) -> dict[str, list[float]]:
 
 
 def _rollouts(trainer: Any) -> list[dict[str, Any]] | None:
-    """The answers that the next update goes on with; they are replaced as a whole, never changed, so no copy is needed."""
+    """The answers that the next update goes on with; they are replaced as a whole, never changed,
+    so no copy is needed.
+    """
     if getattr(trainer, "_buffered_inputs", None) is None:
         return None
     spent = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) == 0

@@ -2,8 +2,8 @@
 
 loss = -log sigmoid(beta * [(log pi(y+|x) - log ref(y+|x)) - (log pi(y-|x) - log ref(y-|x))])
 
-`reference: sequential` computes log ref first, with the reference alone in memory, and keeps it by content; `live` asks the
-reference in every step. Both are the same trainer.
+`reference: sequential` computes log ref first, with the reference alone in memory, and keeps it by content;
+    `live` asks the reference in every step. Both are the same trainer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ TRAIN = "\0train"  # no validation source has this name
 
 
 class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
-    """TRL's trainer on pairs that are tokenised already, so that what is counted as answer is decided in one place.
+    """TRL's trainer on pairs that are tokenised already, so that what is counted as answer is decided in one
+    place.
 
     Args:
         padding_free: whether the sequences of a batch share rows.
@@ -46,16 +47,22 @@ class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
     """
 
     def __init__(
-        self, *args: Any, order: SeededOrder | None = None, padding_free: bool = False, adapter_dropout: float = 0.0,
+        self,
+        *args: Any,
+        order: SeededOrder | None = None,
+        padding_free: bool = False,
+        adapter_dropout: float = 0.0,
         **kwargs: Any,
-    ):  # fmt: skip
+    ):
         self._wanted = order
         super().__init__(*args, **kwargs)
         set_dropout(self.model, adapter_dropout)
         if self.ref_model is not None:
             set_dropout(self.ref_model, 0.0)
         if padding_free:
-            make_padding_free(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+            make_padding_free(
+                self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            )
             if self.ref_model is not None:
                 make_padding_free(self.ref_model)
 
@@ -88,7 +95,8 @@ def order_of_pairs(pairs: Dataset, config: DPOConfig, rows_per_step: int) -> See
 
 
 def prepare(config: DPOConfig, device: str, precision: str, console: Console) -> Job:
-    """Returns the job of a preference run; with a sequential reference its phase is over then, and its model freed.
+    """Returns the job of a preference run; with a sequential reference its phase is over then, and its model
+    freed.
 
     Raises:
         LabError: when policy, reference or data do not load.
@@ -109,9 +117,12 @@ def prepare(config: DPOConfig, device: str, precision: str, console: Console) ->
     model, _ = load_policy(config, device, precision)
     stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if config.padding_free and packing_leaks(model.to(device) if device != "cpu" and config.quantised == "none" else model):
+    if config.padding_free and packing_leaks(
+        model.to(device) if device != "cpu" and config.quantised == "none" else model
+    ):
         raise LabError(
-            f"`padding_free`: {type(model).__name__} lets answers in one row see each other with this attention backend",
+            f"`padding_free`: {type(model).__name__} lets answers in one row see each other with this"
+            " attention backend",
             remedy="set it to false",
         )
     reference = None  # none: the policy itself, before its first step or without its adapter
@@ -132,8 +143,11 @@ def prepare(config: DPOConfig, device: str, precision: str, console: Console) ->
             precompute_ref_log_probs=sequential,
         ),
         trainer=partial(
-            DPOTrainer, order=order, ref_model=reference, padding_free=config.padding_free,
+            DPOTrainer,
+            order=order,
+            ref_model=reference,
+            padding_free=config.padding_free,
             adapter_dropout=config.adapter_dropout,
         ),
         parent=find_model(config.policy_checkpoint),
-    )  # fmt: skip
+    )

@@ -2,9 +2,10 @@
 
     L = L_LM + lambda_r L_pref - lambda_g H
 
-L_LM is the mean cross-entropy of the fused logits over the chosen answers' tokens, L_pref = -log sigmoid(beta_r [log pi_r(y+)
-- log pi_r(y-)]) the mean over pairs with pi_r = softmax(z_RM), and H the mean entropy of the gate's alpha over those tokens: it
-is taken off the loss, so that it holds the gate away from 0 and 1. Means are over the whole update, however it is cut up.
+L_LM is the mean cross-entropy of the fused logits over the chosen answers' tokens, L_pref = -log
+sigmoid(beta_r [log pi_r(y+) - log pi_r(y-)]) the mean over pairs with pi_r = softmax(z_RM), and H the mean
+entropy of the gate's alpha over those tokens: it is taken off the loss, so that it holds the gate away from 0
+and 1. Means are over the whole update, however it is cut up.
 """
 
 from __future__ import annotations
@@ -52,15 +53,21 @@ class DualHeadTrainer(LabTrainerMixin, Trainer):
 
     def __init__(self, *args: Any, lambda_r: float, lambda_g: float, beta_r: float, **kwargs: Any):
         self.lambda_r, self.lambda_g, self.beta_r = lambda_r, lambda_g, beta_r
-        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}  # since the last log, as TRL keeps them
+        self._metrics: dict[str, dict[str, list[float]]] = {
+            "train": defaultdict(list)
+        }  # since the last log, as TRL keeps them
         self._batch: dict[str, tuple[float, int]] = {}  # of the batch of a validation
         self._pairs: Tensor | None = None
         super().__init__(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """Returns the micro-batches of an update and the tokens that they learn from, all processes together."""
+        """Returns the micro-batches of an update and the tokens that they learn from,
+        all processes together.
+        """
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.tensor([[sum(len(b["labels"]) for b in samples), sum(int(b["paired"].sum()) for b in samples)]])
+        counts = torch.tensor(
+            [[sum(len(b["labels"]) for b in samples), sum(int(b["paired"].sum()) for b in samples)]]
+        )
         tokens, self._pairs = self.accelerator.gather(counts.to(device)).sum(0)
         return samples, tokens
 
@@ -94,7 +101,9 @@ class DualHeadTrainer(LabTrainerMixin, Trainer):
         if not self.model.training:
             self._batch = {name: (float(total), count) for name, (total, count) in sums.items()}
             return
-        flat = torch.tensor([[float(total), float(count)] for total, count in sums.values()], device=self.args.device)
+        flat = torch.tensor(
+            [[float(total), float(count)] for total, count in sums.values()], device=self.args.device
+        )
         flat = self.accelerator.reduce(flat, "sum").tolist()
         for name, (total, count) in zip(sums, flat, strict=True):
             self._metrics["train"][name].append(total)
@@ -141,7 +150,9 @@ def prepare(config: DualHeadConfig, device: str, precision: str, console: Consol
     model = plain(model)
     if isinstance(model, LabDualHeadForCausalLM) or model.config.is_encoder_decoder:
         kind = "an encoder-decoder" if model.config.is_encoder_decoder else "a dual-head model itself"
-        raise LabError(f"is {kind}, no backbone", where=config.backbone, remedy="take a decoder (GPT, Llama, Qwen ...)")
+        raise LabError(
+            f"is {kind}, no backbone", where=config.backbone, remedy="take a decoder (GPT, Llama, Qwen ...)"
+        )
     ensure_chat_template(tokenizer, config.chat_template)
     stop_at_turn_ends(model, tokenizer)
     data = dual_head_data(config, tokenizer)
@@ -150,11 +161,20 @@ def prepare(config: DualHeadConfig, device: str, precision: str, console: Consol
     refuse_other_logits(model, config.backbone)
     where = find_model(config.backbone)
     about = LabDualHeadConfig(
-        model.config.get_text_config(), backbone=str(Path(where).resolve()) if Path(where).exists() else where,
-        **{name: getattr(config, name) for name in (
-            "gating_num_heads", "gating_size", "gating_layer_norm", "gating_dropout", "rm_bias", "rm_dropout",
-        )},
-    )  # fmt: skip
+        model.config.get_text_config(),
+        backbone=str(Path(where).resolve()) if Path(where).exists() else where,
+        **{
+            name: getattr(config, name)
+            for name in (
+                "gating_num_heads",
+                "gating_size",
+                "gating_layer_norm",
+                "gating_dropout",
+                "rm_bias",
+                "rm_dropout",
+            )
+        },
+    )
     torch.manual_seed(config.seed)  # of the gate
     dual = LabDualHeadForCausalLM(about, model).float_heads()
     share = config.objective != "sft" and config.share_prompts and shares_prompts(model, config.max_length)
@@ -164,16 +184,20 @@ def prepare(config: DualHeadConfig, device: str, precision: str, console: Consol
         data=data,
         arguments=partial(TrainingArguments, label_names=["labels"]),
         trainer=partial(
-            DualHeadTrainer, lambda_r=0.0 if config.objective == "sft" else config.lambda_r, lambda_g=config.lambda_g,
-            beta_r=config.beta_r, data_collator=DualHeadCollator(tokenizer.pad_token_id or 0, share=share),
+            DualHeadTrainer,
+            lambda_r=0.0 if config.objective == "sft" else config.lambda_r,
+            lambda_g=config.lambda_g,
+            beta_r=config.beta_r,
+            data_collator=DualHeadCollator(tokenizer.pad_token_id or 0, share=share),
         ),
         parent=where,
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
 def refuse_other_logits(model: PreTrainedModel, name: str) -> None:
-    """Refuses a backbone whose logits are not its head times its hidden states (scaled or capped ones): tried on itself.
+    """Refuses a backbone whose logits are not its head times its hidden states (scaled or capped ones): tried
+    on itself.
 
     Raises:
         LabError: when they are not.
@@ -184,33 +208,42 @@ def refuse_other_logits(model: PreTrainedModel, name: str) -> None:
     made = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     if not torch.allclose(wanted.float(), made.float(), atol=1e-3, rtol=1e-3):
         raise LabError(
-            f"{type(model).__name__} scales or caps its logits, which two fused heads cannot follow", where=name,
+            f"{type(model).__name__} scales or caps its logits, which two fused heads cannot follow",
+            where=name,
             remedy="take a backbone with a plain head (Llama, Qwen, Mistral, GPT-2 ...)",
-        )  # fmt: skip
+        )
 
 
 @torch.no_grad()
 def shares_prompts(model: PreTrainedModel, longest: int) -> bool:
-    """Returns whether a prompt read once gives both answers the hidden states that they have alone: tried on the model itself.
+    """Returns whether a prompt read once gives both answers the hidden states that they have alone: tried on
+    the model itself.
 
     Sliding windows shorter than a row reach around the mask by which the answers are held apart.
     """
     about = model.config.get_text_config()
     window = getattr(about, "sliding_window", None)
-    if (window and window < 2 * longest) or str(model.config._attn_implementation).startswith(("flash", "flex")):
+    if (window and window < 2 * longest) or str(model.config._attn_implementation).startswith(
+        ("flash", "flex")
+    ):
         return False
     ids = [[(number * 7 + shift) % about.vocab_size for number in range(9)] for shift in (1, 2, 3)]
     row = {"prompt_ids": ids[0], "chosen_ids": ids[1], "chosen_labels": ids[1], "rejected_ids": ids[2][:5]}
     states = []
     for share in (True, False):
-        batch = {name: value.to(model.device) for name, value in DualHeadCollator(0, share=share)([row]).items()}
+        batch = {
+            name: value.to(model.device) for name, value in DualHeadCollator(0, share=share)([row]).items()
+        }
         if share and "attention_mask" not in batch:
             return False
         mask = batch.get("attention_mask")
         mask = None if mask is None else mask.to(model.get_input_embeddings().weight.dtype)
         try:
             out = model.base_model(
-                input_ids=batch["input_ids"], attention_mask=mask, position_ids=batch.get("position_ids"), use_cache=False
+                input_ids=batch["input_ids"],
+                attention_mask=mask,
+                position_ids=batch.get("position_ids"),
+                use_cache=False,
             )
         except (RuntimeError, ValueError, TypeError, IndexError):  # it takes no mask of this form
             return False

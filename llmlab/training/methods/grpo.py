@@ -1,8 +1,9 @@
 """Group-relative policy optimisation through TRL (Shao et al. 2024, eq. 3).
 
-For each prompt `group_size` answers; advantage = (reward - group mean) / (group std + 1e-4); the clipped ratio loss of PPO on
-every token of an answer, averaged over all tokens of the batch; optionally beta times the KL estimate to the reference, which
-is multiplied by the ratio as well: so its gradient is that of the KL itself (DeepSeek-V3.2, 2025).
+For each prompt `group_size` answers; advantage = (reward - group mean) / (group std + 1e-4); the clipped
+ratio loss of PPO on every token of an answer, averaged over all tokens of the batch; optionally beta times
+the KL estimate to the reference, which is multiplied by the ratio as well: so its gradient is that of the KL
+itself (DeepSeek-V3.2, 2025).
 """
 
 from __future__ import annotations
@@ -40,23 +41,30 @@ ROW = "held_out_row"  # column: the number of a held-out row, by which its answe
 
 
 class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
-    """TRL's trainer whose reference is the policy as it was at the start, and that does the same in any number of processes.
+    """TRL's trainer whose reference is the policy as it was at the start, and that does the same in any
+    number of processes.
 
-    TRL would load the reference again by its name, which GGUF files do not allow; and each of its processes draws and shuffles
-    answers by itself. What vLLM draws depends on how it batches.
+    TRL would load the reference again by its name, which GGUF files do not allow; and each of its processes
+    draws and shuffles answers by itself. What vLLM draws depends on how it batches.
 
     Args:
         held: whether the policy is held to a reference.
-        reference: the frozen model; None where `held` is false, or where the policy is an adapter, of which a copy is kept.
+        reference: the frozen model; None where `held` is false, or where the policy is an adapter, of which a
+            copy is kept.
         kl_weight: beta.
         adapter_dropout: dropout of the adapter; of the model itself there is none.
         **kwargs: of TRL's trainer.
     """
 
     def __init__(
-        self, *args: Any, held: bool = False, reference: PreTrainedModel | None = None, kl_weight: float = 0.0,
-        adapter_dropout: float = 0.0, **kwargs: Any,
-    ):  # fmt: skip
+        self,
+        *args: Any,
+        held: bool = False,
+        reference: PreTrainedModel | None = None,
+        kl_weight: float = 0.0,
+        adapter_dropout: float = 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.beta = self.args.beta = kl_weight
         if reference is not None:
@@ -73,20 +81,28 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
         self.eval_dataset = _numbered(self.eval_dataset)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns the rollout of a batch of prompts, its answers drawn by the seed, the step and the number of the row."""
+        """Returns the rollout of a batch of prompts, its answers drawn by the seed,
+        the step and the number of the row.
+        """
         if self.model.training:
             first = self.accelerator.process_index * len(inputs)
-            seeds = seeds_of_rows(self.args.seed, ANSWERS, self.state.global_step, range(first, first + len(inputs)))
+            seeds = seeds_of_rows(
+                self.args.seed, ANSWERS, self.state.global_step, range(first, first + len(inputs))
+            )
         else:
             seeds = seeds_of_rows(self.args.seed, HELD_OUT, 0, [row[ROW] for row in inputs])
             inputs = [{name: value for name, value in row.items() if name != ROW} for row in inputs]
         if not self.use_vllm:
             draws = SeededDraws(seeds, self.max_completion_length)
-            self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True, watermarking_config=draws)
+            self.generation_config = GenerationConfig(
+                **self.generation_kwargs, disable_compile=True, watermarking_config=draws
+            )
         return super()._generate_and_score_completions(inputs)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """Returns the answers of the next micro-step; made anew when those there are were used often enough."""
+        """Returns the answers of the next micro-step;
+        made anew when those there are were used often enough.
+        """
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
         parts = self.args.steps_per_generation
@@ -94,7 +110,10 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
             made = self._generate_and_score_completions(generation_batch)
             rows, first = len(generation_batch), self.accelerator.process_index * len(generation_batch)
             self._buffered_inputs = [
-                {name: value[part] if torch.is_tensor(value) and value.dim() else value for name, value in made.items()}
+                {
+                    name: value[part] if torch.is_tensor(value) and value.dim() else value
+                    for name, value in made.items()
+                }
                 for part in spread_over_updates(rows, parts, self.args.seed, self.state.global_step, first)
             ]
         return self._buffered_inputs[self._step % parts]
@@ -102,11 +121,15 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
     def _make_order(self, library: Any) -> RepeatedOrder:
         return RepeatedOrder.of(library)
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> torch.Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> torch.Tensor:
         """Returns the rewards, (answers, functions), and notes how the groups spread."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.model.training:
-            total = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1).view(-1, self.num_generations)
+            total = (
+                (rewards * self.reward_weights.to(rewards.device)).sum(dim=1).view(-1, self.num_generations)
+            )
             for name, value in group_figures(total).items():
                 self._metrics["train"][name].append(value)
         return rewards
@@ -123,9 +146,15 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
 
 
 def _with_real_positions(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Tells a model, as `generate` does, where tokens behind padding stand; TRL does not, and many models count the padding."""
+    """Tells a model, as `generate` does, where tokens behind padding stand; TRL does not,
+    and many models count the padding.
+    """
     mask = kwargs.get("attention_mask")
-    whole = torch.is_tensor(mask) and mask.dim() == 2 and kwargs.get("position_ids") is kwargs.get("past_key_values") is None
+    whole = (
+        torch.is_tensor(mask)
+        and mask.dim() == 2
+        and kwargs.get("position_ids") is kwargs.get("past_key_values") is None
+    )
     if whole and "position_ids" in inspect.signature(type(model).forward).parameters:
         kwargs = {**kwargs, "position_ids": real_positions(mask)}
     return args, kwargs
@@ -141,7 +170,9 @@ def _numbered(data: Any) -> Any:
 
 
 def group_figures(rewards: torch.Tensor) -> dict[str, float]:
-    """Returns how groups of rewards, (groups, size), spread: within them, their best, and those that teach nothing."""
+    """Returns how groups of rewards, (groups, size), spread: within them, their best,
+    and those that teach nothing.
+    """
     return {
         "group/spread": rewards.std(dim=1).mean().item(),
         "group/best": rewards.max(dim=1).values.mean().item(),
@@ -158,11 +189,14 @@ def prepare(config: GRPOConfig, device: str, precision: str, console: Console) -
     """Returns the job of a GRPO run.
 
     Raises:
-        LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed to.
+        LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed
+            to.
     """
     agree(config.reward_model)
     if config.use_vllm and importlib.util.find_spec("vllm") is None:
-        raise LabError("`use_vllm`: the package vllm is not installed", remedy="pip install vllm, or leave it out")
+        raise LabError(
+            "`use_vllm`: the package vllm is not installed", remedy="pip install vllm, or leave it out"
+        )
     rewards = [reward_function(source, device) for source in config.reward_model]
     model, tokenizer = load_policy(config, device, precision)
     tokenizer.padding_side = "left"
@@ -192,9 +226,13 @@ def prepare(config: GRPOConfig, device: str, precision: str, console: Console) -
             generation_kwargs={"eos_token_id": ends},
         ),
         trainer=partial(
-            GRPOTrainer, reward_funcs=rewards, held=held, reference=frozen_copy(model) if held else None, kl_weight=config.beta,
+            GRPOTrainer,
+            reward_funcs=rewards,
+            held=held,
+            reference=frozen_copy(model) if held else None,
+            kl_weight=config.beta,
             adapter_dropout=config.adapter_dropout,
         ),
         parent=find_model(config.policy_checkpoint),
         best_by="eval_reward",
-    )  # fmt: skip
+    )

@@ -1,8 +1,9 @@
-"""Proximal policy optimisation with a real critic (Schulman et al. 2017; for language models Ouyang et al. 2022).
+"""Proximal policy optimisation with a real critic (Schulman et al. 2017; for language models Ouyang et al.
+2022).
 
-Rollouts, rewards and the clipped policy loss are TRL's GRPO trainer's; here are the value head, the token rewards, GAE and the
-value loss. One backbone serves policy and critic. The reference is the policy as it was at the start: a frozen copy of the
-model, or of its adapter on the same backbone.
+Rollouts, rewards and the clipped policy loss are TRL's GRPO trainer's; here are the value head, the token
+rewards, GAE and the value loss. One backbone serves policy and critic. The reference is the policy as it was
+at the start: a frozen copy of the model, or of its adapter on the same backbone.
 
 total = mean over the tokens of all processes of [ -min(ratio A, clip(ratio) A) + vf_coef * value loss ]
 """
@@ -62,15 +63,23 @@ class PPOTrainer(GRPOTrainer):
         self._hidden: Tensor | None = None
         policy.base_model.register_forward_hook(self._note_hidden)
         if config.critic:
-            like = {name: value for name, value in self.optimizer.param_groups[-1].items() if name != "params"}
-            head = {"params": list(self.value_head.parameters()), "lr": config.value_learning_rate, "weight_decay": 0.0}
+            like = {
+                name: value for name, value in self.optimizer.param_groups[-1].items() if name != "params"
+            }
+            head = {
+                "params": list(self.value_head.parameters()),
+                "lr": config.value_learning_rate,
+                "weight_decay": 0.0,
+            }
             self.optimizer.add_param_group({**like, **head})
 
     def _note_hidden(self, module: Any, inputs: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state
 
     def _critic(self, length: int) -> Tensor:
-        """Returns V, in the head's units, before each of the last `length` tokens of the latest pass, (B, length)."""
+        """Returns V, in the head's units, before each of the last `length` tokens of the latest pass, (B,
+        length).
+        """
         return self.value_head(self._hidden[:, -length - 1 : -1]).float()
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
@@ -81,7 +90,9 @@ class PPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """Returns the rollout with whitened GAE advantages, returns and old values, (B, T) each."""
         training = self.model.training
-        self.beta = self.config.kl_coef if training else 0.0  # asks the parent for the reference's log-probabilities
+        self.beta = (
+            self.config.kl_coef if training else 0.0
+        )  # asks the parent for the reference's log-probabilities
         out = super()._generate_and_score_completions(inputs)
         self.beta = 0.0  # the penalty is in the rewards, not in the loss
         if not training:
@@ -92,13 +103,17 @@ class PPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * len(ids)
         scores = self._scores[first : first + len(ids)].float()
         if self.config.missing_end_penalty:
-            ended = (out["completion_ids"][:, :, None] == torch.tensor(list(self.eos_token_ids), device=ids.device)).any(-1)
+            ended = (
+                out["completion_ids"][:, :, None] == torch.tensor(list(self.eos_token_ids), device=ids.device)
+            ).any(-1)
             scores = scores - self.config.missing_end_penalty * (~(ended & mask.bool()).any(dim=1)).float()
         log_probs, units = [], []
         with torch.no_grad():
             for start in range(0, len(ids), self.args.per_device_train_batch_size):
                 part = slice(start, start + self.args.per_device_train_batch_size)
-                said, _, _ = self._get_per_token_logps_and_entropies(self.model, ids[part], attention[part], mask.size(1))
+                said, _, _ = self._get_per_token_logps_and_entropies(
+                    self.model, ids[part], attention[part], mask.size(1)
+                )
                 log_probs.append(said)
                 units.append(self._hidden[:, -mask.size(1) - 1 : -1])
         old, states = torch.cat(log_probs).float(), torch.cat(units)
@@ -117,7 +132,9 @@ class PPOTrainer(GRPOTrainer):
         returns = plain + expected
         figures["returns"] = masked_moments(returns, mask, self._sum)[0].item()
         if reference is not None:
-            figures["kl"] = self.accelerator.reduce(((old - reference) * mask).sum(dim=1).mean(), "mean").item()
+            figures["kl"] = self.accelerator.reduce(
+                ((old - reference) * mask).sum(dim=1).mean(), "mean"
+            ).item()
         for name, value in figures.items():
             self._metrics["train"][name].append(value)
         least = LEAST * self.value_head.widest.item()
@@ -137,9 +154,11 @@ class PPOTrainer(GRPOTrainer):
         self.value_head.see(total / count.clamp(min=1), squares / count.clamp(min=1))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Returns the parent's clipped policy loss plus the clipped value loss, both averaged over the tokens of the update.
+        """Returns the parent's clipped policy loss plus the clipped value loss, both averaged over the tokens
+        of the update.
 
-        The mean over the processes is that over the tokens of all: each process's loss is weighed with its share of them.
+        The mean over the processes is that over the tokens of all: each process's loss is weighed with its
+            share of them.
         """
         loss = super()._compute_loss(model, inputs)
         if not self.model.training:
@@ -150,7 +169,9 @@ class PPOTrainer(GRPOTrainer):
         if "returns" in inputs:
             units, before = self._critic(mask.size(1)), self.value_head.units(inputs["old_values"])
             wanted = self.value_head.units(inputs["returns"])
-            value_loss = (clipped_value_loss(units, before, wanted, self.config.value_clip_range) * mask).sum()
+            value_loss = (
+                clipped_value_loss(units, before, wanted, self.config.value_clip_range) * mask
+            ).sum()
             moved = (((units - before).abs() > self.config.value_clip_range).float() * mask).sum()
             loss = loss + self.config.vf_coef * value_loss / count
             for name, total in (("value_loss", value_loss.detach()), ("clip_ratio/value", moved)):
@@ -158,8 +179,11 @@ class PPOTrainer(GRPOTrainer):
         return loss * (count * self.accelerator.num_processes / everyone)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Does the step; the value head, which no wrapper knows, gets the mean of the processes' gradients."""
-        self.value_head.zero_grad()  # the library zeroes the policy's gradients alone; every micro-step is an update here
+        """Does the step; the value head, which no wrapper knows,
+        gets the mean of the processes' gradients.
+        """
+        # the library zeroes the policy's gradients alone; every micro-step is an update here
+        self.value_head.zero_grad()
         loss = super().training_step(*args, **kwargs)
         if self.accelerator.sync_gradients:
             heads = [p for p in self.value_head.parameters() if p.grad is not None]
@@ -179,7 +203,10 @@ class PPOTrainer(GRPOTrainer):
 
     def save_extras(self, folder: Path) -> None:
         """Writes the value head into a checkpoint."""
-        save_file({name: value.contiguous() for name, value in self.value_head.state_dict().items()}, folder / VALUE_HEAD)
+        save_file(
+            {name: value.contiguous() for name, value in self.value_head.state_dict().items()},
+            folder / VALUE_HEAD,
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -191,7 +218,8 @@ def prepare(config: PPOConfig, device: str, precision: str, console: Console) ->
     """Returns the job of a PPO run.
 
     Raises:
-        LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed to.
+        LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed
+            to.
     """
     agree(config.reward_model)
     rewards = [reward_function(source, device) for source in config.reward_model]
@@ -209,7 +237,8 @@ def prepare(config: PPOConfig, device: str, precision: str, console: Console) ->
         arguments=partial(
             trl.GRPOConfig,
             beta=0.0,
-            num_generations=2,  # the least that the parent allows; here each answer is compared with the critic alone
+            # the least that the parent allows; here each answer is compared with the critic alone
+            num_generations=2,
             num_generations_eval=1,
             generation_batch_size=config.batch_size * processes(),  # the library counts all processes
             max_completion_length=config.max_new_tokens,
@@ -223,9 +252,13 @@ def prepare(config: PPOConfig, device: str, precision: str, console: Console) ->
             generation_kwargs={"eos_token_id": ends},
         ),
         trainer=partial(
-            PPOTrainer, config=config, reward_funcs=rewards, held=held, reference=frozen_copy(model) if held else None,
+            PPOTrainer,
+            config=config,
+            reward_funcs=rewards,
+            held=held,
+            reference=frozen_copy(model) if held else None,
             adapter_dropout=config.adapter_dropout,
         ),
         parent=find_model(config.policy_checkpoint),
         best_by="eval_reward",
-    )  # fmt: skip
+    )

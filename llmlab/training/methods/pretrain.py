@@ -25,7 +25,9 @@ class BaseTrainer(LabTrainerMixin, Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Asks the model for the loss alone."""
-        return super().compute_loss(model, {**inputs, "skip_logits": True, "use_cache": False}, *args, **kwargs)
+        return super().compute_loss(
+            model, {**inputs, "skip_logits": True, "use_cache": False}, *args, **kwargs
+        )
 
 
 def prepare(config: PretrainConfig, device: str, precision: str, console: Console) -> Job:
@@ -41,11 +43,16 @@ def prepare(config: PretrainConfig, device: str, precision: str, console: Consol
     data = pretrain_data(config, tokenizer, shape.max_seq_len)
     kernel = attention_kernel(config, device)
     if config.attention_backend == "flash" and shape.positional_encoding == "alibi":
-        raise LabError('`attention_backend` "flash" cannot add the bias of alibi', remedy='use "sdpa" or "flex"')
+        raise LabError(
+            '`attention_backend` "flash" cannot add the bias of alibi', remedy='use "sdpa" or "flex"'
+        )
     lab_config = LabConfig.from_model_config(shape, **token_ids(tokenizer))
     if config.init_from:
         model, _ = load_model(config.init_from, attn_implementation=kernel)
-        if not isinstance(model, LabForCausalLM) or model.config.to_model_config(shape.tokenizer_name) != shape:
+        if (
+            not isinstance(model, LabForCausalLM)
+            or model.config.to_model_config(shape.tokenizer_name) != shape
+        ):
             raise LabError(
                 "is not of the architecture in `model`",
                 where=config.init_from,
@@ -55,14 +62,17 @@ def prepare(config: PretrainConfig, device: str, precision: str, console: Consol
         model = LabForCausalLM._from_config(lab_config, attn_implementation=kernel)
     if takes_bounds(model) and packing_leaks(model.to(device)):
         raise LabError(
-            f'`attention_backend` "{config.attention_backend}" lets packed documents see each other', remedy='use "sdpa"'
+            f'`attention_backend` "{config.attention_backend}" lets packed documents see each other',
+            remedy='use "sdpa"',
         )
     return Job(
         model=model,
         tokenizer=tokenizer,
         data=data,
         arguments=TrainingArguments,
-        trainer=partial(BaseTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))),
+        trainer=partial(
+            BaseTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))
+        ),
         parent=config.init_from,
     )
 
@@ -73,7 +83,11 @@ def model_config(config: PretrainConfig) -> ModelConfig:
         return config.model
     shape = load_config(config.model)
     if not isinstance(shape, ModelConfig):
-        raise LabError(f"is a {shape.kind!r} config, not a model", where=config.model, remedy="`llmlab new model` makes one")
+        raise LabError(
+            f"is a {shape.kind!r} config, not a model",
+            where=config.model,
+            remedy="`llmlab new model` makes one",
+        )
     return shape
 
 
@@ -85,6 +99,7 @@ def check_vocabulary(shape: ModelConfig, needed: int) -> None:
     """
     if shape.vocab_size < needed:
         raise LabError(
-            f"`vocab_size` {shape.vocab_size} is smaller than the {needed} tokens of the tokenizer {shape.tokenizer_name!r}",
+            f"`vocab_size` {shape.vocab_size} is smaller than the {needed} tokens of the tokenizer"
+            f" {shape.tokenizer_name!r}",
             remedy=f"use {needed} or more",
         )

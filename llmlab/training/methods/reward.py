@@ -65,16 +65,23 @@ def prepare(config: RewardConfig, device: str, precision: str, console: Console)
     tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
     ensure_chat_template(tokenizer)
     data = dpo_data(config, tokenizer)
-    data.train, data.eval = whole_rows(data.train), {name: whole_rows(rows) for name, rows in data.eval.items()}
+    data.train, data.eval = (
+        whole_rows(data.train),
+        {name: whole_rows(rows) for name, rows in data.eval.items()},
+    )
     torch.manual_seed(config.seed)  # of the new head
-    model = load_scorer(config.policy_checkpoint, pad=tokenizer.pad_token_id, **loading_kwargs(config, device, precision))
+    model = load_scorer(
+        config.policy_checkpoint, pad=tokenizer.pad_token_id, **loading_kwargs(config, device, precision)
+    )
     model = add_adapter(model, config, task="SEQ_CLS")
     return Job(
         model=model,
         tokenizer=tokenizer,
         data=data,
         arguments=partial(
-            trl.RewardConfig, max_length=config.max_length, center_rewards_coefficient=config.center_rewards or None
+            trl.RewardConfig,
+            max_length=config.max_length,
+            center_rewards_coefficient=config.center_rewards or None,
         ),
         trainer=partial(RewardTrainer, adapter_dropout=config.adapter_dropout),
         parent=find_model(config.policy_checkpoint),
@@ -82,7 +89,9 @@ def prepare(config: RewardConfig, device: str, precision: str, console: Console)
 
 
 def whole_rows(rows: Any) -> Any:
-    """Returns pairs as two whole conversations each, `chosen_ids` and `rejected_ids` with the prompt before them."""
+    """Returns pairs as two whole conversations each,
+    `chosen_ids` and `rejected_ids` with the prompt before them.
+    """
     made = rows.map(
         lambda row: {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")},
         remove_columns=["prompt_ids"],
@@ -120,14 +129,17 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
             check_adapter(path, [name for name, _ in base.named_modules()])
             if adapter.task_type == "SEQ_CLS":
                 model = PeftModel.from_pretrained(base, where, is_trainable=True)
-            else:  # of a policy: it has no scoring head, which has to learn, so it becomes part of the weights
+            else:
+                # of a policy: it has no scoring head, which has to learn, so it becomes part of the weights
                 adapter.task_type = None
                 model = whole(PeftModel.from_pretrained(base, where, config=adapter), name)
         else:
             if kernel := kwargs.get("attn_implementation"):
                 about = AutoConfig.from_pretrained(where, trust_remote_code=safely(name)["trust_remote_code"])
                 refuse_kernel(about, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, kernel, name)
-            model = AutoModelForSequenceClassification.from_pretrained(where, num_labels=1, **safely(name), **kwargs)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                where, num_labels=1, **safely(name), **kwargs
+            )
     except LabError:
         raise
     except Exception as error:  # the libraries raise many kinds for one situation: these files are no model
@@ -141,27 +153,47 @@ def load_scorer(name: str, *, pad: int | None = None, **kwargs: Any) -> PreTrain
 
 @torch.no_grad()
 def scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], *, batch_size: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: list[Messages],
+    *,
+    batch_size: int = 32,
 ) -> list[float]:
-    """Returns the score of each conversation (a prompt and an answer), as text in the reward model's own template and tokens.
+    """Returns the score of each conversation (a prompt and an answer), as text in the reward model's own
+    template and tokens.
 
     Encoder reward models without a template read prompt and answer as a pair of texts.
     """
     model.eval()
     found: list[float] = []
-    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "max_seq_len", None) or 4096
+    limit = (
+        getattr(model.config, "max_position_embeddings", None)
+        or getattr(model.config, "max_seq_len", None)
+        or 4096
+    )
     for start in range(0, len(conversations), batch_size):
         part = conversations[start : start + batch_size]
         if tokenizer.chat_template:
             texts = [render(tokenizer, turns).rstrip("\n") for turns in part]
             encoded = tokenizer(
-                texts, padding=True, padding_side="right", truncation=True, max_length=limit, add_special_tokens=False,
+                texts,
+                padding=True,
+                padding_side="right",
+                truncation=True,
+                max_length=limit,
+                add_special_tokens=False,
                 return_tensors="pt",
-            )  # fmt: skip
+            )
         else:
             prompts = ["\n".join(turn["content"] for turn in turns[:-1]) for turns in part]
             answers = [turns[-1]["content"] for turns in part]
-            encoded = tokenizer(prompts, answers, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        inputs = {name: value.to(model.device) for name, value in encoded.items() if name != "token_type_ids" or value.any()}
+            encoded = tokenizer(
+                prompts, answers, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+            )
+        inputs = {
+            name: value.to(model.device)
+            for name, value in encoded.items()
+            if name != "token_type_ids" or value.any()
+        }
         found += model(**inputs).logits[:, 0].float().tolist()
     return found

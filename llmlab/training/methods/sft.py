@@ -24,7 +24,9 @@ from llmlab.training.trainers.base import LabTrainerMixin
 
 
 class Seq2SeqTrainer(LabTrainerMixin, transformers.Seq2SeqTrainer):
-    """The library's trainer of encoder-decoders: the prompt is read by the encoder, the answer is learned by the decoder."""
+    """The library's trainer of encoder-decoders: the prompt is read by the encoder,
+    the answer is learned by the decoder.
+    """
 
     def held_out_weights(self, inputs: Any) -> dict[str, float]:
         """Returns the tokens of the answers, of which the first is predicted too."""
@@ -57,8 +59,12 @@ def prepare(config: SFTConfig, device: str, precision: str, console: Console) ->
         model=model,
         tokenizer=tokenizer,
         data=data,
-        arguments=partial(trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}),
-        trainer=partial(SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))),
+        arguments=partial(
+            trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}
+        ),
+        trainer=partial(
+            SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))
+        ),
         parent=find_model(config.policy_checkpoint),
     )
 
@@ -69,9 +75,14 @@ def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTr
     if config.packing:
         raise LabError(f"`packing`: {kind}, whose rows cannot be packed", remedy="set it to false")
     if config.loss_on == "all":
-        raise LabError(f'`loss_on` "all": {kind}, which reads the prompt and learns the answer', remedy='set it to "assistant"')
+        raise LabError(
+            f'`loss_on` "all": {kind}, which reads the prompt and learns the answer',
+            remedy='set it to "assistant"',
+        )
     if any(source.streaming for source in config.datasets):
-        raise LabError(f"`streaming`: {kind}, for which rows are stored", where="datasets", remedy="set it to false")
+        raise LabError(
+            f"`streaming`: {kind}, for which rows are stored", where="datasets", remedy="set it to false"
+        )
     ensure_chat_template(tokenizer, config.chat_template, reads_apart=True)
     stop_at_turn_ends(model, tokenizer)
     return Job(
@@ -86,7 +97,9 @@ def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTr
 
 @torch.no_grad()
 def packing_leaks(model: PreTrainedModel) -> bool:
-    """Returns whether a document's logits change with the document packed before it: tried on the model itself, in two rows."""
+    """Returns whether a document's logits change with the document packed before it:
+    tried on the model itself, in two rows.
+    """
     was_training = model.training
     model.eval()
     size = min(model.config.get_text_config().vocab_size, 50)
@@ -96,6 +109,8 @@ def packing_leaks(model: PreTrainedModel) -> bool:
         ids = torch.cat([(document + shift) % size, document]).repeat(2, 1)  # (2, 16)
         positions = torch.arange(8, device=model.device).repeat(2).repeat(2, 1)
         bounds = document_bounds(positions) if takes_bounds(model) else {}
-        logits.append(model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[:, 8:].float())
+        logits.append(
+            model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[:, 8:].float()
+        )
     model.train(was_training)
     return not torch.allclose(logits[0], logits[1], atol=1e-3, rtol=1e-3)

@@ -1,17 +1,19 @@
 """What a frozen reference says of fixed answers, on disk: computed once, found by content, never by place.
 
-An item is a prompt and its answers (two for a preference pair, one for an answer with a verdict) as token ids; its key is
-a hash of exactly these ids, so that any order, batch size, subset or number of processes finds its own values. A cache
-belongs to one description of everything else that the values depend on (weights, adapter, precision, quantisation,
-tokenizer, template, truncation, what is stored); another description is another folder.
+An item is a prompt and its answers (two for a preference pair, one for an answer with a verdict) as token
+ids; its key is a hash of exactly these ids, so that any order, batch size, subset or number of processes
+finds its own values. A cache belongs to one description of everything else that the values depend on
+(weights, adapter, precision, quantisation, tokenizer, template, truncation, what is stored); another
+description is another folder.
 
     <folder>/KEY.json                the description
     <folder>/part-<sha256>.parquet   items: key (16 bytes), one number an answer (or one a token)
     <folder>/parts-<writer>.jsonl    one line for every part that was sealed: its name and rows
-    <folder>/.in-use-<writer>        locked by a run while it reads and fills the cache: `delete` leaves the folder alone then
+    <folder>/.in-use-<writer>        locked by a run while it reads and fills the cache: `delete` leaves the
+    folder alone then
 
-A part is written aside, synced and renamed to the hash of its content; then its line is appended. A part that does not have
-its own hash, or is gone, is named and not read: its items are computed again.
+A part is written aside, synced and renamed to the hash of its content; then its line is appended. A part that
+does not have its own hash, or is gone, is named and not read: its items are computed again.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ Item = Sequence[Sequence[int]]  # a prompt, then its answers
 
 
 def item_key(item: Item) -> bytes:
-    """Returns the 16 bytes under which an item's values are stored: a hash of the token ids of prompt and answers."""
+    """Returns the 16 bytes under which an item's values are stored:
+    a hash of the token ids of prompt and answers.
+    """
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for ids in item:
         array = np.asarray(ids, dtype="<i4")
@@ -90,19 +94,24 @@ class ReferenceCache:
                 cache.folder.mkdir(exist_ok=True)
                 cache._take_into_use()
                 if not (cache.folder / KEY_FILE).exists():
-                    write_text_atomically(cache.folder / KEY_FILE, json.dumps(description, indent=1, sort_keys=True) + "\n")
+                    write_text_atomically(
+                        cache.folder / KEY_FILE, json.dumps(description, indent=1, sort_keys=True) + "\n"
+                    )
             cache.read()
         except OSError as error:
             cache.close()
             raise LabError(
-                f"the reference cache cannot be used ({error.strerror or error})", where=str(cache.folder),
+                f"the reference cache cannot be used ({error.strerror or error})",
+                where=str(cache.folder),
                 remedy="choose another `cache_dir`",
-            ) from None  # fmt: skip
+            ) from None
         return cache
 
     def _take_into_use(self) -> None:
         _users(self.folder)  # what killed runs left goes
-        lock = FileLock(self.folder / f"{IN_USE}{os.getpid()}@{socket.gethostname()}-{self._writer}", thread_local=False)
+        lock = FileLock(
+            self.folder / f"{IN_USE}{os.getpid()}@{socket.gethostname()}-{self._writer}", thread_local=False
+        )
         with suppress(OSError):  # a folder that cannot be written can be read; `delete` fails in it
             lock.acquire()
             self._lock = lock
@@ -163,8 +172,8 @@ class ReferenceCache:
         return found
 
     def get(self, key: bytes) -> Any:
-        """Returns the values of an item: a float32 array with one log-probability an answer, or a list of arrays with one
-        for every token of each answer.
+        """Returns the values of an item: a float32 array with one log-probability an answer, or a list of
+        arrays with one for every token of each answer.
 
         Raises:
             KeyError: when there are none.
@@ -192,7 +201,9 @@ class ReferenceCache:
             raise ValueError("the reference gives values that are not finite numbers")
         table = pa.table({"key": pa.array(keys, pa.binary(KEY_BYTES)), **self._columns(arrays)})
         sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False, store_schema=False)
+        pq.write_table(
+            table, sink, compression="zstd", use_dictionary=False, write_statistics=False, store_schema=False
+        )
         content = sink.getvalue()
         name = hashlib.sha256(content).hexdigest()
         aside = self.folder / f".part-{self._writer}"
@@ -270,7 +281,9 @@ class ReferenceCache:
 
 @contextmanager
 def _guarded(root: Path) -> Iterator[None]:
-    """Lets one process at a time take caches below `root` into use or delete them; all, where nobody can write."""
+    """Lets one process at a time take caches below `root` into use or delete them; all,
+    where nobody can write.
+    """
     guard = FileLock(root / GUARD)
     with suppress(OSError):
         guard.acquire()
@@ -324,10 +337,15 @@ def nearest_difference(root: Path, description: dict[str, Any]) -> str:
             continue
         if path.parent.name == description_hash(description):
             continue
-        differing = [name for name in sorted({*description, *other}) if description.get(name) != other.get(name)]
+        differing = [
+            name for name in sorted({*description, *other}) if description.get(name) != other.get(name)
+        ]
         if 0 < len(differing) < fewest:
             fewest = len(differing)
-            parts = (f"{name} ({_short(other.get(name))} there, {_short(description.get(name))} here)" for name in differing)
+            parts = (
+                f"{name} ({_short(other.get(name))} there, {_short(description.get(name))} here)"
+                for name in differing
+            )
             best = f"{path.parent.name} is of another reference: {', '.join(parts)}"
     return best
 

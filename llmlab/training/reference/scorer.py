@@ -1,7 +1,9 @@
-"""The frozen reference by itself: loaded alone, asked what is not known yet, and freed before the policy is there.
+"""The frozen reference by itself: loaded alone, asked what is not known yet, and freed before the policy is
+there.
 
-Rafailov et al. 2023, eq. 7 needs log ref(y|x), the sum over the tokens of the answer, of a model that never changes: it is
-computed once, in whatever order is fast, and found by content later (`data/reference_cache.py`).
+Rafailov et al. 2023, eq. 7 needs log ref(y|x), the sum over the tokens of the answer, of a model that never
+changes: it is computed once, in whatever order is fast, and found by content later
+(`data/reference_cache.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ from llmlab.training.reference.cache import SUMS, TOKENS, Item, ReferenceCache, 
 ANSWERS = ("chosen", "rejected")
 PART_ITEMS = 256  # values sealed at once: what a kill loses at most
 PART_SECONDS = 30.0
-TOLERANCE = 0.5  # of a recomputed log-probability of an answer: 16 bit products round to a few hundredths a token
+TOLERANCE = (
+    0.5  # of a recomputed log-probability of an answer: 16 bit products round to a few hundredths a token
+)
 TOKENS_AT_ONCE = 4096  # in one pass, where the config names no number of pairs
 
 
@@ -64,11 +68,13 @@ class Filled:
         """Returns the line for the screen and the record."""
         unread = f", {self.left:,} that this run does not read left out" if self.left else ""
         if not self.computed:
-            return f"reference: {self.known:,} pairs known, none computed{unread}; the reference was not loaded"
+            return (
+                f"reference: {self.known:,} pairs known, none computed{unread}; the reference was not loaded"
+            )
         before, peak, after = (f"{value / 1e9:.2f}" for value in self.memory)
         return (
-            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.known:,} known{unread}; "
-            f"memory {before} GB before, {peak} GB with it, {after} GB after it was freed"
+            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.known:,}"
+            f" known{unread}; memory {before} GB before, {peak} GB with it, {after} GB after it was freed"
         )
 
 
@@ -76,17 +82,22 @@ def description(config: DPOConfig, tokenizer: Any, precision: str, stores: str =
     """Returns everything beside the token ids that the values of a reference depend on."""
     name = config.reference_checkpoint or config.policy_checkpoint
     return {
-        "reference": weights_fingerprint(name), "name": str(name),
+        "reference": weights_fingerprint(name),
+        "name": str(name),
         "quantisation": config.quantised if config.adapter != "none" else "none",
-        "precision": precision, "frozen_dtype": str(loading_kwargs(config, "cpu", precision)["dtype"]),
+        "precision": precision,
+        "frozen_dtype": str(loading_kwargs(config, "cpu", precision)["dtype"]),
         "tokenizer": tokenizer_hash(tokenizer)[:16],
         "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
-        "max_length": config.max_length, "max_prompt_length": config.max_prompt_length, "stores": stores,
-    }  # fmt: skip
+        "max_length": config.max_length,
+        "max_prompt_length": config.max_prompt_length,
+        "stores": stores,
+    }
 
 
 def load_reference(config: DPOConfig, device: str, precision: str) -> PreTrainedModel:
-    """Returns the reference as training with `reference: live` would have it: same numbers, quantisation and kernels.
+    """Returns the reference as training with `reference: live` would have it: same numbers, quantisation and
+    kernels.
 
     Raises:
         LabError: when it does not load.
@@ -102,12 +113,19 @@ def load_reference(config: DPOConfig, device: str, precision: str) -> PreTrained
 
 
 def with_reference(
-    datasets: dict[str, Dataset], read: dict[str, Sequence[int]], config: DPOConfig, tokenizer: Any, device: str,
-    precision: str, console: Console,
-) -> tuple[dict[str, Dataset], str]:  # fmt: skip
-    """Returns pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, and a note on how they were got.
+    datasets: dict[str, Dataset],
+    read: dict[str, Sequence[int]],
+    config: DPOConfig,
+    tokenizer: Any,
+    device: str,
+    precision: str,
+    console: Console,
+) -> tuple[dict[str, Dataset], str]:
+    """Returns pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, and a note on how they were
+    got.
 
-    Only what the run reads and the cache does not hold is computed; for that the reference is loaded, alone, and freed.
+    Only what the run reads and the cache does not hold is computed; for that the reference is loaded, alone,
+    and freed.
 
     Args:
         datasets: pairs by name.
@@ -125,18 +143,26 @@ def with_reference(
     keys = {name: [item_key(item) for item in pairs_of(rows)] for name, rows in datasets.items()}
     with ReferenceCache.open(Path(config.cache_dir), about) as cache:
         filled = fill(
-            cache, [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
+            cache,
+            [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
             [keys[name][index] for name, indices in read.items() for index in indices],
-            lambda: load_reference(config, device, precision), console,
-            device=device, precision=precision, pad=tokenizer.pad_token_id, per_pass=config.reference_batch_size,
+            lambda: load_reference(config, device, precision),
+            console,
+            device=device,
+            precision=precision,
+            pad=tokenizer.pad_token_id,
+            per_pass=config.reference_batch_size,
             packed=config.padding_free,
-        )  # fmt: skip
+        )
     filled.left = len({key for part in keys.values() for key in part if key not in cache})
     made = {}
     unknown = [math.nan] * len(ANSWERS)
     for name, rows in datasets.items():
         values = [cache.get(key) if key in cache else unknown for key in keys[name]]
-        columns = {f"ref_{answer}_logps": [float(value[index]) for value in values] for index, answer in enumerate(ANSWERS)}
+        columns = {
+            f"ref_{answer}_logps": [float(value[index]) for value in values]
+            for index, answer in enumerate(ANSWERS)
+        }
         table = rows.with_format("arrow")[:]
         import pyarrow as pa
 
@@ -153,9 +179,18 @@ def pairs_of(rows: Dataset) -> Iterator[Item]:
 
 
 def fill(
-    cache: ReferenceCache, items: list[Item], keys: list[bytes], load: Callable[[], PreTrainedModel], console: Console,
-    *, device: str, precision: str, pad: int, per_pass: int | None = None, packed: bool = True,
-) -> Filled:  # fmt: skip
+    cache: ReferenceCache,
+    items: list[Item],
+    keys: list[bytes],
+    load: Callable[[], PreTrainedModel],
+    console: Console,
+    *,
+    device: str,
+    precision: str,
+    pad: int,
+    per_pass: int | None = None,
+    packed: bool = True,
+) -> Filled:
     """Computes and stores the values of all items that the cache does not hold.
 
     Args:
@@ -185,16 +220,22 @@ def fill(
     if missing:
         model = load()
         peak = memory_now(device)
-        order = sorted(mine, key=lambda index: -sum(map(len, items[index])))  # the longest first: memory fails at once or never
+        order = sorted(
+            mine, key=lambda index: -sum(map(len, items[index]))
+        )  # the longest first: memory fails at once or never
         done_keys: list[bytes] = []
         done_values: list[Any] = []
         sealed = time.perf_counter()
         with _progress(console, len(mine)) as advance:
             for part in _passes(order, items, per_pass):
                 values = reference_values(
-                    model, [items[index] for index in part], pad, precision, packed=packed,
+                    model,
+                    [items[index] for index in part],
+                    pad,
+                    precision,
+                    packed=packed,
                     stores=cache.description.get("stores", SUMS),
-                )  # fmt: skip
+                )
                 done_keys += [keys[index] for index in part]
                 done_values += values
                 peak = max(peak, memory_now(device))
@@ -209,16 +250,23 @@ def fill(
     cache.read()
     left = cache.missing(keys)
     if left:
-        raise LabError(f"{len(left):,} pairs have no reference values", where=str(cache.folder), exit_code=1,
-                       remedy="start again: they are computed then")  # fmt: skip
+        raise LabError(
+            f"{len(left):,} pairs have no reference values",
+            where=str(cache.folder),
+            exit_code=1,
+            remedy="start again: they are computed then",
+        )
     return Filled(
-        computed=len(missing), known=len(set(keys)) - len(missing), seconds=time.perf_counter() - began,
+        computed=len(missing),
+        known=len(set(keys)) - len(missing),
+        seconds=time.perf_counter() - began,
         memory=(before, peak, memory_now(device)),
-    )  # fmt: skip
+    )
 
 
 def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
-    """Computes some of a config's cached pairs again; returns how many, and the largest difference to what is stored.
+    """Computes some of a config's cached pairs again; returns how many, and the largest difference to what is
+    stored.
 
     Raises:
         LabError: when none of its pairs is cached.
@@ -234,7 +282,9 @@ def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
     keys = [key for key in known if key in cache]
     if not keys:
         other = nearest_difference(cache.folder.parent, cache.description)
-        raise LabError("holds none of this config's pairs" + (f" ({other})" if other else ""), where=config.cache_dir)
+        raise LabError(
+            "holds none of this config's pairs" + (f" ({other})" if other else ""), where=config.cache_dir
+        )
     keys = [keys[index * len(keys) // min(count, len(keys))] for index in range(min(count, len(keys)))]
     model = load_reference(config, device, precision)
     largest = 0.0
@@ -242,15 +292,25 @@ def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
         items = [known[keys[index]] for index in part]
         values = reference_values(model, items, tokenizer.pad_token_id, precision, packed=config.padding_free)
         for index, value in zip(part, values, strict=True):
-            largest = max(largest, *(abs(new - float(old)) for new, old in zip(value, cache.get(keys[index]), strict=True)))
+            largest = max(
+                largest,
+                *(abs(new - float(old)) for new, old in zip(value, cache.get(keys[index]), strict=True)),
+            )
     return len(keys), largest
 
 
 @torch.no_grad()
 def reference_values(
-    model: PreTrainedModel, items: Sequence[Item], pad: int, precision: str, *, packed: bool = True, stores: str = SUMS
+    model: PreTrainedModel,
+    items: Sequence[Item],
+    pad: int,
+    precision: str,
+    *,
+    packed: bool = True,
+    stores: str = SUMS,
 ) -> list[Any]:
-    """Returns log ref(y|x) of every answer of each item: sums over its tokens, or with `stores: tokens` each token's.
+    """Returns log ref(y|x) of every answer of each item: sums over its tokens, or with `stores: tokens` each
+    token's.
 
     Prompt and padding never count. Sequences share rows of the longest one's width when `packed`.
     """
@@ -284,9 +344,13 @@ def reference_values(
         inputs = {"attention_mask": filled.to(device)}
     kind = torch.bfloat16 if precision == "bf16" else torch.float16
     with answers_alone(), torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
-        out = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True, use_cache=False, **inputs)
+        out = model(
+            input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True, use_cache=False, **inputs
+        )
     log_probs = out.log_probs.float()
-    if stores == SUMS and len(ids) == len(lengths):  # added up as TRL's trainer does: whole rows, zeros included
+    if stores == SUMS and len(ids) == len(
+        lengths
+    ):  # added up as TRL's trainer does: whole rows, zeros included
         sums = log_probs.sum(dim=1).tolist()
         answers = iter([sums[row] for row, _ in places])
     else:
@@ -318,14 +382,21 @@ def _seal(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
     try:
         cache.append(keys, values)
     except ValueError as error:
-        raise LabError(str(error), where=str(cache.folder), exit_code=1, remedy="look at the reference, or use fp32") from None
+        raise LabError(
+            str(error), where=str(cache.folder), exit_code=1, remedy="look at the reference, or use fp32"
+        ) from None
     except OSError as error:
         there = cache.folder.is_dir()
         raise LabError(
             f"writing failed ({error.strerror})" if there else "was deleted while it was being filled",
-            where=str(cache.folder), exit_code=1,
-            remedy="free space and start again: what was sealed is kept" if there else "start again: it is filled anew",
-        ) from None  # fmt: skip
+            where=str(cache.folder),
+            exit_code=1,
+            remedy=(
+                "free space and start again: what was sealed is kept"
+                if there
+                else "start again: it is filled anew"
+            ),
+        ) from None
 
 
 class _progress:
@@ -334,9 +405,14 @@ class _progress:
     def __init__(self, console: Console, total: int):
         self.console, self.total, self.done = console, total, 0
         self.bar = Progress(
-            TextColumn("reference"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
-            disable=not console.is_terminal, transient=True,
-        )  # fmt: skip
+            TextColumn("reference"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
 
     def __enter__(self) -> Callable[[int], None]:
         self.bar.start()
@@ -353,7 +429,9 @@ class _progress:
         now = time.perf_counter()
         if not self.console.is_terminal and now - self.told > 15:
             left = (now - self.began) / self.done * (self.total - self.done)
-            self.console.print(f"reference: {self.done:,} of {self.total:,} pairs, {left:.0f} s left", highlight=False)
+            self.console.print(
+                f"reference: {self.done:,} of {self.total:,} pairs, {left:.0f} s left", highlight=False
+            )
             self.told = now
 
 

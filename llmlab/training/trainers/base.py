@@ -22,19 +22,33 @@ from llmlab.runs.folder import RUN_CONFIG, RunFolder
 from llmlab.runs.manifest import seal, sync_folder
 from llmlab.training.callbacks.non_finite import Trouble, suspects
 from llmlab.training.engine import snapshot as resume
-from llmlab.training.engine.contents import check_optimizer, check_scheduler, check_weights_are_there, restoring
+from llmlab.training.engine.contents import (
+    check_optimizer,
+    check_scheduler,
+    check_weights_are_there,
+    restoring,
+)
 from llmlab.training.held_out import EACH, HeldOutBatches, HeldOutFigures, learned_tokens
 from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.training.order import SeededOrder
 
-LEFT_OUT = ("training_args.bin", "README.md")  # a pickle that nothing reads, and a card that says nothing of this run
+LEFT_OUT = (
+    "training_args.bin",
+    "README.md",
+)  # a pickle that nothing reads, and a card that says nothing of this run
 
-HYPERPARAMETERS = ("weight_decay", "betas", "eps", "momentum", "nesterov")  # of an optimizer, as the config has them
+HYPERPARAMETERS = (
+    "weight_decay",
+    "betas",
+    "eps",
+    "momentum",
+    "nesterov",
+)  # of an optimizer, as the config has them
 
 
 class LabTrainerMixin:
-    """Checkpoints that are whole or not there, and that hold all of a run; updates that would break the weights are skipped;
-    Sophia's curvature; the mean over validation sources.
+    """Checkpoints that are whole or not there, and that hold all of a run; updates that would break the
+    weights are skipped; Sophia's curvature; the mean over validation sources.
 
     Attributes:
         trouble: who is told of skipped updates; None lets every update pass.
@@ -42,7 +56,8 @@ class LabTrainerMixin:
         keep: checkpoints that are kept.
         changed: options that are others than those of the checkpoint that is resumed.
         run_config: options of the run and what it reads, kept in every checkpoint.
-        moment: the run after its last update, to which it goes back when it is stopped in the middle of the next.
+        moment: the run after its last update, to which it goes back when it is stopped in the middle of the
+            next.
         say: shows a line to the person.
         stopped: whether an end was asked for.
     """
@@ -83,7 +98,9 @@ class LabTrainerMixin:
         return self._order
 
     def _make_order(self, library: Any) -> Any:
-        """Returns an order that follows from seed and epoch alone, for the sampler that the library would take."""
+        """Returns an order that follows from seed and epoch alone,
+        for the sampler that the library would take.
+        """
         return SeededOrder(len(library), self.args.seed) if isinstance(library, RandomSampler) else library
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +121,8 @@ class LabTrainerMixin:
             isinstance(optimizer, SophiaG)
             and self.accelerator.sync_gradients
             and (
-                self.state.global_step % HESSIAN_EVERY == 0 or not optimizer.state  # begun anew in the middle of a run
+                self.state.global_step % HESSIAN_EVERY == 0
+                or not optimizer.state  # begun anew in the middle of a run
             )
         ):
             estimate = gauss_newton_diagonal(model, optimizer, self._prepare_inputs(inputs))
@@ -112,11 +130,15 @@ class LabTrainerMixin:
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Returns the norm; where it, or a loss of this update, is not finite, the update is made to change nothing."""
+        """Returns the norm; where it, or a loss of this update, is not finite,
+        the update is made to change nothing.
+        """
         norm = super()._get_grad_norm(model, grad_norm)
         bad = not torch.isfinite(torch.as_tensor(norm)) or bool(self._suspects)
         if self.accelerator.num_processes > 1:  # all skip, or none
-            bad = bool(self.accelerator.reduce(torch.tensor(float(bad), device=self.args.device), "sum").item())
+            bad = bool(
+                self.accelerator.reduce(torch.tensor(float(bad), device=self.args.device), "sum").item()
+            )
         if self.trouble:
             if bad and not self.args.fp16:  # in fp16 the scaler skips, and lowers its scale
                 for group in self.optimizer.param_groups:
@@ -132,7 +154,9 @@ class LabTrainerMixin:
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self.moment = resume.take(self)
 
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
+    ) -> dict[str, float]:
         if self.state.global_step:
             self.moment = resume.take(self, eval_due=True)
         figures = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
@@ -167,7 +191,9 @@ class LabTrainerMixin:
         self._resumed = Path(self.args.output_dir) / Path(checkpoint).name
         self.moment = resume.take(self, eval_due=due)
         if due:
-            if self.is_world_process_zero():  # it may have been done since, and stopped before the next update
+            if (
+                self.is_world_process_zero()
+            ):  # it may have been done since, and stopped before the next update
                 RunFolder(Path(self.args.output_dir)).forget_validation(self.state.global_step)
             self._evaluate(None, None)
 
@@ -176,7 +202,10 @@ class LabTrainerMixin:
         if checkpoint is None:
             return
         fresh_base = list(self.lr_scheduler.base_lrs)
-        fresh = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in self.optimizer.param_groups]
+        fresh = [
+            {name: group[name] for name in HYPERPARAMETERS if name in group}
+            for group in self.optimizer.param_groups
+        ]
         with restoring(checkpoint):
             if (file := Path(checkpoint) / "scheduler.pt").is_file():
                 state = torch.load(file, map_location="cpu", weights_only=True)
@@ -187,14 +216,25 @@ class LabTrainerMixin:
                 super()._load_optimizer_and_scheduler(checkpoint)
                 check_optimizer(self.optimizer)
         if "optimizer" not in self.changed:
-            for group, values in zip(self.optimizer.param_groups, fresh, strict=True):  # the checkpoint's came with its state
+            for group, values in zip(
+                self.optimizer.param_groups, fresh, strict=True
+            ):  # the checkpoint's came with its state
                 group.update(values)
-        if self.changed & {"optimizer", "learning_rate", "value_learning_rate", "scheduler", "warmup_steps", "max_steps"}:
+        if self.changed & {
+            "optimizer",
+            "learning_rate",
+            "value_learning_rate",
+            "scheduler",
+            "warmup_steps",
+            "max_steps",
+        }:
             self.lr_scheduler.base_lrs = fresh_base
             step, factors = self.lr_scheduler.last_epoch, self.lr_scheduler.lr_lambdas
             for group, base, factor in zip(self.optimizer.param_groups, fresh_base, factors, strict=True):
                 group["initial_lr"], group["lr"] = base, base * factor(step)
-            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # what is logged
+            self.lr_scheduler._last_lr = [
+                group["lr"] for group in self.optimizer.param_groups
+            ]  # what is logged
 
     # Checkpoints
 
@@ -202,14 +242,22 @@ class LabTrainerMixin:
         return str(self._aside) if self._aside else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint aside, seals it, renames it, and only then removes old ones; waits for room on the disk."""
+        """Writes a checkpoint aside, seals it, renames it, and only then removes old ones;
+        waits for room on the disk.
+        """
         run = Path(self.args.output_dir)
         target = run / f"checkpoint-{self.state.global_step}"
         if target == self._resumed:  # stopped again before the first update after a resume
             return
         self._aside = run / ".saving"
         try:
-            patiently(lambda: self._write_checkpoint(model, trial, target), run, self._bytes_needed(), self.say, self.stopped)
+            patiently(
+                lambda: self._write_checkpoint(model, trial, target),
+                run,
+                self._bytes_needed(),
+                self.say,
+                self.stopped,
+            )
         finally:
             if self.is_world_process_zero():
                 shutil.rmtree(self._aside, ignore_errors=True)
@@ -254,7 +302,11 @@ class LabTrainerMixin:
 
     def _bytes_needed(self) -> int:
         """Returns about how much a checkpoint takes: as much as the last one, or weights and two moments."""
-        last = max(Path(self.args.output_dir).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime, default=None)
+        last = max(
+            Path(self.args.output_dir).glob("checkpoint-*"),
+            key=lambda path: path.stat().st_mtime,
+            default=None,
+        )
         if last:
             return sum(file.stat().st_size for file in last.rglob("*") if file.is_file())
         return sum(3 * p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
@@ -266,11 +318,17 @@ class LabTrainerMixin:
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
         args = self.args
-        batches = HeldOutBatches(len(rows), args.per_device_eval_batch_size, args.process_index, args.world_size)
+        batches = HeldOutBatches(
+            len(rows), args.per_device_eval_batch_size, args.process_index, args.world_size
+        )
         return DataLoaderShard(
-            rows, batch_sampler=batches, collate_fn=self.data_collator, num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory, _drop_last=True,  # no row comes twice: there is none to take off again
-        )  # fmt: skip
+            rows,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            _drop_last=True,  # no row comes twice: there is none to take off again
+        )
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -307,9 +365,14 @@ class LabTrainerMixin:
 
     @contextmanager
     def _router_loss_left_out(self) -> Iterator[None]:
-        """Leaves out the loss that balances a mixture's experts: it is one of a whole batch, not a mean over its tokens."""
+        """Leaves out the loss that balances a mixture's experts: it is one of a whole batch,
+        not a mean over its tokens.
+        """
         about = self.model.config.get_text_config()
-        by_model, by_trl = getattr(about, "output_router_logits", None), getattr(self, "aux_loss_enabled", None)
+        by_model, by_trl = (
+            getattr(about, "output_router_logits", None),
+            getattr(self, "aux_loss_enabled", None),
+        )
         if by_model:
             about.output_router_logits = False
         if by_trl:
@@ -323,7 +386,9 @@ class LabTrainerMixin:
                 self.aux_loss_enabled = by_trl
 
     def _library_figures(self) -> dict[str, float]:
-        """Returns what TRL noted of the batch that was just read, and takes it from TRL, which would average over batches."""
+        """Returns what TRL noted of the batch that was just read, and takes it from TRL,
+        which would average over batches.
+        """
         noted = getattr(self, "_metrics", {}).get("eval", {})
         return {name: noted.pop(name)[-1] for name in list(noted) if name != "num_tokens"}
 
@@ -333,7 +398,9 @@ class LabTrainerMixin:
         return self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Returns the held-out figures; of several sources each by itself, their mean, and the spread of the losses."""
+        """Returns the held-out figures; of several sources each by itself, their mean,
+        and the spread of the losses.
+        """
         figures = super().evaluate(eval_dataset, *args, **kwargs)
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
         if not isinstance(chosen, dict):
@@ -345,7 +412,9 @@ class LabTrainerMixin:
 
 
 def over_sources(figures: dict[str, float], names: list[str]) -> dict[str, float]:
-    """Returns the mean over the sources of every `eval_<source>_...` figure, and the standard deviation of the losses."""
+    """Returns the mean over the sources of every `eval_<source>_...` figure,
+    and the standard deviation of the losses.
+    """
     kinds = [key.removeprefix(f"eval_{names[0]}_") for key in figures if key.startswith(f"eval_{names[0]}_")]
     means = {}
     for kind in kinds:
