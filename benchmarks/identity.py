@@ -4,11 +4,11 @@
     python benchmarks/identity.py --compare before.json     # as it is now; exit code 1 where a run differs
 
 Of each run (`identity_runs.py`) the result holds its metrics (without times and speeds), its weights (name,
-type, shape and bytes of every tensor in `final/` and `best/`) and its samples, as SHA-256 and in full. Results
+type, shape and bytes of every tensor in `final/` and `best/`) and its samples, as SHA-256 and in full. They
 can be compared when they come from one machine and one set of packages: other processors round differently.
 
 It knows the program by what users know: config files, `llmlab tokenizer`, `llmlab run`, and the files of a
-run's folder. Each command runs in a process of its own, forked from this one, which has imported the libraries
+run's folder. Each command runs in a process of its own, forked from this one, which imported the libraries
 and computed nothing.
 """
 
