@@ -274,8 +274,8 @@ def computed(name: str, folder: Path) -> dict[str, Any]:
     """Returns what a run computed: hashes, the last value of every figure, and all of it in full."""
     run = RUNS[name]
     metrics = [without_clock(line) for line in lines_of(folder / "metrics.jsonl")]
-    if run.stop_at:  # means over the part that the last process did: it depends on the moment of the stop
-        metrics = [line for line in metrics if "train_loss" not in line]
+    end = max((line["step"] for line in metrics), default=0)  # a stop may leave a summary, by its moment
+    metrics = [line for line in metrics if "train_loss" not in line or line["step"] == end or not run.stop_at]
     written = [json.dumps(line, sort_keys=True) for line in metrics]
     samples = [json.dumps(line, sort_keys=True) for line in lines_of(folder / "samples.jsonl")]
     weights = {model: tensors(folder / model) for model in ("final", "best")}
