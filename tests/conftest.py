@@ -1,6 +1,11 @@
-"""Shared material: real text, a tokenizer learned from it, a tiny model that truly trained on it."""
+"""What all tests share: real text, a tokenizer learned from it, a tiny model that truly trained on it;
+rows in a file, and the program as a process.
+"""
 
+import json
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -10,6 +15,7 @@ from hypothesis import settings
 
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig
 from llmlab.models import LabConfig, LabForCausalLM
+from tests.waiting import PATIENCE
 
 settings.register_profile("ci", derandomize=True)  # new cases are looked for at the desk, not in the gate
 if os.environ.get("CI"):
@@ -118,3 +124,23 @@ def position_options(name):
 
 def with_positions(name, **changes):
     return small_model(**position_options(name), **changes)
+
+
+def write_rows(path, rows):
+    """Writes rows as lines of JSON; returns the file's name, as a config names it."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def llmlab(*arguments, cwd, stdin=""):
+    """Runs the program as a person does: a process, with what it printed and its exit code."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, "-m", "llmlab", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        input=stdin,
+        env=environment,
+        timeout=PATIENCE,
+    )

@@ -38,7 +38,8 @@ class Family:
 
 FAMILIES = {
     "qwen": Family(
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
+        "'<|im_end|>' + '\\n' }}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
         "<|im_end|>",
         "<|endoftext|>",
@@ -46,26 +47,34 @@ FAMILIES = {
         ("<|im_start|>",),
     ),
     "llama2": Family(
-        "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'] | trim + ' [/INST]' }}"
-        "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}",
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ bos_token + '[INST] ' + message['content'] | trim + ' [/INST]' }}"
+        "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}"
+        "{% endif %}{% endfor %}",
         "</s>",
         "</s>",
         "<s>",
     ),
     "llama3": Family(
-        "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
-        " + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
-        "{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+        "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + "
+        "'<|end_header_id|>\\n\\n'"
+        " + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+        "{% set content = bos_token + content %}{% endif %}"
+        "{{ content }}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
         "<|eot_id|>",
         "<|end_of_text|>",
         "<|begin_of_text|>",
         ("<|start_header_id|>", "<|end_header_id|>"),
     ),
     "gemma": Family(
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
         "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-        "{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+        "{% endif %}"
+        "{% if message['role'] == 'assistant' %}{% set role = 'model' %}{% else %}"
+        "{% set role = message['role'] %}{% endif %}"
         "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
         "<end_of_turn>",
@@ -74,7 +83,8 @@ FAMILIES = {
         ("<start_of_turn>",),
     ),
     "phi3": Family(
-        "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
+        "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + "
+        "'<|end|>\\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}",
         "<|end|>",
         "<|endoftext|>",
@@ -82,25 +92,31 @@ FAMILIES = {
         ("<|user|>", "<|assistant|>", "<|system|>"),
     ),
     "mistral": Family(
-        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '[INST] ' + message['content'] + ' [/INST]' }}"
         "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}",
         "</s>",
         "</s>",
         "<s>",
     ),
     "zephyr": Family(
-        "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
+        "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
+        "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
         "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-        "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
+        "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token "
+        "}}\n{% endif %}\n"
         "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
         "</s>",
         "</s>",
         "<s>",
     ),
     "deepseek": Family(
-        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
-        "{% elif message['role'] == 'assistant' %}{{ '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}"
-        "{% else %}{{ message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}",
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '<｜User｜>' + message['content'] }}"
+        "{% elif message['role'] == 'assistant' %}{{ '<｜Assistant｜>' + message['content'] + "
+        "'<｜end▁of▁sentence｜>' }}"
+        "{% else %}{{ message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+        "{{ '<｜Assistant｜>' }}{% endif %}",
         "<｜end▁of▁sentence｜>",
         "<｜end▁of▁sentence｜>",
         "<｜begin▁of▁sentence｜>",
@@ -110,7 +126,8 @@ FAMILIES = {
         "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
         "{{ '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + message['content'].strip() + '<|END_OF_TURN_TOKEN|>' }}"
         "{% elif message['role'] == 'assistant' %}"
-        "{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + message['content'].strip() + '<|END_OF_TURN_TOKEN|>' }}{% endif %}{% endfor %}"
+        "{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' + message['content'].strip() + "
+        "'<|END_OF_TURN_TOKEN|>' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}",
         "<|END_OF_TURN_TOKEN|>",
         "<EOS_TOKEN>",
@@ -119,21 +136,25 @@ FAMILIES = {
     ),
     "falcon": Family(
         "{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
-        "{{ {'user': 'User', 'assistant': 'Falcon', 'system': 'System'}[message['role']] + ': ' + message['content'] }}{% endfor %}"
+        "{{ {'user': 'User', 'assistant': 'Falcon', 'system': 'System'}[message['role']] + ': ' + "
+        "message['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '\\n\\nFalcon:' }}{% endif %}",
         None,
         "<|endoftext|>",
     ),
     "tulu": Family(
-        "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + '\\n' }}"
-        "{% elif message['role'] == 'assistant' %}{% if not loop.last %}{{ '<|assistant|>\\n' + message['content'] + eos_token + '\\n' }}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{{ '<|user|>\\n' + message['content'] + '\\n' }}"
+        "{% elif message['role'] == 'assistant' %}{% if not loop.last %}"
+        "{{ '<|assistant|>\\n' + message['content'] + eos_token + '\\n' }}"
         "{% else %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}{% endif %}{% endif %}"
         "{% if loop.last and add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}{% endfor %}",
         "<|endoftext|>",
         "<|endoftext|>",
     ),
     "glm": Family(
-        "{{ '[gMASK]<sop>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] }}{% endfor %}"
+        "{{ '[gMASK]<sop>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + "
+        "message['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}",
         "<|user|>",
         "<|endoftext|>",

@@ -10,20 +10,8 @@ import pytest
 
 from llmlab.__main__ import main
 from llmlab.config import save_config
+from tests.conftest import llmlab
 from tests.waiting import PATIENCE, until
-
-
-def llmlab(*arguments, cwd, stdin=""):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
-    return subprocess.run(
-        [sys.executable, "-m", "llmlab", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        input=stdin,
-        env=environment,
-        timeout=PATIENCE,
-    )
 
 
 def refused(result, expected):

@@ -39,7 +39,8 @@ def message(data):
     [
         (
             {"kind": "model", "d_model": 900},
-            "`d_model` 900 is not divisible by `n_heads` 14: use 896 or 924, since a rope head size must be even",
+            "`d_model` 900 is not divisible by `n_heads` 14: use 896 or 924, since a rope head size must be "
+            "even",
         ),
         (
             {"kind": "model", "d_model": 910},

@@ -16,7 +16,8 @@ from llmlab.models.load import load_model
 WITHOUT_QUANTISATION = """
 import sys
 import torch
-import llmlab.chat.session, llmlab.training.methods.dpo, llmlab.training.engine.run, llmlab.training.methods.grpo, llmlab.training.methods.ppo
+import llmlab.chat.session, llmlab.training.engine.run
+import llmlab.training.methods.dpo, llmlab.training.methods.grpo, llmlab.training.methods.ppo
 from llmlab.models.load import load_model
 
 model, _ = load_model(sys.argv[1])
@@ -36,7 +37,8 @@ import llmlab, sys
 from bitsandbytes.optim import AdamW
 import bitsandbytes
 import bitsandbytes.optim
-print(bitsandbytes.optim.AdamW is AdamW, bitsandbytes.optim.__spec__.name, len({id(m) for n, m in sys.modules.items() if n == "bitsandbytes.optim"}))
+modules = {id(module) for name, module in sys.modules.items() if name == "bitsandbytes.optim"}
+print(bitsandbytes.optim.AdamW is AdamW, bitsandbytes.optim.__spec__.name, len(modules))
 """
 
 

@@ -128,7 +128,10 @@ def test_mask_is_the_templates_own_and_the_assistants_words(tokenizer):
 
 def test_a_template_that_rewrites_history_is_refused(tokenizer_folder):
     tokenizer = load_tokenizer(str(tokenizer_folder))
-    tokenizer.chat_template = "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.content }}|{% else %}...{% endif %}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.content }}|{% else %}..."
+        "{% endif %}{% endfor %}"
+    )
     with pytest.raises(LabError, match="rewrites earlier turns"):
         assistant_spans(tokenizer, TALK)
 

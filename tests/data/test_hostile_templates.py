@@ -38,20 +38,29 @@ TOOLS = [
 RICH = """
 {%- macro part(text, depth=2) -%}{{ '[' ~ text|trim ~ ']' }}{{ caller() if caller else '' }}{%- endmacro -%}
 {%- set ns = namespace(last=-1, seen=[], n=0) -%}
-{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- set ns.seen = ns.seen + [m.content] -%}
+{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}
+{%- set ns.seen = ns.seen + [m.content] -%}
 {%- endif -%}{%- endfor -%}
 {%- for m in messages[ns.last:] if m.content is string -%}
 {%- if loop.index > 40 %}{% break %}{% endif -%}
-{{ part(m['content'].split('.')[-1].lstrip('\\n')) }}{{ m.content|replace('a', '<a>')|upper|indent(2) }}{{ m.role.title().center(12) }}
+{{ part(m['content'].split('.')[-1].lstrip('\\n')) }}{{ m.content|replace('a', '<a>')|upper|indent(2) }}
+{{ m.role.title().center(12) }}
 {%- generation %}{{ m.content }}{% endgeneration -%}
 {%- endfor -%}
-{{ ns.seen|join(', ') }} {{ ns.seen|length * 2 ** 3 + 1 }} {{ '%s-%05d' % (messages|length, 7) }} {{ '{:>5}|{a!r}'.format(3, a='x') }}
-{{ (messages|map(attribute='role')|list)|tojson(indent=2) }} {{ {'a': [1, (2, 3)], 'b': none}|tojson }} {{ ('a', 'b')|join }}
-{%- if tools %}{% for t in tools %}{{ t.function|tojson }}{{ t.function.items()|list|length }}{% endfor %}{% endif -%}
-{% for a, b in [(1, 2), (3, 4)] %}{{ a ~ b ~ loop.cycle('x', 'y') }}{% endfor %}{{ 'a' * 3 }}{{ range(3)|list }}{{ 3.5|round(1) }}
-{{- messages|selectattr('role', 'equalto', 'user')|list|length }}{{ messages[0].missing|default('none') }}{{ dict(a=1)|items|list }}
-{{- ns.seen|batch(2, '-')|list }}{{ 'x'.join(['a', 'b']) }}{{ 'abc'[::-1] }}{{ 'a\\tb'.expandtabs(4) }}{{ [3, 1]|sort|sum }}
-{%- call part('z') %}inside{% endcall %}{{ 'a,b'.split(',')|map('upper')|join(';') }}{{ raise_exception('no') if false else '' }}
+{{ ns.seen|join(', ') }} {{ ns.seen|length * 2 ** 3 + 1 }} {{ '%s-%05d' % (messages|length, 7) }}
+{{ '{:>5}|{a!r}'.format(3, a='x') }}
+{{ (messages|map(attribute='role')|list)|tojson(indent=2) }} {{ {'a': [1, (2, 3)], 'b': none}|tojson }}
+{{ ('a', 'b')|join }}
+{%- if tools %}{% for t in tools %}{{ t.function|tojson }}{{ t.function.items()|list|length }}{% endfor %}
+{% endif -%}
+{% for a, b in [(1, 2), (3, 4)] %}{{ a ~ b ~ loop.cycle('x', 'y') }}{% endfor %}{{ 'a' * 3 }}
+{{ range(3)|list }}{{ 3.5|round(1) }}
+{{- messages|selectattr('role', 'equalto', 'user')|list|length }}{{ messages[0].missing|default('none') }}
+{{ dict(a=1)|items|list }}
+{{- ns.seen|batch(2, '-')|list }}{{ 'x'.join(['a', 'b']) }}{{ 'abc'[::-1] }}{{ 'a\\tb'.expandtabs(4) }}
+{{ [3, 1]|sort|sum }}
+{%- call part('z') %}inside{% endcall %}{{ 'a,b'.split(',')|map('upper')|join(';') }}
+{{ raise_exception('no') if false else '' }}
 """
 
 

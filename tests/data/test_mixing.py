@@ -17,6 +17,7 @@ from llmlab.data.mixture import is_held_out, mixture, sources_at
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths, table_rows
 from llmlab.data.prepare import pretrain_data, sft_data
 from llmlab.errors import LabError
+from tests.conftest import write_rows
 
 weights = st.lists(st.floats(0.01, 1.0), min_size=2, max_size=6)
 
@@ -100,29 +101,24 @@ def test_at_most_one_percent_is_padding(name):
     assert padding_share(row_lengths(pack(table, length, "best_fit")), length) <= 0.01
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture
 def three_sources(tmp_path):
     """Two streams and a stored source, of different lengths, one with documents that are cut in pieces."""
     long = "\n\n".join(["The whale, the whale."] * 1200)
     return [
         {
-            "name": write(tmp_path / "a.jsonl", [{"text": f"a {i} of the sea"} for i in range(900)]),
+            "name": write_rows(tmp_path / "a.jsonl", [{"text": f"a {i} of the sea"} for i in range(900)]),
             "streaming": True,
             "weight": 3,
         },
         {
-            "name": write(
+            "name": write_rows(
                 tmp_path / "b.jsonl", [{"text": f"b {i} " + long * (i % 7 == 0)} for i in range(60)]
             ),
             "streaming": True,
         },
         {
-            "name": write(tmp_path / "c.jsonl", [{"text": f"c {i} of the deck"} for i in range(70)]),
+            "name": write_rows(tmp_path / "c.jsonl", [{"text": f"c {i} of the deck"} for i in range(70)]),
             "weight": 0.5,
         },
     ]
@@ -164,7 +160,7 @@ def test_a_stream_holds_out_what_training_never_sees(tokenizer, three_sources):
 
 
 def test_stored_and_streamed_text_give_the_same_rows(tokenizer, tmp_path):
-    name = write(tmp_path / "a.jsonl", [{"text": f"chapter {i} of the whale"} for i in range(300)])
+    name = write_rows(tmp_path / "a.jsonl", [{"text": f"chapter {i} of the whale"} for i in range(300)])
     stored, streamed = (
         pretrain_data(PretrainConfig(datasets=[{"name": name, "streaming": stream}]), tokenizer, 32).train
         for stream in (False, True)
@@ -175,7 +171,7 @@ def test_stored_and_streamed_text_give_the_same_rows(tokenizer, tmp_path):
 
 def test_sft_streams_too(tokenizer, tmp_path):
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(500)]
-    name = write(tmp_path / "a.jsonl", rows)
+    name = write_rows(tmp_path / "a.jsonl", rows)
     data = sft_data(
         SFTConfig(datasets=[{"name": name, "streaming": True}], max_length=128, eval_fraction=0.1), tokenizer
     )

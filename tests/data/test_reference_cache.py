@@ -151,7 +151,8 @@ from pathlib import Path
 
 from llmlab.training.reference.cache import ReferenceCache, item_key
 
-with ReferenceCache.open(Path(sys.argv[1]), {"reference": "abc", "precision": "fp32", "stores": "sums"}) as cache:
+ABOUT = {"reference": "abc", "precision": "fp32", "stores": "sums"}
+with ReferenceCache.open(Path(sys.argv[1]), ABOUT) as cache:
     for number, line in enumerate(sys.stdin):
         cache.append([item_key(([number], [1], [2]))], [[1.0, 2.0]])
         print(number, flush=True)

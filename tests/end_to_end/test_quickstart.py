@@ -3,7 +3,7 @@
 import json
 
 from llmlab.config import load_config
-from tests.test_cli import llmlab
+from tests.conftest import llmlab
 
 ANSWERS = ("completion", "answer", "chosen")
 

@@ -17,7 +17,8 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.manifest import seal
 from llmlab.training.engine.run import run
-from tests.training.test_safety import Hostile, config, stopped_run
+from tests.fuzzing import Hostile
+from tests.training.conftest import sft_config, stopped_run
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,7 @@ def refusal(base_run, checkpoint):
     seal(checkpoint, step=6)
     before = sorted(path.name for path in checkpoint.parent.iterdir())
     with pytest.raises(LabError) as caught:
-        run(config(base_run, checkpoint.parent.parent, output_dir=str(checkpoint.parent)))
+        run(sft_config(base_run, checkpoint.parent.parent, output_dir=str(checkpoint.parent)))
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == before, "nothing is taken away"
     message = str(caught.value)
     assert (
@@ -199,5 +200,5 @@ def test_code_in_a_file_of_torch_is_told_and_not_run(base_run, checkpoint, tmp_p
 def test_the_older_checkpoint_that_is_offered_is_taken(base_run, checkpoint):
     (checkpoint / "optimizer.pt").write_bytes(GARBAGE)
     refusal(base_run, checkpoint)
-    again = config(base_run, checkpoint.parent.parent, output_dir=str(checkpoint.parent))
+    again = sft_config(base_run, checkpoint.parent.parent, output_dir=str(checkpoint.parent))
     assert run(again, resume=str(checkpoint.parent / "checkpoint-4")).model

@@ -3,7 +3,6 @@ and its backbone never moves.
 """
 
 import copy
-import json
 import random
 
 import pytest
@@ -23,11 +22,7 @@ from llmlab.models.load import is_backbone_of, load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 from llmlab.training.methods.dual_head import entropy, prepare, refuse_other_logits, shares_prompts
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+from tests.conftest import write_rows
 
 
 def pairs(count, seed=0):
@@ -57,7 +52,7 @@ def policy(base_run, tmp_path_factory):
     return run(
         SFTConfig(
             policy_checkpoint=str(base_run.folder),
-            datasets=[write(folder / "rows.jsonl", rows)],
+            datasets=[write_rows(folder / "rows.jsonl", rows)],
             max_steps=150,
             learning_rate=5e-3,
             batch_size=8,
@@ -75,7 +70,7 @@ def config(policy, tmp_path):
     def make(**changes):
         values = dict(
             backbone=str(policy.folder),
-            datasets=[write(tmp_path / "pairs.jsonl", pairs(400))],
+            datasets=[write_rows(tmp_path / "pairs.jsonl", pairs(400))],
             max_length=64,
             epochs=8,
             batch_size=16,
@@ -111,7 +106,7 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
         and figures["perplexity"] < 1.05 * figures["backbone_perplexity"]
     )
     assert 0 < figures["alpha"] < 1 and 0 < figures["gate_entropy"] <= 0.694
-    path = write(tmp_path / "fresh.jsonl", fresh)
+    path = write_rows(tmp_path / "fresh.jsonl", fresh)
     assert measure(model, tokenizer, SourceConfig(name=path)).figures == pytest.approx(figures, rel=1e-4)
 
     # the same answers, judged: the fused model against its backbone, which is in memory already
@@ -239,7 +234,7 @@ def test_prompts_are_shared_only_where_that_changes_nothing(policy):
 
 
 def test_answers_alone_and_mixtures(config, tmp_path):
-    talks = write(
+    talks = write_rows(
         tmp_path / "talks.jsonl",
         [
             {
@@ -253,7 +248,7 @@ def test_answers_alone_and_mixtures(config, tmp_path):
             for i in range(200)
         ],
     )
-    data = [write(tmp_path / "pairs.jsonl", pairs(400)), talks]
+    data = [write_rows(tmp_path / "pairs.jsonl", pairs(400)), talks]
     mixed = prepare(
         config(datasets=data, objective="mixed", sft_ratio=0.25), "cpu", "fp32", Console(quiet=True)
     ).data.train
@@ -296,7 +291,7 @@ def test_what_is_no_backbone_is_refused(config, tmp_path):
     result = run(config(max_steps=2, warmup_steps=0))
     with pytest.raises(LabError, match="a dual-head model itself, no backbone"):
         prepare(config(backbone=str(result.folder)), "cpu", "fp32", Console(quiet=True))
-    rows = write(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(
         LabError, match="is a dual-head model, whose backbone stays frozen: `sft` trains whole models"
     ):

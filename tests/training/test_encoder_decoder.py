@@ -17,7 +17,7 @@ from llmlab.errors import LabError
 from llmlab.evaluation.sources import measure
 from llmlab.models.load import load_model
 from llmlab.training.engine.run import run
-from tests.training.test_grpo import write
+from tests.conftest import write_rows
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def config(model, source, folder, **changes):
 
 
 def source(path, rows):
-    return {"name": write(path, rows), "format": "classification", "labels": ["whale", "ship"]}
+    return {"name": write_rows(path, rows), "format": "classification", "labels": ["whale", "ship"]}
 
 
 def test_it_learns_labels_and_says_them(model, sentences, tmp_path):
@@ -136,7 +136,7 @@ def test_what_it_cannot_do_is_refused(model, sentences, tmp_path):
     ):
         with pytest.raises(LabError, match=message):
             run(config(model, rows, tmp_path, **changes))
-    pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 20)
+    pairs = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 20)
     with pytest.raises(LabError, match=r"is an encoder-decoder \(.*`dpo` trains decoders"):
         run(DPOConfig(policy_checkpoint=model, datasets=[pairs], max_steps=2, cache_dir=str(tmp_path / "c")))
     with pytest.raises(LabError, match="measured on decoders"):

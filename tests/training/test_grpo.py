@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 import trl
 
-from llmlab.config import GRPOConfig, PPOConfig, SFTConfig, save_config
+from llmlab.config import GRPOConfig, PPOConfig, save_config
 from llmlab.config.base import validate
 from llmlab.config.rewards import RewardSource
 from llmlab.errors import LabError
@@ -20,70 +19,13 @@ from llmlab.training import rewards
 from llmlab.training.engine.run import run
 from llmlab.training.methods.grpo import GRPOTrainer, group_figures
 from llmlab.training.rewards import reward_function
+from tests.conftest import write_rows
+from tests.training.conftest import grpo_config
 from tests.waiting import PATIENCE
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def policy(base_run, tmp_path_factory):
-    """A model that answers each question with either name, whichever is right."""
-    folder = tmp_path_factory.mktemp("policy")
-    rows = [
-        {"prompt": f"Who is {i}?", "completion": "Ahab" if (i * 7919) % 13 < 7 else "Stubb"}
-        for i in range(300)
-    ]
-    return str(
-        run(
-            SFTConfig(
-                policy_checkpoint=str(base_run.folder),
-                datasets=[write(folder / "rows.jsonl", rows)],
-                max_steps=120,
-                learning_rate=5e-3,
-                batch_size=8,
-                gradient_accumulation_steps=1,
-                max_length=64,
-                eval_every=60,
-                output_dir=str(folder / "run"),
-                report_to=[],
-            )
-        ).model
-    )
-
-
-def config(policy, folder, **changes):
-    rows = [{"prompt": f"Who is {i}?", "answer": "Stubb"} for i in range(80)]
-    values = dict(
-        policy_checkpoint=policy,
-        datasets=[write(folder / "prompts.jsonl", rows)],
-        reward_model="exact_match",
-        group_size=4,
-        batch_size=16,
-        mini_batch_size=8,
-        iterations=1,
-        beta=0.0,
-        max_new_tokens=8,
-        max_steps=20,
-        learning_rate=1e-3,
-        warmup_steps=0,
-        scheduler="none",
-        eval_every=20,
-        eval_rows=32,
-        eval_fraction=0.2,
-        log_every=1,
-        save_every=10,
-        max_prompt_length=64,
-        output_dir=str(folder / "run"),
-        report_to=[],
-    )
-    return GRPOConfig(**{**values, **changes})
-
-
 def test_it_learns_what_is_rewarded(policy, tmp_path):
-    result = run(config(policy, tmp_path))
+    result = run(grpo_config(policy, tmp_path))
     assert (
         result.metrics["before_eval_reward"] < 0.8
         and result.metrics["eval_reward"] > result.metrics["before_eval_reward"] + 0.2
@@ -105,7 +47,7 @@ def test_a_strong_kl_weight_holds_the_policy(policy, tmp_path):
     for beta in (0.01, 5.0):
         (tmp_path / str(beta)).mkdir()
         result = run(
-            config(
+            grpo_config(
                 policy,
                 tmp_path / str(beta),
                 beta=beta,
@@ -122,7 +64,7 @@ def test_a_strong_kl_weight_holds_the_policy(policy, tmp_path):
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_with_adapters_one_model_is_policy_and_reference(policy, tmp_path, adapter):
     result = run(
-        config(
+        grpo_config(
             policy,
             tmp_path,
             adapter=adapter,
@@ -151,7 +93,7 @@ def test_groups_are_never_mixed_across_prompts(policy, tmp_path, monkeypatch):
         return out
 
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", noted)
-    run(config(policy, tmp_path, max_steps=3, eval_every=3))
+    run(grpo_config(policy, tmp_path, max_steps=3, eval_every=3))
     assert len(seen) == 3
     for advantages, prompts in seen:
         assert all(len(set(prompts[start : start + 4])) == 1 for start in range(0, 16, 4)), (
@@ -179,7 +121,7 @@ def test_weighted_rewards_and_advantages_by_the_formula(policy, tmp_path, monkey
     monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", rewards_of)
     monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", advantages_of)
     run(
-        config(
+        grpo_config(
             policy, tmp_path, max_steps=1, eval_every=1, reward_model=["exact_match | 2", "length | 0.5 | 2"]
         )
     )
@@ -194,14 +136,14 @@ def test_prompts_bring_the_bare_answer_where_the_catalogue_knows_it(policy, tmp_
 
     tokenizer = load_tokenizer(policy)
     rows = [{"question": f"{i} + 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(9)]
-    path = write(tmp_path / "math.jsonl", rows)
+    path = write_rows(tmp_path / "math.jsonl", rows)
     known, plain = (
-        prompts_data(config(policy, tmp_path, datasets=[source], eval_fraction=0), tokenizer).train
+        prompts_data(grpo_config(policy, tmp_path, datasets=[source], eval_fraction=0), tokenizer).train
         for source in ({"name": path, "like": "gsm8k"}, {"name": path})
     )
     assert sorted(known["answer"]) == [str(i) for i in range(1, 10)] and "####" in plain["answer"][0]
     with pytest.raises(LabError, match="cannot be streamed for this method"):
-        prompts_data(config(policy, tmp_path, datasets=[{"name": path, "streaming": True}]), tokenizer)
+        prompts_data(grpo_config(policy, tmp_path, datasets=[{"name": path, "streaming": True}]), tokenizer)
 
 
 def test_group_figures():
@@ -213,14 +155,14 @@ def test_group_figures():
 def test_killed_runs_resume_alike(policy, tmp_path):
     import shutil
 
-    whole = run(config(policy, tmp_path, max_steps=8, save_every=4, eval_every=8, save_best_only=False))
+    whole = run(grpo_config(policy, tmp_path, max_steps=8, save_every=4, eval_every=8, save_best_only=False))
     folder = tmp_path / "again"
     shutil.copytree(whole.folder, folder)
     for left in ("checkpoint-8", "final", "best"):
         shutil.rmtree(folder / left, ignore_errors=True)
     RunFolder(folder).update(status="running")
     run(
-        config(
+        grpo_config(
             policy,
             tmp_path,
             max_steps=8,
@@ -274,10 +216,12 @@ def test_rewards_that_misbehave(tmp_path, monkeypatch, case):
 def test_a_function_of_ones_own_gets_columns_and_runs_only_with_consent(policy, tmp_path):
     (tmp_path / "mine.py").write_text(
         "open('imported', 'w').close()\n"
-        "def score(prompts, completions, answer, **columns):\n    return [float(c == a) for c, a in zip(completions, answer)]\n"
+        "def score(prompts, completions, answer, **columns):\n"
+        "    return [float(c == a) for c, a in zip(completions, answer)]\n"
     )
     path = save_config(
-        config(policy, tmp_path, reward_model="mine:score", max_steps=2, eval_every=2), tmp_path / "grpo.json"
+        grpo_config(policy, tmp_path, reward_model="mine:score", max_steps=2, eval_every=2),
+        tmp_path / "grpo.json",
     )
     command = [sys.executable, "-m", "llmlab", "run", str(path)]
     refused = subprocess.run(
@@ -297,7 +241,7 @@ def test_a_function_of_ones_own_gets_columns_and_runs_only_with_consent(policy, 
 
 def test_a_failing_reward_ends_the_run_with_one_message(policy, tmp_path):
     (tmp_path / "bad.py").write_text("def f(prompts, completions, **k): return [1 / 0]")
-    path = save_config(config(policy, tmp_path, reward_model="bad:f"), tmp_path / "grpo.json")
+    path = save_config(grpo_config(policy, tmp_path, reward_model="bad:f"), tmp_path / "grpo.json")
     done = subprocess.run(
         [sys.executable, "-m", "llmlab", "run", str(path), "--trust", "bad:f"],
         capture_output=True,
@@ -321,7 +265,7 @@ def test_a_reward_model_by_name_whatever_its_tokenizer(policy, base_run, tmp_pat
     scorer = run(
         RewardConfig(
             policy_checkpoint=str(base_run.model),
-            datasets=[write(tmp_path / "pairs.jsonl", pairs)],
+            datasets=[write_rows(tmp_path / "pairs.jsonl", pairs)],
             max_steps=20,
             learning_rate=3e-3,
             batch_size=8,
@@ -338,7 +282,7 @@ def test_a_reward_model_by_name_whatever_its_tokenizer(policy, base_run, tmp_pat
         prompts=[[{"role": "user", "content": "Who is 3?"}]] * 2, completions=["Ahab", "Stubb"]
     )
     assert good > bad
-    result = run(config(policy, tmp_path, reward_model=str(scorer.folder), max_steps=12, eval_every=12))
+    result = run(grpo_config(policy, tmp_path, reward_model=str(scorer.folder), max_steps=12, eval_every=12))
     assert result.metrics["eval_reward"] > result.metrics["before_eval_reward"]
     other = LabForSequenceClassification(
         LabConfig(vocab_size=260, d_model=32, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, num_labels=1)
@@ -383,7 +327,7 @@ def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path
     made = {"grpo": GRPOConfig, "ppo": PPOConfig}[kind](
         policy_checkpoint=str(base_run.folder),
         datasets=[
-            write(
+            write_rows(
                 tmp_path / "prompts.jsonl", [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(8)]
             )
         ],
@@ -400,7 +344,7 @@ def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path
         eval_fraction=0.0,
         **own,
     )
-    job = importlib.import_module(f"llmlab.training.{kind}").prepare(
+    job = importlib.import_module(f"llmlab.training.methods.{kind}").prepare(
         made, "cpu", "fp32", LabConsole(quiet=True)
     )
     arguments = job.arguments(

@@ -30,14 +30,10 @@ from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 from llmlab.training.held_out import HeldOutBatches, HeldOutFigures, deviations, squares
+from tests.conftest import write_rows
 from tests.waiting import PATIENCE
 
 HELD_OUT = 11  # no multiple of any batch size, nor of the number of processes
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def answer(rng):
@@ -56,9 +52,10 @@ def configs(base_run, base_config, tmp_path):
     talks = [{"prompt": prompt, "completion": answer(rng)} for prompt in prompts]
     pairs = [{"prompt": prompt, "chosen": answer(rng), "rejected": answer(rng)} for prompt in prompts]
     texts, talks, pairs = (
-        write(tmp_path / f"{n}.jsonl", r) for n, r in (("texts", texts), ("talks", talks), ("pairs", pairs))
+        write_rows(tmp_path / f"{n}.jsonl", r)
+        for n, r in (("texts", texts), ("talks", talks), ("pairs", pairs))
     )
-    asked = write(tmp_path / "asked.jsonl", [{"prompt": prompt} for prompt in prompts])
+    asked = write_rows(tmp_path / "asked.jsonl", [{"prompt": prompt} for prompt in prompts])
     shared = dict(
         max_steps=2,
         learning_rate=1e-3,

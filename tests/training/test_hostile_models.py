@@ -16,8 +16,7 @@ from llmlab.errors import LabError
 from llmlab.models.limits import bounded_generation, check_adapter
 from llmlab.models.load import load_model
 from llmlab.training.methods.reward import load_scorer
-from tests.fuzzing import nested
-from tests.training.test_safety import Hostile
+from tests.fuzzing import Hostile, nested
 from tests.waiting import PATIENCE
 
 

@@ -11,12 +11,12 @@ from llmlab.models.load import load_model
 from llmlab.models.merge import merge
 from llmlab.runs.manifest import verify
 from llmlab.training.engine.run import run
-from tests.training.test_grpo import config as grpo_config
-from tests.training.test_grpo import policy, write  # noqa: F401
+from tests.conftest import write_rows
+from tests.training.conftest import grpo_config
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
-def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):  # noqa: F811
+def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):
     made = run(
         grpo_config(
             policy, tmp_path, adapter=adapter, lora_r=4, learning_rate=5e-3, max_steps=6, eval_every=6
@@ -38,7 +38,7 @@ def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):  # noqa: F81
     following = run(
         DPOConfig(
             policy_checkpoint=str(made.folder / "merged"),
-            datasets=[write(tmp_path / "pairs.jsonl", pairs)],
+            datasets=[write_rows(tmp_path / "pairs.jsonl", pairs)],
             adapter="lora",
             max_steps=2,
             batch_size=4,
@@ -56,7 +56,7 @@ def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):  # noqa: F81
     )
 
 
-def test_an_adapter_whose_base_has_changed_is_refused(policy, base_run, tmp_path):  # noqa: F811
+def test_an_adapter_whose_base_has_changed_is_refused(policy, base_run, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(policy, base)
     made = run(grpo_config(str(base), tmp_path, adapter="lora", lora_r=4, max_steps=2, eval_every=2))
@@ -68,6 +68,6 @@ def test_an_adapter_whose_base_has_changed_is_refused(policy, base_run, tmp_path
         load_model(str(made.folder))
 
 
-def test_what_has_no_adapter(policy):  # noqa: F811
+def test_what_has_no_adapter(policy):
     with pytest.raises(LabError, match="has no adapter to merge"):
         merge(policy)

@@ -12,7 +12,7 @@ from llmlab.data.tokenizer import load_tokenizer
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
-from tests.training.test_grpo import write
+from tests.conftest import write_rows
 
 SHAPE = dict(
     hidden_size=64,
@@ -56,7 +56,7 @@ def test_routers_and_the_balancing_loss(mixture, adapter, tmp_path):
     result = run(
         SFTConfig(
             policy_checkpoint=mixture,
-            datasets=[write(tmp_path / "rows.jsonl", rows)],
+            datasets=[write_rows(tmp_path / "rows.jsonl", rows)],
             max_steps=30,
             learning_rate=5e-3,
             batch_size=8,
@@ -106,7 +106,9 @@ def test_held_out_loss_is_without_the_balancing_loss_of_a_batch(mixture, kind, a
         result = run(
             kind(
                 policy_checkpoint=mixture,
-                datasets=[write(tmp_path / str(size) / "rows.jsonl", rows if kind is SFTConfig else pairs)],
+                datasets=[
+                    write_rows(tmp_path / str(size) / "rows.jsonl", rows if kind is SFTConfig else pairs)
+                ],
                 max_steps=1,
                 learning_rate=1e-9,
                 warmup_steps=0,

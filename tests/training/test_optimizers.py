@@ -17,7 +17,7 @@ from llmlab.training import optimizers
 from llmlab.training.callbacks import core as callbacks
 from llmlab.training.engine.run import run
 from llmlab.training.optimizers import SOPHIA_GAMMA, Muon, build_optimizer, gauss_newton_diagonal
-from tests.training.test_grpo import write
+from tests.conftest import write_rows
 
 
 def decoder():
@@ -182,7 +182,7 @@ def test_sophia_is_refused_where_its_curvature_is_of_another_loss(kind):
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_sophia_learns_a_preference(base_run, tmp_path, adapter):
-    data = write(
+    data = write_rows(
         tmp_path / "pairs.jsonl",
         [{"prompt": f"Who is {i}?", "chosen": "Ahab", "rejected": "Stubb"} for i in range(60)],
     )
@@ -321,7 +321,7 @@ def test_a_schedule_changed_on_purpose_holds_from_where_the_run_goes_on(
 
 
 def test_the_critics_own_rate_follows_the_same_schedule(base_run, tmp_path, monkeypatch, rates):
-    data = write(
+    data = write_rows(
         tmp_path / "prompts.jsonl", [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(40)]
     )
     made = PPOConfig(

@@ -16,7 +16,7 @@ from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 from llmlab.training.methods.reward import load_scorer
-from tests.training.test_grpo import write
+from tests.conftest import write_rows
 
 
 def tune(start, folder, steps=16, **changes):
@@ -25,7 +25,7 @@ def tune(start, folder, steps=16, **changes):
         run(
             SFTConfig(
                 policy_checkpoint=start,
-                datasets=[write(folder.parent / f"{folder.name}.jsonl", rows)],
+                datasets=[write_rows(folder.parent / f"{folder.name}.jsonl", rows)],
                 max_steps=steps,
                 learning_rate=5e-3,
                 batch_size=8,
@@ -80,7 +80,7 @@ def on_policy(kind, policy, folder, **changes):
     rows = [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(12)]
     values = dict(
         policy_checkpoint=policy,
-        datasets=[write(folder / "prompts.jsonl", rows)],
+        datasets=[write_rows(folder / "prompts.jsonl", rows)],
         reward_model="exact_match",
         batch_size=8,
         mini_batch_size=8,
@@ -149,7 +149,7 @@ def test_an_adapter_on_an_adapter_is_not_rounded_in_silence(policies, tmp_path):
 
 def pairs(folder, count=24):
     rows = [{"prompt": f"Who is {i}?", "chosen": "Ahab", "rejected": "Stubb"} for i in range(count)]
-    return write(folder / "pairs.jsonl", rows)
+    return write_rows(folder / "pairs.jsonl", rows)
 
 
 def preference(kind, policy, folder, **changes):

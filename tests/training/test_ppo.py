@@ -26,7 +26,7 @@ from llmlab.training.advantages import (
 )
 from llmlab.training.engine.run import run
 from llmlab.training.methods.ppo import PPOTrainer
-from tests.training.test_grpo import policy, write  # noqa: F401
+from tests.conftest import write_rows
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,11 +94,11 @@ def test_value_loss_takes_the_worse_of_both_and_explained_variance_its_ends():
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3)
 
 
-def config(policy, folder, right="Stubb", **changes):  # noqa: F811
+def config(policy, folder, right="Stubb", **changes):
     rows = [{"prompt": f"Who is {i}?", "answer": right} for i in range(80)]
     values = dict(
         policy_checkpoint=policy,
-        datasets=[write(folder / "prompts.jsonl", rows)],
+        datasets=[write_rows(folder / "prompts.jsonl", rows)],
         reward_model="exact_match",
         batch_size=32,
         mini_batch_size=16,
@@ -123,7 +123,7 @@ def config(policy, folder, right="Stubb", **changes):  # noqa: F811
     return PPOConfig(**{**values, **changes})
 
 
-def test_it_learns_what_is_rewarded_and_its_critic_what_to_expect(policy, tmp_path):  # noqa: F811
+def test_it_learns_what_is_rewarded_and_its_critic_what_to_expect(policy, tmp_path):
     result = run(config(policy, tmp_path, max_steps=80, eval_every=40))
     assert result.metrics["eval_reward"] > result.metrics["before_eval_reward"] + 0.2
     lines = [line for line in RunFolder(result.folder).metrics() if "value_loss" in line]
@@ -143,7 +143,7 @@ def test_it_learns_what_is_rewarded_and_its_critic_what_to_expect(policy, tmp_pa
     )  # later all is right, and the units shrink with the returns' spread
 
 
-def test_a_high_kl_weight_holds_the_policy(policy, tmp_path):  # noqa: F811
+def test_a_high_kl_weight_holds_the_policy(policy, tmp_path):
     kl = []
     for weight in (0.001, 3.0):
         (tmp_path / str(weight)).mkdir()
@@ -197,7 +197,7 @@ def loss_by_hand(model, head, row):
     return ((policy_loss + 0.7 * value_loss) * mask).sum() / mask.sum()
 
 
-def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(policy, tmp_path, monkeypatch):  # noqa: F811
+def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(policy, tmp_path, monkeypatch):
     """With gamma and lambda 1 and no KL every token of an answer returns its score;
     old values are of the states before them.
     """
@@ -254,7 +254,7 @@ def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(polic
     assert len(rollouts) == 2 and len(kinds) > 1 and rollouts[1][1].std() > 0.01
 
 
-def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy, tmp_path, monkeypatch):  # noqa: F811
+def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy, tmp_path, monkeypatch):
     """The loss of answers of two tokens, written down from the definitions on a copy of the model in double
     precision.
     """
@@ -332,12 +332,12 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
 
 
 @pytest.mark.parametrize("changes", [dict(critic=False), dict(adapter="lora", lora_r=8, learning_rate=1e-3)])
-def test_without_a_critic_and_with_an_adapter(policy, tmp_path, changes):  # noqa: F811
+def test_without_a_critic_and_with_an_adapter(policy, tmp_path, changes):
     result = run(config(policy, tmp_path, max_steps=24, eval_every=24, **changes))
     assert result.metrics["eval_reward"] > result.metrics["before_eval_reward"]
 
 
-def test_a_killed_run_resumes_alike_with_its_critic(policy, tmp_path):  # noqa: F811
+def test_a_killed_run_resumes_alike_with_its_critic(policy, tmp_path):
     short = dict(max_steps=16, save_every=8, eval_every=16, save_best_only=False)
     whole = run(config(policy, tmp_path, **short))
     folder = tmp_path / "again"

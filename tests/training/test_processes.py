@@ -183,7 +183,8 @@ except LabError as error:
     (Path(sys.argv[1]) / f"refused-by-{rank}").write_text(str(error))
 leave_processes()
 threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
-(Path(sys.argv[1]) / f"left-by-{rank}").write_text(" ".join(name.strip() for name in threads if "gloo" in name))
+gloo = " ".join(name.strip() for name in threads if "gloo" in name)
+(Path(sys.argv[1]) / f"left-by-{rank}").write_text(gloo)
 """
 
 

@@ -11,14 +11,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from llmlab.config import PretrainConfig, SourceConfig
 from llmlab.training.engine.run import run
-from tests.training import test_resume
-from tests.training.test_resume import ending, policy  # noqa: F401
+from tests.training.stages import SHARED, STAGES, ending, stage_config, stop_after
 
-KINDS = ["pretrain", "pretrain-stream", *test_resume.STAGES]
+KINDS = ["pretrain", "pretrain-stream", *STAGES]
 SHORT = dict(max_steps=5, eval_every=3, log_every=2, save_every=4, warmup_steps=1)
 
 
-def config(kind, policy, shape, folder, **changes):  # noqa: F811
+def config(kind, short_policy, shape, folder, **changes):
     changes = {**SHORT, **changes}
     if kind.startswith("pretrain"):
         streamed = kind.endswith("stream")
@@ -33,9 +32,9 @@ def config(kind, policy, shape, folder, **changes):  # noqa: F811
             output_dir=str(folder),
         )
         return PretrainConfig(
-            **{**test_resume.SHARED, **given, **({"eval_fraction": 0.0} if streamed else {}), **changes}
+            **{**SHARED, **given, **({"eval_fraction": 0.0} if streamed else {}), **changes}
         )
-    made = test_resume.config(kind, policy, folder)
+    made = stage_config(kind, short_policy, folder)
     return type(made).model_validate({**made.to_json_dict(), **changes})
 
 
@@ -77,13 +76,15 @@ VARIED = dict(dataloader_workers=2, report_to=["tensorboard"], log_every=1, save
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_seed_gives_the_same_run_and_what_should_not_matter_does_not(kind, policy, shape, tmp_path):  # noqa: F811
+def test_the_same_seed_gives_the_same_run_and_what_should_not_matter_does_not(
+    kind, short_policy, shape, tmp_path
+):
     streamed = kind.endswith("stream")  # whose order depends on the loader processes
     varied = {**VARIED, **({"dataloader_workers": 0} if streamed else {})}
     ends = []
     for number, changes in enumerate([{}, {}, varied]):
         of_anything_else(number)
-        ends.append(ending(run(config(kind, policy, shape, tmp_path / str(number), **changes)).folder))
+        ends.append(ending(run(config(kind, short_policy, shape, tmp_path / str(number), **changes)).folder))
     (weights, lines, samples), (again, lines_again, samples_again), (other, other_lines, _) = ends
     assert len(lines) >= 2 and lines == lines_again and samples == samples_again
     assert held_out(lines) == held_out(other_lines) and bool(held_out(lines)) != streamed
@@ -96,19 +97,19 @@ def test_the_same_seed_gives_the_same_run_and_what_should_not_matter_does_not(ki
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft-lora", "grpo"])
-def test_another_seed_gives_another_run(kind, policy, shape, tmp_path):  # noqa: F811
+def test_another_seed_gives_another_run(kind, short_policy, shape, tmp_path):
     weights, other = (
-        ending(run(config(kind, policy, shape, tmp_path / str(seed), seed=seed)).folder)[0]
+        ending(run(config(kind, short_policy, shape, tmp_path / str(seed), seed=seed)).folder)[0]
         for seed in (42, 43)
     )
     assert all(not torch.equal(weights[name], other[name]) for name in weights if "norm" not in name)
 
 
-def test_a_stream_resumed_with_other_workers_says_what_that_means(policy, shape, tmp_path, monkeypatch):  # noqa: F811
-    first = config("pretrain-stream", policy, shape, tmp_path / "run")
-    test_resume.stop_after(monkeypatch, 8)
+def test_a_stream_resumed_with_other_workers_says_what_that_means(short_policy, shape, tmp_path, monkeypatch):
+    first = config("pretrain-stream", short_policy, shape, tmp_path / "run")
+    stop_after(monkeypatch, 8)
     assert run(first).stopped_by
-    test_resume.stop_after(monkeypatch, 1000)
+    stop_after(monkeypatch, 1000)
     console = Console(record=True, width=200, file=io.StringIO())
     run(first.model_copy(update={"dataloader_workers": 1}), console=console)
     assert "`dataloader_workers` 0 -> 1: a stream comes in another order" in console.export_text()

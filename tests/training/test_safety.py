@@ -4,7 +4,6 @@ two runs never share a folder.
 
 import json
 import math
-import os
 import pickle
 import shutil
 import subprocess
@@ -15,63 +14,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmlab.config import SFTConfig, SourceConfig, save_config
+from llmlab.config import SourceConfig, save_config
 from llmlab.data.sources import load_rows
 from llmlab.errors import LabError
 from llmlab.models import LabForCausalLM
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.manifest import MANIFEST, seal, verify
-from llmlab.training.callbacks import core as callbacks
 from llmlab.training.engine.run import run
-from tests.training.test_grpo import write
+from tests.fuzzing import Hostile
+from tests.training.conftest import sft_config, stopped_run
 from tests.waiting import PATIENCE, until
-
-
-class Hostile:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.path}",))
-
-
-def config(base_run, folder, **changes):
-    rows = [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(64)]
-    values = dict(
-        policy_checkpoint=str(base_run.folder),
-        datasets=[write(folder / "rows.jsonl", rows)],
-        max_steps=8,
-        learning_rate=1e-3,
-        batch_size=8,
-        gradient_accumulation_steps=1,
-        max_length=64,
-        save_every=4,
-        warmup_steps=0,
-        log_every=1,
-        eval_fraction=0.0,
-        output_dir=str(folder / "run"),
-        report_to=[],
-        scheduler="cosine",
-    )
-    return SFTConfig(**{**values, **changes})
-
-
-def stopped_run(base_run, folder, monkeypatch, forwards=6, **changes):
-    """A run that was stopped behind step 6, with checkpoints 4 and 6."""
-    with monkeypatch.context() as patch:
-        left = [forwards]
-
-        def look(self, module, inputs):
-            left[0] -= 1
-            if left[0] < 0:
-                self.received = 15
-                raise callbacks.Stopped
-
-        patch.setattr(callbacks.StopOnSignal, "_look", look)
-        return RunFolder(run(config(base_run, folder, **changes)).folder)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
@@ -82,10 +35,10 @@ def test_a_pickle_in_a_checkpoint_does_not_run(base_run, tmp_path, monkeypatch, 
     assert verify(bad) and folder.newest_sealed()[0] != bad, "its seal is broken"
     seal(bad, step=6)  # whoever sends files can make a manifest, too
     with pytest.raises(LabError, match=f"{name} is no file that torch writes, and was not opened"):
-        run(config(base_run, tmp_path))
+        run(sft_config(base_run, tmp_path))
     assert not marker.exists()
     shutil.rmtree(bad)
-    assert run(config(base_run, tmp_path)).model, "the earlier checkpoint is taken"
+    assert run(sft_config(base_run, tmp_path)).model, "the earlier checkpoint is taken"
 
 
 def test_weights_in_a_pickle_are_refused_and_do_not_run(base_run, tmp_path):
@@ -185,7 +138,7 @@ def test_deep_manifests_and_configs_are_faults(tmp_path):
 
 
 def test_a_folder_is_held_by_one_run(base_run, tmp_path):
-    path = save_config(config(base_run, tmp_path, max_steps=100_000, max_length=64), tmp_path / "c.json")
+    path = save_config(sft_config(base_run, tmp_path, max_steps=100_000, max_length=64), tmp_path / "c.json")
     first = subprocess.Popen(
         [sys.executable, "-m", "llmlab", "run", str(path)],
         stdout=subprocess.PIPE,
@@ -204,7 +157,7 @@ def test_a_folder_is_held_by_one_run(base_run, tmp_path):
     assert first.poll() is None
     first.kill()
     first.wait(PATIENCE)
-    assert run(config(base_run, tmp_path)).folder == tmp_path / "run", "a killed run holds nothing"
+    assert run(sft_config(base_run, tmp_path)).folder == tmp_path / "run", "a killed run holds nothing"
 
 
 def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys):
@@ -212,9 +165,9 @@ def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys)
     with pytest.raises(
         LabError, match=r"`adapter` is \"lora\" and was \"none\" so far: that is another model"
     ):
-        run(config(base_run, tmp_path, adapter="lora"))
+        run(sft_config(base_run, tmp_path, adapter="lora"))
     assert folder.record["status"] == "stopped"
-    result = run(config(base_run, tmp_path, learning_rate=5e-4, max_steps=12, save_every=3))
+    result = run(sft_config(base_run, tmp_path, learning_rate=5e-4, max_steps=12, save_every=3))
     told = capsys.readouterr().err
     assert (
         "`learning_rate` 0.001 -> 0.0005: the schedule goes on with it" in told
@@ -232,11 +185,11 @@ def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(
     base_run, tmp_path, monkeypatch, capsys
 ):
     stopped_run(base_run, tmp_path, monkeypatch)
-    result = run(config(base_run, tmp_path, optimizer="lion"))
+    result = run(sft_config(base_run, tmp_path, optimizer="lion"))
     assert "`optimizer` adamw -> lion: its state starts anew" in capsys.readouterr().err and result.model
-    longer = run(config(base_run, tmp_path, optimizer="lion", max_steps=11))
+    longer = run(sft_config(base_run, tmp_path, optimizer="lion", max_steps=11))
     assert longer.folder == result.folder and RunFolder(longer.folder).record["step"] == 11
-    other = run(config(base_run, tmp_path, optimizer="lion", max_steps=11))
+    other = run(sft_config(base_run, tmp_path, optimizer="lion", max_steps=11))
     assert other.folder != result.folder, "a finished run is not overwritten"
 
 
@@ -253,9 +206,9 @@ def test_out_of_memory(base_run, tmp_path, monkeypatch, wanted, capsys):
     monkeypatch.setattr(LabForCausalLM, "__call__", limited)
     if wanted == "stop":
         with pytest.raises(LabError, match=r'out of memory.*`out_of_memory` "halve"'):
-            run(config(base_run, tmp_path, packing=False))
+            run(sft_config(base_run, tmp_path, packing=False))
         return
-    result = run(config(base_run, tmp_path, packing=False, out_of_memory="halve"))
+    result = run(sft_config(base_run, tmp_path, packing=False, out_of_memory="halve"))
     assert "going on with 4 x 2 x 1 = 8" in capsys.readouterr().err
     steps = [line["step"] for line in RunFolder(result.folder).metrics() if "loss" in line]
     assert steps == list(range(1, 9)) and RunFolder(result.folder).record["config"]["batch_size"] == 4

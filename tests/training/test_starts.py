@@ -18,7 +18,7 @@ from llmlab.runs.manifest import seal
 from llmlab.training.callbacks import core as callbacks
 from llmlab.training.engine.run import run
 from llmlab.training.trainers import base as trainer
-from tests.training.test_grpo import write
+from tests.conftest import write_rows
 
 ROWS = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(64)]
 
@@ -27,7 +27,7 @@ def config(base_run, folder, **changes):
     data = folder / "rows.jsonl"
     values = dict(
         policy_checkpoint=str(base_run.folder),
-        datasets=[str(data) if data.exists() else write(data, ROWS)],
+        datasets=[str(data) if data.exists() else write_rows(data, ROWS)],
         max_steps=8,
         learning_rate=1e-3,
         batch_size=8,
@@ -253,7 +253,7 @@ def test_other_rows_and_other_weights_are_told(base_run, tmp_path, monkeypatch, 
     shutil.copytree(base_run.model, base)
     changes = dict(policy_checkpoint=str(base), adapter="lora", lora_r=2)
     killed_at(2, base_run, tmp_path, monkeypatch, **changes)
-    write(tmp_path / "rows.jsonl", ROWS[:40])
+    write_rows(tmp_path / "rows.jsonl", ROWS[:40])
     with monkeypatch.context() as patch:
         stop_at(patch, 4)
         run(config(base_run, tmp_path, **changes))

@@ -1,6 +1,5 @@
 """Training: it learns, it records, it resumes, and its figures agree with formulas computed apart."""
 
-import json
 import math
 
 import pytest
@@ -18,7 +17,7 @@ from llmlab.runs.manifest import seal, verify
 from llmlab.training.engine.run import run
 from llmlab.training.methods.sft import packing_leaks
 from llmlab.training.optimizers import build_optimizer, split_parameters
-from tests.conftest import small_model
+from tests.conftest import small_model, write_rows
 
 
 def test_base_run_learns_and_leaves_what_the_house_says(base_run):
@@ -142,11 +141,6 @@ def test_packing_leak_is_found_by_trying():
         **kwargs
     )  # one that ignores where documents begin
     assert packing_leaks(leaky)
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from llmlab.models import LabModel
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
-from tests.training.test_grpo import write
+from tests.conftest import write_rows
 
 
 def config(base_run, folder, **changes):
     rows = [{"prompt": f"Who is {i}?", "completion": "Queequeg" if i == 5 else "Ahab"} for i in range(64)]
     values = dict(
         policy_checkpoint=str(base_run.folder),
-        datasets=[write(folder / "rows.jsonl", rows)],
+        datasets=[write_rows(folder / "rows.jsonl", rows)],
         max_steps=20,
         learning_rate=1e-3,
         batch_size=8,

@@ -115,7 +115,8 @@ def test_retries_of_the_hub_client_are_not_shown(place):
         "sys.argv = ['llmlab', 'check', 'sft.json', '--set', 'policy_checkpoint=some/model']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         "from huggingface_hub.utils import http_backoff\n"
-        "try:\n    http_backoff('HEAD', 'http://127.0.0.1:9/x', max_retries=1, base_wait_time=0.01)\nexcept Exception:\n    pass\n"
+        "try:\n    http_backoff('HEAD', 'http://127.0.0.1:9/x', max_retries=1, base_wait_time=0.01)\n"
+        "except Exception:\n    pass\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, env=online, timeout=120
