@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import model_validator
-
 from llmlab.config.options import option
 from llmlab.config.rollouts import RolloutConfig
 
@@ -74,15 +72,6 @@ class PPOConfig(RolloutConfig):
     missing_end_penalty: float = option(
         0.0, "Penalty without an end", "Taken from answers that are cut before they end.", advanced=True, ge=0
     )
-
-    @model_validator(mode="after")
-    def _check_even(self) -> PPOConfig:
-        if self.batch_size % 2:
-            raise ValueError(
-                f"`batch_size` {self.batch_size} is odd, and every prompt is answered twice: use"
-                f" {self.batch_size + 1}"
-            )
-        return self
 
     @property
     def accumulation_steps(self) -> int:

@@ -5,6 +5,8 @@ and a frozen copy of the adapter at the start.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from peft import PeftModel
 from torch import nn
@@ -30,6 +32,16 @@ def add_reference_adapter(model: PeftModel) -> None:
             copied = current[name.replace(".default.", f".{REFERENCE}.")]
             copied.data = parameter.data.clone()  # in the same number format, so that both round alike
             copied.requires_grad_(False)
+
+
+@contextmanager
+def reference_adapter(model: PeftModel) -> Iterator[None]:
+    """Lets a model compute with the frozen copy that `add_reference_adapter` made."""
+    model.set_adapter(REFERENCE)
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
 
 
 def set_dropout(model: nn.Module, adapter: float) -> None:

@@ -16,6 +16,7 @@ from llmlab.config import (
     DPOConfig,
     DualHeadConfig,
     ModelConfig,
+    PPOConfig,
     PretrainConfig,
     RewardConfig,
     SFTConfig,
@@ -233,7 +234,7 @@ def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, on_gpu: 
         layers=shape.layers,
         between=wide * tokens * shape.width,
         beside=wide * tokens * 2.5 * shape.width + (mask if own else 0),
-        logits=_tile(rows * scored, shape.vocabulary, wide, on_gpu) + head if scored else 0.0,
+        logits=_tile(config, rows * scored, shape.vocabulary, wide, on_gpu) + head if scored else 0.0,
         checkpointing=config.gradient_checkpointing,
         accumulates=config.accumulation_steps > 1,
     )
@@ -268,22 +269,24 @@ def _second_model(config: Any) -> bool:
     )
 
 
-def _tile(tokens: int, vocabulary: int, wide: int, on_gpu: bool) -> float:
+def _tile(config: Any, tokens: int, vocabulary: int, wide: int, on_gpu: bool) -> float:
     """Bytes of the slices of logits in TRL's loss: one on a GPU, changed in place, and several in fp32
     without Triton.
 
-    The one is set aside for all its words, whatever the vocabulary; on the CPU what is never touched takes no
-    memory.
+    TRL's trainers set the one aside for all its words, whatever the vocabulary; on the CPU what is never
+    touched takes no memory.
     """
-    rows = min(tokens, TILE[0])
-    return rows * TILE[1] * wide if on_gpu else rows * min(vocabulary, TILE[1]) * 4 * TILES_ALIVE
+    rows, words = min(tokens, TILE[0]), min(vocabulary, TILE[1])
+    if on_gpu:
+        return rows * (words if isinstance(config, PPOConfig) else TILE[1]) * wide
+    return rows * words * 4 * TILES_ALIVE
 
 
 def _untouched(config: Any, vocabulary: int) -> float:
     """Bytes of those slices that are set aside and never written to:
     they are made for more words than there are.
     """
-    if isinstance(config, DualHeadConfig):
+    if isinstance(config, (DualHeadConfig, PPOConfig)):
         return 0.0
     rows, _, scored = _batch(config)
     return min(rows * scored, TILE[0]) * max(0, TILE[1] - vocabulary) * 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Sum = Callable[[Tensor], Tensor]  # of a number over all processes
 
@@ -50,19 +50,19 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda:
     return advantages
 
 
-def whiten(values: Tensor, mask: Tensor, least: float = 0.0, total: Sum = _alone) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, min_std: float = 0.0, total: Sum = _alone) -> Tensor:
     """Returns the values with mean 0 and standard deviation 1 over the masked ones; 0 elsewhere.
 
     Args:
         values: (B, T).
         mask: 1 on the tokens that count, (B, T).
-        least: a standard deviation below it is taken as it. Where all answers are worth the same, only noise
-            is left, which would be blown up to the size of a signal: a policy that was always right was seen
-            to collapse from it.
+        min_std: a standard deviation below it is taken as it. Where all answers are worth the same, only
+            noise is left, which would be blown up to the size of a signal: a policy that was always right was
+            seen to collapse from it.
         total: sums a number over the processes that share the rows.
     """
     mean, deviation = masked_moments(values, mask, total)
-    return (values - mean) / (deviation.clamp(min=least) + 1e-8) * mask
+    return (values - mean) / (deviation.clamp(min=min_std) + 1e-8) * mask
 
 
 def masked_moments(values: Tensor, mask: Tensor, total: Sum = _alone) -> tuple[Tensor, Tensor]:
@@ -81,65 +81,13 @@ def discounted(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0)
 
 
-class ValueHead(nn.Module):
-    """V of a hidden state, (..., width) to (...): one linear map in units of the returns' running mean and
-    spread.
-
-    The units keep the value loss of the same size whatever the rewards are: critic and policy share a
-    backbone, and without them the gradients of large returns drown the policy's. A change of units rescales
-    the map, so that no value changes (PopArt, van Hasselt et al. 2016, eq. 9).
-
-    Args:
-        width: of the hidden states.
-        rate: weight of the newest batch in the running moments.
-
-    Attributes:
-        widest: the largest spread so far.
+def clipped_policy_loss(log_probs: Tensor, old: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """Returns -min(ratio A, clip(ratio, 1 +- clip_range) A) for each token, ratio = pi / pi_old
+    (Schulman et al. 2017, eq. 7).
     """
-
-    def __init__(self, width: int, rate: float = 0.1):
-        super().__init__()
-        self.map = nn.Linear(width, 1)
-        nn.init.zeros_(self.map.weight)  # the critic begins by expecting the mean
-        nn.init.zeros_(self.map.bias)
-        self.rate = rate
-        self.register_buffer("mean", torch.zeros(()))
-        self.register_buffer("square", torch.zeros(()))
-        self.register_buffer("widest", torch.zeros(()))
-        self.register_buffer("batches", torch.zeros(()))
-
-    @property
-    def spread(self) -> Tensor:
-        """The returns' running standard deviation, never below 1e-2; 1 before the first batch."""
-        if not self.batches:
-            return torch.ones_like(self.mean)
-        return (self.square - self.mean**2).clamp(min=0).sqrt().clamp(min=1e-2)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Returns the values in units of the spread, around the mean."""
-        return self.map(states.to(self.map.weight.dtype)).squeeze(-1)
-
-    def values(self, units: Tensor) -> Tensor:
-        """Returns rewards for what `forward` returned."""
-        return self.mean + self.spread * units
-
-    def units(self, values: Tensor) -> Tensor:
-        """Returns what `forward` would have returned for these rewards."""
-        return (values - self.mean) / self.spread
-
-    @torch.no_grad()
-    def see(self, mean: Tensor, square: Tensor) -> None:
-        """Takes the first two moments of a batch of returns in; the values of all states stay as they are."""
-        first = not self.batches
-        old_mean, old_spread = self.mean.clone(), self.spread.clone()
-        rate = 1.0 if first else self.rate
-        self.mean += rate * (mean - self.mean)
-        self.square += rate * (square - self.square)
-        self.batches += 1
-        self.widest.copy_(torch.maximum(self.widest, self.spread))
-        if not first:
-            self.map.weight *= old_spread / self.spread
-            self.map.bias.copy_((old_spread * self.map.bias + old_mean - self.mean) / self.spread)
+    ratio = (log_probs - old).exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return -torch.minimum(ratio * advantages, clipped * advantages)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:

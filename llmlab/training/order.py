@@ -7,6 +7,7 @@ read see the same one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -66,6 +67,35 @@ class LengthGrouped(SeededOrder):
     def order(self, epoch: int) -> list[int]:
         """Returns the indices of all rows in the order of an epoch."""
         return get_length_grouped_indices(self.lengths, self.batch, generator=self._generator(epoch))
+
+
+class RolloutOrder(SeededOrder):
+    """Prompts for PPO: every epoch reads each once, in batches that come again for every update on their
+    answers.
+
+    The last batch of an epoch is filled up with the epoch's first prompts.
+
+    Args:
+        rows: how many prompts there are.
+        batch: prompts that all processes together answer at a time.
+        updates: on each batch of answers.
+        seed: of the order.
+    """
+
+    def __init__(self, rows: int, batch: int, updates: int, seed: int):
+        super().__init__(rows, seed)
+        self.batch, self.updates = batch, updates
+
+    def __len__(self) -> int:
+        return math.ceil(self.rows / self.batch) * self.batch * self.updates
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the indices of the epoch that was set."""
+        order = self.order(self.epoch)
+        for start in range(0, self.rows, self.batch):
+            batch = [order[place % self.rows] for place in range(start, start + self.batch)]
+            for _ in range(self.updates):
+                yield from batch
 
 
 class RepeatedOrder(RepeatSampler):

@@ -20,6 +20,7 @@ from transformers.generation.configuration_utils import BaseWatermarkingConfig
 
 BITS = 30  # of a uniform number: with the 32 of a probability and their sum's 33rd below the 63 of an integer
 HELD_OUT, ANSWERS, ORDER = range(3)  # what numbers are for
+ROW = "held_out_row"  # column: the number of a held-out row, by which its answer is drawn
 
 
 class SeededDraw(LogitsProcessor):
@@ -71,6 +72,15 @@ class SeededDraws(BaseWatermarkingConfig):
 def seeds_of_rows(seed: int, purpose: int, step: int, rows: Iterable[int]) -> list[tuple[int, int, int, int]]:
     """Returns the seeds of rows by their numbers."""
     return [(seed, purpose, step, row) for row in rows]
+
+
+def with_row_numbers(data: Any) -> Any:
+    """Returns held-out rows, of one source or of several by name, with the column `ROW`."""
+    if data is None:
+        return None
+    if isinstance(data, dict):
+        return {name: with_row_numbers(rows) for name, rows in data.items()}
+    return data.add_column(ROW, range(len(data)))
 
 
 def spread_over_updates(rows: int, updates: int, seed: int, step: int, first: int = 0) -> list[Tensor]:

@@ -23,6 +23,12 @@ def test_what_reads_a_checkpoint(name, parameters):
     assert f"self.{name}(" in calls
 
 
+def test_a_module_that_is_no_pretrained_model_loads_weights_with_this_name_alone():
+    """`PolicyWithValueHead` has `_keys_to_ignore_on_save` for it."""
+    source = inspect.getsource(Trainer._issue_warnings_after_load)
+    assert "self.model._keys_to_ignore_on_save is not None" in source and source.count("self.model.") == 4
+
+
 def test_the_state_that_is_looked_at_is_the_state_that_is_written(tmp_path):
     TrainerState(global_step=3).save_to_json(str(tmp_path / "s.json"))
     assert {

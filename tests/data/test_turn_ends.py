@@ -174,5 +174,7 @@ def test_every_method_stops_at_the_templates_end_and_at_the_models_own(tmp_path,
     )
     ends = {tokenizer.convert_tokens_to_ids("<end_of_turn>"), tokenizer.eos_token_id, OWN}
     assert set(job.model.generation_config.eos_token_id) == ends
-    if method in ("grpo", "ppo"):
+    if method == "grpo":
         assert set(job.arguments.keywords["generation_kwargs"]["eos_token_id"]) == ends
+    if method == "ppo":
+        assert set(job.trainer.keywords["ends"]) == ends

@@ -1,6 +1,5 @@
 """GRPO: advantages as defined within each group, rewards checked, consent asked, and the policy learns."""
 
-import importlib
 import inspect
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import pytest
 import torch
 import trl
 
-from llmlab.config import GRPOConfig, PPOConfig, save_config
+from llmlab.config import GRPOConfig, save_config
 from llmlab.config.base import validate
 from llmlab.config.rewards import RewardSource
 from llmlab.errors import LabError
@@ -17,6 +16,7 @@ from llmlab.runs.folder import RunFolder
 from llmlab.screen import LabConsole
 from llmlab.training import rewards
 from llmlab.training.engine.run import run
+from llmlab.training.methods import grpo
 from llmlab.training.methods.grpo import GRPOTrainer, group_figures
 from llmlab.training.rewards import reward_function
 from tests.conftest import write_rows
@@ -317,20 +317,12 @@ def test_what_is_overridden_is_still_there():
     assert "self.reward_weights" in source and "self.ref_model" in source and "self.beta != 0.0" in source
 
 
-@pytest.mark.parametrize("kind", ["grpo", "ppo"])
-def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path, kind):
+def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path):
     """None of these values is a default of this package or of TRL."""
-    own = {
-        "grpo": dict(grpo_temperature=0.7, iterations=3, group_size=8),
-        "ppo": dict(temperature=0.7, ppo_epochs=3),
-    }[kind]
-    made = {"grpo": GRPOConfig, "ppo": PPOConfig}[kind](
+    rows = [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(8)]
+    made = GRPOConfig(
         policy_checkpoint=str(base_run.folder),
-        datasets=[
-            write_rows(
-                tmp_path / "prompts.jsonl", [{"prompt": f"Who is {i}?", "answer": "Ahab"} for i in range(8)]
-            )
-        ],
+        datasets=[write_rows(tmp_path / "prompts.jsonl", rows)],
         reward_model=[
             {"name": "exact_match", "weight": 0.3},
             {"name": "length", "weight": 2.0, "setting": "6"},
@@ -342,17 +334,15 @@ def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path
         batch_size=16,
         mini_batch_size=8,
         eval_fraction=0.0,
-        **own,
+        grpo_temperature=0.7,
+        iterations=3,
+        group_size=8,
     )
-    job = importlib.import_module(f"llmlab.training.methods.{kind}").prepare(
-        made, "cpu", "fp32", LabConsole(quiet=True)
-    )
+    job = grpo.prepare(made, "cpu", "fp32", LabConsole(quiet=True))
     arguments = job.arguments(
         output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False
     )
     assert (arguments.temperature, arguments.top_k, arguments.top_p) == (0.7, 13, 0.83)
     assert (arguments.epsilon, arguments.num_iterations, arguments.max_completion_length) == (0.11, 3, 9)
-    assert arguments.reward_weights == [0.3, 2.0] and arguments.num_generations == (
-        8 if kind == "grpo" else 2
-    )
+    assert arguments.reward_weights == [0.3, 2.0] and arguments.num_generations == 8
     assert arguments.generation_batch_size == 16

@@ -10,14 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers import GenerationMixin
 
 from llmlab.config import PPOConfig
 from llmlab.config.base import validate
 from llmlab.errors import LabError
 from llmlab.models.load import load_model
+from llmlab.models.value_head import ValueHead
 from llmlab.runs.folder import RunFolder
 from llmlab.training.advantages import (
-    ValueHead,
     clipped_value_loss,
     explained_variance,
     gae,
@@ -25,7 +26,8 @@ from llmlab.training.advantages import (
     whiten,
 )
 from llmlab.training.engine.run import run
-from llmlab.training.methods.ppo import PPOTrainer
+from llmlab.training.order import RolloutOrder
+from llmlab.training.trainers.ppo import PPOTrainer
 from tests.conftest import write_rows
 
 
@@ -80,7 +82,7 @@ def test_whitened_advantages_have_mean_0_and_spread_1_over_real_tokens(seed):
     real = white[mask.bool()]
     assert real.mean().item() == pytest.approx(0, abs=1e-5) and (white[~mask.bool()] == 0).all()
     assert real.std(correction=0).item() == pytest.approx(1, abs=1e-3)
-    assert whiten(values * 1e-3, mask, least=1.0)[mask.bool()].std(correction=0).item() < 0.01
+    assert whiten(values * 1e-3, mask, min_std=1.0)[mask.bool()].std(correction=0).item() < 0.01
 
 
 def test_value_loss_takes_the_worse_of_both_and_explained_variance_its_ends():
@@ -169,26 +171,25 @@ def test_a_high_kl_weight_holds_the_policy(policy, tmp_path):
 def test_the_value_head_keeps_its_values_when_its_units_change(seed, shift, scale):
     torch.manual_seed(seed)
     head, states = ValueHead(8).double(), torch.randn(4, 8, dtype=torch.float64)
-    head.see(torch.tensor(1.0), torch.tensor(5.0))
-    assert head.values(head(states)).tolist() == pytest.approx(
+    head.update_stats(torch.tensor(1.0), torch.tensor(5.0))
+    assert head.denormalize(head(states)).tolist() == pytest.approx(
         [1.0] * 4
-    ) and head.spread.item() == pytest.approx(2.0)
+    ) and head.std.item() == pytest.approx(2.0)
     torch.nn.init.normal_(head.map.weight)
-    before = head.values(head(states))
-    head.see(torch.tensor(shift), torch.tensor(shift**2 + scale**2))
-    assert torch.allclose(head.values(head(states)), before, atol=1e-4, rtol=1e-4)
-    assert torch.allclose(head.values(head.units(before)), before, atol=1e-4, rtol=1e-4)
+    before = head.denormalize(head(states))
+    head.update_stats(torch.tensor(shift), torch.tensor(shift**2 + scale**2))
+    assert torch.allclose(head.denormalize(head(states)), before, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(head.denormalize(head.normalize(before)), before, atol=1e-4, rtol=1e-4)
 
 
 def loss_by_hand(model, head, row):
     """The loss of a mini-batch from the definitions alone."""
     spread = (head["square"] - head["mean"] ** 2).clamp(min=0).sqrt().clamp(min=1e-2)
-    ids = torch.cat([row["prompt_ids"], row["completion_ids"]], dim=1)
-    attention = torch.cat([row["prompt_mask"], row["completion_mask"]], dim=1)
-    mask, size = row["completion_mask"].double(), row["completion_ids"].size(1)
+    ids, attention, size = row["input_ids"], row["attention_mask"], row["advantages"].size(1)
+    mask, answers = attention[:, -size:].double(), ids[:, -size:]
     states = model.model(input_ids=ids, attention_mask=attention).last_hidden_state[:, -size - 1 : -1]
-    log_probs = model.lm_head(states).log_softmax(-1).gather(2, row["completion_ids"][..., None]).squeeze(-1)
-    ratio, advantage = (log_probs - row["old_per_token_logps"].double()).exp(), row["advantages"].double()
+    log_probs = model.lm_head(states).log_softmax(-1).gather(2, answers[..., None]).squeeze(-1)
+    ratio, advantage = (log_probs - row["old_log_probs"].double()).exp(), row["advantages"].double()
     policy_loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
     value = head["mean"] + spread * (states @ head["map.weight"].T + head["map.bias"]).squeeze(-1)
     old, returns = row["old_values"].double(), row["returns"].double()
@@ -201,33 +202,21 @@ def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(polic
     """With gamma and lambda 1 and no KL every token of an answer returns its score;
     old values are of the states before them.
     """
-    rollouts, inner = [], PPOTrainer._generate_and_score_completions
+    rollouts, inner = [], PPOTrainer._roll_out
 
-    def spied(self, inputs):
-        out = inner(self, inputs)
-        if self.model.training:
-            ids = torch.cat([out["prompt_ids"], out["completion_ids"]], dim=1)
-            seen = torch.cat([out["prompt_mask"], out["completion_mask"]], dim=1)
-            size = out["completion_ids"].size(1)
-            with torch.no_grad():
-                states = self.model.model(input_ids=ids, attention_mask=seen).last_hidden_state[
-                    :, -size - 1 : -1
-                ]
-                values = self.value_head.values(self.value_head(states)) * out["completion_mask"]
-            rollouts.append(
-                (
-                    {
-                        name: out[name]
-                        for name in ("completion_ids", "completion_mask", "returns", "old_values")
-                    },
-                    values,
-                    self.processing_class,
-                    self.eos_token_ids,
-                )
-            )
+    def spied(self, rows):
+        out = inner(self, rows)
+        ids, size = out["input_ids"], out["returns"].size(1)
+        mask = out["attention_mask"][:, -size:]
+        with torch.no_grad():
+            states = self.policy.model(input_ids=ids, attention_mask=out["attention_mask"])
+            before = states.last_hidden_state[:, -size - 1 : -1]
+            values = self.value_head.denormalize(self.value_head(before)) * mask
+        answers = {"ids": ids[:, -size:], "mask": mask.bool(), "prompts": [row["prompt"] for row in rows]}
+        rollouts.append(({**out, **answers}, values, self.processing_class, self.ends))
         return out
 
-    monkeypatch.setattr(PPOTrainer, "_generate_and_score_completions", spied)
+    monkeypatch.setattr(PPOTrainer, "_roll_out", spied)
     run(
         config(
             policy,
@@ -244,14 +233,14 @@ def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(polic
     kinds = set()
     for out, values, tokenizer, ends in rollouts:
         torch.testing.assert_close(out["old_values"], values, atol=1e-4, rtol=1e-4)
-        for ids, mask, returns in zip(
-            out["completion_ids"], out["completion_mask"].bool(), out["returns"], strict=True
-        ):
+        for ids, mask, returns in zip(out["ids"], out["mask"], out["returns"], strict=True):
             score = float(tokenizer.decode(ids[mask], skip_special_tokens=True).strip() == "Ahab")
             score -= 5.0 * (ids[mask][-1].item() not in ends)
             kinds.add(score)
             assert returns[mask].tolist() == pytest.approx([score] * int(mask.sum()), abs=1e-4)
     assert len(rollouts) == 2 and len(kinds) > 1 and rollouts[1][1].std() > 0.01
+    prompts = [turn["content"] for out, *_ in rollouts for (turn,) in out["prompts"]]
+    assert len(prompts) == len(set(prompts)) == 64  # each is answered once
 
 
 def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy, tmp_path, monkeypatch):
@@ -259,10 +248,10 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
     precision.
     """
     seen = []
-    inner = PPOTrainer._compute_loss
+    inner = PPOTrainer.compute_loss
 
-    def spied(self, model, inputs):
-        loss = inner(self, model, inputs)
+    def spied(self, model, inputs, *args, **kwargs):
+        loss = inner(self, model, inputs, *args, **kwargs)
         if (
             torch.is_grad_enabled() and len(seen) < 2
         ):  # the second mini-batch is seen after an update: its ratios are not 1
@@ -271,7 +260,7 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
                 name: value.detach().double().clone() for name, value in self.value_head.state_dict().items()
             }
             names = ["model.norm.weight", "model.layers.0.self_attn.q_proj.weight"]
-            parameters = [dict(self.model.named_parameters())[name] for name in names]
+            parameters = [dict(self.policy.named_parameters())[name] for name in names]
             gradients = torch.autograd.grad(
                 loss, [*parameters, self.value_head.map.weight], retain_graph=True
             )
@@ -279,7 +268,7 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
                 (
                     loss.item(),
                     [g.clone() for g in gradients],
-                    {k: v.clone() for k, v in self.model.state_dict().items()},
+                    {k: v.clone() for k, v in self.policy.state_dict().items()},
                     head,
                     row,
                     names,
@@ -287,15 +276,15 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
             )
         return loss
 
-    steps, training_step = [], PPOTrainer.training_step
+    steps, step = [], torch.optim.AdamW.step
 
     def stepped(self, *args, **kwargs):
-        loss = training_step(self, *args, **kwargs)
-        steps.append([p.grad.clone() for p in self.value_head.parameters()])
-        return loss
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        steps.append([p.grad.clone() for p in weights])
+        return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(PPOTrainer, "_compute_loss", spied)
-    monkeypatch.setattr(PPOTrainer, "training_step", stepped)
+    monkeypatch.setattr(PPOTrainer, "compute_loss", spied)
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
     run(
         config(
             policy,
@@ -324,11 +313,11 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
         assert wanted.item() == pytest.approx(loss, rel=1e-4, abs=1e-5)
         for right, gradient in zip(torch.autograd.grad(wanted, parameters), gradients, strict=True):
             assert right.norm() > 1e-6 and (gradient - right).norm() <= 1e-3 * right.norm()
-    for (*_, head), (weight, bias) in zip((gradients for _, gradients, *_ in seen), steps, strict=True):
+    for (*_, head), clipped in zip((gradients for _, gradients, *_ in seen), steps, strict=True):
+        weight, _bias = clipped[-2:]
         assert F.cosine_similarity(head.flatten(), weight.flatten(), dim=0) > 0.9999, "of this update alone"
-        assert head.norm() > 0.1 and (weight.norm() ** 2 + bias.norm() ** 2) ** 0.5 == pytest.approx(
-            0.1, rel=1e-3
-        ), "clipped"
+        together = sum(gradient.norm() ** 2 for gradient in clipped) ** 0.5  # of policy and critic
+        assert head.norm() > 0.1 and together.item() == pytest.approx(0.1, rel=1e-3), "clipped"
 
 
 @pytest.mark.parametrize("changes", [dict(critic=False), dict(adapter="lora", lora_r=8, learning_rate=1e-3)])
@@ -383,11 +372,61 @@ def test_one_update_of_two_tokens_equals_finite_differences():
     assert advantages[0, 0].item() == pytest.approx(-0.005 + 0.4 - 0.2 + 0.95 * 0.595)
 
 
+def test_the_options_of_answers_reach_the_policy_and_weights_the_reward(policy, tmp_path, monkeypatch):
+    """None of these values is a default of this package or of transformers."""
+    seen, generate = [], GenerationMixin.generate
+
+    def spied(self, input_ids, generation_config, **kwargs):
+        seen.append((len(input_ids), generation_config))
+        return generate(self, input_ids=input_ids, generation_config=generation_config, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", spied)
+    result = run(
+        config(
+            policy,
+            tmp_path,
+            right="Ahab",
+            reward_model=[
+                {"name": "exact_match", "weight": 0.3},
+                {"name": "length", "weight": 2.0, "setting": "6"},
+            ],
+            **dict(temperature=0.7, top_k=13, top_p=0.83, max_new_tokens=3),
+            **dict(batch_size=9, mini_batch_size=3, ppo_epochs=2, max_steps=7),
+            **dict(eval_fraction=0.0, save_every=7, log_every=1),
+        )
+    )
+    assert [rows for rows, _ in seen] == [9, 9]  # at updates 0 and 6: 3 mini-batches, 2 epochs
+    for _, options in seen:
+        assert (options.temperature, options.top_k, options.top_p) == (0.7, 13, 0.83)
+        assert options.max_new_tokens == 3 and options.do_sample
+    lines = [line for line in RunFolder(result.folder).metrics() if "reward" in line]
+    assert [line["step"] for line in lines] == [1, 7]
+    for line in lines:
+        parts = line["rewards/exact_match/mean"], line["rewards/length/mean"]
+        assert line["reward"] == pytest.approx(0.3 * parts[0] + 2.0 * parts[1]) and min(parts) > 0
+
+
+def test_every_prompt_is_read_once_in_an_epoch_and_again_for_its_updates():
+    order = RolloutOrder(rows=10, batch=4, updates=3, seed=5)
+    epochs = []
+    for epoch in (0, 1, 0):
+        order.set_epoch(epoch)
+        indices = list(order)
+        assert len(indices) == len(order) == 3 * 4 * 3
+        batches = [indices[start : start + 4] for start in range(0, len(indices), 4)]
+        assert all(batches[3 * k] == batches[3 * k + 1] == batches[3 * k + 2] for k in range(3))
+        read = [row for batch in batches[::3] for row in batch]
+        assert sorted(read[:10]) == list(range(10)) and read[10:] == read[:2]
+        epochs.append(read)
+    assert epochs[0] == epochs[2] != epochs[1]
+    few = list(RolloutOrder(rows=3, batch=8, updates=1, seed=5))
+    assert len(few) == 8 and set(few) == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
         (dict(batch_size=10, mini_batch_size=4), "does not divide"),
-        (dict(batch_size=9, mini_batch_size=3), "is odd"),
         (dict(critic=False, vf_coef=0.5), "`vf_coef` applies only when `critic` is True"),
     ],
 )

@@ -34,6 +34,7 @@ from llmlab.data.prepare import Prepared
 from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
 from llmlab.models.load import attention_in_use, choose_device, choose_precision
+from llmlab.models.log_probs import without_adapter
 from llmlab.models.resolve import with_newest
 from llmlab.planning.report import before_a_run
 from llmlab.runs.folder import RunFolder
@@ -269,7 +270,9 @@ def _run(
         trainer.run_config = {"config": asked, **start.reads}
         trainer.say, trainer.stopped = say, stop.heard
         if processes() == 1 and not config.compile:
-            stop.watch(job.model)
+            stop.watch(without_adapter(job.model))  # answers are generated without the wrapper of an adapter
+            if trainer.model is not job.model:  # PPO: the policy with its value head
+                stop.watch(trainer.model)
         with keys or nullcontext():
             return _train(trainer, job, config, folder, checkpoint, stop, best, dashboard, began)
 

@@ -180,8 +180,7 @@ def _rollouts(trainer: Any) -> list[dict[str, Any]] | None:
     """
     if getattr(trainer, "_buffered_inputs", None) is None:
         return None
-    spent = trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations) == 0
-    return None if spent else trainer._buffered_inputs
+    return None if trainer.rollout_is_spent else trainer._buffered_inputs
 
 
 def _suffix(trainer: Any) -> str:

@@ -34,10 +34,16 @@ from llmlab.training.engine.run import Job
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RepeatedOrder
 from llmlab.training.rewards import agree, reward_function
-from llmlab.training.sampling import ANSWERS, HELD_OUT, SeededDraws, seeds_of_rows, spread_over_updates
+from llmlab.training.sampling import (
+    ANSWERS,
+    HELD_OUT,
+    ROW,
+    SeededDraws,
+    seeds_of_rows,
+    spread_over_updates,
+    with_row_numbers,
+)
 from llmlab.training.trainers.base import LabTrainerMixin
-
-ROW = "held_out_row"  # column: the number of a held-out row, by which its answer is drawn
 
 
 class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
@@ -78,7 +84,7 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
                 (model.get_base_model() if isinstance(model, PeftModel) else model).register_forward_pre_hook(
                     _with_real_positions, with_kwargs=True
                 )
-        self.eval_dataset = _numbered(self.eval_dataset)
+        self.eval_dataset = with_row_numbers(self.eval_dataset)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns the rollout of a batch of prompts, its answers drawn by the seed,
@@ -117,6 +123,11 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
                 for part in spread_over_updates(rows, parts, self.args.seed, self.state.global_step, first)
             ]
         return self._buffered_inputs[self._step % parts]
+
+    @property
+    def rollout_is_spent(self) -> bool:
+        """Whether the next update begins with new answers."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
 
     def _make_order(self, library: Any) -> RepeatedOrder:
         return RepeatedOrder.of(library)
@@ -158,15 +169,6 @@ def _with_real_positions(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple
     if whole and "position_ids" in inspect.signature(type(model).forward).parameters:
         kwargs = {**kwargs, "position_ids": real_positions(mask)}
     return args, kwargs
-
-
-def _numbered(data: Any) -> Any:
-    """Returns held-out rows, of one source or of several by name, with their numbers."""
-    if data is None:
-        return None
-    if isinstance(data, dict):
-        return {name: _numbered(rows) for name, rows in data.items()}
-    return data.add_column(ROW, range(len(data)))
 
 
 def group_figures(rewards: torch.Tensor) -> dict[str, float]:

@@ -173,7 +173,7 @@ class LabTrainerMixin:
         with restoring(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-                check_weights_are_there(self.model, tensor_sizes(Path(resume_from_checkpoint)))
+                check_weights_are_there(model or self.model, tensor_sizes(Path(resume_from_checkpoint)))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Loads the scale of fp16."""

@@ -1,0 +1,136 @@
+"""log pi(y|x): the log-probability of every token of an answer, without the logits of all of them in memory.
+
+The projection over the vocabulary is TRL's `ChunkedLogProbFunction`, which its DPO and GRPO trainers call as
+well: a tile of tokens and words at a time, made anew in the backward pass. So whatever is compared with what
+these trainers computed (a cached reference, a policy of a moment ago) was computed by the same kernel.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from trl.kernels import ChunkedLogProbFunction
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from llmlab.models.transformer.modeling import real_positions
+
+VOCABULARY_TILE = 1 << 15  # words of a tile of logits; the kernel takes 4,096 tokens at a time
+
+
+class TokenScores(NamedTuple):
+    """Figures of tokens given what precedes each; 0 where none was asked for. In fp32.
+
+    Attributes:
+        log_probs: log pi of each token.
+        entropy: in nats, of the distribution that each token was drawn from; None where not asked for.
+    """
+
+    log_probs: Tensor
+    entropy: Tensor | None
+
+
+def without_adapter(model: nn.Module) -> PreTrainedModel:
+    """Returns the model in an adapter's wrapper, whose layers hold the adapter; any other model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def logit_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
+    """Returns what a model multiplies its head's product by, and the bound of its tanh soft cap or None.
+
+    Each architecture has its own name for the factor (Cohere, Falcon-H1, Granite, HyperCLOVA X ...).
+    """
+    config = model.config.get_text_config()
+    scale = next(
+        (
+            value
+            for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
+            if (value := getattr(config, name, None)) is not None
+        ),
+        None,
+    )
+    if scale is None and (divisor := getattr(config, "logits_scaling", None)) is not None:
+        scale = divisor if config.model_type == "hyperclovax" else 1 / divisor
+    return 1.0 if scale is None else scale, getattr(config, "final_logit_softcapping", None)
+
+
+def score_tokens(
+    model: PreTrainedModel,
+    hidden_states: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+) -> TokenScores:
+    """Returns log pi(target | hidden state) by the model's head.
+
+    Args:
+        model: whose head is used; without an adapter's wrapper.
+        hidden_states: of the backbone, each one place before its target, (B, T, D).
+        targets: token ids, (B, T).
+        mask: which are asked for, (B, T); the others cost nothing.
+        temperature: that the logits are divided by.
+        entropy: whether it is wanted, too.
+    """
+    head = model.get_output_embeddings()
+    weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (head.weight, head.bias))
+    mask = mask.bool().to(weight.device)
+    scale, softcap = logit_scaling(model)
+    with maybe_gather_lm_head_ctx(weight, bias):
+        log_probs, entropies, *_ = ChunkedLogProbFunction.apply(
+            hidden_states.to(weight.device)[mask],
+            weight,
+            bias,
+            targets.to(weight.device)[mask],
+            temperature,
+            min(VOCABULARY_TILE, len(weight)),
+            softcap,
+            scale,
+            ("log_probs", "entropy") if entropy else ("log_probs",),
+        )
+    # scattered, so that a batch without a single target stays connected to the weights: processes wait for it
+    placed = (
+        None if values is None else values.new_zeros(mask.shape).masked_scatter(mask, values)
+        for values in (log_probs, entropies)
+    )
+    return TokenScores(*placed)
+
+
+def read(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Any:
+    """Returns what a model's backbone makes of rows, padded on either side: `last_hidden_state` (B, T, D) ...
+
+    Positions are those of the tokens as if there were no padding before them, as `generate` has them.
+
+    Args:
+        model: without an adapter's wrapper.
+        input_ids: token ids, (B, T).
+        attention_mask: 0 at padding, (B, T).
+        **inputs: of the backbone.
+    """
+    backbone = model.base_model
+    if "position_ids" in inspect.signature(type(backbone).forward).parameters:
+        inputs["position_ids"] = real_positions(attention_mask)
+    return backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **inputs)
+
+
+def score_answers(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int, *, temperature: float = 1.0
+) -> Tensor:
+    """Returns log pi of each of the last `length` tokens of rows, (B, length); 0 at padding.
+
+    Args:
+        model: with an adapter or without.
+        input_ids: prompts, padded on the left, and answers, padded on the right, (B, P + length).
+        attention_mask: 0 at padding, of that shape.
+        length: tokens of the longest answer.
+        temperature: that the logits are divided by.
+    """
+    inner = without_adapter(model)
+    states = read(inner, input_ids, attention_mask).last_hidden_state[:, -length - 1 : -1]
+    answer, mask = input_ids[:, -length:], attention_mask[:, -length:]
+    return score_tokens(inner, states, answer, mask, temperature=temperature).log_probs

@@ -1,0 +1,481 @@
+"""The trainer of PPO: roll out, score, estimate advantages, then several epochs over the answers.
+
+`transformers.Trainer` does the updates, one for each mini-batch; its loader hands out the prompts of a
+rollout again for every update on their answers, so that a step and its place in the data stay one number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import GenerationConfig, PreTrainedModel, Trainer
+
+from llmlab.config import PPOConfig
+from llmlab.data.rendering import render
+from llmlab.models.adapters import add_reference_adapter, reference_adapter, set_dropout
+from llmlab.models.log_probs import score_answers
+from llmlab.models.value_head import AnswerTokens, PolicyWithValueHead
+from llmlab.training.advantages import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    discounted,
+    explained_variance,
+    gae,
+    masked_moments,
+    token_rewards,
+    whiten,
+)
+from llmlab.training.engine.contents import restoring
+from llmlab.training.held_out import answer_weights, deviations, squares
+from llmlab.training.order import RolloutOrder
+from llmlab.training.sampling import (
+    ANSWERS,
+    HELD_OUT,
+    ROW,
+    SeededDraws,
+    seeds_of_rows,
+    spread_over_updates,
+    with_row_numbers,
+)
+from llmlab.training.trainers.base import LabTrainerMixin
+
+VALUE_HEAD = "value_head.safetensors"
+OLDER_NAMES = {"widest": "max_std"}  # of the value head's buffers
+MIN_STD = 0.1  # of the largest spread of returns so far: advantages that spread less are not blown up to 1
+Rows = list[dict[str, Any]]
+Seeds = list[tuple[int, int, int, int]]
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One of the rewards that add up.
+
+    Attributes:
+        name: of its figures.
+        weight: in the sum.
+        function: (prompts, completions, **columns) -> one number a completion.
+    """
+
+    name: str
+    weight: float
+    function: Callable[..., list[float]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Prompts and what the policy answered.
+
+    Attributes:
+        input_ids: prompts, padded on the left, then answers, padded on the right, (B, P + T).
+        attention_mask: 0 at padding, of that shape.
+        length: T, tokens of the longest answer.
+        ended: whether an answer ends with an end token, (B,).
+        texts: of the answers.
+        token_ids: of the answers, without padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    length: int
+    ended: Tensor
+    texts: list[str]
+    token_ids: list[list[int]]
+
+    @property
+    def mask(self) -> Tensor:
+        """1 at the tokens of answers, in fp32, (B, T)."""
+        return self.attention_mask[:, -self.length :].float()
+
+
+class PPOTrainer(LabTrainerMixin, Trainer):
+    """Proximal policy optimisation of a policy with a value head (formulas: `llmlab.training.methods.ppo`).
+
+    Args:
+        model: the policy, with an adapter or without.
+        config: of the run.
+        rewards: that judge the answers.
+        reference: frozen model that the policy is held to; None where `kl_coef` is 0, or where the policy is
+            an adapter, of which a copy is kept.
+        ends: ids of the tokens that end an answer.
+        **kwargs: of `transformers.Trainer`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        *,
+        config: PPOConfig,
+        rewards: Sequence[Reward],
+        reference: PreTrainedModel | None,
+        ends: Sequence[int],
+        **kwargs: Any,
+    ):
+        self.config, self.rewards, self.ends = config, rewards, list(ends)
+        together = PolicyWithValueHead(model, config.temperature, critic=config.critic)
+        super().__init__(model=together, data_collator=list, **kwargs)
+        if config.critic:
+            self._add_to_optimizer(self.value_head, config.value_learning_rate)
+        held = config.kl_coef > 0
+        if held and reference is None:
+            add_reference_adapter(model)
+        self.reference = reference.to(self.accelerator.device) if held and reference is not None else None
+        set_dropout(model, config.adapter_dropout)
+        self.eval_dataset = with_row_numbers(self.eval_dataset)
+        # names that TRL's trainers have for the same, which `engine.snapshot` keeps with a checkpoint
+        self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
+        self._buffered_inputs: list[dict[str, Tensor]] | None = None
+
+    def _add_to_optimizer(self, module: nn.Module, learning_rate: float) -> None:
+        """Lets the optimizer train a module as it does what it has, at a rate of its own, without decay."""
+        others = {k: value for k, value in self.optimizer.param_groups[-1].items() if k != "params"}
+        own = {"params": list(module.parameters()), "lr": learning_rate, "weight_decay": 0.0}
+        self.optimizer.add_param_group({**others, **own})
+
+    @property
+    def together(self) -> PolicyWithValueHead:
+        """Policy and value head, without what processes wrap around them."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def policy(self) -> PreTrainedModel | PeftModel:
+        """What is trained to answer."""
+        return self.together.policy
+
+    @property
+    def value_head(self) -> nn.Module:
+        """The critic's own weights."""
+        return self.together.value_head
+
+    # The place of an update among those on the same answers
+
+    @property
+    def mini_batches(self) -> int:
+        """Updates in one pass over a batch of answers."""
+        return self.config.batch_size // self.args.per_device_train_batch_size
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Updates on each batch of answers."""
+        return self.mini_batches * self.config.ppo_epochs
+
+    @property
+    def rollout_is_spent(self) -> bool:
+        """Whether the next update begins with new answers."""
+        return self.state.global_step % self.updates_per_rollout == 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns the prompts of the rollout that each update belongs to."""
+        own, processes = self.config.batch_size, self.args.world_size
+        rows = len(self.train_dataset)
+        self._order = RolloutOrder(rows, own * processes, self.updates_per_rollout, self.args.seed)
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=own,
+            sampler=self._order,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            drop_last=True,
+        )
+        return self.accelerator.prepare(loader)
+
+    def training_step(self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any) -> Tensor:
+        """Does an update on the next mini-batch; rolls out first when there are no answers left."""
+        update = self.state.global_step % self.updates_per_rollout
+        if update == 0 or self._buffered_inputs is None:
+            self.model.eval()  # the answers are the policy's own, without an adapter's dropout
+            rollout = self._roll_out(inputs)
+            first = self.accelerator.process_index * len(inputs)
+            parts = spread_over_updates(
+                len(inputs), self.mini_batches, self.args.seed, self.state.global_step, first
+            )
+            self._buffered_inputs = [{name: value[part] for name, value in rollout.items()} for part in parts]
+        mini_batch = self._buffered_inputs[update % self.mini_batches]
+        return super().training_step(model, mini_batch, *args, **kwargs)
+
+    # Rollout
+
+    @torch.no_grad()
+    def _roll_out(self, rows: Rows) -> dict[str, Tensor]:
+        """Answers prompts and estimates what the tokens of the answers were worth.
+
+        Returns:
+            `input_ids` and `attention_mask` (B, P + T); `old_log_probs`, `advantages` and, with a critic,
+            `old_values` and `returns` in rewards, (B, T) each.
+        """
+        config, step = self.config, self.state.global_step
+        first = self.accelerator.process_index * len(rows)
+        seeds = seeds_of_rows(self.args.seed, ANSWERS, step, range(first, first + len(rows)))
+        answers = self._answer(rows, seeds)
+        mask = answers.mask
+        self.state.num_input_tokens_seen += int(self._sum(answers.attention_mask.sum()))
+        scores, figures = self._score(rows, answers)
+        if config.missing_end_penalty:
+            scores = scores - config.missing_end_penalty * (~answers.ended).float()
+        old = self._read(answers)
+        reference = self._reference_log_probs(answers) if config.kl_coef else None
+        rewards = token_rewards(scores, old.log_probs, reference, mask, config.kl_coef)
+        began = bool(self.value_head.batches)
+        values = self.value_head.denormalize(old.values)
+        self._update_stats(
+            discounted(rewards, mask, config.gamma), mask
+        )  # which leaves values as they are ...
+        if not began:  # ... but the first: a critic begins by expecting the mean
+            values = self.value_head.denormalize(old.values)
+        rollout = {
+            "input_ids": answers.input_ids,
+            "attention_mask": answers.attention_mask,
+            "old_log_probs": old.log_probs,
+        }
+        if config.critic:
+            values = values * mask
+            advantages = gae(rewards, values, mask, config.gamma, config.gae_lambda)
+            returns = advantages + values
+            figures["explained_variance"] = explained_variance(values, returns, mask, self._sum)
+            rollout |= {"old_values": values, "returns": returns}
+        else:
+            advantages = returns = discounted(rewards, mask, config.gamma)
+        figures["returns"] = masked_moments(returns, mask, self._sum)[0].item()
+        if reference is not None:
+            of_answers = ((old.log_probs - reference) * mask).sum(dim=1)
+            figures["kl"] = self.accelerator.reduce(of_answers.mean(), "mean").item()
+        self._note(num_tokens=float(self.state.num_input_tokens_seen), **figures)
+        min_std = MIN_STD * self.value_head.max_std.item()
+        return {**rollout, "advantages": whiten(advantages, mask, min_std, self._sum)}
+
+    def _answer(self, rows: Rows, seeds: Seeds) -> Answers:
+        """Lets the policy answer prompts, each row's tokens drawn by its own seed."""
+        tokenizer, device = self.processing_class, self.accelerator.device
+        prompts = [
+            tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)["input_ids"]
+            for row in rows
+        ]
+        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
+        generation = GenerationConfig(
+            max_new_tokens=self.config.max_new_tokens,
+            do_sample=True,
+            temperature=self.config.temperature,
+            top_k=self.config.top_k,
+            top_p=self.config.top_p,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=self.ends,
+            disable_compile=True,
+            watermarking_config=SeededDraws(seeds, self.config.max_new_tokens),
+        )
+        with self.accelerator.autocast():
+            written = self.policy.generate(
+                input_ids=padded["input_ids"],
+                attention_mask=padded["attention_mask"],
+                generation_config=generation,
+            )
+        token_ids = written[:, padded["input_ids"].size(1) :]  # (B, T)
+        ends = torch.isin(token_ids, torch.tensor(self.ends, device=device))
+        mask = ends.cumsum(dim=1) - ends.long() == 0  # up to the first end, itself included
+        token_ids = token_ids.masked_fill(~mask, tokenizer.pad_token_id)
+        own = [ids[kept].tolist() for ids, kept in zip(token_ids.cpu(), mask.cpu(), strict=True)]
+        return Answers(
+            input_ids=torch.cat([padded["input_ids"], token_ids], dim=1),
+            attention_mask=torch.cat([padded["attention_mask"], mask.long()], dim=1),
+            length=token_ids.size(1),
+            ended=(ends & mask).any(dim=1),
+            texts=tokenizer.batch_decode(own, skip_special_tokens=True),
+            token_ids=own,
+        )
+
+    def _score(self, rows: Rows, answers: Answers) -> tuple[Tensor, dict[str, float]]:
+        """Returns the score of each answer of this process, (B,), and the figures of those of all."""
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", ROW)}
+        completions = [[{"role": "assistant", "content": text}] for text in answers.texts]
+        device = self.accelerator.device
+        each = torch.tensor(
+            [
+                reward.function(
+                    prompts=[row["prompt"] for row in rows],
+                    completions=completions,
+                    completion_ids=answers.token_ids,
+                    **columns,
+                )
+                for reward in self.rewards
+            ],
+            device=device,
+        ).T  # (B, rewards)
+        weights = torch.tensor([reward.weight for reward in self.rewards], device=device)
+        lengths = answers.mask.sum(dim=1)
+        together = (self.accelerator.gather(part) for part in (each, lengths, answers.ended))
+        names = [reward.name for reward in self.rewards]
+        return each @ weights, answer_figures(*together, names=names, weights=weights)
+
+    def _read(self, answers: Answers) -> AnswerTokens:
+        """Returns what policy and critic say of answers, a mini-batch at a time."""
+        size = self.args.per_device_train_batch_size
+        parts = zip(answers.input_ids.split(size), answers.attention_mask.split(size), strict=True)
+        read = [self.model(ids, mask, answers.length) for ids, mask in parts]
+        log_probs, entropy, values = (torch.cat([part[place] for part in read]) for place in range(3))
+        return AnswerTokens(log_probs, entropy, values, None)
+
+    def _reference_log_probs(self, answers: Answers) -> Tensor:
+        """Returns log ref of the tokens of answers, (B, T)."""
+        size = self.args.per_device_train_batch_size
+        parts = zip(answers.input_ids.split(size), answers.attention_mask.split(size), strict=True)
+        temperature = self.config.temperature
+
+        def scored(model: nn.Module) -> Tensor:
+            with self.accelerator.autocast():
+                read = [
+                    score_answers(model, ids, mask, answers.length, temperature=temperature)
+                    for ids, mask in parts
+                ]
+            return torch.cat(read)
+
+        if self.reference is not None:
+            return scored(self.reference)
+        with reference_adapter(self.policy):
+            return scored(self.policy)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Returns the sum of a number over all processes."""
+        return self.accelerator.reduce(value, "sum")
+
+    def _update_stats(self, returns: Tensor, mask: Tensor) -> None:
+        """Shows the value head the returns of all processes."""
+        sums = torch.stack([(returns * mask).sum(), (returns**2 * mask).sum(), mask.sum()])
+        total, squared, count = self._sum(sums)
+        self.value_head.update_stats(total / count.clamp(min=1), squared / count.clamp(min=1))
+
+    # Update
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Returns clipped policy loss plus `vf_coef` times clipped value loss, means over the tokens of the
+        mini-batches of all processes.
+
+        The gradients are averaged over the processes: each one's loss is weighed with its share of tokens.
+        """
+        config, old, advantages = self.config, inputs["old_log_probs"], inputs["advantages"]
+        mask = inputs["attention_mask"][:, -advantages.size(1) :].float()
+        tokens = model(inputs["input_ids"], inputs["attention_mask"], advantages.size(1))
+        everyone = self._sum(mask.sum())
+
+        def mean(values: Tensor) -> float:
+            return (self._sum((values.detach() * mask).sum()) / everyone).item()
+
+        loss = clipped_policy_loss(tokens.log_probs, old, advantages, config.clip_range)
+        change = tokens.log_probs - old
+        low = (change.exp() < 1 - config.clip_range) & (advantages < 0)
+        high = (change.exp() > 1 + config.clip_range) & (advantages > 0)
+        self._note(
+            **{
+                "entropy": mean(tokens.entropy),
+                "approx_kl": mean(change.exp() - 1 - change),  # Schulman 2020, k3
+                "clip_ratio/low_mean": mean(low.float()),
+                "clip_ratio/high_mean": mean(high.float()),
+                "clip_ratio/region_mean": mean((low | high).float()),
+            }
+        )
+        if config.critic:
+            before, returns = map(self.value_head.normalize, (inputs["old_values"], inputs["returns"]))
+            value_loss = clipped_value_loss(tokens.values, before, returns, config.value_clip_range)
+            moved = (tokens.values - before).abs() > config.value_clip_range
+            self._note(**{"value_loss": mean(value_loss), "clip_ratio/value": mean(moved.float())})
+            loss = loss + config.vf_coef * value_loss
+        total = (loss * mask).sum() / everyone * self.accelerator.num_processes
+        return total if tokens.balance is None else total + tokens.balance
+
+    # Figures
+
+    def _note(self, **figures: float) -> None:
+        for name, value in figures.items():
+            self._metrics["train"][name].append(value)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs the means of the figures since the last log beside the loss."""
+        if self.model.training:
+            noted = self._metrics["train"]
+            logs.update({name: sum(values) / len(values) for name, values in noted.items()})
+            noted.clear()
+        super().log(logs, *args, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any
+    ) -> tuple[None, None, None]:
+        """Answers held-out prompts, each row the same way whatever the batch, and notes what they score."""
+        with torch.no_grad():
+            seeds = seeds_of_rows(self.args.seed, HELD_OUT, 0, [row[ROW] for row in inputs])
+            answers = self._answer(inputs, seeds)
+            _, figures = self._score(inputs, answers)
+            entropy = self._sum((self._read(answers).entropy * answers.mask).sum())
+        figures["entropy"] = (entropy / self._sum(answers.mask.sum())).item()
+        together = len(inputs) * self.accelerator.num_processes  # answers that the deviations are over
+        self._held_out.add(squares(figures, together), answer_weights(len(inputs), figures))
+        return None, None, None
+
+    def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
+        """Returns the figures over all answers."""
+        return deviations(totals)
+
+    # Checkpoints
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the policy as a plain model folder with its tokenizer; every process takes part."""
+        folder, state = output_dir or self.args.output_dir, None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # the weights lie in parts
+            whole = self.accelerator.get_state_dict(self.model_wrapped)
+            state = {k.removeprefix("policy."): v for k, v in whole.items() if k.startswith("policy.")}
+        if self.args.should_save:
+            self.policy.save_pretrained(folder, state_dict=state)
+            self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model if self.is_fsdp_enabled else self.policy)
+        with restoring(resume_from_checkpoint):
+            state = load_file(Path(resume_from_checkpoint) / VALUE_HEAD)
+            self.value_head.load_state_dict({OLDER_NAMES.get(k, k): value for k, value in state.items()})
+
+    def extras(self) -> dict[str, Tensor]:
+        """Returns the value head's state: its running moments change with every batch of answers."""
+        return {name: value.clone() for name, value in self.value_head.state_dict().items()}
+
+    def put_extras(self, extras: dict[str, Tensor]) -> None:
+        """Puts it back."""
+        self.value_head.load_state_dict(extras)
+
+    def save_extras(self, folder: Path) -> None:
+        """Writes the value head into a checkpoint."""
+        state = self.value_head.state_dict()
+        save_file({name: value.contiguous() for name, value in state.items()}, folder / VALUE_HEAD)
+
+
+def answer_figures(
+    rewards: Tensor, lengths: Tensor, ended: Tensor, *, names: Sequence[str], weights: Tensor
+) -> dict[str, float]:
+    """Returns what answers scored and how long they are.
+
+    Args:
+        rewards: (answers, rewards).
+        lengths: in tokens, (answers,).
+        ended: whether each ended by itself, (answers,).
+        names: of the rewards.
+        weights: of the rewards, (rewards,).
+    """
+    scores = rewards @ weights
+    lengths = lengths.float()
+    finished = lengths[ended] if ended.any() else lengths.new_zeros(1)
+    figures = {"reward": scores.mean(), "reward_std": scores.std()}
+    for name, values in zip(names, rewards.T, strict=True):
+        figures |= {f"rewards/{name}/mean": values.mean(), f"rewards/{name}/std": values.std()}
+    for kind, values in (("", lengths), ("terminated_", finished)):
+        figures |= {
+            f"completions/mean_{kind}length": values.mean(),
+            f"completions/min_{kind}length": values.min(),
+            f"completions/max_{kind}length": values.max(),
+        }
+    figures["completions/clipped_ratio"] = 1 - ended.float().mean()
+    return {name: value.item() for name, value in figures.items()}
