@@ -64,6 +64,17 @@ class ChatSession:
         self.chats = is_chat_model(tokenizer)
         self.messages: list[dict[str, str]] = []
 
+    def beside(self, name: str) -> ChatSession:
+        """Returns a session of the same settings with another model; the backbone of a dual head is in memory
+        already.
+        """
+        from llmlab.models.load import is_backbone_of, load_model
+
+        if is_backbone_of(name, self.model):
+            return ChatSession(self.model, self.tokenizer, self.settings, name=name, plain=True)
+        model, tokenizer = load_model(name)
+        return ChatSession(model.to(self.model.device), tokenizer, self.settings, name=name)
+
     def prompt(self, said: str) -> str:
         """Returns the text that the model continues when `said` comes next.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
@@ -18,6 +19,7 @@ from llmlab.data.schemas import Row
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
 from llmlab.evaluation.sources import Measured
+from llmlab.models.load import is_backbone_of, load_model
 
 Reward = Callable[[list[Any], list[str], list[str]], list[float]]  # prompts, answers, right answers -> values
 
@@ -52,6 +54,21 @@ class Speaker:
             if self.plain:
                 self.model.alignment = before
         return [given for *_, given in made.rows]
+
+
+def load_speakers(name: str, against: str | None, device: torch.device) -> list[Speaker]:
+    """Returns a model and, where one is named, the model it is compared with; the backbone of a dual head is
+    not loaded a second time.
+    """
+    model, tokenizer = load_model(name)
+    model = model.to(device)
+    speakers = [Speaker(name, model, tokenizer)]
+    if against and is_backbone_of(against, model):
+        speakers.append(Speaker(against, model, tokenizer, plain=True))
+    elif against:
+        other, its_tokenizer = load_model(against)
+        speakers.append(Speaker(against, other.to(device), its_tokenizer))
+    return speakers
 
 
 def judged(

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llmlab.config import KindConfig, apply_changes, parse_config
 from llmlab.errors import LabError
 from llmlab.files import BadFile, in_home, read_bytes, read_object, write_text_atomically
 from llmlab.readable import TYPE_WORDS, nested_deeper, shortened, type_words
@@ -251,6 +252,26 @@ class RunFolder:
             if name and any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
                 return folder
         return next((path for path in self.checkpoints() if (path / MANIFEST).is_file()), None)
+
+
+def run_config(folder: Path) -> KindConfig:
+    """Returns the config of a run, to be gone on with in this folder, wherever it was when it began.
+
+    Raises:
+        LabError: when the folder holds no run, or its record is damaged.
+    """
+    run = RunFolder(folder)
+    record = run.record
+    if run.damage:
+        raise LabError(
+            f"the record of this run is damaged: {RECORD} {run.damage}",
+            where=str(folder),
+            remedy="run its config file",
+        )
+    if "config" not in record:
+        raise LabError("holds no run", where=str(folder), remedy="name a config file or a run folder")
+    config = parse_config(record["config"], where=str(folder))
+    return config if config.kind == "model" else apply_changes(config, {"output_dir": str(folder)})
 
 
 def run_name(parts: list[str]) -> str:

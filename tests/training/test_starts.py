@@ -241,9 +241,9 @@ def test_the_folder_that_is_named_is_the_run(base_run, tmp_path, monkeypatch):
     folder.path.rename(tmp_path / "a" / "moved")
     monkeypatch.chdir(tmp_path / "b")
 
-    from llmlab.cli import _load
+    from llmlab.cli.options import load
 
-    result = run(_load(Path("../a/moved"), ["max_steps=4"]))
+    result = run(load(Path("../a/moved"), ["max_steps=4"]))
     assert result.folder == Path("../a/moved") and not folder.path.exists()
     assert steps(RunFolder(result.folder)) == [1, 2, 3, 4]
 

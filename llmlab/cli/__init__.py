@@ -1,0 +1,88 @@
+"""The command line: the table of commands. Each group of commands is a file, each command a short function.
+
+Everything heavy is imported inside the commands, so that help appears at once.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from llmlab.cli import cache, chat, configs, data, evaluate, runs, training
+from llmlab.cli.options import parse_changes
+from llmlab.errors import LabError
+
+__all__ = ["app", "command_line", "parse_changes"]
+
+app = typer.Typer(
+    name="llmlab",
+    help="From an empty machine to an aligned chat model. Without a command: the menu.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+COMMANDS = (
+    configs.new,
+    configs.schema,
+    configs.check,
+    configs.methods,
+    training.run,
+    chat.chat,
+    chat.generate,
+    training.merge,
+    evaluate.evaluate,
+    training.tokenizer,
+    training.quickstart,
+    runs.info,
+    runs.runs,
+    runs.doctor,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+data_commands = typer.Typer(help="Inspect datasets; list the known ones.", no_args_is_help=True)
+data_commands.command("inspect")(data.inspect_source)
+data_commands.command("catalog")(data.catalog)
+app.add_typer(data_commands, name="data")
+
+cache_commands = typer.Typer(
+    help="The reference log-probabilities that sequential DPO keeps.", no_args_is_help=True
+)
+cache_commands.command("list")(cache.list_caches)
+cache_commands.command("verify")(cache.verify_caches)
+cache_commands.command("clear")(cache.clear_caches)
+app.add_typer(cache_commands, name="cache")
+
+
+@app.callback(invoke_without_command=True)
+def menu(context: typer.Context) -> None:
+    """From an empty machine to an aligned chat model. Without a command: the menu."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())  # at a terminal the program opens the menu without coming here
+        raise typer.Exit(2)
+
+
+def command_line(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code.
+
+    Args:
+        arguments: of the program; left out, its own.
+
+    Raises:
+        LabError: when the command is not known, cannot be read so, or cannot do what is asked.
+    """
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except typer.TyperException as error:
+        place = error.ctx.command_path if getattr(error, "ctx", None) else "llmlab"
+        raise LabError(
+            error.format_message().rstrip("."), remedy=f"`{place} -h` says what can be given"
+        ) from None
+    except (
+        OSError
+    ) as error:  # a name too long, a link in a circle, a folder that cannot be entered: told by the system
+        if not error.filename:
+            raise
+        raise LabError(f"cannot be used ({error.strerror})", where=str(error.filename)) from None

@@ -1,0 +1,93 @@
+"""Commands for configs: new, schema, check, methods."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmlab.cli.options import KindArgument, SetOption, load_for_run, parse_changes, quiet_datasets, show
+from llmlab.errors import LabError
+from llmlab.readable import visible
+
+
+def new(
+    kind: KindArgument,
+    preset: Annotated[
+        str | None, typer.Option(help="Start from a known shape; of methods from 100m, 1b or 7b.")
+    ] = None,
+    set_: SetOption = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Take the defaults and ask nothing.")] = False,
+) -> None:
+    """Fill in the form for one config and save it."""
+    from llmlab.config import apply_changes, save_config
+    from llmlab.config.loader import kind_class
+    from llmlab.config.presets import method_preset
+    from llmlab.config.presets import preset as model_preset
+    from llmlab.models.resolve import with_newest
+
+    cls = kind_class(kind)
+    start = (
+        cls()
+        if not preset
+        else model_preset(preset)
+        if kind == "model"
+        else cls(**method_preset(kind, preset))
+    )
+    config = with_newest(apply_changes(start, parse_changes(set_)), required=False)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise LabError("there is no terminal to ask in", remedy="add --yes and --set KEY=VALUE")
+        from llmlab.ui.forms import fill_in
+
+        config = fill_in(config, origin=preset or "")
+        if config is None:
+            raise typer.Exit(130)
+    name = preset if preset and kind == "model" else f"{kind}-{preset}" if preset else kind
+    path = save_config(config, output or Path("model_configs") / f"{name}.json")
+    typer.echo(visible(str(path)))
+
+
+def schema(
+    kind: KindArgument,
+) -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from llmlab.config import schema as json_schema
+
+    typer.echo(json.dumps(json_schema(kind), indent=2))
+
+
+def check(
+    config: Annotated[Path, typer.Argument(help="A config file.")],
+    set_: SetOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run three steps in a folder that is removed again.")
+    ] = False,
+) -> None:
+    """Validate a config, show what it will cost and look at its data; starts nothing."""
+    from llmlab.screen import LabConsole
+
+    loaded = load_for_run(config, set_)
+    if measure and loaded.kind == "model":
+        raise LabError(
+            "is a model, of which no step can be measured", where=str(config), remedy="name a training config"
+        )
+    from llmlab.ui import preflight
+
+    quiet_datasets()
+    console = LabConsole()
+    preflight.show(loaded, console)
+    if measure:
+        for line in preflight.measure(loaded).lines(loaded):
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def methods() -> None:
+    """What each training method learns from, what it costs, and when to choose it."""
+    from llmlab.ui.methods import methods_table
+
+    show(methods_table())

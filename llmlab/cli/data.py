@@ -1,0 +1,53 @@
+"""Commands for datasets: data inspect, data catalog."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from llmlab.cli.options import quiet_datasets, show, source_config
+
+
+def inspect_source(
+    source: Annotated[
+        str, typer.Argument(help="A hub id, a file, a folder or what ships; also `name | subset`.")
+    ],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Whose tokens are counted: a model, a tokenizer folder, a hub id, `byte`."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How it is read: split, format, columns, labels ..."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Show what a dataset holds: shape, a row as the model sees it, lengths, padding, duplicates."""
+    config = source_config(source, set_)
+    from llmlab.data.inspect import inspect
+    from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+    from llmlab.models.resolve import runs_for
+    from llmlab.runs.folder import find_model
+    from llmlab.ui.data import inspection
+
+    name = tokenizer or next((str(run.path) for run in runs_for("tokenizer")), "byte")
+    reader = load_tokenizer(name if name == "byte" else find_model(name, tokenizer=True))
+    ensure_chat_template(reader)
+    quiet_datasets()
+    found = inspect(config, reader)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        show(inspection(found, "bytes (--tokenizer NAME counts tokens)" if name == "byte" else name))
+
+
+def catalog(
+    word: Annotated[str, typer.Argument(help="A dataset, or a word: finance, sft, classification ...")] = "",
+) -> None:
+    """Show the datasets that are known, or all that is known of one."""
+    from llmlab.screen import LabConsole
+    from llmlab.ui.data import show_catalogue
+
+    show_catalogue(LabConsole(), word)

@@ -1,0 +1,117 @@
+"""The command that measures a model: evaluate."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmlab.cli.options import CheckpointArgument, JsonOption, TrustOption, show, source_config, trust_names
+from llmlab.errors import LabError
+
+if TYPE_CHECKING:
+    from llmlab.config import SourceConfig
+    from llmlab.config.rewards import RewardSource
+    from llmlab.evaluation.sources import Measured
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    task: Annotated[
+        list[str], typer.Option("--task", metavar="SOURCE", help="What to measure it on; may be given again.")
+    ],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How the sources are read: split, max_rows ..."),
+    ] = None,
+    by: Annotated[str, typer.Option(help="score or generate: how a label or an answer is found.")] = "score",
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REWARD", help="Answer the prompts, too, and score the answers by this."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="With --reward: another model, for how often each wins.")
+    ] = None,
+    trust: TrustOption = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Tokens of a text or conversation read at once; left out, 1,024 or the context."
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens from one window of a text to the next; left out, half a window."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model: labels of a classification, loss of texts, preferences of pairs."""
+    if by not in ("score", "generate"):
+        raise LabError(f"`--by` {by!r} is not score or generate")
+    if reward and by != "score":
+        raise LabError("with `--reward` answers are always generated", remedy="leave out `--by`")
+    if against and not reward:
+        raise LabError(
+            "`--against` compares answers by a reward",
+            remedy="add --reward NAME (`llmlab new grpo` lists them)",
+        )
+    from llmlab.config.base import validate
+    from llmlab.config.rewards import RewardSource
+    from llmlab.runs.folder import find_model
+
+    sources = [source_config(line, set_) for line in task]
+    rewards = [validate(RewardSource, line) for line in reward or []]
+    if reward and (max_length or stride):
+        from llmlab.evaluation.sources import refuse_lengths
+
+        refuse_lengths(max_length, stride, "prompts that are answered", task[0])
+    reward_models = [one.name for one in rewards if one.kind == "model"]
+    for name in [checkpoint, *([against] if against else []), *reward_models]:
+        find_model(name)  # a wrong name is refused before torch is loaded
+    trust_names(trust)
+    if rewards:
+        results = _rewarded(checkpoint, sources, rewards, against, batch_size)
+    else:
+        how = {"by": by, "batch_size": batch_size, "max_length": max_length, "stride": stride}
+        results = _measured(checkpoint, sources, how)
+    if as_json:
+        typer.echo(json.dumps([figures.to_json() for figures in results]))
+    else:
+        from llmlab.ui.data import measured
+
+        show(measured(results))
+
+
+def _measured(checkpoint: str, sources: list[SourceConfig], how: dict[str, Any]) -> list[Measured]:
+    """Returns the figures of a model on each source."""
+    from llmlab.evaluation.sources import measure
+    from llmlab.models.load import choose_device, load_model
+    from llmlab.training.engine.environment import quiet_libraries
+
+    quiet_libraries()
+    model, tokenizer = load_model(checkpoint)
+    model = model.to(choose_device("auto"))
+    return [measure(model, tokenizer, source, **how) for source in sources]
+
+
+def _rewarded(
+    checkpoint: str,
+    sources: list[SourceConfig],
+    rewards: list[RewardSource],
+    against: str | None,
+    batch_size: int,
+) -> list[Measured]:
+    """Returns the mean reward of a model's answers, and how often it wins against another."""
+    from llmlab.evaluation.wins import judged, load_speakers
+    from llmlab.models.load import choose_device
+    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.training.rewards import agree, weighted
+
+    quiet_libraries()
+    agree(rewards)
+    device = choose_device("auto")
+    speakers = load_speakers(checkpoint, against, device)
+    score = weighted(rewards, device)
+    return [judged(speakers, source, score, batch_size=batch_size) for source in sources]

@@ -1,0 +1,119 @@
+"""What several commands share: options and arguments, and how their values become configs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmlab.errors import LabError
+from llmlab.readable import visible
+
+if TYPE_CHECKING:
+    from llmlab.config import KindConfig, SourceConfig
+
+KindArgument = Annotated[
+    str, typer.Argument(help="Kind of config: `model`, or a method that `llmlab methods` lists.")
+]
+CheckpointArgument = Annotated[str, typer.Argument(help="A run, a model folder, a GGUF file or a hub id.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the config.")
+]
+TrustOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Agree to run code: a reward `module:function`, or a model's own."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")]
+
+
+def parse_changes(pairs: list[str] | None) -> dict[str, Any]:
+    """Returns `key=value` pairs as a dictionary; values are JSON where they parse as such (1e3 as the whole
+    number), else text.
+
+    Raises:
+        LabError: when a pair has no `=`.
+    """
+    changes = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise LabError(f"`--set {pair}` has no value", remedy="write --set key=value")
+        try:
+            parsed = json.loads(value)
+            whole = isinstance(parsed, float) and "e" in value.lower() and parsed.is_integer()
+            changes[key.strip()] = int(parsed) if whole else parsed
+        except (ValueError, RecursionError):  # a text, and whatever else JSON is not
+            changes[key.strip()] = value
+    return changes
+
+
+def option_changes(cls: Any, set_: list[str] | None) -> dict[str, Any]:
+    """Returns the changes of a block of options, numbers as people write them included."""
+    from llmlab.config.base import as_number
+
+    changes = parse_changes(set_)
+    return {
+        name: as_number(cls, name, value) if isinstance(value, str) else value
+        for name, value in changes.items()
+    }
+
+
+def load(path: Path, set_: list[str] | None) -> KindConfig:
+    """Returns the config of a file or of a run's folder, with changes; says on stderr what was migrated.
+
+    Raises:
+        LabError: when there is none, it is damaged, or a change does not validate.
+    """
+    from llmlab.config import apply_changes, load_config
+    from llmlab.runs.folder import run_config
+
+    config = run_config(path) if path.is_dir() else load_config(path)
+    if config.migrated:
+        typer.echo(visible(f"{path}: {config.migrated}"), err=True)
+    return apply_changes(config, parse_changes(set_)) if set_ else config
+
+
+def load_for_run(path: Path, set_: list[str] | None) -> KindConfig:
+    """Returns the config of a file or of a run's folder, with `newest` replaced by the name of a run."""
+    from llmlab.models.resolve import with_newest
+
+    return with_newest(load(path, set_))
+
+
+def source_config(line: str, set_: list[str] | None) -> SourceConfig:
+    """Returns the source that a line names, with changes."""
+    from llmlab.config import SourceConfig
+    from llmlab.config.base import validate
+
+    source = validate(SourceConfig, line)
+    return (
+        validate(
+            SourceConfig, {**source.model_dump(exclude_unset=True), **option_changes(SourceConfig, set_)}
+        )
+        if set_
+        else source
+    )
+
+
+def trust_names(names: list[str] | None) -> None:
+    """Agrees to run the code of these names in this process."""
+    from llmlab.trust import TRUSTED
+
+    TRUSTED.update(names or [])
+
+
+def quiet_datasets() -> None:
+    """Keeps the progress bars and notes of datasets off the screen."""
+    import datasets
+
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+def show(shown: Any) -> None:
+    """Prints what is for people, on stdout."""
+    from llmlab.screen import LabConsole
+
+    LabConsole().print(shown)

@@ -1,0 +1,46 @@
+"""Commands for what is on disk and on this machine: runs, info, doctor."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmlab.cli.options import show
+from llmlab.errors import LabError
+from llmlab.readable import visible
+
+
+def runs(
+    action: Annotated[str | None, typer.Argument(help="`verify` checks the seals of a run.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The run to verify.")] = None,
+) -> None:
+    """Every run with its status, parent and best figure."""
+    from llmlab.ui.runs import runs_table, verify_run
+
+    if action is None:
+        show(runs_table())
+    elif action == "verify" and name:
+        lines, whole = verify_run(name)
+        typer.echo(visible("\n".join(lines)))
+        raise typer.Exit(0 if whole else 2)
+    elif action == "verify":
+        raise LabError(
+            "`runs verify` needs the name of a run", remedy="`llmlab runs` lists them: llmlab runs verify RUN"
+        )
+    else:
+        raise LabError(f"unknown action {action!r}", remedy="llmlab runs, or llmlab runs verify RUN")
+
+
+def info(checkpoint: Annotated[str, typer.Argument(help="A run or a model folder.")]) -> None:
+    """Architecture, parameters, method, steps, lineage and seal of a checkpoint."""
+    from llmlab.ui.runs import info_table
+
+    show(info_table(checkpoint))
+
+
+def doctor() -> None:
+    """Python, packages, devices, memory, disk, hub: what is here and what is missing for what."""
+    from llmlab.runs.doctor import doctor_table
+
+    show(doctor_table())

@@ -1,0 +1,111 @@
+"""Commands that train: run, tokenizer, merge, quickstart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmlab.cli.options import JsonOption, SetOption, TrustOption, load_for_run, show, trust_names
+from llmlab.errors import LabError
+from llmlab.readable import visible
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="A config file, or the folder of a run to go on with.")],
+    set_: SetOption = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    trust: TrustOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train as a config says; progress on stderr, the result on stdout."""
+    loaded = load_for_run(config, set_)
+    if loaded.kind == "model":
+        raise LabError(
+            "is a model, which cannot be run",
+            where=str(config),
+            remedy='name it as `model` in a "pretrain" config',
+        )
+    if dry_run:
+        from llmlab.planning.report import plan_table
+        from llmlab.ui.preflight import check_inputs
+
+        show(plan_table(loaded))
+        for line in check_inputs(loaded):
+            typer.echo(visible(line))
+        return
+    from llmlab.training.engine.environment import is_main, leave_processes, quiet_libraries
+    from llmlab.training.engine.run import exit_code
+    from llmlab.training.engine.run import run as train
+    from llmlab.ui.preflight import check_inputs
+
+    quiet_libraries()
+    trust_names(trust)
+    for line in check_inputs(loaded):
+        if is_main() and "cannot be reached" in line:  # the libraries will ask again and again, for a minute
+            typer.echo(visible(f"{line}; trying all the same"), err=True)
+    try:
+        result = train(loaded, resume=resume)
+        if is_main():
+            typer.echo(result.to_json() if as_json else visible(result.summary()))
+    finally:
+        leave_processes()
+    raise typer.Exit(exit_code(result))
+
+
+def tokenizer(
+    sources: Annotated[
+        list[str], typer.Argument(help="Text to learn from: files, folders, hub ids, llmlab:moby-dick.")
+    ],
+    vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 8192,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The tokenizer's folder.")] = Path(
+        "checkpoints/tokenizer"
+    ),
+) -> None:
+    """Train a byte-level BPE tokenizer on your text."""
+    from llmlab.config import SourceConfig
+    from llmlab.config.base import validate
+    from llmlab.data.prepare import document_texts
+    from llmlab.data.tokenizer import save_tokenizer, train_tokenizer
+
+    parsed = [validate(SourceConfig, source) for source in sources]
+    made = train_tokenizer((text for source in parsed for text in document_texts(source)), vocab_size)
+    save_tokenizer(made, output)
+    typer.echo(visible(f"{output}: {len(made):,} tokens"))
+
+
+def merge(
+    checkpoint: Annotated[str, typer.Argument(help="A run with an adapter, or its folder.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where the merged model goes.")
+    ] = None,
+) -> None:
+    """Add an adapter's weights to its base: a plain model folder that needs no adapter."""
+    from llmlab.runs.folder import find_model
+
+    find_model(checkpoint)
+    from llmlab.models.merge import merge as merge_adapter
+    from llmlab.training.engine.environment import quiet_libraries
+
+    quiet_libraries()
+    for line in merge_adapter(checkpoint, output):
+        typer.echo(visible(line))
+
+
+def quickstart(
+    minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 5.0,
+    model: Annotated[
+        str | None, typer.Option(help="Fine-tune this model with LoRA in place of a new one.")
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path(
+        "checkpoints/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(help="Of weights, order and training questions.")] = 42,
+) -> None:
+    """The whole pipeline on what ships: train, fine-tune, align, compare."""
+    from llmlab.quickstart import quickstart as whole_pipeline
+    from llmlab.screen import screen
+
+    whole_pipeline(output, minutes=minutes, model=model, console=screen(), seed=seed)
