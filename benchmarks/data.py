@@ -81,9 +81,9 @@ def packing(steps: int, batch: int) -> None:
 
     from llmlab.data.packing import PackedCollator, documents_table, pack, table_rows
     from llmlab.models import LabConfig, LabForCausalLM
-    from llmlab.training.engine.environment import keep_freed_memory
+    from llmlab.training.engine.environment import tune_malloc
 
-    keep_freed_memory(sparing=False)
+    tune_malloc(sparing=False)
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(np.log(60), 0.8, 4000)), 4, LENGTH).astype(int)
     documents = [rng.integers(4, 8192, size) for size in lengths]

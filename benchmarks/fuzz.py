@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llmlab.__main__ import main as program
 from llmlab.config import KINDS, SFTConfig, save_config
-from llmlab.runs.manifest import seal
+from llmlab.runs.manifest import write_manifest
 from tests.fuzzing import Case, case
 
 SECONDS = 2  # of the processor, from the start of the command; libraries are loaded by then
@@ -49,7 +49,7 @@ def make_material(folder: Path) -> None:
     from kills import make_policy
 
     from llmlab.models.load import load_model
-    from llmlab.training.callbacks import core as callbacks
+    from llmlab.training.callbacks import stop as callbacks
     from llmlab.training.engine.run import run
 
     make_policy(folder / "policy")
@@ -98,7 +98,7 @@ def lay_out(made: Case, folder: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     for name in made.sealed:
-        seal(folder / name, step=int(name.split("-")[-1]))
+        write_manifest(folder / name, step=int(name.split("-")[-1]))
     (folder / ".stdin").write_bytes(made.stdin)
 
 

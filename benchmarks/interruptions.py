@@ -56,7 +56,6 @@ from llmlab.config import (
     SFTConfig,
 )
 from llmlab.runs.folder import HOLDER, LEFTOVERS, RunFolder, read_json
-from llmlab.runs.manifest import verify
 from llmlab.training.engine import run as engine
 
 CLOCK = ("runtime", "per_second", "step_time", "preparation_time")
@@ -221,7 +220,7 @@ def ending(folder: Path) -> dict[str, Any]:
         "samples": run.samples(),
         "best": {name: value for name, value in best.items() if name != "files"},
         "newest checkpoint": run.checkpoints()[0].name,
-        "damaged": [fault for path in run.checkpoints() if (fault := verify(path))],
+        "damaged": [fault for checkpoint in run.checkpoints() if (fault := checkpoint.fault())],
     }
 
 
@@ -286,7 +285,7 @@ def phase_of(run: Path, elapsed: float, *, restarted: bool) -> str:
 
 def earlier_checkpoint(run: RunFolder, rng: random.Random) -> str:
     """Returns a whole checkpoint that is not the newest; "" where there is none."""
-    older = [path for path in run.checkpoints()[1:] if verify(path) == ""]
+    older = [checkpoint.path for checkpoint in run.checkpoints()[1:] if not checkpoint.fault()]
     return str(rng.choice(older)) if older else ""
 
 
@@ -374,9 +373,9 @@ def main() -> None:
                     if given.signal == "KILL":
                         continue
                     if os.waitstatus_to_exitcode(status) == 143:
-                        if run.record.get("step", 0) and verify(run.checkpoints()[0]):
+                        if run.record.get("step", 0) and run.checkpoints()[0].fault():
                             sys.exit(
-                                f"{name} ({stage}): {run.checkpoints()[0]} {verify(run.checkpoints()[0])}"
+                                f"{name} ({stage}): {run.checkpoints()[0]} {run.checkpoints()[0].fault()}"
                             )
                         continue
                     if os.waitstatus_to_exitcode(status) == -15:  # before the run had begun

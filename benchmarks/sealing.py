@@ -42,7 +42,7 @@ def main() -> None:
         return call
 
     trainer.LabTrainerMixin._save_checkpoint = timed(trainer.LabTrainerMixin._save_checkpoint, saving)
-    trainer.seal = timed(trainer.seal, sealing)
+    trainer.seal = timed(trainer.write_manifest, sealing)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLMLAB_CACHE"] = folder + "/cache"
         shape = ModelConfig(

@@ -94,6 +94,7 @@ def job(kind: str, given: argparse.Namespace) -> None:
 
     if kind == "ours":
         import llmlab.training.callbacks.core as callbacks
+
         from llmlab.training.engine import run as engine
         from llmlab.training.methods import dpo
         from llmlab.training.reference import scorer as reference

@@ -377,12 +377,13 @@ def _answers(policy: str, test: list[Question], console: Console, *, keep: bool 
 
 
 def _run(config: Any, file: Path, report: Report, console: Console) -> Any:
-    from llmlab.training.engine.run import exit_code, run
+    from llmlab.training.engine.job import exit_code
+    from llmlab.training.engine.run import run
 
     save_config(config, file)
     result = run(config, console=console)
     if result.stopped_by:
-        console.print(f"stopped; `llmlab run {file}` goes on from here")
+        console.print(f"stopped; to resume: `llmlab run {file}`")
         sys.exit(exit_code(result))
     report.minutes[config.KIND] = result.seconds / 60
     return result

@@ -39,6 +39,15 @@ def fixed_seed():
 
 
 @pytest.fixture(scope="session")
+def compiler():
+    """Skips where torch.compile fails: without a C++ compiler, and with the lowest instruction set."""
+    try:
+        torch.compile(lambda values: values.exp().sum(-1))(torch.ones(4, 33))
+    except Exception as error:  # torch raises many kinds
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+
+
+@pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory, own_cache):
     from llmlab.data.prepare import document_texts
     from llmlab.data.tokenizer import train_tokenizer

@@ -163,8 +163,7 @@ def test_run_stop_resume_generate_info(place):
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, err
     assert (
-        "goes on from here" in out
-        and json.loads((place / "run" / "run.json").read_text())["status"] == "stopped"
+        "to resume: " in out and json.loads((place / "run" / "run.json").read_text())["status"] == "stopped"
     )
     resumed = llmlab("run", "run", "--json", cwd=place)
     assert resumed.returncode == 0 and "resuming from" in resumed.stderr

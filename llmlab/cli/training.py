@@ -36,8 +36,8 @@ def run(
         for line in check_inputs(loaded):
             typer.echo(visible(line))
         return
-    from llmlab.training.engine.environment import is_main, leave_processes, quiet_libraries
-    from llmlab.training.engine.run import exit_code
+    from llmlab.training.engine.environment import destroy_process_group, is_main, quiet_libraries
+    from llmlab.training.engine.job import exit_code
     from llmlab.training.engine.run import run as train
     from llmlab.ui.preflight import check_inputs
 
@@ -51,7 +51,7 @@ def run(
         if is_main():
             typer.echo(result.to_json() if as_json else visible(result.summary()))
     finally:
-        leave_processes()
+        destroy_process_group()
     raise typer.Exit(exit_code(result))
 
 

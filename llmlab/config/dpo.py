@@ -20,7 +20,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
     METHOD: ClassVar[str] = "dpo"
     kind: Literal["dpo"] = "dpo"
 
-    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1)
+    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
         "Datasets",
@@ -155,7 +155,11 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(
-        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+        100,
+        "Warm-up",
+        "Steps in which the learning rate rises from zero.",
+        unit="steps",
+        ge=0,
     )
     batch_size: int = option(128, "Batch size", "Pairs per device and optimizer update.", unit="pairs", ge=1)
     mini_batch_size: int = option(

@@ -30,6 +30,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         "The model that stays frozen: a run of the lab, a Hugging Face folder, a hub id or a GGUF file;"
         " `newest` is the newest run that fits.",
         min_length=1,
+        resume="refuse",
     )
     objective: Literal["preference", "sft", "mixed"] = option(
         "preference",
@@ -78,7 +79,11 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         gt=0,
     )
     rm_bias: bool = option(
-        False, "Bias of the reward head", "Whether the reward head has a bias.", advanced=True
+        False,
+        "Bias of the reward head",
+        "Whether the reward head has a bias.",
+        advanced=True,
+        resume="refuse",
     )
     rm_dropout: float = option(
         0.1,
@@ -94,6 +99,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         "Attention heads of the gate; divides the backbone's width.",
         advanced=True,
         ge=1,
+        resume="refuse",
     )
     gating_size: int | None = option(
         None,
@@ -102,6 +108,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         advanced=True,
         ge=1,
         le=LARGEST,
+        resume="refuse",
     )
     gating_dropout: float = option(
         0.1,
@@ -112,7 +119,11 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         lt=1,
     )
     gating_layer_norm: bool = option(
-        True, "Norm of the gate", "Layer norm of the hidden states before the gate.", advanced=True
+        True,
+        "Norm of the gate",
+        "Layer norm of the hidden states before the gate.",
+        advanced=True,
+        resume="refuse",
     )
     load_in: Literal["none", "8bit", "4bit"] = option(
         "none",
@@ -123,6 +134,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
             "8bit": "half the memory of 16 bit",
             "4bit": "a quarter (nf4, double quantisation)",
         },
+        resume="refuse",
     )
     chat_template: Literal["auto", "chatml"] = option(
         "auto",
@@ -156,9 +168,20 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         unit="tokens",
         ge=1,
     )
-    epochs: float = option(3.0, "Epochs", "Passes over the rows.", unit="passes", gt=0)
+    epochs: float = option(
+        3.0,
+        "Epochs",
+        "Passes over the rows.",
+        unit="passes",
+        gt=0,
+        resume_note="the schedule is that of the new length",
+    )
     max_steps: int = option(
-        10000, "Steps", "Optimizer updates, at most; the epochs may be over before.", unit="steps", ge=1
+        10000,
+        "Steps",
+        "Optimizer updates, at most; the epochs may be over before.",
+        unit="steps",
+        ge=1,
     )
     optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
@@ -177,7 +200,11 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(
-        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+        100,
+        "Warm-up",
+        "Steps in which the learning rate rises from zero.",
+        unit="steps",
+        ge=0,
     )
     batch_size: int = option(
         8, "Batch size", "Rows (pairs or answers) per device and micro-step.", unit="rows", ge=1

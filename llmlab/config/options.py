@@ -8,7 +8,7 @@ range, one sentence for every choice, and the condition under which the option a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
@@ -27,6 +27,9 @@ class OptionInfo:
         applies_when: {other option: values} under which this option applies; empty means always.
         advanced: whether a form asks for it only on request.
         aliases: other names under which a user may know it.
+        resume: what becomes of a resumed run whose checkpoint has another value: "use" takes the new one and
+            says so, "silent" takes it, "refuse" stops, since the checkpoint is of another model.
+        resume_note: what "use" means here, in words.
     """
 
     title: str
@@ -37,13 +40,12 @@ class OptionInfo:
     applies_when: dict[str, list] = field(default_factory=dict)
     advanced: bool = False
     aliases: list[str] = field(default_factory=list)
+    resume: Literal["use", "silent", "refuse"] = "use"
+    resume_note: str = ""
 
 
-LARGEST, LARGEST_STEP = (
-    10_000_000,
-    1_000_000_000,
-)  # above what any machine does with a size, a count, and steps
-_SCHEMA_KEYS = ("unit", "typical", "choices", "applies_when", "advanced", "aliases")
+LARGEST, LARGEST_STEP = 10_000_000, 1_000_000_000  # above what any machine does with a size, and with steps
+_SCHEMA_KEYS = ("unit", "typical", "choices", "applies_when", "advanced", "aliases", "resume", "resume_note")
 
 
 def option(
@@ -57,6 +59,8 @@ def option(
     applies_when: dict[str, list] | None = None,
     advanced: bool = False,
     aliases: list[str] | None = None,
+    resume: Literal["use", "silent", "refuse"] = "use",
+    resume_note: str = "",
     **constraints: Any,
 ) -> Any:
     """Returns a pydantic field for an option; `constraints` are pydantic's own (`gt`, `ge`, `lt`, `le` ...).
@@ -64,8 +68,8 @@ def option(
     `default` may be a function without arguments, for lists. Whole numbers have an upper bound in any case:
     `LARGEST`, or `LARGEST_STEP` where the unit is steps.
     """
-    values = (unit, typical, choices, applies_when, advanced, aliases)
-    extra = {key: value for key, value in zip(_SCHEMA_KEYS, values, strict=True) if value}
+    values = (unit, typical, choices, applies_when, advanced, aliases, resume, resume_note)
+    extra = {key: value for key, value in zip(_SCHEMA_KEYS, values, strict=True) if value and value != "use"}
     if type(default) is int and not {"le", "lt"} & set(constraints):
         constraints["le"] = LARGEST_STEP if unit == "steps" else LARGEST
     kind = "default_factory" if callable(default) else "default"

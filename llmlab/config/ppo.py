@@ -39,6 +39,7 @@ class PPOConfig(RolloutConfig):
         "Critic",
         "A value head on the policy; without it every token is worth the whitened return.",
         advanced=True,
+        resume="refuse",
     )
     vf_coef: float = option(
         0.1, "Value weight", "Weight of the value loss.", applies_when=CRITIC, advanced=True, gt=0

@@ -20,7 +20,7 @@ class PretrainConfig(TrainingConfig):
     kind: Literal["pretrain"] = "pretrain"
 
     model: ModelConfig | str = option(
-        "model_configs/model.json", "Model", "A model config: a file, or the config itself."
+        "model_configs/model.json", "Model", "A model config: a file, or the config itself.", resume="refuse"
     )
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="HuggingFaceFW/fineweb-edu", subset="sample-10BT", streaming=True)],
@@ -50,4 +50,5 @@ class PretrainConfig(TrainingConfig):
         "Continue from",
         "A checkpoint of the same architecture whose weights to start from.",
         advanced=True,
+        resume="refuse",
     )

@@ -37,6 +37,7 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
             ),
         },
         min_length=1,
+        resume="refuse",
     )
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
@@ -59,7 +60,13 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
     max_prompt_length: int = option(
         512, "Longest prompt", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1
     )
-    max_steps: int = option(2000, "Steps", "Optimizer updates.", unit="steps", ge=1)
+    max_steps: int = option(
+        2000,
+        "Steps",
+        "Optimizer updates.",
+        unit="steps",
+        ge=1,
+    )
     optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
         1e-5,
@@ -77,7 +84,11 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(
-        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+        100,
+        "Warm-up",
+        "Steps in which the learning rate rises from zero.",
+        unit="steps",
+        ge=0,
     )
     batch_size: int = option(16, "Batch size", "Pairs per device and micro-step.", unit="pairs", ge=1)
     gradient_accumulation_steps: int = option(

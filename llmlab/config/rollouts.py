@@ -23,7 +23,7 @@ from llmlab.config.training import (
 class RolloutConfig(AdapterOptions, TrainingConfig):
     """Training on answers that the policy gives itself, and what they are rewarded for."""
 
-    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1)
+    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
         "Datasets",
@@ -63,7 +63,11 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(
-        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+        100,
+        "Warm-up",
+        "Steps in which the learning rate rises from zero.",
+        unit="steps",
+        ge=0,
     )
     batch_size: int = option(
         128,

@@ -24,7 +24,7 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
     METHOD: ClassVar[str] = "sft"
     kind: Literal["sft"] = "sft"
 
-    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1)
+    policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
     max_length: int = option(
         1024,
         "Longest row",
@@ -54,7 +54,13 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
         },
         advanced=True,
     )
-    max_steps: int = option(5000, "Steps", "Optimizer updates.", unit="steps", ge=1)
+    max_steps: int = option(
+        5000,
+        "Steps",
+        "Optimizer updates.",
+        unit="steps",
+        ge=1,
+    )
     learning_rate: float = option(
         5e-6,
         "Learning rate",
@@ -71,7 +77,11 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
         ge=0,
     )
     warmup_steps: int = option(
-        100, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+        100,
+        "Warm-up",
+        "Steps in which the learning rate rises from zero.",
+        unit="steps",
+        ge=0,
     )
     batch_size: int = option(4, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(

@@ -36,12 +36,14 @@ class TrainingConfig(KindConfig):
         "Run name",
         "Folder name of the run; left out, it is made from model, data, method and time.",
         pattern=r"^[\w.+-]+$",
+        resume="silent",
     )
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="llmlab:moby-dick")],
         "Datasets",
         "Where the training rows come from.",
         min_length=1,
+        resume_note="rows are counted on by number, so which ones come is not what it was",
     )
     eval_datasets: list[SourceConfig] = option(
         list, "Validation datasets", "Held-out rows; left empty, a part of the training rows is held out."
@@ -65,9 +67,20 @@ class TrainingConfig(KindConfig):
         },
         advanced=True,
     )
-    max_steps: int = option(10000, "Steps", "Optimizer updates.", unit="steps", ge=1)
+    max_steps: int = option(
+        10000,
+        "Steps",
+        "Optimizer updates.",
+        unit="steps",
+        ge=1,
+        resume_note="the schedule is that of the new length",
+    )
     optimizer: Literal["adamw", "adafactor", "lion", "sophia", "muon"] = option(
-        "adamw", "Optimizer", "How gradients become updates.", choices=OPTIMIZERS
+        "adamw",
+        "Optimizer",
+        "How gradients become updates.",
+        choices=OPTIMIZERS,
+        resume_note="its state starts anew; weights, data position and step are kept",
     )
     learning_rate: float = option(
         3e-4,
@@ -76,6 +89,7 @@ class TrainingConfig(KindConfig):
         typical="1e-5 to 1e-3",
         gt=0,
         aliases=["lr"],
+        resume_note="the schedule continues with it",
     )
     weight_decay: float = option(
         0.1,
@@ -150,9 +164,15 @@ class TrainingConfig(KindConfig):
             "linear": "a straight line down to zero",
             "polynomial": "a straight line down to a ten-millionth",
         },
+        resume_note="the rate follows it from this step on",
     )
     warmup_steps: int = option(
-        1000, "Warm-up", "Steps in which the learning rate rises from zero.", unit="steps", ge=0
+        1000,
+        "Warm-up",
+        "Steps in which the learning rate rises from zero.",
+        unit="steps",
+        ge=0,
+        resume_note="the rate follows it from this step on",
     )
     max_grad_norm: float = option(
         1.0, "Gradient clipping", "Largest norm of the gradient.", advanced=True, gt=0, aliases=["grad_clip"]
@@ -166,6 +186,7 @@ class TrainingConfig(KindConfig):
             "halve": "halve the micro-batch, double the accumulation and go on: the effective batch stays",
         },
         advanced=True,
+        resume="silent",
     )
     max_skipped_steps: int = option(
         3,
@@ -174,8 +195,11 @@ class TrainingConfig(KindConfig):
         unit="steps",
         advanced=True,
         ge=0,
+        resume="silent",
     )
-    eval_every: int = option(500, "Validate every", "Steps between two validations.", unit="steps", ge=1)
+    eval_every: int = option(
+        500, "Validate every", "Steps between two validations.", unit="steps", ge=1, resume="silent"
+    )
     eval_rows: int = option(
         200,
         "Validation rows",
@@ -184,6 +208,7 @@ class TrainingConfig(KindConfig):
         unit="rows",
         advanced=True,
         ge=1,
+        resume="silent",
     )
     sample_tokens: int = option(
         48,
@@ -194,6 +219,7 @@ class TrainingConfig(KindConfig):
         advanced=True,
         ge=0,
         le=100_000,
+        resume="silent",
     )
     log_every: int = option(
         10,
@@ -202,17 +228,27 @@ class TrainingConfig(KindConfig):
         unit="steps",
         advanced=True,
         ge=1,
+        resume="silent",
     )
     save_every: int = option(
-        500, "Save every", "Steps between two checkpoints for resuming.", unit="steps", advanced=True, ge=1
+        500,
+        "Save every",
+        "Steps between two checkpoints for resuming.",
+        unit="steps",
+        advanced=True,
+        ge=1,
+        resume="silent",
     )
-    save_total_limit: int = option(3, "Keep", "Checkpoints kept for resuming.", advanced=True, ge=1)
+    save_total_limit: int = option(
+        3, "Keep", "Checkpoints kept for resuming.", advanced=True, ge=1, resume="silent"
+    )
     save_best_only: bool = option(
         True,
         "Keep the best only",
         "The run's result is the weights with the lowest validation loss (`best/`); false also keeps the last"
         " (`final/`).",
         advanced=True,
+        resume="silent",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
@@ -258,6 +294,7 @@ class TrainingConfig(KindConfig):
             "cpu": "the processor",
         },
         advanced=True,
+        resume="silent",
     )
     seed: int = option(
         42,
@@ -266,6 +303,7 @@ class TrainingConfig(KindConfig):
         advanced=True,
         ge=0,
         le=2**32 - 1,  # numpy's bound
+        resume_note="rows come in another order, so some come twice and some not at all",
     )
     dataloader_workers: int = option(
         0,
@@ -274,12 +312,17 @@ class TrainingConfig(KindConfig):
         advanced=True,
         ge=0,
         le=256,
+        resume="silent",
     )
     deterministic: bool = option(
         False, "Deterministic", "Only kernels that give the same bits every time; slower.", advanced=True
     )
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = option(
-        lambda: ["tensorboard"], "Report to", "Where curves go besides the run folder.", advanced=True
+        lambda: ["tensorboard"],
+        "Report to",
+        "Where curves go besides the run folder.",
+        advanced=True,
+        resume="silent",
     )
     output_dir: str | None = option(
         None,
@@ -287,6 +330,7 @@ class TrainingConfig(KindConfig):
         "Folder of the run; left out, `checkpoints/<name>`.",
         advanced=True,
         min_length=1,
+        resume="silent",
     )
 
     @model_validator(mode="after")
@@ -380,9 +424,16 @@ class AdapterOptions(KindConfig):
             "lora": "small added matrices: a tenth of the memory for optimizer and gradients",
             "qlora": "lora on a 4-bit model: fits where nothing else does",
         },
+        resume="refuse",
     )
     lora_r: int = option(
-        16, "LoRA rank", "Width of the added matrices.", typical="8 to 64", applies_when=WITH_ADAPTER, ge=1
+        16,
+        "LoRA rank",
+        "Width of the added matrices.",
+        typical="8 to 64",
+        applies_when=WITH_ADAPTER,
+        ge=1,
+        resume="refuse",
     )
     lora_alpha: int = option(
         32,
@@ -392,6 +443,7 @@ class AdapterOptions(KindConfig):
         applies_when=WITH_ADAPTER,
         advanced=True,
         ge=1,
+        resume="refuse",
     )
     lora_dropout: float = option(
         0.05,
@@ -413,6 +465,7 @@ class AdapterOptions(KindConfig):
         },
         applies_when=WITH_ADAPTER,
         advanced=True,
+        resume="refuse",
     )
     load_in: Literal["none", "8bit", "4bit"] = option(
         "none",
@@ -425,6 +478,7 @@ class AdapterOptions(KindConfig):
         },
         applies_when=WITH_ADAPTER,
         advanced=True,
+        resume="refuse",
     )
 
     @property

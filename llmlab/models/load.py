@@ -367,10 +367,11 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
             model, use_gradient_checkpointing=config.gradient_checkpointing
         )
     targets = config.lora_targets
+    routers = any(re.fullmatch(ROUTERS, name) for name, _ in model.named_modules())
     if targets in GROUPS:
         names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
         targets = [name for name in GROUPS[targets] if name in names]
-    elif targets == "all-linear" and any(re.fullmatch(ROUTERS, name) for name, _ in model.named_modules()):
+    elif targets == "all-linear" and routers:
         # spelled out: for some mixtures peft adds the routers to "all-linear", whatever is excluded
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         targets = sorted(
@@ -385,7 +386,7 @@ def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM")
                 lora_alpha=config.lora_alpha,
                 lora_dropout=config.lora_dropout,
                 target_modules=targets,
-                exclude_modules=ROUTERS,
+                exclude_modules=ROUTERS if routers else None,
                 task_type=task,
             ),
         )

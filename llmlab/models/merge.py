@@ -11,7 +11,7 @@ import torch
 from llmlab.errors import LabError
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder, find_model
-from llmlab.runs.manifest import seal
+from llmlab.runs.manifest import write_manifest
 
 
 def merge(checkpoint: str, output: Path | None = None) -> list[str]:
@@ -41,7 +41,7 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
         aside.parent.mkdir(parents=True, exist_ok=True)
         merged.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        seal(aside, merged_from=str(where))
+        write_manifest(aside, merged_from=str(where))
         aside.rename(target)
     except OSError as error:
         raise LabError(

@@ -15,6 +15,12 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from llmlab.models.log_probs import read, score_tokens, without_adapter
 
 
+def _rename_older(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    """Reads checkpoints in which a buffer had another name."""
+    if f"{prefix}widest" in state_dict:
+        state_dict[f"{prefix}max_std"] = state_dict.pop(f"{prefix}widest")
+
+
 class ValueHead(nn.Module):
     """V of a hidden state, (..., width) to (...): one linear map in units of the returns' running mean and
     spread.
@@ -41,6 +47,7 @@ class ValueHead(nn.Module):
         self.register_buffer("square", torch.zeros(()))
         self.register_buffer("max_std", torch.zeros(()))
         self.register_buffer("batches", torch.zeros(()))
+        self.register_load_state_dict_pre_hook(_rename_older)
 
     @property
     def std(self) -> Tensor:

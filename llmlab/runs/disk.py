@@ -6,6 +6,7 @@ import errno
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,50 +17,53 @@ LITTLE = 4_000_000  # bytes; a failed write with less than this left failed for 
 LOOK_EVERY = 1.0  # seconds
 
 
-def patiently(
-    work: Callable[[], T],
-    folder: Path,
-    needed: int,
-    say: Callable[[str], None],
-    stopped: Callable[[], bool] = lambda: False,
-) -> T:
-    """Returns what `work` returns; while the disk has no room for it, waits and tries again from its
-    beginning.
+@dataclass(frozen=True)
+class FullDisk:
+    """What is done about a full disk: a write that finds no room waits for it and is tried again.
 
-    Args:
-        work: writes into `folder`, and can be done again after a failure.
-        folder: on the disk in question.
-        needed: bytes that must be free before it is tried.
-        say: shows a line to the person, once per wait.
-        stopped: whether an end was asked for meanwhile.
-
-    Raises:
-        LabError: when an end was asked for while the disk was full.
+    Attributes:
+        tell: shows a line to the user, once per wait.
+        stop_asked: whether an end was asked for meanwhile.
     """
-    told = False
-    while True:
-        free = shutil.disk_usage(folder).free
-        if free >= needed:
-            try:
-                return work()
-            except Exception as error:  # the libraries that write raise kinds of their own
-                if not is_full(error, folder):
-                    raise
-        if not told:
-            say(
-                f"the disk is full: {folder} has {free / 1e6:,.1f} MB free and about"
-                f" {max(needed, 1) / 1e6:,.1f} MB are to be written. The run waits; free some space, or stop"
-                " it with Ctrl+C and lose nothing that is sealed"
-            )
-            told = True
-        if stopped():
-            raise LabError(
-                "stopped while the disk was full; earlier checkpoints are whole",
-                where=str(folder),
-                exit_code=1,
-                remedy=f"free space; `llmlab run {folder}` goes on from the last sealed checkpoint",
-            )
-        time.sleep(LOOK_EVERY)
+
+    tell: Callable[[str], None]
+    stop_asked: Callable[[], bool] = lambda: False
+
+    def retry(self, write: Callable[[], T], folder: Path, needed: int = 0) -> T:
+        """Returns what `write` returns; while the disk has no room, waits and begins it again.
+
+        Args:
+            write: writes into `folder`, and can be done again after a failure.
+            folder: on the disk in question.
+            needed: bytes that must be free before it is tried.
+
+        Raises:
+            LabError: when an end was asked for while the disk was full.
+        """
+        told = False
+        while True:
+            free = shutil.disk_usage(folder).free
+            if free >= needed:
+                try:
+                    return write()
+                except Exception as error:  # the libraries that write raise kinds of their own
+                    if not is_full(error, folder):
+                        raise
+            if not told:
+                self.tell(
+                    f"the disk is full: {folder} has {free / 1e6:,.1f} MB free and about"
+                    f" {max(needed, 1) / 1e6:,.1f} MB are to be written. The run waits; free some space, or"
+                    " stop it with Ctrl+C: checkpoints that are complete stay"
+                )
+                told = True
+            if self.stop_asked():
+                raise LabError(
+                    "stopped while the disk was full; earlier checkpoints are complete",
+                    where=str(folder),
+                    exit_code=1,
+                    remedy=f"free space; to resume from the last checkpoint: `llmlab run {folder}`",
+                )
+            time.sleep(LOOK_EVERY)
 
 
 def is_full(error: BaseException, folder: Path) -> bool:

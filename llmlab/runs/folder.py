@@ -17,6 +17,7 @@ from llmlab.config import KindConfig, apply_changes, parse_config
 from llmlab.errors import LabError
 from llmlab.files import BadFile, in_home, read_bytes, read_object, write_text_atomically
 from llmlab.readable import TYPE_WORDS, nested_deeper, shortened, type_words
+from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.manifest import MANIFEST, verify
 from llmlab.trust import redact
 
@@ -118,7 +119,7 @@ class RunFolder:
             file.name in (LOCK, HOLDER) or LEFTOVERS.fullmatch(file.name) for file in self.path.iterdir()
         )
 
-    def clean_up(self) -> None:
+    def remove_leftovers(self) -> None:
         """Removes what kills left behind; restores a model whose replacement was interrupted."""
         for name in MODELS:
             if not (self.path / name).exists():
@@ -140,7 +141,7 @@ class RunFolder:
         every = config.get("save_every") if isinstance(config, dict) else None
         return isinstance(every, int) and any(line["step"] > every for line in self.metrics())
 
-    def set_aside_after(self, step: int) -> list[str]:
+    def move_aside_after(self, step: int) -> list[str]:
         """Moves checkpoints and models of later steps to a folder of their own, with a copy of metrics and
         samples.
 
@@ -150,7 +151,7 @@ class RunFolder:
         Returns:
             The names of what was moved, and last the folder that it is in; nothing when there was none.
         """
-        later = [path for path in self.checkpoints() if int(path.name.split("-")[1]) > step]
+        later = [checkpoint.path for checkpoint in self.checkpoints() if checkpoint.step > step]
         later += [path for name in MODELS if (path := self.path / name).is_dir() and _step_of(path) > step]
         if not later:
             return []
@@ -182,7 +183,7 @@ class RunFolder:
         """Returns step, prompt and answer of every sample that was taken while it learned."""
         return self._lines(SAMPLES)
 
-    def forget_after(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drops metrics and samples of later steps, which a resumed run writes again;
         all of them for a step below 0.
         """
@@ -191,7 +192,7 @@ class RunFolder:
                 kept = [line for line in self._lines(name) if line["step"] <= step]
                 write_text_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def forget_validation(self, step: int) -> None:
+    def drop_validation(self, step: int) -> None:
         """Drops the held-out figures of a step, where the validation is done again."""
         kept = [
             line
@@ -224,24 +225,23 @@ class RunFolder:
                 continue
         return [line for line in found if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
-    def checkpoints(self) -> list[Path]:
-        """Returns the `checkpoint-N` folders, newest first."""
-        found = [p for p in self.path.glob("checkpoint-*") if p.is_dir() and p.name.split("-")[1].isdigit()]
-        return sorted(found, key=lambda p: -int(p.name.split("-")[1]))
+    def checkpoints(self) -> list[Checkpoint]:
+        """Returns the checkpoints, newest first; their manifests are not looked at."""
+        return Checkpoint.all_in(self.path)
 
-    def newest_sealed(self, up_to: int | None = None) -> tuple[Path | None, list[str]]:
-        """Returns the newest checkpoint, of a step up to the given one, that verifies,
-        and why newer ones were passed over.
+    def latest_valid_checkpoint(self, up_to: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """Returns the newest checkpoint, of a step up to the given one, whose manifest verifies,
+        and what is wrong with each newer one.
         """
-        passed = []
+        faults = []
         for checkpoint in self.checkpoints():
-            if up_to is not None and int(checkpoint.name.split("-")[1]) > up_to:
+            if up_to is not None and checkpoint.step > up_to:
                 continue
-            fault = verify(checkpoint)
+            fault = checkpoint.fault()
             if not fault:
-                return checkpoint, passed
-            passed.append(f"{checkpoint.name}: {fault}")
-        return None, passed
+                return checkpoint, faults
+            faults.append(f"{checkpoint.name}: {fault}")
+        return None, faults
 
     def result(self) -> Path | None:
         """Returns the model folder that this run stands for: `final`, else `best`, as its record says, else
@@ -251,7 +251,7 @@ class RunFolder:
             folder = self.path / name if name else self.path
             if name and any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
                 return folder
-        return next((path for path in self.checkpoints() if (path / MANIFEST).is_file()), None)
+        return next((one.path for one in self.checkpoints() if (one.path / MANIFEST).is_file()), None)
 
 
 def run_config(folder: Path) -> KindConfig:

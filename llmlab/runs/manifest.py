@@ -15,7 +15,7 @@ LOOKS = 20  # at a folder that is replaced by a run whenever it was read
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
-def seal(folder: Path, **facts: object) -> None:
+def write_manifest(folder: Path, **facts: object) -> None:
     """Syncs every file to the disk and writes the manifest, last and atomically; `facts` (step,
     parent ...) are kept in it.
     """

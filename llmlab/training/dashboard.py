@@ -52,13 +52,23 @@ SHOWN = {
 class Dashboard(TrainerCallback):
     """Loss curve, rate, tokens per second, memory and time left; a line per logged step without a terminal.
 
-    Attributes:
+    Args:
+        title: of the panel.
+        console: to draw on.
+        hint: the keys that do something.
         flops_per_token: of training, for the share of the device's peak; 0 where it is not known.
         peak: FLOPs a second that the device reached in a matrix product; 0 where it was not measured.
-        hint: the keys that do something.
     """
 
-    def __init__(self, title: str, console: Console):
+    def __init__(
+        self,
+        title: str,
+        console: Console,
+        *,
+        hint: str = "",
+        flops_per_token: float = 0.0,
+        peak: float = 0.0,
+    ):
         self.title = title
         self.console = console
         self.live: Live | None = None
@@ -66,9 +76,9 @@ class Dashboard(TrainerCallback):
         self.held_out: list[tuple[int, float]] = []
         self.latest: dict[str, float] = {}
         self.speed = 0.0
-        self.flops_per_token = 0.0
-        self.peak = 0.0
-        self.hint = ""
+        self.flops_per_token = flops_per_token
+        self.peak = peak
+        self.hint = hint
         self.said = ""
         self.taken: tuple[int, str, str] | None = None
         self.validated = (0, 0)  # batches of the validation that is going on, and all of its

@@ -135,7 +135,7 @@ def verify_run(name: str) -> tuple[list[str], bool]:
     folder = next((p for p in (Path(name), RUNS / name) if p.is_dir()), None)
     if folder is None:
         raise LabError("there is no such run", where=name, remedy="`llmlab runs` lists them")
-    found = [*RunFolder(folder).checkpoints(), *(folder / model for model in MODELS)]
+    found = [*(one.path for one in RunFolder(folder).checkpoints()), *(folder / model for model in MODELS)]
     faults = {path: fault for path in found if (fault := _checked(path)) != GONE}
     if not faults:
         raise LabError("holds no checkpoints", where=name)

@@ -71,7 +71,7 @@ def main() -> None:
     term.see(r"step ([4-9]\d|\d\d\d) of")
     shots.append(("A run", term.text()))
     term.send("s")
-    term.see("goes on from here")
+    term.see("to resume: ")
     term.close()
 
     term = opened(rows=30)

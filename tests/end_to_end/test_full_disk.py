@@ -15,9 +15,9 @@ from transformers import TrainerState
 
 from llmlab.config import SFTConfig, save_config
 from llmlab.errors import LabError
+from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.manifest import verify
-from llmlab.training.callbacks.core import Record
+from llmlab.training.callbacks.metrics import MetricsWriter
 from tests.waiting import PATIENCE, until
 
 SIZE = 160_000_000  # a run wants to see 64 MB free before it begins
@@ -91,7 +91,7 @@ def test_it_waits_and_ends_alike(base_run, small_disk, tmp_path):
     filler = fill(small_disk)
     until(lambda: "the disk is full" in log.read_text() or child.poll() is not None, log.read_text)
     assert child.poll() is None, log.read_text()
-    assert verify(folder.checkpoints()[0]) == "", "the earlier checkpoint is whole"
+    assert folder.checkpoints()[0].fault() == "", "the earlier checkpoint is whole"
     time.sleep(1.5)
     assert child.poll() is None, "it waits"
     filler.unlink()
@@ -131,7 +131,7 @@ def test_stopped_while_it_waits_nothing_is_lost(base_run, small_disk, tmp_path):
     assert child.poll() is None, log.read_text()
     child.terminate()
     assert child.wait(PATIENCE) == 1 and "earlier checkpoints are whole" in log.read_text()
-    assert verify(folder.checkpoints()[0]) == ""
+    assert folder.checkpoints()[0].fault() == ""
     filler.unlink()
     again = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and "resuming from" in again.stderr
@@ -139,7 +139,7 @@ def test_stopped_while_it_waits_nothing_is_lost(base_run, small_disk, tmp_path):
 
 def test_a_line_of_figures_that_finds_no_room_hears_the_stop(small_disk):
     folder, said = RunFolder(small_disk), []
-    record = Record(folder, {}, said.append, lambda: True)
+    record = MetricsWriter(folder, {}, FullDisk(said.append, lambda: True))
     fill(small_disk)
     with pytest.raises(LabError, match="stopped while the disk was full"):
         record.on_log(None, TrainerState(global_step=3), None, logs={"loss": 1.0})

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from llmlab.config import apply_changes, load_config
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.manifest import verify
 from llmlab.training.engine import run as engine
 from tests.end_to_end.terminal import CLEAR, CTRL_C, CTRL_D, DOWN, ENTER, ESCAPE, Terminal
 from tests.waiting import until
@@ -126,7 +125,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send(CTRL_C)
     term.see("0\\) Quit")
     run = RunFolder(folder / "checkpoints" / "first")
-    assert run.record["status"] == "stopped" and verify(run.checkpoints()[0]) == ""
+    assert run.record["status"] == "stopped" and run.checkpoints()[0].fault() == ""
     term.send("s", ENTER)
     term.see("Which one")
     term.send(ENTER)

@@ -14,7 +14,8 @@ from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
-from llmlab.training.engine import run as engine
+from llmlab.training.engine import progress
+from llmlab.training.engine.run import run
 
 
 def tensors() -> dict[int, int]:
@@ -60,10 +61,10 @@ def allocated(config: Any) -> float:
     """Returns those bytes of a run, which has to have two steps or more."""
     gc.collect()
     there, counts = tensors(), []
-    before = engine.samples
-    engine.samples = lambda *_: counts.append(Count(there)) or counts
+    before = progress.samples
+    progress.samples = lambda *_: counts.append(Count(there)) or counts
     try:
-        engine.run(config, console=Console(quiet=True))
+        run(config, console=Console(quiet=True))
     finally:
-        engine.samples = before
+        progress.samples = before
     return counts[0].peak

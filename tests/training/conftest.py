@@ -6,7 +6,7 @@ import pytest
 
 from llmlab.config import GRPOConfig, SFTConfig
 from llmlab.runs.folder import RunFolder
-from llmlab.training.callbacks import core as callbacks
+from llmlab.training.callbacks import stop as callbacks
 from llmlab.training.engine.run import run
 from tests.conftest import write_rows
 

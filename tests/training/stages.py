@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
 from llmlab.runs.folder import RunFolder
-from llmlab.training.callbacks import core as callbacks
+from llmlab.training.callbacks import stop as callbacks
 from tests.conftest import write_rows
 
 TIMES = ("runtime", "per_second", "step_time", "preparation_time")  # of the clock

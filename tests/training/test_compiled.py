@@ -5,20 +5,18 @@ On processors PyTorch compiles flex attention into something else (2.13: NaN, or
 transformers as well) and has no backward pass of it: it is for GPUs, and refused elsewhere.
 """
 
-import shutil
-
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 from tests.conftest import small_model
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on the CPU needs a compiler")
-def test_a_compiled_run_is_the_plain_one(base_config, tmp_path):
+def test_a_compiled_run_is_the_plain_one(base_config, tmp_path, compiler):
     found = []
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
@@ -40,6 +38,18 @@ def test_a_compiled_run_is_the_plain_one(base_config, tmp_path):
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_a_compiler_that_fails_is_one_message(base_config, tmp_path, monkeypatch):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/bin/false",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    torch.compiler.reset()
+    with pytest.raises(LabError, match=r"torch\.compile failed") as error:
+        run(base_config(tmp_path / "run", compile=True, eval_fraction=0.0, sample_tokens=0))
+    assert "set `compile` to false" in error.value.remedy and error.value.exit_code == 1
+    assert RunFolder(tmp_path / "run").record["status"] == "failed"
 
 
 @pytest.mark.parametrize("changes", [{}, {"sliding_window": 5}, {"positional_encoding": "alibi"}])

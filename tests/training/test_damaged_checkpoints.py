@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.manifest import seal
+from llmlab.runs.manifest import write_manifest
 from llmlab.training.engine.run import run
 from tests.fuzzing import Hostile
 from tests.training.conftest import sft_config, stopped_run
@@ -161,11 +161,11 @@ def checkpoint(run_folder):
     copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(whole.path, copy)
-    return RunFolder(copy).checkpoints()[0]
+    return RunFolder(copy).checkpoints()[0].path
 
 
 def refusal(base_run, checkpoint):
-    seal(checkpoint, step=6)
+    write_manifest(checkpoint, step=6)
     before = sorted(path.name for path in checkpoint.parent.iterdir())
     with pytest.raises(LabError) as caught:
         run(sft_config(base_run, checkpoint.parent.parent, output_dir=str(checkpoint.parent)))

@@ -6,9 +6,8 @@ import time
 from rich.console import Console
 
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.manifest import verify
 from llmlab.training.callbacks.keys import Keys
-from llmlab.training.engine import run as engine
+from llmlab.training.engine import progress
 from llmlab.training.engine.run import run
 from tests.waiting import PATIENCE, until
 
@@ -34,7 +33,7 @@ def with_presses(monkeypatch, presses):
             for key in presses.pop(state.global_step, ""):
                 self.press(key)
 
-    monkeypatch.setattr(engine, "Keys", Pressed)
+    monkeypatch.setattr(progress, "Keys", Pressed)
     return made
 
 
@@ -44,7 +43,7 @@ def test_e_validates_now_and_s_stops_sealed(base_config, tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     assert [line["step"] for line in folder.metrics() if "eval_loss" in line] == [0, 4]
     assert result.stopped_by and folder.record["status"] == "stopped"
-    assert folder.checkpoints()[0].name == "checkpoint-7" and verify(folder.checkpoints()[0]) == ""
+    assert folder.checkpoints()[0].name == "checkpoint-7" and folder.checkpoints()[0].fault() == ""
     assert not run(base_config(tmp_path / "run"), console=Console(quiet=True)).stopped_by
 
 

@@ -14,7 +14,7 @@ from llmlab.data.packing import PackedCollator
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.training import optimizers
-from llmlab.training.callbacks import core as callbacks
+from llmlab.training.callbacks import stop as callbacks
 from llmlab.training.engine.run import run
 from llmlab.training.optimizers import SOPHIA_GAMMA, Muon, build_optimizer, gauss_newton_diagonal
 from tests.conftest import write_rows

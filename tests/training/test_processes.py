@@ -164,24 +164,24 @@ import torch
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.screen import LabConsole
-from llmlab.training.engine.environment import join_processes, leave_processes
-from llmlab.training.callbacks.non_finite import Trouble
-join_processes("cpu")
+from llmlab.training.engine.environment import init_process_group, destroy_process_group
+from llmlab.training.callbacks.non_finite import NonFiniteGuard
+init_process_group("cpu")
 part, rank = torch.nn.Linear(2, 2), os.environ["RANK"]
 def train():
     shared = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
     shared.trainer = shared  # trainers hold themselves
     shared(torch.ones(1, 2)).sum().backward()
 train()
-trouble = Trouble(RunFolder(Path(sys.argv[1])), LabConsole(quiet=True), 1)
-trouble.check_weights(part, Path("checkpoint-1"))
+guard = NonFiniteGuard(RunFolder(Path(sys.argv[1])), LabConsole(quiet=True), 1)
+guard.check_weights(part, "checkpoint-1")
 if rank == "1":
     part.weight.data.fill_(float("nan"))
 try:
-    trouble.check_weights(part, Path("checkpoint-2"))
+    guard.check_weights(part, "checkpoint-2")
 except LabError as error:
     (Path(sys.argv[1]) / f"refused-by-{rank}").write_text(str(error))
-leave_processes()
+destroy_process_group()
 threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
 gloo = " ".join(name.strip() for name in threads if "gloo" in name)
 (Path(sys.argv[1]) / f"left-by-{rank}").write_text(gloo)
@@ -211,5 +211,5 @@ def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all_and_none_
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
-        assert "checkpoint-2 was not sealed" in (tmp_path / f"refused-by-{rank}").read_text()
+        assert "checkpoint-2 was not saved" in (tmp_path / f"refused-by-{rank}").read_text()
         assert (tmp_path / f"left-by-{rank}").read_text() == ""

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.manifest import verify
 from llmlab.training.engine.run import run
 from tests.conftest import write_rows
 from tests.training.stages import SHARED, STAGES, ending, stage_config, stop_after
@@ -27,7 +26,7 @@ def test_stopped_again_and_again_it_ends_alike(stage, short_policy, tmp_path, mo
         stops += 1
         folder = RunFolder(tmp_path / "stopped")
         assert folder.record["status"] == "stopped"
-        assert not folder.checkpoints() or verify(folder.checkpoints()[0]) == ""
+        assert not folder.checkpoints() or folder.checkpoints()[0].fault() == ""
     assert stops >= 2 and not (tmp_path / "stopped" / ".saving").exists()
     (weights, lines, samples), (wanted, wanted_lines, wanted_samples) = (
         ending(tmp_path / "stopped"),

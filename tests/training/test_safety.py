@@ -20,7 +20,7 @@ from llmlab.errors import LabError
 from llmlab.models import LabForCausalLM
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
-from llmlab.runs.manifest import MANIFEST, seal, verify
+from llmlab.runs.manifest import MANIFEST, verify, write_manifest
 from llmlab.training.engine.run import run
 from tests.fuzzing import Hostile
 from tests.training.conftest import sft_config, stopped_run
@@ -30,10 +30,10 @@ from tests.waiting import PATIENCE, until
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_pickle_in_a_checkpoint_does_not_run(base_run, tmp_path, monkeypatch, name):
     folder = stopped_run(base_run, tmp_path, monkeypatch)
-    bad, marker = folder.checkpoints()[0], tmp_path / "ran"
+    bad, marker = folder.checkpoints()[0].path, tmp_path / "ran"
     (bad / name).write_bytes(pickle.dumps(Hostile(marker)))
-    assert verify(bad) and folder.newest_sealed()[0] != bad, "its seal is broken"
-    seal(bad, step=6)  # whoever sends files can make a manifest, too
+    assert verify(bad) and folder.latest_valid_checkpoint()[0].path != bad, "its seal is broken"
+    write_manifest(bad, step=6)  # whoever sends files can make a manifest, too
     with pytest.raises(LabError, match=f"{name} is no file that torch writes, and was not opened"):
         run(sft_config(base_run, tmp_path))
     assert not marker.exists()
@@ -92,7 +92,7 @@ def test_manifests_and_links_never_lead_outside(tmp_path):
     folder.mkdir()
     (folder / "a.txt").write_text("a")
     (tmp_path / "secret").write_text("s")
-    seal(folder)
+    write_manifest(folder)
     assert verify(folder) == ""
     whole = json.loads((folder / MANIFEST).read_text())
     for name in ("../secret", "/etc/passwd", "x/../../secret", "a\0b"):

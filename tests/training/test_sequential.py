@@ -28,7 +28,7 @@ from llmlab.models.identity import weights_fingerprint
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
-from llmlab.training.engine.run_dir import held
+from llmlab.training.engine.run_dir import run_lock
 from llmlab.training.methods import dpo
 from llmlab.training.methods.dpo import DPOTrainer
 from llmlab.training.order import LengthGrouped, SeededOrder
@@ -618,7 +618,7 @@ def test_what_is_refused_is_refused_before_the_reference(policy, tmp_path, monke
     with pytest.raises(LabError, match=r"`adapter` is \"lora\" and was \"none\" so far"):
         run(config(policy, tmp_path, data, adapter="lora", **short), resume=str(folder / "checkpoint-1"))
     with (
-        held(folder),
+        run_lock(folder),
         pytest.raises(LabError, match=f"process {os.getpid()} on .* is training in this folder"),
     ):
         run(config(policy, tmp_path, data, **short))

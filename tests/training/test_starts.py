@@ -14,10 +14,10 @@ from llmlab.config import SFTConfig
 from llmlab.errors import LabError
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder, find_model
-from llmlab.runs.manifest import seal
-from llmlab.training.callbacks import core as callbacks
+from llmlab.runs.manifest import write_manifest
+from llmlab.training.callbacks import stop as callbacks
+from llmlab.training.engine import checkpointing
 from llmlab.training.engine.run import run
-from llmlab.training.trainers import base as trainer
 from tests.conftest import write_rows
 
 ROWS = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(64)]
@@ -99,7 +99,7 @@ def test_a_kill_in_the_first_checkpoint_costs_nothing(base_run, tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer, "seal", killed)
+        patch.setattr(checkpointing, "write_manifest", killed)
         run(config(base_run, tmp_path))
     assert max(steps(RunFolder(tmp_path / "run"))) == 2
     result = run(config(base_run, tmp_path))
@@ -223,7 +223,7 @@ def test_changed_hyperparameters_of_the_optimizer_are_used(base_run, tmp_path, m
 def test_results_without_a_whole_checkpoint_are_left_as_they_are(base_run, tmp_path, monkeypatch, capsys):
     folder = killed_at(4, base_run, tmp_path, monkeypatch)
     for checkpoint in folder.checkpoints():
-        (checkpoint / "model.safetensors").write_bytes(b"damaged")
+        (checkpoint.path / "model.safetensors").write_bytes(b"damaged")
     before, lines = weights(folder.path / "best"), folder.metrics()
     result = run(config(base_run, tmp_path))
     assert result.folder.name == "run-2" and folder.metrics() == lines
@@ -286,7 +286,7 @@ def test_fewer_processes_keep_what_was_summed_since_the_last_log(base_run, tmp_p
     for rank, part in ((0, 0.5), (1, 1.5)):  # as two processes write it
         (checkpoint / f"lab_state_{rank}.json").write_text(json.dumps(state | {"loss": state["loss"] * part}))
     (checkpoint / "run_config.json").write_text(json.dumps(about | {"processes": 2}))
-    seal(checkpoint, step=4)
+    write_manifest(checkpoint, step=4)
     result = run(config(base_run, tmp_path, log_every=3))
     assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
     losses = [
@@ -303,7 +303,7 @@ def test_a_checkpoint_in_parts_says_how_many_processes_it_takes(base_run, tmp_pa
     (checkpoint / "pytorch_model_fsdp_0" / "__0_0.distcp").write_text("part")
     about = json.loads((checkpoint / "run_config.json").read_text())
     (checkpoint / "run_config.json").write_text(json.dumps(about | {"processes": 4}))
-    seal(checkpoint, step=2)
+    write_manifest(checkpoint, step=2)
     with pytest.raises(LabError, match=r"in parts by 4 processes.*--num_processes 4"):
         run(config(base_run, tmp_path))
 
@@ -314,7 +314,7 @@ def test_a_model_whose_replacement_was_broken_off_is_put_back(base_run, tmp_path
     (folder.path / "best").rename(folder.path / ".best-old")
     (folder.path / ".best-4711").mkdir()
     (folder.path / ".metrics.jsonl.x1").write_text("")
-    folder.clean_up()
+    folder.remove_leftovers()
     assert all(torch.equal(value, wanted[name]) for name, value in weights(folder.path / "best").items())
     assert {path.name for path in folder.path.iterdir() if path.name.startswith(".")} <= {".lock"}
 

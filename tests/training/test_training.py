@@ -13,7 +13,7 @@ from llmlab.evaluation.pairs import answer_log_probs
 from llmlab.models import LabForCausalLM
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder, find_model
-from llmlab.runs.manifest import seal, verify
+from llmlab.runs.manifest import verify, write_manifest
 from llmlab.training.engine.run import run
 from llmlab.training.methods.sft import packing_leaks
 from llmlab.training.optimizers import build_optimizer, split_parameters
@@ -29,7 +29,7 @@ def test_base_run_learns_and_leaves_what_the_house_says(base_run):
     steps = [line["step"] for line in folder.metrics() if "loss" in line]
     assert steps == [1, 5, 10, 15, 20, 25, 30]
     assert base_run.model.name == "best" and verify(base_run.model) == ""
-    assert [verify(checkpoint) for checkpoint in folder.checkpoints()] == [""] * 3
+    assert [checkpoint.fault() for checkpoint in folder.checkpoints()] == [""] * 3
     assert not list(base_run.folder.glob("best/*.bin"))
     assert load_model(str(base_run.folder))[0].config.use_cache is True
 
@@ -264,7 +264,7 @@ def test_log_probs_of_answers_ignore_prompt_and_padding(base_run):
 def test_seals_notice_every_change(tmp_path):
     (tmp_path / "a").write_text("weights")
     assert verify(tmp_path) == "was never sealed"
-    seal(tmp_path, step=3)
+    write_manifest(tmp_path, step=3)
     assert verify(tmp_path) == ""
     (tmp_path / "a").write_text("weighty")
     assert verify(tmp_path) == "a has changed"

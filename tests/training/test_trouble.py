@@ -77,15 +77,15 @@ def test_a_run_that_stays_broken_stops_at_the_last_good_checkpoint(base_run, tmp
         run(config(base_run, tmp_path))
     assert e.value.exit_code == 1
     folder = RunFolder(tmp_path / "run")
-    checkpoint, _ = folder.newest_sealed()
+    checkpoint, _ = folder.latest_valid_checkpoint()
     weights = load_model(str(checkpoint))[0]
     assert all(torch.isfinite(p).all() for p in weights.parameters()) and folder.record["status"] == "stopped"
 
 
 def test_weights_that_are_not_finite_are_never_sealed(base_run, tmp_path):
-    with pytest.raises(LabError, match="the weights are not finite; checkpoint-1 was not sealed"):
+    with pytest.raises(LabError, match="the weights are not finite; checkpoint-1 was not saved"):
         run(config(base_run, tmp_path, learning_rate=1e38, save_every=1))
-    assert RunFolder(tmp_path / "run").newest_sealed()[0] is None
+    assert RunFolder(tmp_path / "run").latest_valid_checkpoint()[0] is None
 
 
 def test_after_too_many_skips_the_error_names_step_and_rows(base_run, tmp_path, monkeypatch):

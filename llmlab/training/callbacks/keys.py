@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from llmlab.training.callbacks.core import StopOnSignal
+from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.dashboard import Dashboard
 
 KEYS = "e validate now · p save and pause · s stop after this update · Ctrl+C stop"

@@ -1,13 +1,10 @@
-"""Trouble in the numbers: updates that are not finite are skipped and counted, then the run stops;
-spikes are told.
-"""
+"""Updates that are not finite are skipped and counted, then the run stops; jumps of the loss are reported."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +13,7 @@ from transformers import TrainerCallback
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
-from llmlab.training.engine.environment import everywhere
+from llmlab.training.engine.environment import all_processes_agree
 
 RECENT = 50  # logged losses that a spike is measured against
 SPIKE = 6.0  # standard deviations above their mean
@@ -24,7 +21,7 @@ SHOWN_ROWS, SHOWN_CHARACTERS = 3, 80
 FP16_SKIPS = 20  # a loss scale that begins at 65,536 may have to be halved so often
 
 
-class Trouble(TrainerCallback):
+class NonFiniteGuard(TrainerCallback):
     """Counts skipped updates and stops the run after too many in a row; reports losses far above the recent
     ones.
 
@@ -65,11 +62,11 @@ class Trouble(TrainerCallback):
         )
 
     def _remedy(self) -> str:
-        checkpoint, _ = self.folder.newest_sealed()
+        checkpoint, _ = self.folder.latest_valid_checkpoint()
         back = (
             f"`llmlab run {self.folder.path}` goes on from {checkpoint.name}"
             if checkpoint
-            else "nothing was sealed yet"
+            else "no checkpoint was saved yet"
         )
         return f"lower `learning_rate` or look at these rows; {back}"
 
@@ -91,18 +88,18 @@ class Trouble(TrainerCallback):
                 )
         self._losses.append(loss)
 
-    def check_weights(self, model: Any, checkpoint: Path) -> None:
-        """Looks at the weights before a checkpoint is sealed, in all processes at once: each may hold a part
-        of its own.
+    def check_weights(self, model: Any, checkpoint: str) -> None:
+        """Looks at the weights before a checkpoint counts, in all processes at once: each may hold a part of
+        its own.
 
         Raises:
             LabError: in every process, when those of any are not finite; no resume will take them.
         """
         sound = all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
-        if everywhere(sound):
+        if all_processes_agree(sound):
             return
         raise LabError(
-            f"the weights are not finite; {checkpoint.name} was not sealed",
+            f"the weights are not finite; {checkpoint} was not saved",
             where=str(self.folder.path),
             exit_code=1,
             remedy=self._remedy(),

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from llmlab.data.prepare import Prepared
 from llmlab.data.rendering import decode_answer, render
 from llmlab.runs.folder import RunFolder
-from llmlab.training.engine.snapshot import Stopped
+from llmlab.training.callbacks.stop import Stopped
 
 OPENING = 16  # tokens of a held-out text that a base model goes on from
 

@@ -12,7 +12,6 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from transformers import TrainerCallback
 
-from llmlab.runs.disk import patiently
+from llmlab.runs.disk import FullDisk
 
 
 class TensorBoard(TrainerCallback):
@@ -30,12 +29,11 @@ class TensorBoard(TrainerCallback):
 
     Args:
         run: folder of the run.
-        say: shows a line to the person.
-        stopped: whether an end was asked for.
+        disk: waits for room on a full one.
     """
 
-    def __init__(self, run: Path, say: Callable[[str], None], stopped: Callable[[], bool]):
-        self.run, self.say, self.stopped = run, say, stopped
+    def __init__(self, run: Path, disk: FullDisk):
+        self.run, self.disk = run, disk
         self.file = (
             run
             / "tensorboard"
@@ -58,7 +56,7 @@ class TensorBoard(TrainerCallback):
         ]
         now = time.time()
         event = Event(wall_time=now, step=state.global_step, summary=Summary(value=values))
-        patiently(lambda: self._append(event, now), self.run, 0, self.say, self.stopped)
+        self.disk.retry(lambda: self._append(event, now), self.run)
 
     def _append(self, event: Event, now: float) -> None:
         self.file.parent.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.headers import whole
 from llmlab.readable import shortened, type_words
+from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.manifest import PICKLES
 
@@ -26,19 +27,13 @@ TRAINER_STATE, LAB_STATE, DATA_POSITION = "trainer_state.json", "lab_state*.json
 # what torch.save writes for a run that goes on: its restricted loader makes tensors and numbers of it, and
 # calls nothing
 TORCH_FILES = re.compile(r"(optimizer|scheduler|scaler|rng_state(_\d+)?)\.(pt|pth)")
-FSDP_FILES = (
-    "optimizer.bin",
-    "pytorch_model_fsdp.bin",
-)  # the same, of a run whose weights lie in parts; refused without FSDP
-MOMENTS = (
-    "exp_avg",
-    "exp_avg_sq",
-    "momentum_buffer",
-    "hessian",
-)  # states of optimizers that have the shape of their weight
+# the same, of a run whose weights lie in parts; refused without FSDP
+FSDP_FILES = ("optimizer.bin", "pytorch_model_fsdp.bin")
+# states of optimizers that have the shape of their weight
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer", "hessian")
 
 
-def refuse_damaged(checkpoint: Path) -> None:
+def refuse_damaged(checkpoint: Checkpoint) -> None:
     """Looks at the files of a checkpoint whose manifest fits, before anything is loaded.
 
     Raises:
@@ -48,36 +43,36 @@ def refuse_damaged(checkpoint: Path) -> None:
         raise damaged(checkpoint, fault)
 
 
-def damaged(checkpoint: Path, fault: str) -> LabError:
+def damaged(checkpoint: Checkpoint, fault: str) -> LabError:
     """Returns the error of a checkpoint that cannot be resumed from; it names the next older one."""
-    older = RunFolder(checkpoint.parent).newest_sealed(up_to=_step(checkpoint) - 1)[0]
+    older = RunFolder(checkpoint.run).latest_valid_checkpoint(up_to=checkpoint.step - 1)[0]
     if older:
-        remedy = f"take the one before it: `llmlab run {checkpoint.parent} --resume {older}`"
+        remedy = f"take the one before it: `llmlab run {checkpoint.run} --resume {older}`"
     else:
         remedy = "no older checkpoint is there: --resume never begins anew in a folder of its own"
     return LabError(f"cannot be resumed from: {fault}", where=str(checkpoint), remedy=remedy)
 
 
-def fault_in(checkpoint: Path) -> str:
+def fault_in(checkpoint: Checkpoint) -> str:
     """Returns which file of a checkpoint cannot be what it should be, and why; "" where none is found."""
     looks: list[tuple[str, Callable[[Any], str]]] = [
-        (TRAINER_STATE, lambda state: _trainer_state_fault(state, _step(checkpoint))),
+        (TRAINER_STATE, lambda state: _trainer_state_fault(state, checkpoint.step)),
         (LAB_STATE, _lab_state_fault),
-        (DATA_POSITION, lambda place: _position_fault(place, _step(checkpoint))),
+        (DATA_POSITION, lambda place: _position_fault(place, checkpoint.step)),
         ("config.json", lambda about: ""),
         ("adapter_config.json", lambda about: ""),
     ]
-    if not (checkpoint / TRAINER_STATE).is_file():
+    if not (checkpoint.path / TRAINER_STATE).is_file():
         return f"{TRAINER_STATE} is missing"
     for pattern, look in looks:
-        for file in sorted(checkpoint.glob(pattern)):
+        for file in sorted(checkpoint.path.glob(pattern)):
             try:
                 fault = look(read_object(file))
             except (OSError, ValueError) as error:
                 fault = str(getattr(error, "strerror", None) or error)
             if fault:
                 return f"{file.name} {fault}"
-    for file in sorted(checkpoint.iterdir()):
+    for file in sorted(checkpoint.path.iterdir()):
         if file.suffix == ".safetensors" and not whole(file):
             return f"{file.name} is cut off or damaged"
         if TORCH_FILES.fullmatch(file.name):
@@ -89,7 +84,7 @@ def fault_in(checkpoint: Path) -> str:
 
 
 @contextmanager
-def restoring(checkpoint: str | Path) -> Iterator[None]:
+def restoring(checkpoint: str) -> Iterator[None]:
     """Turns what fails while a checkpoint is put into a trainer into one message.
 
     Raises:
@@ -99,12 +94,13 @@ def restoring(checkpoint: str | Path) -> Iterator[None]:
         yield
     except (LabError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # the libraries raise many kinds for one situation: the files are not what they were
+    except Exception as error:  # the libraries raise many kinds where files are not what they were
         if "out of memory" in str(error).lower():
             raise
-        raise damaged(Path(checkpoint), _reason(error)) from None
+        found = Checkpoint.at(Path(checkpoint))
+        if found is None:
+            raise
+        raise damaged(found, _reason(error)) from None
 
 
 def check_scheduler(state: Any, scheduler: Any, *, groups: bool) -> None:
@@ -184,10 +180,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"an entry {shortened(text, 100)} is missing"
     return shortened((text.strip().splitlines() or [type(error).__name__])[0], 200)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.split("-")[1])
 
 
 def _alike(value: Any, other: Any) -> bool:

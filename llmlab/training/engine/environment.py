@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What libraries warn of although it is as it should be: the start of the text, and why it is known.
-KNOWN_WARNINGS: dict[str, str] = {}
+# what libraries warn of although it is as it should be: the start of the text, and why
+KNOWN_WARNINGS = {
+    "You are using 'rollout_func', which is an experimental feature": (
+        "it is how TRL is given the lab's sampling, which draws every answer by seed, step and row"
+    ),
+}
 
 
 def quiet_libraries(console: Console | None = None) -> None:
@@ -68,7 +72,7 @@ def quiet_within(console: Console) -> Iterator[None]:
         yield
 
 
-def keep_freed_memory(*, sparing: bool) -> None:
+def tune_malloc(*, sparing: bool) -> None:
     """Lets the C library keep freed memory instead of giving every large tensor back to the system.
 
     On the CPU each step would otherwise fault in its activations page by page; `benchmarks/speed.py` prints
@@ -96,7 +100,7 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def join_processes(device: str) -> None:
+def init_process_group(device: str) -> None:
     """Connects the processes of a job, where there are several."""
     if processes() > 1:
         from accelerate import PartialState
@@ -104,7 +108,7 @@ def join_processes(device: str) -> None:
         PartialState(cpu=device == "cpu")
 
 
-def leave_processes() -> None:
+def destroy_process_group() -> None:
     """Ends the connection between the processes of a job: its threads must not be running when the process
     ends.
 
@@ -118,7 +122,7 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def agreed(decide: Callable[[], T]) -> T:
+def broadcast_from_main(decide: Callable[[], T]) -> T:
     """Returns what the main process decides, in every process of the job.
 
     Raises:
@@ -142,7 +146,7 @@ def agreed(decide: Callable[[], T]) -> T:
     return box[0]
 
 
-def everywhere(holds: bool) -> bool:
+def all_processes_agree(holds: bool) -> bool:
     """Returns whether something holds in every process of the job; all of them have to ask,
     and wait for each other.
     """

@@ -24,7 +24,8 @@ from llmlab.errors import LabError
 from llmlab.models.adapters import set_dropout
 from llmlab.models.load import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.runs.folder import find_model
-from llmlab.training.engine.run import Job, rows_per_step
+from llmlab.training.engine.arguments import rows_per_step
+from llmlab.training.engine.job import Job
 from llmlab.training.held_out import pair_weights
 from llmlab.training.methods.sft import packing_leaks
 from llmlab.training.order import LengthGrouped, SeededOrder

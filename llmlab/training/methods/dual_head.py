@@ -30,7 +30,7 @@ from llmlab.errors import LabError
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.models.load import load_model, loading_kwargs, plain, stop_at_turn_ends
 from llmlab.runs.folder import find_model
-from llmlab.training.engine.run import Job
+from llmlab.training.engine.job import Job
 from llmlab.training.held_out import EACH
 from llmlab.training.trainers.base import LabTrainerMixin
 

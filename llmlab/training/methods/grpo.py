@@ -29,8 +29,9 @@ from llmlab.models.adapters import add_reference_adapter, set_dropout
 from llmlab.models.load import load_policy, stop_at_turn_ends
 from llmlab.models.transformer.modeling import real_positions
 from llmlab.runs.folder import find_model
+from llmlab.training import compat
 from llmlab.training.engine.environment import processes
-from llmlab.training.engine.run import Job
+from llmlab.training.engine.job import Job
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RepeatedOrder
 from llmlab.training.rewards import agree, reward_function
@@ -147,7 +148,7 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
 
     def held_out_batch(self, inputs: Any, loss: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
         """Returns the figures of a batch of answers, and of how many answers or tokens they are means."""
-        rows, figures = len(inputs["completion_ids"]), self._library_figures()
+        rows, figures = len(inputs["completion_ids"]), compat.pop_eval_metrics(self)
         together = rows * self.accelerator.num_processes  # answers that the library's deviations are over
         return {"loss": loss.item(), **squares(figures, together)}, answer_weights(rows, figures)
 

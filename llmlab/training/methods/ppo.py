@@ -27,7 +27,7 @@ from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.models.load import load_policy, stop_at_turn_ends
 from llmlab.runs.folder import find_model
-from llmlab.training.engine.run import Job
+from llmlab.training.engine.job import Job
 from llmlab.training.methods.grpo import frozen_copy
 from llmlab.training.rewards import agree, reward_function
 from llmlab.training.trainers.ppo import PPOTrainer, Reward

@@ -15,7 +15,7 @@ from llmlab.data.tokenizer import load_tokenizer, token_ids
 from llmlab.errors import LabError
 from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.models.load import attention_kernel, load_model
-from llmlab.training.engine.run import Job
+from llmlab.training.engine.job import Job
 from llmlab.training.methods.sft import packing_leaks
 from llmlab.training.trainers.base import LabTrainerMixin
 

@@ -31,7 +31,7 @@ from llmlab.models.identity import check_base
 from llmlab.models.limits import check_adapter, check_files, refuse_pickles
 from llmlab.models.load import add_adapter, loading_kwargs, refuse_code, refuse_kernel, safely, whole
 from llmlab.runs.folder import find_model
-from llmlab.training.engine.run import Job
+from llmlab.training.engine.job import Job
 from llmlab.training.held_out import pair_weights
 from llmlab.training.trainers.base import LabTrainerMixin
 

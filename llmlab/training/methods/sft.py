@@ -18,7 +18,7 @@ from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models.load import load_policy, stop_at_turn_ends
 from llmlab.runs.folder import find_model
-from llmlab.training.engine.run import Job
+from llmlab.training.engine.job import Job
 from llmlab.training.held_out import EACH, learned_tokens
 from llmlab.training.trainers.base import LabTrainerMixin
 

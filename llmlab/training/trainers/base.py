@@ -2,119 +2,172 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import RandomSampler
+from transformers import TrainerCallback
 
-from llmlab.errors import LabError
 from llmlab.models.headers import tensor_sizes
-from llmlab.runs.disk import patiently
-from llmlab.runs.folder import RUN_CONFIG, RunFolder
-from llmlab.runs.manifest import seal, sync_folder
-from llmlab.training.callbacks.non_finite import Trouble, suspects
-from llmlab.training.engine import snapshot as resume
+from llmlab.runs.folder import RunFolder
+from llmlab.training import compat
+from llmlab.training.callbacks.best_model import BestModel
+from llmlab.training.callbacks.non_finite import NonFiniteGuard, suspects
+from llmlab.training.callbacks.stream_position import StreamPosition
+from llmlab.training.engine.checkpointing import CheckpointWriter
 from llmlab.training.engine.contents import (
     check_optimizer,
     check_scheduler,
     check_weights_are_there,
     restoring,
 )
+from llmlab.training.engine.state import (
+    Stateful,
+    TrainerSnapshot,
+    load_parts,
+    load_state,
+    restore_snapshot,
+    save_state,
+    take_snapshot,
+)
 from llmlab.training.held_out import EACH, HeldOutBatches, HeldOutFigures, learned_tokens
 from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.training.order import SeededOrder
+from llmlab.training.trainers.saving import save_model
 
-LEFT_OUT = (
-    "training_args.bin",
-    "README.md",
-)  # a pickle that nothing reads, and a card that says nothing of this run
+# of an optimizer's parameter group, as the config has them
+HYPERPARAMETERS = ("weight_decay", "betas", "eps", "momentum", "nesterov")
+# options that a schedule follows from
+SCHEDULE = {"optimizer", "learning_rate", "value_learning_rate", "scheduler", "warmup_steps", "max_steps"}
 
-HYPERPARAMETERS = (
-    "weight_decay",
-    "betas",
-    "eps",
-    "momentum",
-    "nesterov",
-)  # of an optimizer, as the config has them
+
+@dataclass(frozen=True)
+class RunServices:
+    """What a run gives its trainer beside the libraries' arguments.
+
+    Attributes:
+        run: the run's folder.
+        checkpoints: writes checkpoints.
+        guard: is told of updates that are not finite.
+        stream: the place in a stream; one that keeps nothing where rows are stored.
+        best_by: the held-out figure that `best/` is chosen by, "" for none.
+        changed: options that are others than those of the checkpoint that is resumed.
+    """
+
+    run: RunFolder
+    checkpoints: CheckpointWriter
+    guard: NonFiniteGuard
+    stream: StreamPosition
+    best_by: str = ""
+    changed: frozenset[str] = frozenset()
+
+
+class _Hooks(TrainerCallback):
+    """Tells a trainer of the events that transformers tells callbacks only."""
+
+    def __init__(self, trainer: LabTrainerMixin):
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Sets the order's epoch; in several processes accelerate tells it to no sampler of a resumed run."""
+        order = self.trainer.order
+        if hasattr(order, "set_epoch"):
+            updates = max(1, -(-len(train_dataloader) // args.gradient_accumulation_steps))
+            order.set_epoch(state.global_step // updates)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes a snapshot."""
+        self.trainer.take_snapshot()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes a snapshot: saving stores what is counted."""
+        self.trainer.take_snapshot()
 
 
 class LabTrainerMixin:
-    """Checkpoints that are whole or not there, and that hold all of a run; updates that would break the
-    weights are skipped; Sophia's curvature; the mean over validation sources.
+    """Checkpoints that are complete and hold all of a run; updates that would break the weights are skipped;
+    Sophia's curvature; held-out figures over all rows.
+
+    Args:
+        services: of the run; without them nothing is watched or written.
+        callbacks: further ones.
 
     Attributes:
-        trouble: who is told of skipped updates; None lets every update pass.
-        position: writes the place in a stream; None where rows are stored.
-        keep: checkpoints that are kept.
-        changed: options that are others than those of the checkpoint that is resumed.
-        run_config: options of the run and what it reads, kept in every checkpoint.
-        moment: the run after its last update, to which it goes back when it is stopped in the middle of the
-            next.
-        say: shows a line to the person.
-        stopped: whether an end was asked for.
+        snapshot: the run after its last update, to which it returns when it is stopped in the middle of the
+            next; None before the first one.
+        order: of stored rows; None for a stream.
     """
 
-    trouble: Trouble | None = None
-    position: Any = None
-    keep: int = 3
-    changed: frozenset[str] = frozenset()
-    run_config: dict[str, Any] = {}
-    moment: resume.Moment | None = None
-    say: Callable[[str], None] = staticmethod(lambda text: None)
-    stopped: Callable[[], bool] = staticmethod(lambda: False)
-    _suspects: tuple[str, ...] = ()
-    _aside: Path | None = None
-    _order: Any = None
-    _resumed: Path | None = None
-    _held_out: HeldOutFigures
+    def __init__(
+        self,
+        *args: Any,
+        services: RunServices | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ):
+        self.services = services
+        self.snapshot: TrainerSnapshot | None = None
+        self.order: Any = None
+        self._suspects: tuple[str, ...] = ()
+        self._aside: Path | None = None
+        self._resumed_step = -1
+        callbacks = list(callbacks or [])
+        if services and services.best_by:
+            callbacks.insert(0, BestModel(services.run, services.best_by, self.save_as))
+        super().__init__(*args, callbacks=[*callbacks, _Hooks(self)], **kwargs)
 
-    # What a method keeps beside weights and optimizer
+    def stateful_parts(self) -> dict[str, Stateful]:
+        """Returns what else must survive a stop, by the name of its file in a checkpoint."""
+        return {}
 
-    def extras(self) -> Any:
-        """Returns what else belongs to a moment; for `put_extras`."""
+    def take_snapshot(self, *, eval_due: bool = False) -> None:
+        """Notes the state that the run is in."""
+        self.snapshot = take_snapshot(self, eval_due=eval_due)
 
-    def put_extras(self, extras: Any) -> None:
-        """Puts it back."""
+    def save_snapshot(self) -> None:
+        """Returns to the end of the last update and saves a checkpoint there; before the first update there
+        is nothing to save.
+        """
+        if self.snapshot is not None and self.state.global_step:
+            restore_snapshot(self, self.snapshot)
+            compat.save_checkpoint(self)
 
-    def save_extras(self, folder: Path) -> None:
-        """Writes it into a checkpoint; the first process alone does."""
+    def save_as(self, name: str, **facts: object) -> None:
+        """Saves the model as a Hugging Face model folder of the run; every process has to call it."""
+        assert self.services is not None
+        save_model(self, self.services.run.path / name, self.services.checkpoints.disk, **facts)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Writes none: the library's says nothing of this run."""
+        """Writes none: transformers' says nothing of this run."""
 
     # Order of rows
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the order of stored rows; None for a stream."""
-        self._order = self._make_order(super()._get_train_sampler(*args, **kwargs))
-        return self._order
+        self.order = self._make_order(super()._get_train_sampler(*args, **kwargs))
+        return self.order
 
     def _make_order(self, library: Any) -> Any:
         """Returns an order that follows from seed and epoch alone,
-        for the sampler that the library would take.
+        for the sampler that transformers would take.
         """
         return SeededOrder(len(library), self.args.seed) if isinstance(library, RandomSampler) else library
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        """Does an epoch; in several processes accelerate tells its number to no sampler of a resumed run."""
-        if hasattr(self._order, "set_epoch"):
-            self._order.set_epoch(kwargs["epoch"])
-        return super()._run_epoch(*args, **kwargs)
 
     # One update
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Does the step, then the estimate where one is due."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if self.trouble and not torch.isfinite(loss):
+        if self.services and not torch.isfinite(loss):
             self._suspects += suspects(self, model, inputs)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if (
@@ -139,30 +192,24 @@ class LabTrainerMixin:
             bad = bool(
                 self.accelerator.reduce(torch.tensor(float(bad), device=self.args.device), "sum").item()
             )
-        if self.trouble:
+        if self.services:
             if bad and not self.args.fp16:  # in fp16 the scaler skips, and lowers its scale
                 for group in self.optimizer.param_groups:
                     for parameter in group["params"]:
                         parameter.grad = None
-            self.trouble.note(self.state.global_step + 1, bad, norm, self._suspects, fp16=self.args.fp16)
+            self.services.guard.note(
+                self.state.global_step + 1, bad, norm, self._suspects, fp16=self.args.fp16
+            )
         self._suspects = ()
         return norm
 
-    # Moments
+    # Snapshots: after an update, and again after what follows it (log, evaluation, checkpoint)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        self.moment = resume.take(self)
-
-    def _evaluate(
-        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
-    ) -> dict[str, float]:
-        if self.state.global_step:
-            self.moment = resume.take(self, eval_due=True)
-        figures = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        if self.state.global_step:
-            self.moment = resume.take(self)
-        return figures
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs, and takes a snapshot: what was summed up since the last log is spent."""
+        super().log(logs, *args, **kwargs)
+        if "loss" in logs and self.snapshot is not None:
+            self.take_snapshot()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Loads the weights.
@@ -174,6 +221,7 @@ class LabTrainerMixin:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
                 check_weights_are_there(model or self.model, tensor_sizes(Path(resume_from_checkpoint)))
+            load_parts(self, Path(resume_from_checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         """Loads the scale of fp16."""
@@ -187,20 +235,20 @@ class LabTrainerMixin:
             return
         with restoring(checkpoint):
             super()._load_rng_state(checkpoint)
-            due = resume.read(self, Path(checkpoint))
-        self._resumed = Path(self.args.output_dir) / Path(checkpoint).name
-        self.moment = resume.take(self, eval_due=due)
+            due = load_state(self, Path(checkpoint))
+        self._resumed_step = self.state.global_step
+        self.take_snapshot(eval_due=due)
         if due:
-            if (
-                self.is_world_process_zero()
-            ):  # it may have been done since, and stopped before the next update
-                RunFolder(Path(self.args.output_dir)).forget_validation(self.state.global_step)
-            self._evaluate(None, None)
+            if self.services and self.is_world_process_zero():
+                # it may have been done since, and stopped before the next update
+                self.services.run.drop_validation(self.state.global_step)
+            self.evaluate()
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Loads both; what was changed on purpose stays as the config has it now."""
         if checkpoint is None:
             return
+        changed = self.services.changed if self.services else frozenset()
         fresh_base = list(self.lr_scheduler.base_lrs)
         fresh = [
             {name: group[name] for name in HYPERPARAMETERS if name in group}
@@ -209,32 +257,22 @@ class LabTrainerMixin:
         with restoring(checkpoint):
             if (file := Path(checkpoint) / "scheduler.pt").is_file():
                 state = torch.load(file, map_location="cpu", weights_only=True)
-                check_scheduler(state, self.lr_scheduler, groups="optimizer" not in self.changed)
-            if "optimizer" in self.changed:
+                check_scheduler(state, self.lr_scheduler, groups="optimizer" not in changed)
+            if "optimizer" in changed:
                 self.lr_scheduler.load_state_dict(state)
             else:
                 super()._load_optimizer_and_scheduler(checkpoint)
                 check_optimizer(self.optimizer)
-        if "optimizer" not in self.changed:
-            for group, values in zip(
-                self.optimizer.param_groups, fresh, strict=True
-            ):  # the checkpoint's came with its state
+        if "optimizer" not in changed:  # the checkpoint's hyperparameters came with its state
+            for group, values in zip(self.optimizer.param_groups, fresh, strict=True):
                 group.update(values)
-        if self.changed & {
-            "optimizer",
-            "learning_rate",
-            "value_learning_rate",
-            "scheduler",
-            "warmup_steps",
-            "max_steps",
-        }:
+        if changed & SCHEDULE:
             self.lr_scheduler.base_lrs = fresh_base
             step, factors = self.lr_scheduler.last_epoch, self.lr_scheduler.lr_lambdas
             for group, base, factor in zip(self.optimizer.param_groups, fresh_base, factors, strict=True):
                 group["initial_lr"], group["lr"] = base, base * factor(step)
-            self.lr_scheduler._last_lr = [
-                group["lr"] for group in self.optimizer.param_groups
-            ]  # what is logged
+            # what is logged
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     # Checkpoints
 
@@ -242,74 +280,33 @@ class LabTrainerMixin:
         return str(self._aside) if self._aside else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Writes a checkpoint aside, seals it, renames it, and only then removes old ones;
-        waits for room on the disk.
-        """
-        run = Path(self.args.output_dir)
-        target = run / f"checkpoint-{self.state.global_step}"
-        if target == self._resumed:  # stopped again before the first update after a resume
+        """Saves a checkpoint, complete or not at all."""
+        step = self.state.global_step
+        if self.services is None or step == self._resumed_step:  # stopped again before the first update
             return
-        self._aside = run / ".saving"
+        writer = self.services.checkpoints
+        snapshot = self.snapshot if self.snapshot and self.snapshot.eval_due else take_snapshot(self)
+        self._aside = writer.aside
+        trained = (p for p in self.model.parameters() if p.requires_grad)
         try:
-            patiently(
-                lambda: self._write_checkpoint(model, trial, target),
-                run,
-                self._bytes_needed(),
-                self.say,
-                self.stopped,
+            writer.write(
+                step,
+                partial(self._write_checkpoint, model, trial, snapshot),
+                main=self.is_world_process_zero(),
+                barrier=self.accelerator.wait_for_everyone,
+                expected_bytes=sum(3 * p.numel() * p.element_size() for p in trained),
             )
         finally:
-            if self.is_world_process_zero():
-                shutil.rmtree(self._aside, ignore_errors=True)
             self._aside = None
 
-    def _write_checkpoint(self, model: Any, trial: Any, target: Path) -> None:
-        main = self.is_world_process_zero()
-        if main:
-            shutil.rmtree(self._aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        moment = self.moment if self.moment and self.moment.eval_due else resume.take(self)
+    def _write_checkpoint(self, model: Any, trial: Any, snapshot: TrainerSnapshot, folder: Path) -> None:
+        assert self.services is not None
         super()._save_checkpoint(model, trial)
-        aside = self._aside / target.name
-        resume.write(self, moment, aside)
+        save_state(self, snapshot, folder)
         self.accelerator.wait_for_everyone()
-        if self.trouble:
-            self.trouble.check_weights(self.model, target)
-        if main:
-            self.save_extras(aside)
-            if self.position:
-                self.position.write(aside, self.state.global_step)
-            (aside / RUN_CONFIG).write_text(json.dumps(self.run_config))
-            for name in LEFT_OUT:
-                (aside / name).unlink(missing_ok=True)
-            seal(aside, step=self.state.global_step)
-            shutil.rmtree(target, ignore_errors=True)  # one that does not verify
-            os.replace(aside, target)
-            sync_folder(target.parent)
-            with suppress(LabError):  # on a full disk the record stays as it was
-                RunFolder(target.parent).update(sealed=self.state.global_step)
-            self._prune(target)
-        self.accelerator.wait_for_everyone()
-
-    def _prune(self, newest: Path) -> None:
-        numbered = [path for path in newest.parent.glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
-        older = sorted(numbered, key=lambda path: -int(path.name.split("-")[1]))
-        for path in older[self.keep :]:
-            if path != newest:  # gone at once for whoever looks, then deleted
-                leaving = path.with_name(f".old-{path.name}")
-                path.rename(leaving)
-                shutil.rmtree(leaving, ignore_errors=True)
-
-    def _bytes_needed(self) -> int:
-        """Returns about how much a checkpoint takes: as much as the last one, or weights and two moments."""
-        last = max(
-            Path(self.args.output_dir).glob("checkpoint-*"),
-            key=lambda path: path.stat().st_mtime,
-            default=None,
-        )
-        if last:
-            return sum(file.stat().st_size for file in last.rglob("*") if file.is_file())
-        return sum(3 * p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        self.services.guard.check_weights(self.model, folder.name)
+        if self.is_world_process_zero():
+            self.services.stream.write(folder, self.state.global_step)
 
     # Validation
 
@@ -353,7 +350,7 @@ class LabTrainerMixin:
 
     def held_out_batch(self, inputs: Any, loss: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
         """Returns the figures of the batch that was just read, and what they are means over, by name."""
-        return {"loss": loss.item(), **self._library_figures()}, self.held_out_weights(inputs)
+        return {"loss": loss.item(), **compat.pop_eval_metrics(self)}, self.held_out_weights(inputs)
 
     def held_out_weights(self, inputs: Any) -> dict[str, float]:
         """Returns what the figures of a batch are means over: here the tokens that are learned."""
@@ -385,13 +382,6 @@ class LabTrainerMixin:
             if by_trl:
                 self.aux_loss_enabled = by_trl
 
-    def _library_figures(self) -> dict[str, float]:
-        """Returns what TRL noted of the batch that was just read, and takes it from TRL,
-        which would average over batches.
-        """
-        noted = getattr(self, "_metrics", {}).get("eval", {})
-        return {name: noted.pop(name)[-1] for name in list(noted) if name != "num_tokens"}
-
     def _over_processes(self, sums: torch.Tensor) -> torch.Tensor:
         if self.accelerator.num_processes == 1:
             return sums
@@ -401,11 +391,19 @@ class LabTrainerMixin:
         """Returns the held-out figures; of several sources each by itself, their mean,
         and the spread of the losses.
         """
-        figures = super().evaluate(eval_dataset, *args, **kwargs)
         chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(chosen, dict):
-            return figures
-        together = over_sources(figures, list(chosen))
+        whole = eval_dataset is None  # not one of several sources, for which this is called again
+        if whole and self.snapshot is not None:
+            self.take_snapshot(eval_due=True)
+        figures = super().evaluate(eval_dataset, *args, **kwargs)
+        if isinstance(chosen, dict):
+            figures = self._over_sources(figures, list(chosen))
+        if whole and self.snapshot is not None:
+            self.take_snapshot()
+        return figures
+
+    def _over_sources(self, figures: dict[str, float], names: list[str]) -> dict[str, float]:
+        together = over_sources(figures, names)
         self.log(together)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, together)
         return {**figures, **together}
@@ -420,7 +418,7 @@ def over_sources(figures: dict[str, float], names: list[str]) -> dict[str, float
     for kind in kinds:
         values = [figures[f"eval_{name}_{kind}"] for name in names]
         if not kind.endswith(("runtime", "per_second", "num_tokens")):
-            means[f"eval_{kind}"] = statistics.fmean(values)
+            means[f"eval_{kind}"] = fmean(values)
         if kind == "loss":
-            means["eval_loss_spread"] = statistics.pstdev(values)
+            means["eval_loss_spread"] = pstdev(values)
     return means

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, PreTrainedModel, Trainer
@@ -34,7 +32,7 @@ from llmlab.training.advantages import (
     token_rewards,
     whiten,
 )
-from llmlab.training.engine.contents import restoring
+from llmlab.training.engine.state import Stateful
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RolloutOrder
 from llmlab.training.sampling import (
@@ -48,8 +46,7 @@ from llmlab.training.sampling import (
 )
 from llmlab.training.trainers.base import LabTrainerMixin
 
-VALUE_HEAD = "value_head.safetensors"
-OLDER_NAMES = {"widest": "max_std"}  # of the value head's buffers
+VALUE_HEAD = "value_head"  # file of a checkpoint
 MIN_STD = 0.1  # of the largest spread of returns so far: advantages that spread less are not blown up to 1
 Rows = list[dict[str, Any]]
 Seeds = list[tuple[int, int, int, int]]
@@ -130,7 +127,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         self.reference = reference.to(self.accelerator.device) if held and reference is not None else None
         set_dropout(model, config.adapter_dropout)
         self.eval_dataset = with_row_numbers(self.eval_dataset)
-        # names that TRL's trainers have for the same, which `engine.snapshot` keeps with a checkpoint
+        # names that TRL's trainers have for the same, which `engine.state` keeps with a checkpoint
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
         self._buffered_inputs: list[dict[str, Tensor]] | None = None
 
@@ -176,11 +173,11 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         """Returns the prompts of the rollout that each update belongs to."""
         own, processes = self.config.batch_size, self.args.world_size
         rows = len(self.train_dataset)
-        self._order = RolloutOrder(rows, own * processes, self.updates_per_rollout, self.args.seed)
+        self.order = RolloutOrder(rows, own * processes, self.updates_per_rollout, self.args.seed)
         loader = DataLoader(
             self.train_dataset,
             batch_size=own,
-            sampler=self._order,
+            sampler=self.order,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             drop_last=True,
@@ -435,22 +432,10 @@ class PPOTrainer(LabTrainerMixin, Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model if self.is_fsdp_enabled else self.policy)
-        with restoring(resume_from_checkpoint):
-            state = load_file(Path(resume_from_checkpoint) / VALUE_HEAD)
-            self.value_head.load_state_dict({OLDER_NAMES.get(k, k): value for k, value in state.items()})
 
-    def extras(self) -> dict[str, Tensor]:
-        """Returns the value head's state: its running moments change with every batch of answers."""
-        return {name: value.clone() for name, value in self.value_head.state_dict().items()}
-
-    def put_extras(self, extras: dict[str, Tensor]) -> None:
-        """Puts it back."""
-        self.value_head.load_state_dict(extras)
-
-    def save_extras(self, folder: Path) -> None:
-        """Writes the value head into a checkpoint."""
-        state = self.value_head.state_dict()
-        save_file({name: value.contiguous() for name, value in state.items()}, folder / VALUE_HEAD)
+    def stateful_parts(self) -> dict[str, Stateful]:
+        """Returns the value head, whose running moments change with every batch of answers."""
+        return {VALUE_HEAD: self.value_head}
 
 
 def answer_figures(

@@ -1,0 +1,41 @@
+"""The weights with the best held-out figure, in `best/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback
+
+from llmlab.runs.folder import RunFolder, read_json
+from llmlab.runs.manifest import MANIFEST
+
+
+class BestModel(TrainerCallback):
+    """Keeps the weights with the best held-out figure in `best/`, replaced only by a whole new folder.
+
+    Args:
+        folder: of the run; the figure of a model that is in it already has to be beaten.
+        figure: a held-out loss, of which the lowest is the best, or another figure, of which the highest is.
+        save: saves the trainer's model as a name in the run's folder, with facts for its manifest.
+    """
+
+    def __init__(self, folder: RunFolder, figure: str, save: Callable[..., None]):
+        self.folder, self.figure, self.save = folder, figure, save
+        self.sign = -1.0 if figure.endswith("loss") else 1.0
+        self.best = float("-inf")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Reads the figure of the weights that are in `best/`."""
+        value = read_json(self.folder.path / "best" / MANIFEST).get(self.figure)
+        self.best = self.sign * value if isinstance(value, (int, float)) else float("-inf")
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Saves when the held-out figure is the best so far; the untrained model is never the best."""
+        value = (metrics or {}).get(self.figure, float("nan"))
+        if state.global_step == 0 or not self.sign * value > self.best:
+            return
+        self.best = self.sign * value
+        self.save("best", step=state.global_step, **{self.figure: value})

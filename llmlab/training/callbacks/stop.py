@@ -1,0 +1,62 @@
+"""The end of a run on SIGINT, SIGTERM, SIGHUP or a key."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+
+class Stopped(Exception):
+    """An end was asked for in the middle of an update, a validation or an answer."""
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGINT, SIGTERM or SIGHUP ends the run before the next forward pass; a second signal ends it at
+    once.
+
+    Of several processes all stop behind the same update.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        if self.received:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def heard(self) -> bool:
+        """Returns whether an end was asked for."""
+        return bool(self.received)
+
+    def watch(self, model: Any) -> None:
+        """Looks for a signal before every forward pass of a model: micro-steps, validations,
+        tokens of an answer.
+        """
+        model.register_forward_pre_hook(self._look)
+
+    def _look(self, module: Any, inputs: Any) -> None:
+        if self.received:
+            raise Stopped
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks the trainer to save and to stop; of several processes all stop when one was asked to."""
+        if args.world_size > 1:
+            heard = torch.tensor([self.received], device=args.device)
+            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
+            self.received = int(heard.item())
+        if self.received:
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,163 @@
+"""Every private name of transformers, TRL, accelerate and peft that the lab depends on, with the reason.
+
+`PRIVATE` lists them; `tests/contracts/` checks each one's signature and behaviour, and that the code uses no
+other. A name that is gone raises at import, with the version of its library: nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmlab.errors import LabError
+
+
+@dataclass(frozen=True)
+class Private:
+    """One private name.
+
+    Attributes:
+        owner: module and class, `transformers.Trainer`; a module where the name is a function.
+        name: of the method, function or attribute.
+        reason: why no public name serves.
+        attribute: whether it is set on instances, so that the class does not have it.
+    """
+
+    owner: str
+    name: str
+    reason: str
+    attribute: bool = False
+
+
+TRAINER, GRPO = "transformers.Trainer", "trl.GRPOTrainer"
+PRIVATE = (
+    Private(TRAINER, "_get_train_sampler", "the order of rows must follow from seed and epoch alone"),
+    Private(
+        TRAINER,
+        "_get_grad_norm",
+        "the norm, by which an update is skipped, is known before the step only here",
+    ),
+    Private(TRAINER, "_save_checkpoint", "a run stopped in the middle of an update is saved at its snapshot"),
+    Private(TRAINER, "_get_output_dir", "a checkpoint is written aside and renamed when it is complete"),
+    Private(TRAINER, "_load_from_checkpoint", "what fails in it is told as a damaged checkpoint"),
+    Private(TRAINER, "_load_optimizer_and_scheduler", "options that were changed on purpose are kept"),
+    Private(TRAINER, "_load_scaler", "what fails in it is told as a damaged checkpoint"),
+    Private(TRAINER, "_load_rng_state", "called last when resuming: the lab's own state is loaded after it"),
+    Private(TRAINER, "_prepare_inputs", "moves a batch to the device; TRL's trainers override it"),
+    Private(TRAINER, "_tr_loss", "the loss since the last log is part of a snapshot", attribute=True),
+    Private(TRAINER, "_total_loss_scalar", "part of a snapshot", attribute=True),
+    Private(TRAINER, "_globalstep_last_logged", "part of a snapshot", attribute=True),
+    Private(
+        TRAINER, "_initial_global_step", "the mean loss of a resumed run is over all steps", attribute=True
+    ),
+    Private(GRPO, "_metrics", "TRL's figures since the last log are part of a snapshot", attribute=True),
+    Private(GRPO, "_step", "counts micro-steps, by which completions are generated anew", attribute=True),
+    Private(GRPO, "_buffered_inputs", "completions that are still trained on", attribute=True),
+)
+
+ROLLOUT_COUNTER = "_step"
+# of the trainers, by name; those that a trainer does not have are left out
+COUNTERS = (
+    "_globalstep_last_logged",
+    "_total_loss_scalar",
+    "_total_train_tokens",
+    ROLLOUT_COUNTER,
+    "_current_train_step_time",
+)
+
+
+def require(private: Private) -> Any:
+    """Returns what a private name stands for, None for one that only instances have.
+
+    Raises:
+        LabError: when its library has it no more.
+    """
+    module, _, cls = private.owner.rpartition(".")
+    owner = getattr(importlib.import_module(module), cls)
+    if private.attribute:
+        return None
+    if not hasattr(owner, private.name):
+        library = module.split(".")[0]
+        version = importlib.metadata.version(library)
+        raise LabError(
+            f"{private.owner} of {library} {version} has no `{private.name}`",
+            remedy=f"install the version that the lab was made for: {library} as in requirements.lock",
+            exit_code=1,
+        )
+    return getattr(owner, private.name)
+
+
+def counters(trainer: Any) -> dict[str, Any]:
+    """Returns the counters of a trainer by name."""
+    return {name: getattr(trainer, name) for name in COUNTERS if hasattr(trainer, name)}
+
+
+def set_counters(trainer: Any, values: dict[str, Any]) -> None:
+    """Sets counters that `counters` returned."""
+    for name, value in values.items():
+        setattr(trainer, name, value)
+
+
+def loss_since_log(trainer: Any) -> torch.Tensor:
+    """Returns a copy of the sum of the losses since the last log, a scalar on the device."""
+    return trainer._tr_loss.clone()
+
+
+def set_loss_since_log(trainer: Any, loss: torch.Tensor) -> None:
+    """Sets the sum of the losses since the last log."""
+    trainer._tr_loss = loss.clone()
+
+
+def average_loss_over_all_steps(trainer: Any) -> None:
+    """Lets the mean loss of a resumed run be over all its steps, as its sum is."""
+    trainer._initial_global_step = 0
+
+
+def train_metrics(trainer: Any) -> dict[str, list[float]]:
+    """Returns TRL's figures since the last log, which are averaged then; empty for transformers' trainers."""
+    return getattr(trainer, "_metrics", {}).get("train", {})
+
+
+def pop_eval_metrics(trainer: Any) -> dict[str, float]:
+    """Returns TRL's figures of the batch that was just evaluated, and removes them: TRL would average over
+    batches of any size.
+    """
+    noted = getattr(trainer, "_metrics", {}).get("eval", {})
+    return {name: noted.pop(name)[-1] for name in list(noted) if name != "num_tokens"}
+
+
+def unspent_rollouts(trainer: Any) -> list[dict[str, Any]] | None:
+    """Returns the completions that the next update trains on, None where they will be generated.
+
+    They are replaced as a whole, never changed, so no copy is needed.
+    """
+    if getattr(trainer, "_buffered_inputs", None) is None:
+        return None
+    return None if trainer.rollout_is_spent else trainer._buffered_inputs
+
+
+def set_rollouts(trainer: Any, rollouts: list[dict[str, Any]] | None) -> None:
+    """Sets the completions that the next update trains on; nothing for trainers that generate none."""
+    if hasattr(trainer, "_buffered_inputs"):
+        trainer._buffered_inputs = rollouts
+
+
+def start_rollouts_at(trainer: Any, global_step: int) -> None:
+    """Lets the next update generate completions; nothing for trainers that generate none."""
+    if hasattr(trainer, ROLLOUT_COUNTER):
+        trainer._step = global_step * trainer.args.gradient_accumulation_steps
+
+
+def save_checkpoint(trainer: Any) -> None:
+    """Saves a checkpoint of the state that a trainer is in."""
+    trainer._save_checkpoint(trainer.model, None)
+
+
+def load_checkpoint(trainer: Any, folder: str) -> None:
+    """Loads weights and random state of a checkpoint outside of training."""
+    trainer._load_from_checkpoint(folder)
+    trainer._load_rng_state(folder)

@@ -1,0 +1,67 @@
+"""What every part of a run is given."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from dataclasses import dataclass, field, replace
+
+from rich.console import Console
+
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.models.load import choose_device, choose_precision
+from llmlab.trust import secret_in
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run's config and what follows from it on this machine.
+
+    Attributes:
+        config: of a kind in the registry of methods.
+        device: "cpu", "cuda" ...
+        precision: "fp32", "bf16" or "fp16".
+        console: where progress is shown.
+        started: of `time.perf_counter`.
+    """
+
+    config: TrainingConfig
+    device: str
+    precision: str
+    console: Console
+    started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def of(cls, config: TrainingConfig, console: Console) -> RunContext:
+        """Returns the context of a config.
+
+        Raises:
+            LabError: when the config holds a secret, or asks for a device, a precision or a logger that is
+                not there.
+        """
+        if found := secret_in(json.dumps(config.to_json_dict(), ensure_ascii=False)):
+            raise LabError(
+                f"the config holds {found}, which would stand in records and on screens", remedy="take it out"
+            )
+        device = choose_device(config.device)
+        precision = choose_precision(config.precision, device)
+        for name in config.report_to:
+            if importlib.util.find_spec(name) is None:
+                raise LabError(
+                    f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out"
+                )
+        return cls(config, device, precision, console)
+
+    def with_config(self, config: TrainingConfig) -> RunContext:
+        """Returns the context with another config for the same machine."""
+        return replace(self, config=config)
+
+    def seconds(self) -> float:
+        """Returns the wall time since the run was asked for."""
+        return time.perf_counter() - self.started
+
+    def warn(self, text: str) -> None:
+        """Shows a line that deserves attention."""
+        self.console.print(text, style="yellow", highlight=False, soft_wrap=True)

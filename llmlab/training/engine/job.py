@@ -1,0 +1,102 @@
+"""What a method gives to the engine, and how a run ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from llmlab.data.prepare import Prepared
+from llmlab.training.trainers.base import LabTrainerMixin
+
+
+@dataclass
+class Job:
+    """What a method gives to the engine.
+
+    Attributes:
+        model: to train, adapters included.
+        tokenizer: saved beside it.
+        data: training and validation rows.
+        arguments: builds the trainer's arguments from those of the engine.
+        trainer: builds the trainer from its keyword arguments.
+        parent: what it started from, or None.
+        best_by: the held-out figure that `best/` is chosen by: a loss (the lowest) or a reward (the highest).
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: Prepared
+    arguments: Callable[..., TrainingArguments]
+    trainer: Callable[..., LabTrainerMixin]
+    parent: str | None
+    best_by: str = "eval_loss"
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, adapters included."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def trained_parameters(self) -> int:
+        """Weights that learn."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+@dataclass
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        folder: of the run.
+        model: folder of the resulting model, or None when it was stopped.
+        metrics: held-out figures before (`before_...`) and after.
+        stopped_by: the number of the signal that stopped it, 0 when it finished.
+        seconds: wall time of this call.
+    """
+
+    folder: Path
+    model: Path | None
+    metrics: dict[str, float]
+    stopped_by: int
+    seconds: float
+
+    def to_json(self) -> str:
+        """Returns the result line for machines."""
+        return json.dumps(
+            {
+                "run": str(self.folder),
+                "model": str(self.model) if self.model else None,
+                "status": "stopped" if self.stopped_by else "done",
+                "metrics": self.metrics,
+                "seconds": round(self.seconds, 1),
+            }
+        )
+
+    def summary(self) -> str:
+        """Returns the result line for a person."""
+        if self.stopped_by:
+            return f"{self.folder} stopped; to resume: `llmlab run {self.folder}`"
+        shown = (
+            "eval_loss",
+            "eval_bits_per_byte",
+            "eval_rewards/accuracies",
+            "eval_accuracy",
+            "eval_reward",
+            "eval_reward_accuracy",
+            "eval_perplexity",
+            "eval_alpha",
+            "train_loss",
+        )
+        figures = [
+            f"{name.removeprefix('eval_')} {self.metrics[name]:.4g}" for name in shown if name in self.metrics
+        ]
+        return f"{self.model}  {'  '.join(figures)}"
+
+
+def exit_code(result: RunResult) -> int:
+    """Returns 0, or 128 plus the signal that stopped the run."""
+    return 128 + result.stopped_by if result.stopped_by else 0
