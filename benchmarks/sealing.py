@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from llmlab.config import ModelConfig, PretrainConfig
+from llmlab.training.engine import checkpointing
 from llmlab.training.engine.run import run
 from llmlab.training.trainers import base as trainer
 
@@ -42,7 +43,7 @@ def main() -> None:
         return call
 
     trainer.LabTrainerMixin._save_checkpoint = timed(trainer.LabTrainerMixin._save_checkpoint, saving)
-    trainer.seal = timed(trainer.write_manifest, sealing)
+    checkpointing.write_manifest = timed(checkpointing.write_manifest, sealing)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLMLAB_CACHE"] = folder + "/cache"
         shape = ModelConfig(

@@ -93,14 +93,12 @@ def job(kind: str, given: argparse.Namespace) -> None:
         trainer_class.training_step = timed
 
     if kind == "ours":
-        import llmlab.training.callbacks.core as callbacks
-
         from llmlab.training.engine import run as engine
         from llmlab.training.methods import dpo
         from llmlab.training.reference import scorer as reference
 
         clocked(dpo.DPOTrainer)
-        engine.save_model = callbacks.save_model = lambda *a, **k: Path(given.folder).mkdir(exist_ok=True)
+        dpo.DPOTrainer.save_as = lambda *a, **k: Path(given.folder).mkdir(exist_ok=True)
         fill = reference.fill
 
         def noted(*args, **kwargs):

@@ -33,7 +33,13 @@ class Private:
     attribute: bool = False
 
 
-TRAINER, GRPO = "transformers.Trainer", "trl.GRPOTrainer"
+TRAINER, MODEL, GRPO, DPO = (
+    "transformers.Trainer",
+    "transformers.PreTrainedModel",
+    "trl.GRPOTrainer",
+    "trl.DPOTrainer",
+)
+ADDING = "how a model class is described to transformers; there is no public name for it"
 PRIVATE = (
     Private(TRAINER, "_get_train_sampler", "the order of rows must follow from seed and epoch alone"),
     Private(
@@ -57,6 +63,35 @@ PRIVATE = (
     Private(GRPO, "_metrics", "TRL's figures since the last log are part of a snapshot", attribute=True),
     Private(GRPO, "_step", "counts micro-steps, by which completions are generated anew", attribute=True),
     Private(GRPO, "_buffered_inputs", "completions that are still trained on", attribute=True),
+    Private(GRPO, "_generate_and_score_completions", "every answer is drawn by seed, step, row and place"),
+    Private(GRPO, "_calculate_rewards", "parts of the reward are figures of their own"),
+    Private(GRPO, "_compute_loss", "PPO adds the value loss to it"),
+    Private(GRPO, "_get_per_token_logps_and_entropies", "PPO's old log-probabilities"),
+    Private(DPO, "_compute_loss", "the reference log-probabilities come from the cache"),
+    Private(DPO, "_precompute_ref_logps", "they were computed before, in a phase of their own"),
+    Private(DPO, "_prepare_dataset", "rows are rendered, tokenised and cached by the lab"),
+    Private("trl.RewardTrainer", "_prepare_dataset", "the same"),
+    Private("torch.optim.lr_scheduler.LRScheduler", "_last_lr", "what is logged as the rate", attribute=True),
+    Private(MODEL, "_from_config", "a new model with a chosen attention kernel; transformers' own way"),
+    Private("transformers.PreTrainedConfig", "_attn_implementation", "the kernel in use; there is no getter"),
+    *(
+        Private(MODEL, name, ADDING)
+        for name in (
+            "_init_weights",
+            "_no_split_modules",
+            "_skip_keys_device_placement",
+            "_supports_attention_backend",
+            "_supports_flash_attn",
+            "_supports_flex_attn",
+            "_supports_sdpa",
+            "_can_compile_fullgraph",
+            "_can_record_outputs",
+            "_tied_weights_keys",
+        )
+    ),
+    Private(
+        "trl.trainer.utils", "_use_triton", "its fused log-probabilities need a GPU's Triton", attribute=True
+    ),
 )
 
 ROLLOUT_COUNTER = "_step"
@@ -77,9 +112,9 @@ def require(private: Private) -> Any:
         LabError: when its library has it no more.
     """
     module, _, cls = private.owner.rpartition(".")
-    owner = getattr(importlib.import_module(module), cls)
     if private.attribute:
         return None
+    owner = getattr(importlib.import_module(module), cls)
     if not hasattr(owner, private.name):
         library = module.split(".")[0]
         version = importlib.metadata.version(library)
