@@ -65,8 +65,6 @@ PRIVATE = (
     Private(GRPO, "_buffered_inputs", "completions that are still trained on", attribute=True),
     Private(GRPO, "_generate_and_score_completions", "every answer is drawn by seed, step, row and place"),
     Private(GRPO, "_calculate_rewards", "parts of the reward are figures of their own"),
-    Private(GRPO, "_compute_loss", "PPO adds the value loss to it"),
-    Private(GRPO, "_get_per_token_logps_and_entropies", "PPO's old log-probabilities"),
     Private(DPO, "_compute_loss", "the reference log-probabilities come from the cache"),
     Private(DPO, "_precompute_ref_logps", "they were computed before, in a phase of their own"),
     Private(DPO, "_prepare_dataset", "rows are rendered, tokenised and cached by the lab"),

@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,9 @@ def test_no_other_private_method_is_overridden():
                 if any(name in vars(base) for base in bases) and name not in listed:
                     wrong.add(f"{cls.__module__}.{cls.__qualname__}.{name}")
     assert not wrong
+
+
+def test_every_listed_name_is_used():
+    text = "\n".join(path.read_text() for path in ROOT.rglob("*.py") if path.name != "compat.py")
+    text += "\n".join((ROOT / "training" / "compat.py").read_text().split(")\n\n", 1)[1:])
+    assert not [private.name for private in PRIVATE if not re.search(rf"\b{private.name}\b", text)]
