@@ -41,6 +41,7 @@ def info(checkpoint: Annotated[str, typer.Argument(help="A run or a model folder
 
 def doctor() -> None:
     """Python, packages, devices, memory, disk, hub: what is here and what is missing for what."""
-    from llmlab.runs.doctor import doctor_table
+    from llmlab.runs.doctor import findings
+    from llmlab.ui.doctor import doctor_table
 
-    show(doctor_table())
+    show(doctor_table(findings()))

@@ -29,17 +29,18 @@ def run(
             remedy='name it as `model` in a "pretrain" config',
         )
     if dry_run:
-        from llmlab.planning.report import plan_table
-        from llmlab.ui.preflight import check_inputs
+        from llmlab.planning.plan import make_plan
+        from llmlab.training.inputs import check_inputs
+        from llmlab.ui.plan import plan_table
 
-        show(plan_table(loaded))
+        show(plan_table(make_plan(loaded)))
         for line in check_inputs(loaded):
             typer.echo(visible(line))
         return
     from llmlab.training.engine.environment import destroy_process_group, is_main, quiet_libraries
     from llmlab.training.engine.job import exit_code
     from llmlab.training.engine.run import run as train
-    from llmlab.ui.preflight import check_inputs
+    from llmlab.training.inputs import check_inputs
 
     quiet_libraries()
     trust_names(trust)

@@ -16,7 +16,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
     """Prefer the chosen answer over the rejected one, without a reward model."""
 
     KIND: ClassVar[str] = "dpo"
-    TITLE: ClassVar[str] = "Direct preference optimisation"
+    TITLE: ClassVar[str] = "Direct preference optimisation (DPO)"
     METHOD: ClassVar[str] = "dpo"
     kind: Literal["dpo"] = "dpo"
 

@@ -20,7 +20,7 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
     """Teach a base model to answer."""
 
     KIND: ClassVar[str] = "sft"
-    TITLE: ClassVar[str] = "Supervised fine-tuning"
+    TITLE: ClassVar[str] = "Supervised fine-tuning (SFT)"
     METHOD: ClassVar[str] = "sft"
     kind: Literal["sft"] = "sft"
 

@@ -1,7 +1,8 @@
-"""What is worth a second thought before a run, and what would make one fit. No torch."""
+"""What is unusual about a run, whether it fits, and what would make it fit. No torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig
@@ -67,10 +68,20 @@ def warnings(config: LabBaseConfig) -> list[str]:
     return found
 
 
-def ways_to_fit(config: LabBaseConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Returns (in words, changed options) of what would make a run fit that does not; none where it does,
-    or nothing would.
-    """
+@dataclass(frozen=True)
+class WayToFit:
+    """Changes of options that would make a run fit, and the bytes that it would need then."""
+
+    changes: dict[str, Any]
+    total: float
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name} {value}" for name, value in self.changes.items())
+        return f"{options}: about {size(self.total)}"
+
+
+def ways_to_fit(config: LabBaseConfig) -> list[WayToFit]:
+    """Returns what would make a run fit that does not; nothing where it does, or nothing would."""
     if not isinstance(config, TrainingConfig):
         return []
     memory, free = predicted(config), available_memory()
@@ -81,8 +92,7 @@ def ways_to_fit(config: LabBaseConfig) -> list[tuple[str, dict[str, Any]]]:
         changes, made = dict(start), _changed(config, start)
         while made is not None and (needed := predicted(made)) is not None:
             if needed.total < FILL * free:
-                words = ", ".join(f"{name} {value}" for name, value in changes.items())
-                ways.append((f"{words}: about {size(needed.total)}", changes))
+                ways.append(WayToFit(changes, needed.total))
                 break
             halved = _halved(made)
             if not halved:
@@ -133,5 +143,9 @@ def verdict(config: LabBaseConfig) -> str:
     )
     if memory is None:
         return ""
-    share = memory.total / available_memory()
-    return "fits" if share < 0.8 else "tight" if share < 1 else "does not fit"
+    return fit(memory.total, available_memory())
+
+
+def fit(needed: float, free: float) -> str:
+    """Returns "fits", "tight" or "does not fit" of bytes that are needed and bytes that are free."""
+    return "fits" if needed < 0.8 * free else "tight" if needed < free else "does not fit"

@@ -5,6 +5,7 @@ bytes of training. No torch.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from llmlab.config import DualHeadConfig, ModelConfig
 from llmlab.errors import LabError
@@ -12,9 +13,32 @@ from llmlab.models.headers import CheckpointShape
 from llmlab.planning.parameters import count_dual_head, count_parameters, kv_cache_bytes_per_token
 
 
-def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape) -> list[tuple[str, str]]:
-    """Returns (what, how much) of a dual head on a backbone."""
-    made = count_dual_head(
+@dataclass(frozen=True)
+class DualHeadPlan:
+    """Parameters of a dual head on a backbone.
+
+    Attributes:
+        head: of each of the two heads.
+        gate: of the gate.
+        vocabulary: tokens that a head scores.
+        trained: of both heads and the gate.
+        total: the backbone's included.
+    """
+
+    head: int
+    gate: int
+    vocabulary: int
+    trained: int
+    total: int
+
+
+def dual_head_plan(config: DualHeadConfig, shape: CheckpointShape) -> DualHeadPlan:
+    """Returns the parameters of a dual head on a backbone.
+
+    Raises:
+        LabError: when the gate's heads do not divide the backbone's width.
+    """
+    count = count_dual_head(
         shape.width,
         shape.vocabulary,
         gating_size=config.gating_size,
@@ -27,11 +51,8 @@ def dual_head_rows(config: DualHeadConfig, shape: CheckpointShape) -> list[tuple
             f" {shape.width}",
             remedy=f"use {math.gcd(shape.width, 8)}",
         )
-    whole = shape.parameters + made.trained
-    return [
-        ("heads", f"{made.head:,} parameters each, over {shape.vocabulary:,} tokens; the gate {made.gate:,}"),
-        ("trained", f"{made.trained:,} of {whole:,} parameters ({made.trained / whole:.1%})"),
-    ]
+    total = shape.parameters + count.trained
+    return DualHeadPlan(count.head, count.gate, shape.vocabulary, count.trained, total)
 
 
 def generation_flops(config: ModelConfig, context: int) -> tuple[int, int]:

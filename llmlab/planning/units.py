@@ -10,3 +10,12 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def short_count(count: float) -> str:
+    """Returns a count as a person says it: `1.3M`."""
+    for unit in ("", "k", "M"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g}B"

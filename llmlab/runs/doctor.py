@@ -8,11 +8,11 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from rich.table import Table
-from rich.text import Text
 
 NEEDED = (
     "torch",
@@ -32,25 +32,39 @@ OPTIONAL = {
 }
 
 
-def doctor_table() -> Table:
-    """Returns the findings."""
-    table = Table(title="doctor", show_header=False, title_justify="left")
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("python", platform.python_version())
+@dataclass(frozen=True)
+class Finding:
+    """One line of what is here.
+
+    Attributes:
+        name: of what was looked for.
+        text: what was found.
+        state: "found", "missing" (needed and not here) or "optional" (not here, and not needed).
+    """
+
+    name: str
+    text: str
+    state: str = "found"
+
+
+def findings() -> Iterator[Finding]:
+    """Yields what this machine has."""
+    yield Finding("python", platform.python_version())
     for name in NEEDED:
-        table.add_row(name, _version(name) or Text("missing: reinstall llmlab", style="red"))
+        version = _version(name)
+        yield Finding(name, version) if version else Finding(name, "missing: reinstall llmlab", "missing")
     for name, purpose in OPTIONAL.items():
-        table.add_row(name, _version(name) or Text(f"not installed (for {purpose})", style="dim"))
-    table.add_row("devices", _devices())
+        version = _version(name)
+        missing = Finding(name, f"not installed (for {purpose})", "optional")
+        yield Finding(name, version) if version else missing
+    yield Finding("devices", _devices())
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
-    table.add_row(
-        "memory", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free, {os.cpu_count()} cores"
-    )
-    table.add_row("disk", f"{disk.free / 1e9:.1f} GB free here")
+    free = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
+    yield Finding("memory", f"{free}, {os.cpu_count()} cores")
+    yield Finding("disk", f"{disk.free / 1e9:.1f} GB free here")
     offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    table.add_row("hub", "offline by HF_HUB_OFFLINE" if offline else "reached when a hub id is asked for")
-    return table
+    hub = "offline by HF_HUB_OFFLINE" if offline else "reached when a hub id is asked for"
+    yield Finding("hub", hub)
 
 
 def _version(name: str) -> str:

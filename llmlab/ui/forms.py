@@ -25,10 +25,10 @@ from llmlab.config.training import NEWEST
 from llmlab.errors import LabError
 from llmlab.models.resolve import FITS, check_model
 from llmlab.planning.advice import ways_to_fit
-from llmlab.planning.live import live_figures
-from llmlab.planning.report import plan_table
+from llmlab.planning.plan import make_plan
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import drafts
+from llmlab.ui.plan import live_figures, plan_table
 from llmlab.ui.prompts import EXPLAINS, HINT, Back, Cancelled, Explain, ask, select
 
 FIXED = ("kind", "schema_version")
@@ -201,10 +201,10 @@ class Form:
                 continue
             self.console.print(review(made, self.start, self.origin))
             try:
-                self.console.print(plan_table(made))
+                self.console.print(plan_table(make_plan(made)))
             except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
                 self.console.print(str(error), style="yellow")
-            ways = {f"make it fit: {words}": changes for words, changes in ways_to_fit(made)}
+            ways = {f"make it fit: {way}": way.changes for way in ways_to_fit(made)}
             try:
                 choice = ask(select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))
                 if choice in ways:

@@ -5,12 +5,15 @@ Forms and configs are imported by the entry that needs them, so that the menu is
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,54 +39,66 @@ ANOTHER = "another model: a hub id, a folder, a GGUF file"
 NEW_SHAPE = "a new one: configure it now"
 IN_THE_FORM = "something else: the form asks"
 RECENT = 10  # runs at hand
+KEYS = "123456789abcefghij"  # of the model, the methods and the chat; letters of other entries left out
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the menu: its key, what it says, and what it does (None leaves)."""
+
+    key: str
+    title: str
+    action: Callable[[Console], object] | None
+
+
+def entries() -> list[Entry | str]:
+    """Returns the menu: titles of sections, and what can be chosen. The methods, their order and sections are
+    those of the registry.
+    """
+    from llmlab.training.registry import STAGES
+
+    keys = iter(KEYS)
+    lines: list[Entry | str] = ["model", Entry(next(keys), "Configure a model", configure_model)]
+    for section, stages in itertools.groupby(STAGES.values(), key=lambda stage: stage.section):
+        lines.append(section)
+        lines += [Entry(next(keys), stage.title, partial(train, stage.kind)) for stage in stages]
+    nothing = "" if all_runs(RUNS) or _configs() else " (nothing is saved yet)"
+    return [
+        *lines,
+        "tools",
+        Entry(next(keys), "Test a model (chat)", test_model),
+        Entry("s", f"Saved configs and runs{nothing}", saved),
+        Entry("d", "Look at data", look_at_data),
+        Entry("m", "Which method? A comparison", compare_methods),
+        Entry("0", "Quit", None),
+    ]
 
 
 def main_menu() -> None:
     """Shows the menu until the person leaves."""
     console = LabConsole()
     while True:
-        nothing = "" if all_runs(RUNS) or _configs() else "nothing is saved yet"
-        entries: list[tuple[str, str, Callable[[Console], None] | None] | str] = [
-            "model",
-            ("1", "Configure a model", configure_model),
-            "training",
-            ("2", "Base training", lambda console: train("pretrain", console)),
-            ("3", "Supervised fine-tuning (SFT)", lambda console: train("sft", console)),
-            "alignment",
-            ("4", "Reward model", lambda console: train("reward", console)),
-            ("5", "Preference training (DPO)", lambda console: train("dpo", console)),
-            ("6", "Reward training in groups (GRPO)", lambda console: train("grpo", console)),
-            ("7", "Reward training with a critic (PPO)", lambda console: train("ppo", console)),
-            ("8", "Dual head (alignment while it talks)", lambda console: train("dual_head", console)),
-            "tools",
-            ("9", "Test a model (chat)", test_model),
-            ("s", f"Saved configs and runs ({nothing})" if nothing else "Saved configs and runs", saved),
-            ("d", "Look at data", look_at_data),
-            ("m", "Which method? A comparison", compare_methods),
-            ("0", "Quit", None),
-        ]
         console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status()))
         choices = [
             (
                 questionary.Separator(f"── {entry}")
                 if isinstance(entry, str)
-                else questionary.Choice(entry[1], value=index, shortcut_key=entry[0])
+                else questionary.Choice(entry.title, value=entry, shortcut_key=entry.key)
             )
-            for index, entry in enumerate(entries)
+            for entry in entries()
         ]
-        picked = select(
+        question = select(
             "What next?",
             choices,
             use_shortcuts=True,
             use_arrow_keys=True,
             instruction="(number or letter, then Enter)",
         )
-        index = _answer(picked, back=False)
-        entry = entries[index] if index is not None else None
-        if entry is None or isinstance(entry, str) or entry[2] is None:
+        picked = _answer(question, back=False)
+        if picked is None or picked.action is None:
             return
         try:
-            entry[2](console)
+            picked.action(console)
         except LabError as error:
             console.print(str(error), style="red")
 
@@ -106,12 +121,14 @@ def configure_model(console: Console) -> Path | None:
     None where the person left.
     """
     from llmlab.config import MODEL_PRESETS, preset
-    from llmlab.planning.live import short
     from llmlab.planning.parameters import count_parameters
+    from llmlab.planning.units import short_count
     from llmlab.ui.forms import fill_in
 
     shown = [
-        questionary.Choice(f"{name:14} {short(count_parameters(preset(name)).total):>5} parameters", name)
+        questionary.Choice(
+            f"{name:14} {short_count(count_parameters(preset(name)).total):>5} parameters", name
+        )
         for name in MODEL_PRESETS
     ]
     name = _answer(select("Start from which shape?", shown))

@@ -18,21 +18,20 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from llmlab.config import ModelConfig, PretrainConfig, SourceConfig, load_config, save_config
+from llmlab.config import PretrainConfig, SourceConfig, load_config, save_config
 from llmlab.config.base import KindConfig
 from llmlab.config.loader import apply_changes
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
-from llmlab.data.catalogue import entry, real_id
 from llmlab.data.sources import local_files
 from llmlab.errors import LabError
-from llmlab.models.hub import look_up
-from llmlab.models.resolve import check_model
 from llmlab.planning.memory import predicted
-from llmlab.planning.report import plan_table
+from llmlab.planning.plan import make_plan
 from llmlab.planning.units import size
 from llmlab.runs.folder import find_model
+from llmlab.training.inputs import check_inputs
 from llmlab.ui.data import Learned, sources_table
+from llmlab.ui.plan import plan_table
 
 COMPARED = 100_000  # rows of a source in which the same ones are looked for
 STEPS = 3  # that are measured; the first one, which warms up, does not count
@@ -44,7 +43,7 @@ def show(config: KindConfig, console: Console) -> None:
     Raises:
         LabError: when a source or a model cannot be used.
     """
-    console.print(plan_table(config))
+    console.print(plan_table(make_plan(config)))
     for line in check_inputs(config):
         console.print(Text(line, style="yellow"))
     if not isinstance(config, TrainingConfig):
@@ -60,84 +59,13 @@ def show(config: KindConfig, console: Console) -> None:
         console.print(reference_plan(config))
 
 
-def check_inputs(config: KindConfig) -> list[str]:
-    """Looks for everything that a run reads: models, tokenizer, datasets. Nothing is downloaded.
-
-    Returns:
-        A line for each that only the hub can have and that could not be looked up: "policy_checkpoint: a/b:
-        not checked ...".
-
-    Raises:
-        LabError: with the first that is not there, cannot be read, or does not fit its use.
-    """
-    lines = []
-
-    def note(option: str, name: str, found: str) -> None:
-        if found.startswith("not checked"):
-            lines.append(f"{option}: {name}: {found}")
-
-    shape = getattr(config, "model", None) if isinstance(config, PretrainConfig) else config
-    shape = load_config(shape) if isinstance(shape, str) else shape
-    if isinstance(shape, ModelConfig):
-        note("tokenizer_name", shape.tokenizer_name, check_tokenizer(shape.tokenizer_name))
-    if not isinstance(config, TrainingConfig):
-        return lines
-    for option, name, use in _models(config):
-        found = check_model(name, use)
-        note(option, name, found)
-        if option == config.STARTS_FROM and Path(found).exists():
-            check_tokenizer(found)
-    for source in [*config.datasets, *config.eval_datasets]:
-        if not local_files(source.name, source.split):
-            known = entry(source.name, source.subset) is not None
-            note("datasets", source.line(), look_up(real_id(source.name), "dataset", known=known)[0])
-    return lines
-
-
-def _models(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
-    """Yields the models that a run loads: the option, the name, and what it is wanted for."""
-    if isinstance(config, PretrainConfig):
-        if config.init_from:
-            yield "init_from", config.init_from, "weights"
-        return
-    yield config.STARTS_FROM, str(getattr(config, config.STARTS_FROM)), config.kind
-    if name := getattr(config, "reference_checkpoint", None):
-        yield "reference_checkpoint", name, config.kind
-    if isinstance(config, RolloutConfig):
-        for reward in config.reward_model:
-            if reward.kind == "model":
-                yield "reward_model", reward.name, "score"
-
-
-def check_tokenizer(name: str) -> str:
-    """Returns where a tokenizer was found: its folder or file, which loads, or what the hub says.
-
-    Raises:
-        LabError: when there is none of this name, or it does not load.
-    """
-    from transformers.utils import logging
-
-    from llmlab.data.tokenizer import load_tokenizer
-
-    if name != "byte" and not Path(name).exists():
-        try:
-            find_model(name, tokenizer=True)
-        except LabError:
-            remedy = "name a folder, a hub id or `byte`, or train one: `llmlab tokenizer SOURCE -o FOLDER`"
-            raise LabError("there is no such tokenizer", where=name, remedy=remedy) from None
-        return look_up(name, "model")[0]
-    logging.set_verbosity_error()
-    load_tokenizer(name)
-    return name
-
-
 def of_the_data(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableType]:
     """Returns what a person would want to know of the rows themselves: one as the model sees it,
     and what is wrong.
     """
     return [
         *a_row(config, shapes),
-        *(Text(f"mind: {line}", style="yellow") for line in overlaps(config, shapes)),
+        *(Text(f"warning: {line}", style="yellow") for line in overlaps(config, shapes)),
     ]
 
 
@@ -219,7 +147,7 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableTyp
             warning = (
                 "the chat template ends an answer without a token that stops the model: it would never end"
             )
-            lines.append(Text(f"mind: {warning}", style="yellow"))
+            lines.append(Text(f"warning: {warning}", style="yellow"))
     return lines
 
 
@@ -281,7 +209,7 @@ def measure(config: TrainingConfig) -> Measured:
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
-            last = (log.read_text(errors="replace").strip().splitlines() or ["it ended without a word"])[-1]
+            last = (log.read_text(errors="replace").strip().splitlines() or ["exited without output"])[-1]
             raise LabError(f"the measured steps failed: {last.removeprefix('error: ')}", exit_code=1)
         lines = [
             json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()

@@ -145,7 +145,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.see("What with it")
     term.send(DOWN, ENTER)
     shown = term.see("is made. What now")
-    assert "Supervised fine-tuning with it" in shown
+    assert "Supervised fine-tuning (SFT) with it" in shown
 
     # the chain: SFT with the new checkpoint, then DPO with that, then a chat
     for method, data, name in (

@@ -12,8 +12,9 @@ from llmlab.models.headers import checkpoint_shape
 from llmlab.models.load import add_adapter
 from llmlab.planning import advice
 from llmlab.planning.advice import verdict, warnings, ways_to_fit
-from llmlab.planning.live import live_figures
 from llmlab.planning.memory import adapter_parameters, predicted
+from llmlab.ui import plan as shown_plan
+from llmlab.ui.plan import live_figures
 
 
 @pytest.fixture
@@ -64,16 +65,16 @@ def test_what_does_not_fit_can_be_made_to(monkeypatch):
     config = PretrainConfig(model=preset("small"), batch_size=64, gradient_accumulation_steps=1)
     needed = predicted(config).total
     assert not ways_to_fit(config) and verdict(config) == "fits"
-    for module in ("advice", "live"):
-        monkeypatch.setattr(f"llmlab.planning.{module}.available_memory", lambda: needed / 2)
+    for module in (advice, shown_plan):
+        monkeypatch.setattr(module, "available_memory", lambda: needed / 2)
     assert advice.verdict(config) == "does not fit" and any(
         "it will not fit" in line for line in warnings(config)
     )
     ways = ways_to_fit(config)
     assert ways
-    for words, changes in ways:
-        made = apply_changes(config, changes)
-        assert predicted(made).total < needed / 2 and "about" in words
+    for way in ways:
+        made = apply_changes(config, way.changes)
+        assert predicted(made).total == way.total < needed / 2
         rows = made.batch_size * made.gradient_accumulation_steps
         assert rows == 64  # the effective batch stays
     assert "does not fit" in live_figures(config)[1]

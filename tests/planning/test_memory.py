@@ -222,5 +222,5 @@ def test_the_disk_a_run_takes(llama, data, tmp_path):
 def test_what_is_said_before_a_run(llama):
     lines = before_a_run(SFTConfig(policy_checkpoint=llama, learning_rate=0.9))
     assert lines[0].startswith("memory: about ") and any(
-        line.startswith("mind: `learning_rate` 0.9 is above") for line in lines
+        line.startswith("warning: `learning_rate` 0.9 is above") for line in lines
     )

@@ -38,7 +38,7 @@ def test_rows_that_are_trained_and_validated_on_are_told(rows):
     assert found == [
         f"10 of the 20 validation rows of {other} are trained on as well: held-out figures would flatter"
     ]
-    assert "mind: 10 of the 20" in said(config)
+    assert "warning: 10 of the 20" in said(config)
     assert not preflight.overlaps(SFTConfig(datasets=[train]), STAGES["sft"].shapes)
 
 

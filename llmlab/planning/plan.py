@@ -1,0 +1,218 @@
+"""What a config will cost, as records: parameters, memory, disk, tokens and steps. Nothing is drawn here, and
+nothing is loaded. No torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmlab.config import DualHeadConfig, LabBaseConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.models.headers import checkpoint_shape
+from llmlab.planning.advice import WayToFit, verdict, warnings, ways_to_fit
+from llmlab.planning.dual_head import DualHeadPlan, dual_head_plan
+from llmlab.planning.live import available_memory
+from llmlab.planning.memory import checkpoint_bytes, predicted
+from llmlab.planning.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
+from llmlab.planning.units import size
+
+
+@dataclass(frozen=True)
+class ArchitecturePlan:
+    """Figures of an architecture.
+
+    Attributes:
+        parameters: all of them.
+        non_embedding: those beside the embeddings.
+        kv_bytes_per_token: of the cache in bf16.
+        flops_per_token: of training, at the full context.
+        context: tokens.
+    """
+
+    parameters: int
+    non_embedding: int
+    kv_bytes_per_token: float
+    flops_per_token: float
+    context: int
+
+
+@dataclass(frozen=True)
+class TokensPlan:
+    """What base training reads: tokens, and the FLOPs of training on them."""
+
+    tokens: int
+    flops: float
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory of a run.
+
+    Attributes:
+        total: bytes at most.
+        parts: bytes of each part.
+        free: bytes that are free now.
+        verdict: fits, tight, or does not fit.
+    """
+
+    total: float
+    parts: dict[str, float]
+    free: float
+    verdict: str
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size(value)}" for name, value in self.parts.items() if value >= 1e6)
+        return f"about {size(self.total)}, {self.verdict} ({size(self.free)} free): {parts}"
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """Bytes of the checkpoints at most, and bytes that are free where they go."""
+
+    needed: float
+    free: int
+
+
+@dataclass(frozen=True)
+class SchedulePlan:
+    """How a run trains: on what, how many rows an update, how long.
+
+    Attributes:
+        start: (option, name) of the model that it starts from; None where it starts from nothing.
+        micro_batch: rows of a forward pass.
+        accumulation: forward passes of an update.
+        devices: that work on an update together.
+        epochs: after which it ends; None where only the steps count.
+        sources: (name, share of the rows) of each dataset.
+    """
+
+    start: tuple[str, str] | None
+    micro_batch: int
+    accumulation: int
+    devices: int
+    epochs: float | None
+    max_steps: int
+    warmup_steps: int
+    scheduler: str
+    optimizer: str
+    learning_rate: float
+    weight_decay: float
+    sources: tuple[tuple[str, float], ...]
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows of an update."""
+        return self.micro_batch * self.accumulation * self.devices
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a config before anything is loaded; None where a part does not apply or is not known.
+
+    Attributes:
+        kind: of the config.
+        warnings: one sentence each.
+        ways_to_fit: changes that would make a run fit that does not.
+    """
+
+    kind: str
+    architecture: ArchitecturePlan | None = None
+    tokens: TokensPlan | None = None
+    memory: MemoryPlan | None = None
+    disk: DiskPlan | None = None
+    dual_head: DualHeadPlan | None = None
+    schedule: SchedulePlan | None = None
+    warnings: tuple[str, ...] = ()
+    ways_to_fit: tuple[WayToFit, ...] = ()
+
+
+def make_plan(config: LabBaseConfig) -> Plan:
+    """Returns what a config will cost, as far as it is known without loading anything.
+
+    Raises:
+        LabError: when the model config that it names cannot be read.
+    """
+    if isinstance(config, ModelConfig):
+        return Plan(config.kind, architecture=architecture_plan(config))
+    if not isinstance(config, TrainingConfig):
+        return Plan(config.kind)
+    shape = _shape(config) if isinstance(config, PretrainConfig) else None
+    backbone = checkpoint_shape(config.backbone) if isinstance(config, DualHeadConfig) else None
+    return Plan(
+        config.kind,
+        architecture=architecture_plan(shape) if shape else None,
+        tokens=tokens_plan(config, shape) if shape else None,
+        memory=memory_plan(config),
+        disk=disk_plan(config),
+        dual_head=dual_head_plan(config, backbone) if backbone else None,
+        schedule=schedule_plan(config),
+        warnings=tuple(warnings(config)),
+        ways_to_fit=tuple(ways_to_fit(config)),
+    )
+
+
+def architecture_plan(config: ModelConfig) -> ArchitecturePlan:
+    """Returns the figures of an architecture."""
+    count = count_parameters(config)
+    return ArchitecturePlan(
+        count.total,
+        count.non_embedding,
+        kv_cache_bytes_per_token(config),
+        flops_per_token(config),
+        config.max_seq_len,
+    )
+
+
+def tokens_plan(config: PretrainConfig, shape: ModelConfig) -> TokensPlan:
+    """Returns what base training reads on one device."""
+    tokens = config.max_steps * config.batch_size * config.gradient_accumulation_steps * shape.max_seq_len
+    return TokensPlan(tokens, tokens * flops_per_token(shape))
+
+
+def memory_plan(config: TrainingConfig) -> MemoryPlan | None:
+    """Returns the memory of a run; None where it is not known without loading."""
+    memory = predicted(config)
+    if memory is None:
+        return None
+    return MemoryPlan(memory.total, memory.parts(), available_memory(), verdict(config))
+
+
+def disk_plan(config: TrainingConfig) -> DiskPlan | None:
+    """Returns the disk space of a run; None where it is not known without loading."""
+    needed = checkpoint_bytes(config)
+    if not needed:
+        return None
+    target = Path(config.output_dir or ".")
+    existing = next(path for path in (target, *target.absolute().parents) if path.exists())
+    return DiskPlan(needed, shutil.disk_usage(existing).free)
+
+
+def schedule_plan(config: TrainingConfig) -> SchedulePlan:
+    """Returns how a run trains."""
+    total = sum(source.weight for source in config.datasets)
+    starts = not isinstance(config, PretrainConfig)
+    return SchedulePlan(
+        (config.STARTS_FROM, str(getattr(config, config.STARTS_FROM))) if starts else None,
+        config.micro_batch_size,
+        config.accumulation_steps,
+        int(os.environ.get("WORLD_SIZE", "1")),
+        getattr(config, "epochs", None),
+        config.max_steps,
+        config.warmup_steps,
+        config.scheduler,
+        config.optimizer,
+        config.learning_rate,
+        config.weight_decay,
+        tuple((source.line(), source.weight / total) for source in config.datasets),
+    )
+
+
+def _shape(config: PretrainConfig) -> ModelConfig:
+    shape = config.model if isinstance(config.model, ModelConfig) else load_config(config.model)
+    if not isinstance(shape, ModelConfig):
+        raise LabError(f"is a {shape.kind!r} config, not a model", where=str(config.model))
+    return shape

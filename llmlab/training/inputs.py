@@ -1,0 +1,88 @@
+"""Everything that a run reads is looked for before it begins: models, tokenizer, datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmlab.config import ModelConfig, PretrainConfig, load_config
+from llmlab.config.base import KindConfig
+from llmlab.config.rollouts import RolloutConfig
+from llmlab.config.training import TrainingConfig
+from llmlab.data.catalogue import entry, real_id
+from llmlab.data.sources import local_files
+from llmlab.errors import LabError
+from llmlab.models.hub import look_up
+from llmlab.models.resolve import check_model
+from llmlab.runs.folder import find_model
+
+
+def check_inputs(config: KindConfig) -> list[str]:
+    """Looks for everything that a run reads: models, tokenizer, datasets. Nothing is downloaded.
+
+    Returns:
+        A line for each that only the hub can have and that could not be looked up: "policy_checkpoint: a/b:
+        not checked ...".
+
+    Raises:
+        LabError: with the first that is not there, cannot be read, or does not fit its use.
+    """
+    lines = []
+
+    def note(option: str, name: str, found: str) -> None:
+        if found.startswith("not checked"):
+            lines.append(f"{option}: {name}: {found}")
+
+    shape = getattr(config, "model", None) if isinstance(config, PretrainConfig) else config
+    shape = load_config(shape) if isinstance(shape, str) else shape
+    if isinstance(shape, ModelConfig):
+        note("tokenizer_name", shape.tokenizer_name, check_tokenizer(shape.tokenizer_name))
+    if not isinstance(config, TrainingConfig):
+        return lines
+    for option, name, use in _models(config):
+        found = check_model(name, use)
+        note(option, name, found)
+        if option == config.STARTS_FROM and Path(found).exists():
+            check_tokenizer(found)
+    for source in [*config.datasets, *config.eval_datasets]:
+        if not local_files(source.name, source.split):
+            known = entry(source.name, source.subset) is not None
+            note("datasets", source.line(), look_up(real_id(source.name), "dataset", known=known)[0])
+    return lines
+
+
+def _models(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
+    """Yields the models that a run loads: the option, the name, and what it is wanted for."""
+    if isinstance(config, PretrainConfig):
+        if config.init_from:
+            yield "init_from", config.init_from, "weights"
+        return
+    yield config.STARTS_FROM, str(getattr(config, config.STARTS_FROM)), config.kind
+    if name := getattr(config, "reference_checkpoint", None):
+        yield "reference_checkpoint", name, config.kind
+    if isinstance(config, RolloutConfig):
+        for reward in config.reward_model:
+            if reward.kind == "model":
+                yield "reward_model", reward.name, "score"
+
+
+def check_tokenizer(name: str) -> str:
+    """Returns where a tokenizer was found: its folder or file, which loads, or what the hub says.
+
+    Raises:
+        LabError: when there is none of this name, or it does not load.
+    """
+    from transformers.utils import logging
+
+    from llmlab.data.tokenizer import load_tokenizer
+
+    if name != "byte" and not Path(name).exists():
+        try:
+            find_model(name, tokenizer=True)
+        except LabError:
+            remedy = "name a folder, a hub id or `byte`, or train one: `llmlab tokenizer SOURCE -o FOLDER`"
+            raise LabError("there is no such tokenizer", where=name, remedy=remedy) from None
+        return look_up(name, "model")[0]
+    logging.set_verbosity_error()
+    load_tokenizer(name)
+    return name

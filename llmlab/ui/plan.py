@@ -1,0 +1,129 @@
+"""The plan of a config as a table, and its figures below a form's question. No torch."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.planning.advice import fit
+from llmlab.planning.dual_head import DualHeadPlan
+from llmlab.planning.live import available_memory
+from llmlab.planning.memory import predicted, training_memory
+from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
+from llmlab.planning.plan import ArchitecturePlan, Plan, SchedulePlan
+from llmlab.planning.units import short_count, size
+
+WIDTH = 12  # of the bar
+
+
+def plan_table(plan: Plan) -> Table:
+    """Returns a table of what a config will cost."""
+    table = Table(title=KINDS[plan.kind].TITLE, show_header=False, title_justify="left")
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in plan_rows(plan):
+        table.add_row(name, value)
+    return table
+
+
+def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yields (what, how much) of a plan."""
+    if plan.architecture:
+        yield from _architecture_rows(plan.architecture)
+    if plan.tokens:
+        yield "tokens", f"{plan.tokens.tokens:,} in all, {plan.tokens.flops:.3g} FLOPs"
+    if plan.memory:
+        yield "memory", str(plan.memory)
+    if plan.disk:
+        yield "disk", f"up to {size(plan.disk.needed)} for checkpoints; {size(plan.disk.free)} free"
+    if plan.dual_head:
+        yield from _dual_head_rows(plan.dual_head)
+    if plan.schedule:
+        yield from _schedule_rows(plan.schedule)
+    yield from (("warning", warning) for warning in plan.warnings)
+    yield from (("would fit with", str(way)) for way in plan.ways_to_fit)
+
+
+def _architecture_rows(plan: ArchitecturePlan) -> Iterator[tuple[str, str]]:
+    yield "parameters", f"{plan.parameters:,} ({plan.non_embedding:,} without embeddings)"
+    yield "weights", f"{size(plan.parameters * 2)} in bf16, {size(plan.parameters * 4)} in fp32"
+    yield "KV cache", f"{size(1000 * plan.kv_bytes_per_token)} per 1,000 tokens in bf16"
+    yield "training", f"{plan.flops_per_token:.3g} FLOPs per token at {plan.context:,} tokens"
+
+
+def _dual_head_rows(plan: DualHeadPlan) -> Iterator[tuple[str, str]]:
+    yield "heads", f"{plan.head:,} parameters each, over {plan.vocabulary:,} tokens; the gate {plan.gate:,}"
+    yield "trained", f"{plan.trained:,} of {plan.total:,} parameters ({plan.trained / plan.total:.1%})"
+
+
+def _schedule_rows(plan: SchedulePlan) -> Iterator[tuple[str, str]]:
+    if plan.start:
+        option, name = plan.start
+        yield option.split("_")[0], name
+    yield (
+        "effective batch",
+        f"{plan.micro_batch} x {plan.accumulation} x {plan.devices} = {plan.effective_batch}"
+        " (batch x accumulation x devices)",
+    )
+    steps = f"{plan.max_steps:,}"
+    if plan.epochs:
+        steps = f"those of {plan.epochs:g} epochs, at most {steps}"
+    yield "steps", f"{steps}, {plan.warmup_steps:,} of them warm-up, then {plan.scheduler}"
+    yield (
+        "optimizer",
+        f"{plan.optimizer}, learning rate {plan.learning_rate:g}, weight decay {plan.weight_decay:g}",
+    )
+    yield "data", ", ".join(f"{name} ({share:.0%})" for name, share in plan.sources)
+
+
+def live_figures(config: LabBaseConfig) -> list[str]:
+    """Returns up to two short lines of what the answers of a form amount to, while they are given; none where
+    nothing is known without loading.
+    """
+    if isinstance(config, ModelConfig):
+        count = count_parameters(config)
+        memory = training_memory(
+            config, batch_size=1, optimizer="adamw", precision="fp32", gradient_checkpointing=False
+        )
+        cache = size(1000 * kv_cache_bytes_per_token(config))
+        return [
+            f"{short_count(count.total)} parameters, {short_count(count.non_embedding)} beside embeddings; "
+            f"bf16 {size(count.total * 2)}; KV {cache} a 1,000 tokens",
+            f"training {size(memory.total)} (adamw, fp32, 1 row) {memory_bar(memory.total)}",
+        ]
+    if not isinstance(config, TrainingConfig):
+        return []
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = config.micro_batch_size * config.accumulation_steps * world
+    lines = [f"{rows:,} rows an update, {rows * config.max_steps:,} in all"]
+    if isinstance(config, PretrainConfig) and (shape := _shape(config)):
+        lines = [f"{lines[0]}: {rows * config.max_steps * shape.max_seq_len:,} tokens"]
+    if memory := predicted(config):
+        lines.append(f"memory about {size(memory.total)} {memory_bar(memory.total)}")
+    return lines
+
+
+def memory_bar(needed: float) -> str:
+    """Returns a bar of what is needed of the memory that is free here, and whether it fits."""
+    free = available_memory()
+    filled = min(WIDTH, round(needed / free * WIDTH))
+    return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {fit(needed, free)} ({size(free)} free)"
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: str) -> LabBaseConfig | None:
+    try:
+        return load_config(path)
+    except LabError:
+        return None
+
+
+def _shape(config: PretrainConfig) -> ModelConfig | None:
+    shape = config.model if isinstance(config.model, ModelConfig) else _read(str(config.model))
+    return shape if isinstance(shape, ModelConfig) else None
