@@ -26,10 +26,10 @@ from llmlab.data.tasks import careless_answer, distinct_questions, questions
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.evaluation.answers import answer
 from llmlab.evaluation.pairs import preference_accuracy
-from llmlab.models.load import load_model
+from llmlab.models.load import load_model, load_scorer
+from llmlab.rewards.model import scores
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
-from llmlab.training.methods.reward import load_scorer, scores
 
 QUICKSTART = Path("checkpoints/quickstart")
 SHARED: dict[str, Any] = dict(

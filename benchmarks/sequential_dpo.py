@@ -55,6 +55,7 @@ def job(kind: str, given: argparse.Namespace) -> None:
     from llmlab.data.prepare import dpo_data
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
     from llmlab.models.load import load_policy
+    from llmlab.models.resolve import resolve_model
     from llmlab.training.engine.environment import quiet_libraries
 
     quiet_libraries()
@@ -133,9 +134,11 @@ def job(kind: str, given: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(given.model)
         ensure_chat_template(tokenizer)
         data = dpo_data(config, tokenizer).train
-        model, _ = load_policy(config, "cpu", "fp32")
+        policy = resolve_model(config.policy_checkpoint)
+        model, _ = load_policy(policy, config, "cpu", "fp32")
         live = kind == "trl live"
-        separate = load_policy(DPOConfig(**{**values, "adapter": "none"}), "cpu", "fp32")[0] if live else None
+        whole = DPOConfig(**{**values, "adapter": "none"})
+        separate = load_policy(policy, whole, "cpu", "fp32")[0] if live else None
 
         class Prepared(trl.DPOTrainer):  # the pairs are tokenised: the same ids as ours
             def _prepare_dataset(self, dataset, *args, **kwargs):

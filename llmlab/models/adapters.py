@@ -7,11 +7,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 REFERENCE = "ref"  # the name of the adapter that TRL's trainers take for the reference
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Returns whether a model is in an adapter's wrapper."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def without_adapter(model: nn.Module) -> PreTrainedModel:
+    """Returns the model in an adapter's wrapper, the adapter at work in its layers; any other itself."""
+    return model.get_base_model() if is_adapted(model) else model
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Returns the policy as it is now, to be held to; None for an adapter, whose own copy is smaller."""
+    return None if is_adapted(model) else copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def add_reference_adapter(model: PeftModel) -> None:

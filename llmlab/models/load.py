@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,12 +29,15 @@ from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM
+from llmlab.models.adapters import without_adapter
 from llmlab.models.identity import check_base, weights_fingerprint
 from llmlab.models.limits import bounded_generation, check_adapter, check_files, refuse_pickles
-from llmlab.models.resolve import refuse_architecture
+from llmlab.models.resolve import ModelRef, refuse_architecture, resolve_model
 from llmlab.runs.folder import find_model
 from llmlab.trust import TRUSTED
 
+Use = Literal["write", "score"]  # what a model's head is for
+HEAD: dict[Use, dict[str, int]] = {"write": {}, "score": {"num_labels": 1}}
 DUAL_HEAD = LabDualHeadConfig.model_type
 GROUPS = {
     "attention": (
@@ -166,83 +171,136 @@ def refuse_what_cannot_write(where: str) -> None:
     refuse_architecture(about, where, "chat")
 
 
-def load_model(name: str, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(name: str | ModelRef, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns model and tokenizer of a run, a folder, a GGUF file or a hub id; adapters are attached, not
     merged.
 
     Args:
-        name: as a person gives it.
+        name: as a person gives it, or what it was found to be.
         **kwargs: for `from_pretrained` (dtype, attn_implementation, quantization_config ...).
 
     Raises:
         LabError: when there is no such model, or it cannot be read.
     """
-    where = find_model(name)
-    path = Path(where)
-    if path.exists():  # what is saved later names its base: the same file from any folder
-        where = str(path := path.resolve())
-    check_files(path)
-    refuse_what_cannot_write(where)
-    refuse_pickles(path)
-    tokenizer = load_tokenizer(where)
-    safe = safely(name)
-    try:
-        if path.suffix == ".gguf":
-            if "quantization_config" in kwargs:  # the library quantises folders only
-                model = equal_4bit_products(
-                    AutoModelForCausalLM.from_pretrained(unpacked(path), **safe, **kwargs)
-                )
-                model.name_or_path = model.config.name_or_path = where
-                stop_at_turn_ends(model, tokenizer)
-                return model, tokenizer
-            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
-            model.name_or_path = model.config.name_or_path = where
-            # the weights are plain floats now; the library's marks of quantisation would forbid training and
-            # saving
-            model.is_quantized, model.hf_quantizer = False, None
-            model.config.__dict__.pop("quantization_config", None)
-        elif (path / "adapter_config.json").is_file():
-            from peft import PeftConfig, PeftModel
+    ref = resolve_model(name)
+    _check(ref, "write")
+    tokenizer = load_tokenizer(str(ref.path))
+    model = _load(ref, "write", **kwargs)
+    stop_at_turn_ends(model, tokenizer)
+    return model, tokenizer
 
-            base_name = PeftConfig.from_pretrained(where).base_model_name_or_path
-            check_base(path, base_name)
-            base = whole(load_model(base_name, **kwargs)[0], base_name)
-            check_adapter(path, [name for name, _ in base.named_modules()])
-            model = PeftModel.from_pretrained(base, where, is_trainable=True)
-        elif (
-            about := AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])
-        ).model_type == DUAL_HEAD:
-            check_base(path, about.backbone, made="heads")
-            backbone = plain(load_model(about.backbone, **kwargs)[0])
-            model = LabDualHeadForCausalLM.from_pretrained(where, config=about, backbone=backbone)
-        else:
-            two_parts = about.is_encoder_decoder
-            classes = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if two_parts else MODEL_FOR_CAUSAL_LM_MAPPING
-            refuse_kernel(about, classes, kwargs.get("attn_implementation"), name)
-            model = (AutoModelForSeq2SeqLM if two_parts else AutoModelForCausalLM).from_pretrained(
-                where, **safe, **kwargs
-            )
-            if "quantization_config" in kwargs:
-                model = equal_4bit_products(model)
+
+def load_scorer(name: str | ModelRef, *, pad: int | None = None, **kwargs: Any) -> PreTrainedModel:
+    """Returns a model that scores a text with one number: a reward model, or a checkpoint with a new head.
+
+    Args:
+        name: as a person gives it, or what it was found to be.
+        pad: id of the token that fills rows, behind which the score is read.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        LabError: when it does not load, or scores with more than one number.
+    """
+    ref = resolve_model(name)
+    _check(ref, "score")
+    model = _load(ref, "score", **kwargs)
+    if pad is not None:
+        model.config.pad_token_id = pad
+    return model
+
+
+def _check(ref: ModelRef, use: Use) -> None:
+    """Looks at the files of a model before any is loaded."""
+    check_files(ref.path)
+    if use == "write":
+        refuse_what_cannot_write(str(ref.path))
+    refuse_pickles(ref.path)
+
+
+def _load(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
+    """Returns a model with a head for its use; what the libraries raise becomes one message.
+
+    Raises:
+        LabError: when it cannot be read.
+    """
+    try:
+        if ref.kind == "gguf":
+            return _from_gguf(ref, use, **kwargs)
+        if ref.kind == "adapter":
+            return _from_adapter(ref, use, **kwargs)
+        return _from_weights(ref, use, **kwargs)
     except ImportError as error:
         raise LabError(
-            str(error).strip().splitlines()[0], where=name, remedy="`llmlab doctor` says what is missing"
+            str(error).strip().splitlines()[0], where=ref.name, remedy="`llmlab doctor` says what is missing"
         ) from None
     except LabError:
         raise
     except Exception as error:  # the libraries raise many kinds for one situation: these files are no model
-        refuse_code(error, name)
+        refuse_code(error, ref.name)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        place = (
-            "holds no model that loads"
-            if path.exists()
-            else "is not on this machine and the hub did not give it"
-        )
-        raise LabError(
-            f"{place} ({text})", where=name, remedy="" if path.exists() else "use a local run or folder"
-        ) from None
-    stop_at_turn_ends(model, tokenizer)
-    return model, tokenizer
+        if use == "score":
+            raise LabError(f"holds no model that can score ({text})", where=ref.name) from None
+        if ref.kind == "hub":
+            raise LabError(
+                f"is not on this machine and the hub did not give it ({text})",
+                where=ref.name,
+                remedy="use a local run or folder",
+            ) from None
+        raise LabError(f"holds no model that loads ({text})", where=ref.name) from None
+
+
+def _from_weights(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
+    where, safe = str(ref.path), safely(ref.name)
+    about = AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])
+    if use == "write" and about.model_type == DUAL_HEAD:
+        check_base(ref.path, about.backbone, made="heads")
+        backbone = without_adapter(load_model(about.backbone, **kwargs)[0])
+        return LabDualHeadForCausalLM.from_pretrained(where, config=about, backbone=backbone)
+    auto, classes = _auto_class(about, use)
+    refuse_kernel(about, classes, kwargs.get("attn_implementation"), ref.name)
+    model = auto.from_pretrained(where, **HEAD[use], **safe, **kwargs)
+    return equal_4bit_products(model) if "quantization_config" in kwargs else model
+
+
+def _auto_class(about: PreTrainedConfig, use: Use) -> tuple[Any, Any]:
+    """Returns transformers' class for a use, and its table of architectures."""
+    if use == "score":
+        return AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if about.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def _from_gguf(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
+    path = ref.path
+    auto = AutoModelForSequenceClassification if use == "score" else AutoModelForCausalLM
+    if "quantization_config" in kwargs:  # transformers quantises folders only
+        folder = unpacked(path)
+        model = equal_4bit_products(auto.from_pretrained(folder, **HEAD[use], **safely(ref.name), **kwargs))
+    else:
+        model = auto.from_pretrained(str(path.parent), gguf_file=path.name, **HEAD[use], **kwargs)
+        # the weights are plain floats now; marks of quantisation would forbid training and saving
+        model.is_quantized, model.hf_quantizer = False, None
+        model.config.__dict__.pop("quantization_config", None)
+    model.name_or_path = model.config.name_or_path = str(path)
+    return model
+
+
+def _from_adapter(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel
+
+    where = str(ref.path)
+    adapter = PeftConfig.from_pretrained(where)
+    base_name = adapter.base_model_name_or_path
+    check_base(ref.path, base_name)
+    base = load_scorer(base_name, **kwargs) if use == "score" else load_model(base_name, **kwargs)[0]
+    base = whole(base, base_name)
+    check_adapter(ref.path, [name for name, _ in base.named_modules()])
+    if use == "write" or adapter.task_type == "SEQ_CLS":
+        return PeftModel.from_pretrained(base, where, is_trainable=True)
+    # of a policy: it has no scoring head, which has to learn, so it becomes part of the weights
+    adapter.task_type = None
+    return whole(PeftModel.from_pretrained(base, where, config=adapter), ref.name)
 
 
 def equal_4bit_products(model: PreTrainedModel) -> PreTrainedModel:
@@ -304,13 +362,6 @@ def whole(model: PreTrainedModel, name: str) -> PreTrainedModel:
             ),
         )
     return model.merge_and_unload()
-
-
-def plain(model: PreTrainedModel) -> PreTrainedModel:
-    """Returns the model inside an adapter's wrapper, the adapter at work in its layers."""
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def safely(name: str) -> dict[str, bool]:
@@ -423,33 +474,35 @@ def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
     return kwargs
 
 
-def refuse_encoder_decoders(config: Any) -> None:
+def refuse_encoder_decoders(policy: ModelRef, kind: str) -> None:
     """Refuses policies in two parts for methods that train decoders.
 
     Raises:
         LabError: with what to do.
     """
-    where = Path(find_model(config.policy_checkpoint))
+    where = Path(policy.where)
     try:
-        if (where / "adapter_config.json").is_file():
+        if policy.kind == "adapter":
             where = Path(str(read_object(where / "adapter_config.json")["base_model_name_or_path"]))
         about = read_object(where / "config.json")
     except (OSError, ValueError, KeyError):
         return
-    refuse_architecture(about, config.policy_checkpoint, config.kind)
+    refuse_architecture(about, policy.name, kind)
 
 
-def load_policy(config: Any, device: str, precision: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(
+    policy: ModelRef, config: Any, device: str, precision: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Returns the model to train (weights in fp32,
     or frozen and quantised under an adapter) and its tokenizer.
     """
     if config.kind != "sft":
-        refuse_encoder_decoders(config)
-    model, tokenizer = load_model(config.policy_checkpoint, **loading_kwargs(config, device, precision))
+        refuse_encoder_decoders(policy, config.kind)
+    model, tokenizer = load_model(policy, **loading_kwargs(config, device, precision))
     if isinstance(model, LabDualHeadForCausalLM):
         raise LabError(
             f"is a dual-head model, whose backbone stays frozen: `{config.kind}` trains whole models",
-            where=config.policy_checkpoint,
+            where=policy.name,
             remedy=f"train its backbone, {model.config.backbone}",
         )
     return (

@@ -10,13 +10,11 @@ from __future__ import annotations
 import inspect
 from typing import Any, NamedTuple
 
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from trl.kernels import ChunkedLogProbFunction
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from llmlab.models.adapters import without_adapter
 from llmlab.models.transformer.modeling import real_positions
 
 VOCABULARY_TILE = 1 << 15  # words of a tile of logits; the kernel takes 4,096 tokens at a time
@@ -32,11 +30,6 @@ class TokenScores(NamedTuple):
 
     log_probs: Tensor
     entropy: Tensor | None
-
-
-def without_adapter(model: nn.Module) -> PreTrainedModel:
-    """Returns the model in an adapter's wrapper, whose layers hold the adapter; any other model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def logit_scaling(model: PreTrainedModel) -> tuple[float, float | None]:
@@ -77,6 +70,9 @@ def score_tokens(
         temperature: that the logits are divided by.
         entropy: whether it is wanted, too.
     """
+    from trl.kernels import ChunkedLogProbFunction  # here: TRL takes seconds to import
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
     head = model.get_output_embeddings()
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (head.weight, head.bias))
     mask = mask.bool().to(weight.device)

@@ -5,8 +5,9 @@ No torch.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from llmlab.config.base import KindConfig
 from llmlab.config.loader import apply_changes
@@ -53,6 +54,43 @@ ENCODERS = {
     "modernbert",
     "mpnet",
 }
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """What the name of a model stands for, looked up once.
+
+    Attributes:
+        name: as a person gave it.
+        where: a folder, a GGUF file, or a hub id.
+        kind: which of them; an adapter's folder is an "adapter".
+    """
+
+    name: str
+    where: str
+    kind: Literal["folder", "adapter", "gguf", "hub"]
+
+    @property
+    def path(self) -> Path:
+        """The same as a path, absolute where it is on this machine: what is saved later names its base so."""
+        return Path(self.where) if self.kind == "hub" else Path(self.where).resolve()
+
+
+def resolve_model(name: str | ModelRef) -> ModelRef:
+    """Returns what a name stands for; a reference is one already.
+
+    Raises:
+        LabError: when a local path holds no model.
+    """
+    if isinstance(name, ModelRef):
+        return name
+    where = find_model(name)
+    path = Path(where)
+    if not path.exists():
+        return ModelRef(name, where, "hub")
+    if path.suffix == ".gguf":
+        return ModelRef(name, where, "gguf")
+    return ModelRef(name, where, "adapter" if (path / "adapter_config.json").is_file() else "folder")
 
 
 def wanted(use: str) -> str:

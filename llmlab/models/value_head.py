@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from llmlab.models.log_probs import read, score_tokens, without_adapter
+from llmlab.models.adapters import without_adapter
+from llmlab.models.log_probs import read, score_tokens
 
 
 def _rename_older(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import trl.trainer.utils as trl_utils
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from llmlab.data.packing import document_bounds, takes_bounds
 
@@ -43,6 +43,8 @@ def answers_alone() -> Iterator[None]:
 
     Both training and the reference's own phase compute within it, so that they take the same path.
     """
+    import trl.trainer.utils as trl_utils  # here: TRL takes seconds to import
+
     before = trl_utils._use_triton
     trl_utils._use_triton = lambda device: True
     try:
@@ -112,3 +114,24 @@ def _packed_forward(padded_forward: Any, mask: Tensor, bounds: bool, **kwargs: A
             back[sequence[inner], column[inner] - 1] = values[row[inner], place[inner] - 1]
             setattr(out, name, back)
     return out
+
+
+@torch.no_grad()
+def packing_leaks(model: PreTrainedModel) -> bool:
+    """Returns whether a document's logits change with the document packed before it:
+    tried on the model itself, in two rows.
+    """
+    was_training = model.training
+    model.eval()
+    size = min(model.config.get_text_config().vocab_size, 50)
+    document = torch.arange(1, 9, device=model.device) % size
+    logits = []
+    for shift in (0, 5):
+        ids = torch.cat([(document + shift) % size, document]).repeat(2, 1)  # (2, 16)
+        positions = torch.arange(8, device=model.device).repeat(2).repeat(2, 1)
+        bounds = document_bounds(positions) if takes_bounds(model) else {}
+        logits.append(
+            model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[:, 8:].float()
+        )
+    model.train(was_training)
+    return not torch.allclose(logits[0], logits[1], atol=1e-3, rtol=1e-3)

@@ -15,9 +15,10 @@ from llmlab.config.rewards import RewardSource
 from llmlab.data.schemas import user
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
+from llmlab.models.load import load_scorer
+from llmlab.models.resolve import resolve_model
 from llmlab.rewards import BUILT_IN, Answer
-from llmlab.runs.folder import find_model
-from llmlab.training.methods.reward import load_scorer, scores
+from llmlab.rewards.model import scores
 from llmlab.trust import TRUSTED
 
 
@@ -142,9 +143,9 @@ def _own(source: RewardSource) -> Callable[[list, list[str], dict], Any]:
 
 
 def _scored(source: RewardSource, device: str) -> Callable[[list, list[str], dict], list[float]]:
-    where = find_model(source.name)
-    tokenizer = load_tokenizer(where)
-    model = load_scorer(source.name, pad=tokenizer.pad_token_id).to(device).eval().requires_grad_(False)
+    ref = resolve_model(source.name)
+    tokenizer = load_tokenizer(ref.where)
+    model = load_scorer(ref, pad=tokenizer.pad_token_id).to(device).eval().requires_grad_(False)
 
     def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> list[float]:
         turns = [

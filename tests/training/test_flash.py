@@ -9,9 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, modeling_flash_attention_utils
 
 from llmlab.data.packing import PackedCollator, document_bounds, takes_bounds
-from llmlab.training.methods.sft import packing_leaks
 from llmlab.training.optimizers import gauss_newton_diagonal
-from llmlab.training.padding_free import make_padding_free
+from llmlab.training.padding_free import make_padding_free, packing_leaks
 from llmlab.training.reference.scorer import reference_values
 from tests.conftest import small_model
 
@@ -124,7 +123,7 @@ def test_sophias_curvature_does_not_reach_across_documents(models):
 
 def test_leaks_are_tried_in_two_rows(models, monkeypatch):
     assert not packing_leaks(models[0]) and not packing_leaks(models[1])
-    monkeypatch.setattr("llmlab.training.methods.sft.takes_bounds", lambda model: False)
+    monkeypatch.setattr("llmlab.training.padding_free.takes_bounds", lambda model: False)
     assert packing_leaks(models[1])
 
 

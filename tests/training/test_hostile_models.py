@@ -14,8 +14,7 @@ from transformers import GenerationConfig
 
 from llmlab.errors import LabError
 from llmlab.models.limits import bounded_generation, check_adapter
-from llmlab.models.load import load_model
-from llmlab.training.methods.reward import load_scorer
+from llmlab.models.load import load_model, load_scorer
 from tests.fuzzing import Hostile, nested
 from tests.waiting import PATIENCE
 

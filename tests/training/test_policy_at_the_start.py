@@ -12,10 +12,9 @@ import torch
 from llmlab.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
 from llmlab.errors import LabError
 from llmlab.models.adapters import set_dropout
-from llmlab.models.load import load_model
+from llmlab.models.load import load_model, load_scorer
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
-from llmlab.training.methods.reward import load_scorer
 from tests.conftest import write_rows
 
 

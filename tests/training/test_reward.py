@@ -14,9 +14,10 @@ from llmlab.config import RewardConfig
 from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
-from llmlab.models.load import load_model
+from llmlab.models.load import load_model, load_scorer
+from llmlab.rewards.model import scores
 from llmlab.training.engine.run import run
-from llmlab.training.methods.reward import load_scorer, scores, whole_rows
+from llmlab.training.methods.reward import whole_rows
 
 NAMES = ["Ahab", "Starbuck", "Queequeg", "Stubb", "Ishmael"]
 

@@ -15,8 +15,8 @@ from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder, find_model
 from llmlab.runs.manifest import verify, write_manifest
 from llmlab.training.engine.run import run
-from llmlab.training.methods.sft import packing_leaks
 from llmlab.training.optimizers import build_optimizer, split_parameters
+from llmlab.training.padding_free import packing_leaks
 from tests.conftest import small_model, write_rows
 
 

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from llmlab.config.training import TrainingConfig
 from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
-from llmlab.models.log_probs import without_adapter
+from llmlab.models.adapters import without_adapter
 from llmlab.models.resolve import with_newest
 from llmlab.planning.report import before_a_run
 from llmlab.runs.disk import FullDisk

@@ -23,13 +23,12 @@ from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.models.adapters import set_dropout
 from llmlab.models.load import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
-from llmlab.runs.folder import find_model
+from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.arguments import rows_per_step
 from llmlab.training.engine.job import Job
 from llmlab.training.held_out import pair_weights
-from llmlab.training.methods.sft import packing_leaks
 from llmlab.training.order import LengthGrouped, SeededOrder
-from llmlab.training.padding_free import answers_alone, make_padding_free
+from llmlab.training.padding_free import answers_alone, make_padding_free, packing_leaks
 from llmlab.training.reference.scorer import with_reference
 from llmlab.training.trainers.base import LabTrainerMixin
 
@@ -102,8 +101,9 @@ def prepare(config: DPOConfig, device: str, precision: str, console: Console) ->
     Raises:
         LabError: when policy, reference or data do not load.
     """
-    refuse_encoder_decoders(config)
-    tokenizer = load_tokenizer(find_model(config.policy_checkpoint))
+    policy = resolve_model(config.policy_checkpoint)
+    refuse_encoder_decoders(policy, config.kind)
+    tokenizer = load_tokenizer(policy.where)
     ensure_chat_template(tokenizer)
     data = dpo_data(config, tokenizer)
     order = order_of_pairs(data.train, config, rows_per_step(config))
@@ -115,7 +115,7 @@ def prepare(config: DPOConfig, device: str, precision: str, console: Console) ->
         made, note = with_reference(together, read, config, tokenizer, device, precision, console)
         data.train, data.eval = made.pop(TRAIN), made
         data.notes.append(note)
-    model, _ = load_policy(config, device, precision)
+    model, _ = load_policy(policy, config, device, precision)
     stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if config.padding_free and packing_leaks(
@@ -150,5 +150,5 @@ def prepare(config: DPOConfig, device: str, precision: str, console: Console) ->
             padding_free=config.padding_free,
             adapter_dropout=config.adapter_dropout,
         ),
-        parent=find_model(config.policy_checkpoint),
+        parent=policy.where,
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ from llmlab.data.prepare import dual_head_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM
-from llmlab.models.load import load_model, loading_kwargs, plain, stop_at_turn_ends
-from llmlab.runs.folder import find_model
+from llmlab.models.adapters import without_adapter
+from llmlab.models.load import load_model, loading_kwargs, stop_at_turn_ends
+from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.job import Job
 from llmlab.training.held_out import EACH
 from llmlab.training.trainers.base import LabTrainerMixin
@@ -146,8 +146,9 @@ def prepare(config: DualHeadConfig, device: str, precision: str, console: Consol
     Raises:
         LabError: when backbone or data do not load, or the backbone cannot carry two heads.
     """
-    model, tokenizer = load_model(config.backbone, **loading_kwargs(config, device, precision))
-    model = plain(model)
+    start = resolve_model(config.backbone)
+    model, tokenizer = load_model(start, **loading_kwargs(config, device, precision))
+    model = without_adapter(model)
     if isinstance(model, LabDualHeadForCausalLM) or model.config.is_encoder_decoder:
         kind = "an encoder-decoder" if model.config.is_encoder_decoder else "a dual-head model itself"
         raise LabError(
@@ -159,10 +160,9 @@ def prepare(config: DualHeadConfig, device: str, precision: str, console: Consol
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model = model.to(device) if config.quantised == "none" else model
     refuse_other_logits(model, config.backbone)
-    where = find_model(config.backbone)
     about = LabDualHeadConfig(
         model.config.get_text_config(),
-        backbone=str(Path(where).resolve()) if Path(where).exists() else where,
+        backbone=str(start.path),
         **{
             name: getattr(config, name)
             for name in (
@@ -190,7 +190,7 @@ def prepare(config: DualHeadConfig, device: str, precision: str, console: Consol
             beta_r=config.beta_r,
             data_collator=DualHeadCollator(tokenizer.pad_token_id or 0, share=share),
         ),
-        parent=where,
+        parent=start.where,
     )
 
 

@@ -8,7 +8,6 @@ itself (DeepSeek-V3.2, 2025).
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import inspect
 from functools import partial
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 import trl
-from peft import PeftModel
 from rich.console import Console
 from transformers import GenerationConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
@@ -25,10 +23,10 @@ from llmlab.config import GRPOConfig
 from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
-from llmlab.models.adapters import add_reference_adapter, set_dropout
+from llmlab.models.adapters import add_reference_adapter, frozen_copy, set_dropout, without_adapter
 from llmlab.models.load import load_policy, stop_at_turn_ends
+from llmlab.models.resolve import resolve_model
 from llmlab.models.transformer.modeling import real_positions
-from llmlab.runs.folder import find_model
 from llmlab.training import compat
 from llmlab.training.engine.environment import processes
 from llmlab.training.engine.job import Job
@@ -82,9 +80,7 @@ class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
         set_dropout(self.model, adapter_dropout)
         for model in (self.model, reference):
             if model is not None:
-                (model.get_base_model() if isinstance(model, PeftModel) else model).register_forward_pre_hook(
-                    _with_real_positions, with_kwargs=True
-                )
+                without_adapter(model).register_forward_pre_hook(_with_real_positions, with_kwargs=True)
         self.eval_dataset = with_row_numbers(self.eval_dataset)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -183,11 +179,6 @@ def group_figures(rewards: torch.Tensor) -> dict[str, float]:
     }
 
 
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel | None:
-    """Returns the policy as it is now, to be held to; None for an adapter, whose own copy is smaller."""
-    return None if isinstance(model, PeftModel) else copy.deepcopy(model).eval().requires_grad_(False)
-
-
 def prepare(config: GRPOConfig, device: str, precision: str, console: Console) -> Job:
     """Returns the job of a GRPO run.
 
@@ -201,7 +192,8 @@ def prepare(config: GRPOConfig, device: str, precision: str, console: Console) -
             "`use_vllm`: the package vllm is not installed", remedy="pip install vllm, or leave it out"
         )
     rewards = [reward_function(source, device) for source in config.reward_model]
-    model, tokenizer = load_policy(config, device, precision)
+    policy = resolve_model(config.policy_checkpoint)
+    model, tokenizer = load_policy(policy, config, device, precision)
     tokenizer.padding_side = "left"
     ensure_chat_template(tokenizer)
     ends = stop_at_turn_ends(model, tokenizer)
@@ -236,6 +228,6 @@ def prepare(config: GRPOConfig, device: str, precision: str, console: Console) -
             kl_weight=config.beta,
             adapter_dropout=config.adapter_dropout,
         ),
-        parent=find_model(config.policy_checkpoint),
+        parent=policy.where,
         best_by="eval_reward",
     )

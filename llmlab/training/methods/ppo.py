@@ -25,10 +25,10 @@ from transformers import TrainingArguments
 from llmlab.config import PPOConfig
 from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
+from llmlab.models.adapters import frozen_copy
 from llmlab.models.load import load_policy, stop_at_turn_ends
-from llmlab.runs.folder import find_model
+from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.job import Job
-from llmlab.training.methods.grpo import frozen_copy
 from llmlab.training.rewards import agree, reward_function
 from llmlab.training.trainers.ppo import PPOTrainer, Reward
 
@@ -46,7 +46,8 @@ def prepare(config: PPOConfig, device: str, precision: str, console: Console) ->
         Reward(function.__name__, source.weight, function)
         for source, function in zip(config.reward_model, functions, strict=True)
     ]
-    model, tokenizer = load_policy(config, device, precision)
+    policy = resolve_model(config.policy_checkpoint)
+    model, tokenizer = load_policy(policy, config, device, precision)
     ensure_chat_template(tokenizer)
     ends = stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -62,6 +63,6 @@ def prepare(config: PPOConfig, device: str, precision: str, console: Console) ->
             reference=frozen_copy(model) if config.kl_coef else None,
             ends=ends,
         ),
-        parent=find_model(config.policy_checkpoint),
+        parent=policy.where,
         best_by="eval_reward",
     )

@@ -16,7 +16,7 @@ from llmlab.errors import LabError
 from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.models.load import attention_kernel, load_model
 from llmlab.training.engine.job import Job
-from llmlab.training.methods.sft import packing_leaks
+from llmlab.training.padding_free import packing_leaks
 from llmlab.training.trainers.base import LabTrainerMixin
 
 

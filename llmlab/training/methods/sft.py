@@ -5,21 +5,21 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 import transformers
 import trl
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SFTConfig
-from llmlab.data.packing import PackedCollator, document_bounds, takes_bounds
+from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.prepare import sft_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models.load import load_policy, stop_at_turn_ends
-from llmlab.runs.folder import find_model
+from llmlab.models.resolve import ModelRef, resolve_model
 from llmlab.training.engine.job import Job
 from llmlab.training.held_out import EACH, learned_tokens
+from llmlab.training.padding_free import packing_leaks
 from llmlab.training.trainers.base import LabTrainerMixin
 
 
@@ -43,9 +43,10 @@ def prepare(config: SFTConfig, device: str, precision: str, console: Console) ->
     Raises:
         LabError: when the policy or the data do not load, or packed rows would leak in this architecture.
     """
-    model, tokenizer = load_policy(config, device, precision)
+    policy = resolve_model(config.policy_checkpoint)
+    model, tokenizer = load_policy(policy, config, device, precision)
     if model.config.is_encoder_decoder:
-        return _encoder_decoder(config, model, tokenizer)
+        return _encoder_decoder(config, policy, model, tokenizer)
     ensure_chat_template(tokenizer, config.chat_template)
     stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -65,11 +66,13 @@ def prepare(config: SFTConfig, device: str, precision: str, console: Console) ->
         trainer=partial(
             SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))
         ),
-        parent=find_model(config.policy_checkpoint),
+        parent=policy.where,
     )
 
 
-def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Job:
+def _encoder_decoder(
+    config: SFTConfig, policy: ModelRef, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Job:
     """The job for T5, BART and their like."""
     kind = f"{config.policy_checkpoint} is an encoder-decoder ({model.config.model_type})"
     if config.packing:
@@ -91,26 +94,5 @@ def _encoder_decoder(config: SFTConfig, model: PreTrainedModel, tokenizer: PreTr
         data=sft_data(config, tokenizer, apart=True),
         arguments=transformers.Seq2SeqTrainingArguments,
         trainer=partial(Seq2SeqTrainer, data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, model)),
-        parent=find_model(config.policy_checkpoint),
+        parent=policy.where,
     )
-
-
-@torch.no_grad()
-def packing_leaks(model: PreTrainedModel) -> bool:
-    """Returns whether a document's logits change with the document packed before it:
-    tried on the model itself, in two rows.
-    """
-    was_training = model.training
-    model.eval()
-    size = min(model.config.get_text_config().vocab_size, 50)
-    document = torch.arange(1, 9, device=model.device) % size
-    logits = []
-    for shift in (0, 5):
-        ids = torch.cat([(document + shift) % size, document]).repeat(2, 1)  # (2, 16)
-        positions = torch.arange(8, device=model.device).repeat(2).repeat(2, 1)
-        bounds = document_bounds(positions) if takes_bounds(model) else {}
-        logits.append(
-            model(input_ids=ids, position_ids=positions, use_cache=False, **bounds).logits[:, 8:].float()
-        )
-    model.train(was_training)
-    return not torch.allclose(logits[0], logits[1], atol=1e-3, rtol=1e-3)
