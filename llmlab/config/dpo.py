@@ -9,7 +9,7 @@ from pydantic import model_validator
 from llmlab.config.options import LARGEST, option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import COMPARED, NEWEST, AdapterOptions, LengthOptions, TrainingConfig
+from llmlab.config.training import COMPARED, NEWEST, AdapterOptions, Bounds, LengthOptions, TrainingConfig
 
 
 class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
@@ -18,6 +18,7 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
     KIND: ClassVar[str] = "dpo"
     TITLE: ClassVar[str] = "Direct preference optimisation (DPO)"
     METHOD: ClassVar[str] = "dpo"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-8, 2e-5), (1e-6, 2e-4))
     kind: Literal["dpo"] = "dpo"
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")

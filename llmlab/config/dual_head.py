@@ -9,7 +9,15 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.options import LARGEST, option
-from llmlab.config.training import NEWEST, FirstOrder, LengthOptions, TrainingConfig, first_order_option
+from llmlab.config.training import (
+    NEWEST,
+    Bounds,
+    FirstOrder,
+    LengthOptions,
+    ModelSort,
+    TrainingConfig,
+    first_order_option,
+)
 
 WITH_PAIRS = {"objective": ["preference", "mixed"]}
 
@@ -20,6 +28,8 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     KIND: ClassVar[str] = "dual_head"
     TITLE: ClassVar[str] = "Dual head (alignment at generation time)"
     METHOD: ClassVar[str] = "dual_head"
+    MAKES: ClassVar[ModelSort] = "dual_head"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((5e-6, 1e-3), (5e-6, 1e-3))
     STARTS_FROM: ClassVar[str] = "backbone"
     frozen_base: ClassVar[bool] = True
     kind: Literal["dual_head"] = "dual_head"

@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from llmlab.config.options import option
 from llmlab.config.rollouts import RolloutConfig
+from llmlab.config.training import Bounds
 
 
 class GRPOConfig(RolloutConfig):
@@ -16,6 +17,7 @@ class GRPOConfig(RolloutConfig):
     KIND: ClassVar[str] = "grpo"
     TITLE: ClassVar[str] = "Group-relative policy optimisation (GRPO)"
     METHOD: ClassVar[str] = "grpo"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-7, 2e-5), (1e-6, 2e-4))
     kind: Literal["grpo"] = "grpo"
 
     group_size: int = option(

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from llmlab.config.options import option
 from llmlab.config.rollouts import RolloutConfig
+from llmlab.config.training import Bounds
 
 CRITIC = {"critic": [True]}
 
@@ -18,6 +19,7 @@ class PPOConfig(RolloutConfig):
     KIND: ClassVar[str] = "ppo"
     TITLE: ClassVar[str] = "Proximal policy optimisation (PPO)"
     METHOD: ClassVar[str] = "ppo"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-7, 2e-5), (1e-6, 2e-4))
     kind: Literal["ppo"] = "ppo"
 
     temperature: float = option(

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from llmlab.config.model import ModelConfig
 from llmlab.config.options import option
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import TrainingConfig
+from llmlab.config.training import Bounds, ModelSort, TrainingConfig
 
 
 class PretrainConfig(TrainingConfig):
@@ -16,6 +16,9 @@ class PretrainConfig(TrainingConfig):
     KIND: ClassVar[str] = "pretrain"
     TITLE: ClassVar[str] = "Base training"
     METHOD: ClassVar[str] = "base"
+    STARTS_FROM_MODELS: ClassVar[tuple[ModelSort, ...]] = ()
+    MAKES: ClassVar[ModelSort] = "base"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((5e-5, 5e-3), (5e-5, 5e-3))
     STARTS_FROM: ClassVar[str] = "model"
     kind: Literal["pretrain"] = "pretrain"
 

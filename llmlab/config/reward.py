@@ -11,8 +11,10 @@ from llmlab.config.training import (
     COMPARED,
     NEWEST,
     AdapterOptions,
+    Bounds,
     FirstOrder,
     LengthOptions,
+    ModelSort,
     TrainingConfig,
     first_order_option,
 )
@@ -24,6 +26,8 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
     KIND: ClassVar[str] = "reward"
     TITLE: ClassVar[str] = "Reward model"
     METHOD: ClassVar[str] = "reward"
+    MAKES: ClassVar[ModelSort] = "scorer"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-6, 1e-4), (2e-5, 1e-3))
     kind: Literal["reward"] = "reward"
 
     policy_checkpoint: str = option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from llmlab.config.options import option
-from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, ModelSort, TrainingConfig
 
 POLICY = dict(
     title="Policy checkpoint",
@@ -22,6 +22,7 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
     KIND: ClassVar[str] = "sft"
     TITLE: ClassVar[str] = "Supervised fine-tuning (SFT)"
     METHOD: ClassVar[str] = "sft"
+    STARTS_FROM_MODELS: ClassVar[tuple[ModelSort, ...]] = ("base", "policy")
     kind: Literal["sft"] = "sft"
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")

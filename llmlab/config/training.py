@@ -25,11 +25,26 @@ OPTIMIZERS = {
 FirstOrder = Literal["adamw", "adafactor", "lion", "muon"]
 
 
+ModelSort = Literal["base", "policy", "scorer", "dual_head"]
+Bounds = tuple[float, float]
+
+
 class TrainingConfig(KindConfig):
-    """What pretrain, sft and dpo have in common. `METHOD` names the method in the name of a run."""
+    """What all methods have in common.
+
+    Attributes:
+        METHOD: names the method in the name of a run.
+        STARTS_FROM: the option that names the model to begin with.
+        STARTS_FROM_MODELS: the sorts of models that it can begin with.
+        MAKES: the sort of model that it makes.
+        USUAL_RATES: the learning rates that published recipes lie within, of whole models and of adapters.
+    """
 
     METHOD: ClassVar[str] = ""
-    STARTS_FROM: ClassVar[str] = "policy_checkpoint"  # the option that names the model to begin with
+    STARTS_FROM: ClassVar[str] = "policy_checkpoint"
+    STARTS_FROM_MODELS: ClassVar[tuple[ModelSort, ...]] = ("policy",)
+    MAKES: ClassVar[ModelSort] = "policy"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-6, 3e-4), (2e-5, 1e-3))
 
     name: str | None = option(
         None,

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from llmlab.config.base import KindConfig
-from llmlab.config.loader import apply_changes
-from llmlab.config.training import NEWEST
+from llmlab.config.loader import KINDS, apply_changes
+from llmlab.config.training import NEWEST, TrainingConfig
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.headers import whole
@@ -20,19 +20,21 @@ from llmlab.runs.folder import RUNS, RunFolder, all_runs, find_model
 from llmlab.runs.manifest import PICKLES
 
 Config = TypeVar("Config", bound=KindConfig)
-TUNED = ("sft", "dpo", "grpo", "ppo")
+METHODS = {kind: cls for kind, cls in KINDS.items() if issubclass(cls, TrainingConfig)}
+
+
+def kinds_that_make(*sorts: str) -> tuple[str, ...]:
+    """Returns the kinds of runs whose result is a model of one of these sorts."""
+    return tuple(kind for kind, cls in METHODS.items() if cls.MAKES in sorts)
+
+
 # what a model is wanted for (a kind of training, a chat, a score, its tokenizer) -> kinds of runs whose
 # result will do
 FITS: dict[str, tuple[str, ...]] = {
-    "sft": ("pretrain", *TUNED),
-    "reward": TUNED,
-    "dpo": TUNED,
-    "grpo": TUNED,
-    "ppo": TUNED,
-    "dual_head": TUNED,
-    "chat": ("pretrain", *TUNED, "dual_head"),
-    "score": ("reward",),
-    "tokenizer": ("pretrain", *TUNED, "reward", "dual_head"),
+    **{kind: kinds_that_make(*cls.STARTS_FROM_MODELS) for kind, cls in METHODS.items()},
+    "chat": kinds_that_make("base", "policy", "dual_head"),
+    "score": kinds_that_make("scorer"),
+    "tokenizer": tuple(METHODS),
 }
 IN_WORDS = {
     "sft": "a base model or a fine-tuned one",

@@ -14,16 +14,6 @@ from llmlab.planning.live import available_memory
 from llmlab.planning.memory import predicted
 from llmlab.planning.units import size
 
-# learning rates that published recipes lie within, whole models and adapters
-USUAL_RATES: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
-    "pretrain": ((5e-5, 5e-3), (5e-5, 5e-3)),
-    "sft": ((1e-6, 3e-4), (2e-5, 1e-3)),
-    "reward": ((1e-6, 1e-4), (2e-5, 1e-3)),
-    "dpo": ((1e-8, 2e-5), (1e-6, 2e-4)),
-    "grpo": ((1e-7, 2e-5), (1e-6, 2e-4)),
-    "ppo": ((1e-7, 2e-5), (1e-6, 2e-4)),
-    "dual_head": ((5e-6, 1e-3), (5e-6, 1e-3)),
-}
 SMALL = 20_000_000  # parameters; what is smaller bears and needs more
 FILL = 0.9  # of the free memory that a run may be expected to take
 
@@ -38,7 +28,7 @@ def warnings(config: LabBaseConfig) -> list[str]:
         if isinstance(config, PretrainConfig)
         else checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
     )
-    low, high = USUAL_RATES[config.kind][getattr(config, "adapter", "none") != "none"]
+    low, high = config.USUAL_RATES[getattr(config, "adapter", "none") != "none"]
     if config.optimizer == "lion":
         low, high = low / 10, high / 3
     if shape is not None and shape.parameters < SMALL:
