@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from llmlab import cli
+from llmlab.cli.options import load
 from llmlab.config import (
     KINDS,
     METHOD_PRESETS,
@@ -202,7 +202,7 @@ def test_an_older_schema_is_migrated_and_told(tmp_path, monkeypatch, capsys):
         config.learning_rate == 0.25
         and config.migrated == "schema 0 was read as schema 1: `rate` is `learning_rate` now"
     )
-    assert cli._load(path, None).learning_rate == 0.25 and config.migrated in capsys.readouterr().err
+    assert load(path, None).learning_rate == 0.25 and config.migrated in capsys.readouterr().err
     table = Console(record=True, width=200, file=io.StringIO())
     table.print(configs_table([path]))
     assert "schema 0 was read as schema 1" in table.export_text()
