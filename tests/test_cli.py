@@ -41,7 +41,7 @@ def place(tmp_path, base_config):
         (["new", "model", "--yes", "--set", "n_heads=0"], "`n_heads` 0 must be at least 1"),
         (["new", "model", "--yes", "--preset", "tinny"], "did you mean tiny?"),
         (["new", "modl", "--yes"], "did you mean 'model'?"),
-        (["new", "model"], "there is no terminal to ask in"),
+        (["new", "model"], "stdin is not a terminal"),
         (["new", "model", "--yes", "-o", "/proc/none/x.json"], "cannot be written"),
         (["run", "half.json"], "not valid JSON"),
         (
@@ -74,7 +74,7 @@ def place(tmp_path, base_config):
         (["quickstart", "-o", "."], "is not empty"),
         (["tokenizer", "empty.txt"], "is empty"),
         (["tokenizer", "llmlab:moby-dick", "-o", "/proc/none/x", "--vocab-size", "300"], "cannot be written"),
-        (["tokenizer", "llmlab:moby-dick", "-o", "."], "is taken"),
+        (["tokenizer", "llmlab:moby-dick", "-o", "."], "already exists"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(place, arguments, expected, monkeypatch, capfd):

@@ -68,7 +68,7 @@ def clear_caches(
     chosen = matching(cache_dir, name)
     if not yes:
         if not sys.stdin.isatty():
-            raise LabError("there is no terminal to ask in", remedy="add --yes")
+            raise LabError("stdin is not a terminal", remedy="add --yes")
         typer.confirm(visible(f"Delete {listed(cache.folder.name for cache in chosen)}?"), abort=True)
     lines, deleted = clear(chosen)
     typer.echo(visible("\n".join(lines)))

@@ -41,7 +41,7 @@ def new(
     config = with_newest(apply_changes(start, parse_changes(set_)), required=False)
     if not yes:
         if not sys.stdin.isatty():
-            raise LabError("there is no terminal to ask in", remedy="add --yes and --set KEY=VALUE")
+            raise LabError("stdin is not a terminal", remedy="add --yes and --set KEY=VALUE")
         from llmlab.ui.forms import fill_in
 
         config = fill_in(config, origin=preset or "")

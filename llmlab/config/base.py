@@ -29,7 +29,7 @@ class LabBaseConfig(BaseModel):
 
     @classmethod
     def options(cls) -> dict[str, OptionInfo]:
-        """Returns every option of this config with what is known of it, in the order of the fields."""
+        """Returns every option of this config with what its field says of it, in the order of the fields."""
         return {name: option_info(field) for name, field in cls.model_fields.items()}
 
     @model_validator(mode="before")

@@ -16,7 +16,7 @@ class ChatSettings(LabBaseConfig):
         0.9, "Top-p", "Sample among the likeliest tokens that make up this probability.", gt=0, le=1
     )
     top_k: int = option(0, "Top-k", "Sample among this many likeliest tokens; 0 for all.", ge=0)
-    max_new_tokens: int = option(256, "Longest answer", "Tokens of one answer, at most.", unit="tokens", ge=1)
+    max_new_tokens: int = option(256, "Max new tokens", "Tokens of one answer, at most.", unit="tokens", ge=1)
     repetition_penalty: float = option(
         1.0, "Repetition penalty", "Above 1 discourages what was said already.", gt=0
     )

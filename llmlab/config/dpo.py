@@ -131,11 +131,15 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
     )
     lora_dropout: float = option(0.0, **COMPARED)
     max_length: int = option(
-        1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2
+        1024,
+        "Max sequence length",
+        "Prompt and answer together; longer answers are cut.",
+        unit="tokens",
+        ge=2,
     )
     max_prompt_length: int = option(
         512,
-        "Longest prompt",
+        "Max prompt length",
         "Longer prompts lose their beginning, so that the end stands next to the answer.",
         unit="tokens",
         ge=1,

@@ -56,7 +56,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     )
     sft_ratio: float = option(
         0.1,
-        "Share of answers alone",
+        "SFT fraction",
         "Share of the rows that teach an answer alone: rows of conversations, or pairs whose rejected answer"
         " is left out.",
         applies_when={"objective": ["mixed"]},
@@ -165,7 +165,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     )
     max_length: int = option(
         2048,
-        "Longest row",
+        "Max sequence length",
         "Prompt and answer together; longer answers are cut.",
         unit="tokens",
         typical="512 to 4096",
@@ -173,7 +173,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     )
     max_prompt_length: int = option(
         1024,
-        "Longest prompt",
+        "Max prompt length",
         "Of pairs: longer prompts lose their beginning, so that the end stands next to the answer.",
         unit="tokens",
         ge=1,
@@ -221,7 +221,7 @@ class DualHeadConfig(LengthOptions, TrainingConfig):
     )
     gradient_accumulation_steps: int = option(
         8,
-        "Accumulation",
+        "Gradient accumulation steps",
         "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
         ge=1,
     )

@@ -73,7 +73,7 @@ class PPOConfig(RolloutConfig):
         le=1,
     )
     missing_end_penalty: float = option(
-        0.0, "Penalty without an end", "Taken from answers that are cut before they end.", advanced=True, ge=0
+        0.0, "Missing-EOS penalty", "Taken from answers that are cut before they end.", advanced=True, ge=0
     )
 
     @property

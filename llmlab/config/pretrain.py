@@ -44,7 +44,7 @@ class PretrainConfig(TrainingConfig):
     batch_size: int = option(1, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
         64,
-        "Accumulation",
+        "Gradient accumulation steps",
         "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
         ge=1,
     )

@@ -51,7 +51,7 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
     )
     center_rewards: float = option(
         0.01,
-        "Centering",
+        "Reward centering",
         "Weight of the pull of all scores towards zero, so that they stay comparable; 0 for none.",
         typical="0.01",
         advanced=True,
@@ -59,10 +59,14 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
     )
     lora_dropout: float = option(0.0, **COMPARED)
     max_length: int = option(
-        1024, "Longest row", "Prompt and answer together; longer answers are cut.", unit="tokens", ge=2
+        1024,
+        "Max sequence length",
+        "Prompt and answer together; longer answers are cut.",
+        unit="tokens",
+        ge=2,
     )
     max_prompt_length: int = option(
-        512, "Longest prompt", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1
+        512, "Max prompt length", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1
     )
     max_steps: int = option(
         2000,
@@ -97,7 +101,7 @@ class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
     batch_size: int = option(16, "Batch size", "Pairs per device and micro-step.", unit="pairs", ge=1)
     gradient_accumulation_steps: int = option(
         4,
-        "Accumulation",
+        "Gradient accumulation steps",
         "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
         ge=1,
     )

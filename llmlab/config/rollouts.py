@@ -37,13 +37,13 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
         min_length=1,
         aliases=["reward_model_name"],
     )
-    max_new_tokens: int = option(128, "Longest answer", "Answers are cut there.", unit="tokens", ge=1)
+    max_new_tokens: int = option(128, "Max new tokens", "Answers are cut there.", unit="tokens", ge=1)
     top_k: int = option(0, "Top k", "Only the k likeliest tokens are said; 0 for all.", advanced=True, ge=0)
     top_p: float = option(
         1.0, "Top p", "Only the likeliest tokens of this mass are said.", advanced=True, gt=0, le=1
     )
     max_prompt_length: int = option(
-        512, "Longest prompt", "Longer prompts are left out and counted.", unit="tokens", ge=1
+        512, "Max prompt length", "Longer prompts are left out and counted.", unit="tokens", ge=1
     )
     lora_dropout: float = option(0.0, **COMPARED)
     optimizer: FirstOrder = first_order_option()

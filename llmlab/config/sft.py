@@ -28,7 +28,7 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
     max_length: int = option(
         1024,
-        "Longest row",
+        "Max sequence length",
         "Longer rows are cut at the end and counted.",
         unit="tokens",
         typical="512 to 8192",
@@ -87,7 +87,7 @@ class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
     batch_size: int = option(4, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
         16,
-        "Accumulation",
+        "Gradient accumulation steps",
         "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
         ge=1,
     )

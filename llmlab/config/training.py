@@ -255,7 +255,7 @@ class TrainingConfig(KindConfig):
         resume="silent",
     )
     save_total_limit: int = option(
-        3, "Keep", "Checkpoints kept for resuming.", advanced=True, ge=1, resume="silent"
+        3, "Checkpoints to keep", "Checkpoints kept for resuming.", advanced=True, ge=1, resume="silent"
     )
     save_best_only: bool = option(
         True,
@@ -322,7 +322,7 @@ class TrainingConfig(KindConfig):
     )
     dataloader_workers: int = option(
         0,
-        "Loader processes",
+        "DataLoader workers",
         "Processes that prepare batches beside the training process; 0 uses none.",
         advanced=True,
         ge=0,

@@ -86,7 +86,7 @@ class OpenSource:
         return LabError(
             reason,
             where=row_place(self.config, number),
-            remedy='mend it, or set the source\'s `bad_rows` to "drop"',
+            remedy='fix it, or set the source\'s `bad_rows` to "drop"',
         )
 
     def look(self, count: int = LOOKED_AT_FIRST) -> None:

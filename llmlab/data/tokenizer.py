@@ -117,7 +117,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         LabError: when the folder holds something (models may read with it) or cannot be written.
     """
     if folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise LabError("is taken", where=str(folder), remedy="choose another folder, or remove this one")
+        raise LabError(
+            "already exists", where=str(folder), remedy="choose another folder, or remove this one"
+        )
     aside = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -239,14 +239,14 @@ def _load(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
         refuse_code(error, ref.name)
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if use == "score":
-            raise LabError(f"holds no model that can score ({text})", where=ref.name) from None
+            raise LabError(f"cannot load a model that scores from it ({text})", where=ref.name) from None
         if ref.kind == "hub":
             raise LabError(
                 f"is not on this machine and the hub did not give it ({text})",
                 where=ref.name,
                 remedy="use a local run or folder",
             ) from None
-        raise LabError(f"holds no model that loads ({text})", where=ref.name) from None
+        raise LabError(f"cannot load a model from it ({text})", where=ref.name) from None
 
 
 def _from_weights(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:

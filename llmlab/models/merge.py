@@ -25,7 +25,7 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
         raise LabError("has no adapter to merge", where=checkpoint, remedy="it is a plain model already")
     target = output or where.parent / "merged"
     if target.exists():
-        raise LabError("is taken", where=str(target), remedy="name another folder with -o")
+        raise LabError("already exists", where=str(target), remedy="name another folder with -o")
     model, tokenizer = load_model(checkpoint, dtype=torch.float32)
     config = RunFolder(where.parent).record.get("config") or {}
     lines = []

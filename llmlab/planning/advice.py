@@ -48,7 +48,8 @@ def warnings(config: LabBaseConfig) -> list[str]:
     for source in config.eval_datasets:
         if (source.name, source.subset, source.split) in trained:
             found.append(
-                f"{source.line()} is trained on and validated on: its held-out figures would say nothing"
+                f"{source.line()} appears in both training and evaluation data: its held-out figures would"
+                " say nothing"
             )
     memory = predicted(config)
     if memory is not None and memory.total > available_memory():

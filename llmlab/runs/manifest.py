@@ -76,7 +76,7 @@ def _fault(folder: Path) -> str:
         files = read_object(folder / MANIFEST)["files"]
         known = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in files.items()}
     except FileNotFoundError:
-        return "was never sealed"
+        return "has no manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     if not known:
@@ -96,7 +96,7 @@ def _compare(folder: Path, known: dict[str, tuple[int, str]]) -> str:
         if path.is_symlink():
             return f"{name} is a link"
         if path.suffix in PICKLES and name not in known:
-            return f"{name} was not there when it was sealed"
+            return f"{name} is not in the manifest"
     for name, (size, digest) in known.items():
         path = folder / name
         if not path.is_file():

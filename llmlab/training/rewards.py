@@ -80,7 +80,7 @@ def agree(sources: list[RewardSource]) -> None:
     """Asks for consent to every function of the person's own: its name has to be typed.
 
     Raises:
-        LabError: when there is no terminal to ask in, or another name was typed.
+        LabError: when stdin is not a terminal, or another name was typed.
     """
     for source in sources:
         if source.kind != "function" or source.name in TRUSTED:
@@ -166,5 +166,5 @@ def _fault(source: RewardSource, what: str, answers: list[str]) -> LabError:
     return LabError(
         f"the reward {source.name!r} {what}{shown}",
         exit_code=1,
-        remedy="mend it; the run goes on from its last checkpoint",
+        remedy="fix it; the run resumes from its last checkpoint",
     )

@@ -340,7 +340,7 @@ def saved(console: Console) -> None:
 
 
 def with_run(run: RunFolder, console: Console) -> None:
-    """Goes on with a run that was stopped, talks to what it made, or says what is known of it."""
+    """Resumes a run that was stopped, talks to what it made, or shows its details."""
     from llmlab.training.registry import STAGES
 
     if run.damage:
@@ -350,15 +350,15 @@ def with_run(run: RunFolder, console: Console) -> None:
     actions = [
         *([] if ended else ["go on with it"]),
         *(["talk to it"] if made and kind != "reward" else []),
-        *(["what is known of it"] if made else []),
-        "are its checkpoints whole",
+        *(["details"] if made else []),
+        "verify checkpoints",
     ]
     action = _pick("What with it?", actions)
     if action == "go on with it":
         run_and_go_on(run.path, kind, console)
     elif action == "talk to it":
         _llmlab("chat", str(run.path))
-    elif action == "what is known of it":
+    elif action == "details":
         _llmlab("info", str(run.path))
     elif action:
         _llmlab("runs", "verify", str(run.path))

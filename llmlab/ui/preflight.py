@@ -98,7 +98,10 @@ def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[str]:
             share = (
                 f"{both:,} of the {'first ' if len(held) == COMPARED else ''}{len(held):,} validation rows"
             )
-            found.append(f"{share} of {source.line()} are trained on as well: held-out figures would flatter")
+            found.append(
+                f"{share} of {source.line()} appear in the training data as well: held-out figures are"
+                " inflated"
+            )
     return found
 
 

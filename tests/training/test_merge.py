@@ -32,7 +32,7 @@ def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):
     )
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
     assert (merged - base).abs().max() > 1e-2, "the adapter had learned something"
-    with pytest.raises(LabError, match="is taken"):
+    with pytest.raises(LabError, match="already exists"):
         merge(str(made.folder))
     pairs = [{"prompt": f"Who is {i}?", "chosen": "Ahab", "rejected": "Stubb"} for i in range(20)]
     following = run(

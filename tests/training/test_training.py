@@ -263,7 +263,7 @@ def test_log_probs_of_answers_ignore_prompt_and_padding(base_run):
 
 def test_seals_notice_every_change(tmp_path):
     (tmp_path / "a").write_text("weights")
-    assert verify(tmp_path) == "was never sealed"
+    assert verify(tmp_path) == "has no manifest"
     write_manifest(tmp_path, step=3)
     assert verify(tmp_path) == ""
     (tmp_path / "a").write_text("weighty")

@@ -36,7 +36,8 @@ def test_rows_that_are_trained_and_validated_on_are_told(rows):
     config = SFTConfig(datasets=[train], eval_datasets=[other, alone, "HuggingFaceH4/ultrachat_200k"])
     found = preflight.overlaps(config, STAGES["sft"].shapes)
     assert found == [
-        f"10 of the 20 validation rows of {other} are trained on as well: held-out figures would flatter"
+        f"10 of the 20 validation rows of {other} appear in the training data as well: held-out figures are"
+        " inflated"
     ]
     assert "warning: 10 of the 20" in said(config)
     assert not preflight.overlaps(SFTConfig(datasets=[train]), STAGES["sft"].shapes)

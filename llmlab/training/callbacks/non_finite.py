@@ -64,7 +64,7 @@ class NonFiniteGuard(TrainerCallback):
     def _remedy(self) -> str:
         checkpoint, _ = self.folder.latest_valid_checkpoint()
         back = (
-            f"`llmlab run {self.folder.path}` goes on from {checkpoint.name}"
+            f"`llmlab run {self.folder.path}` resumes from {checkpoint.name}"
             if checkpoint
             else "no checkpoint was saved yet"
         )
