@@ -123,5 +123,5 @@ def test_what_cannot_score(tmp_path):
     with pytest.raises(LabError, match="no such checkpoint"):
         load_scorer("./nowhere")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(LabError, match="holds no model that can score"):
+    with pytest.raises(LabError, match="cannot load a model that scores"):
         load_scorer(str(tmp_path))
