@@ -8,40 +8,16 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.data.dual_head import DualHeadCollator
 from llmlab.data.rendering import tokenize_pair
 from llmlab.data.schemas import user
 from llmlab.models import LabDualHeadForCausalLM
+from llmlab.models.log_probs import answer_log_probs
 
 Pair = tuple[Any, str, str]  # prompt (a text, or messages), chosen, rejected
 LONGEST, LONGEST_PROMPT = 4096, 2048  # tokens
-
-
-@torch.no_grad()
-def answer_log_probs(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    answers: list[list[int]],
-    pad_token_id: int,
-    **kwargs: Any,
-) -> Tensor:
-    """Returns log pi(y|x), the sum over the answer's tokens alone, for each pair of prompt and answer, (N,).
-
-    Further arguments are the model's (`alignment` of a dual head).
-    """
-    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in rows], device=model.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=model.device)
-    said = torch.zeros_like(mask, dtype=torch.bool)
-    for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        said[index, len(prompt) : len(row)] = True
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **kwargs).logits[:, :-1].float()
-    log_probs = torch.log_softmax(logits, dim=-1).gather(2, ids[:, 1:, None]).squeeze(2)
-    return (log_probs * said[:, 1:]).sum(dim=1)
 
 
 def preference_accuracy(
@@ -101,7 +77,7 @@ def dual_head_figures(
         share = scores.alpha.double().clamp(1e-12, 1 - 1e-12)
         entropy += float(torch.special.entr(share).sum() + torch.special.entr(1 - share).sum())
         prompts, chosen = ([row[name] for row in rows] for name in ("prompt_ids", "chosen_ids"))
-        own += float(answer_log_probs(model, prompts, chosen, tokenizer.pad_token_id or 0, alignment=0).sum())
+        own += float(answer_log_probs(model.backbone, prompts, chosen, tokenizer.pad_token_id or 0).sum())
     model.train(was_training)
     return {
         "preference_accuracy": won / max(1, len(pairs)),

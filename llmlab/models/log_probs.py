@@ -8,12 +8,16 @@ these trainers computed (a cached reference, a policy of a moment ago) was compu
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from llmlab.data.rendering import IGNORED
 from llmlab.models.adapters import without_adapter
 from llmlab.models.transformer.modeling import real_positions
 
@@ -70,14 +74,15 @@ def score_tokens(
         temperature: that the logits are divided by.
         entropy: whether it is wanted, too.
     """
-    from trl.kernels import ChunkedLogProbFunction  # here: TRL takes seconds to import
-    from trl.trainer.utils import maybe_gather_lm_head_ctx
+    from trl.kernels import (
+        ChunkedLogProbFunction,
+    )  # here: evaluation need not wait for TRL where it has no use
 
     head = model.get_output_embeddings()
     weight, bias = (p.full_tensor() if isinstance(p, DTensor) else p for p in (head.weight, head.bias))
     mask = mask.bool().to(weight.device)
     scale, softcap = logit_scaling(model)
-    with maybe_gather_lm_head_ctx(weight, bias):
+    with _gathered(weight, bias):
         log_probs, entropies, *_ = ChunkedLogProbFunction.apply(
             hidden_states.to(weight.device)[mask],
             weight,
@@ -95,6 +100,15 @@ def score_tokens(
         for values in (log_probs, entropies)
     )
     return TokenScores(*placed)
+
+
+def _gathered(*parameters: Tensor | None) -> AbstractContextManager[None]:
+    """Returns a context in which weights that DeepSpeed's ZeRO-3 keeps in parts are whole."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+    return maybe_gather_lm_head_ctx(*parameters)
 
 
 def read(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Any:
@@ -130,3 +144,33 @@ def score_answers(
     states = read(inner, input_ids, attention_mask).last_hidden_state[:, -length - 1 : -1]
     answer, mask = input_ids[:, -length:], attention_mask[:, -length:]
     return score_tokens(inner, states, answer, mask, temperature=temperature).log_probs
+
+
+def score_labels(model: nn.Module, input_ids: Tensor, labels: Tensor, **inputs: Any) -> Tensor:
+    """Returns log pi of the labels of rows, (B, T - 1): that of `labels[:, t + 1]` stands at t.
+
+    Args:
+        model: with an adapter or without.
+        input_ids: token ids, (B, T).
+        labels: the same where they are asked for, -100 elsewhere, where 0 is returned.
+        **inputs: of the backbone: `attention_mask`, or `position_ids` of packed rows.
+    """
+    inner = without_adapter(model)
+    states = inner.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    return score_tokens(inner, states, targets, targets != IGNORED).log_probs
+
+
+@torch.no_grad()
+def answer_log_probs(
+    model: nn.Module, prompts: list[list[int]], answers: list[list[int]], pad_token_id: int
+) -> Tensor:
+    """Returns log pi(y|x), the sum over the answer's tokens alone, for each prompt and its answer, (N,)."""
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    longest, device = max(map(len, rows)), model.device
+    ids = torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    labels = ids.masked_fill(mask == 0, IGNORED)
+    for label, prompt in zip(labels, prompts, strict=True):
+        label[: len(prompt)] = IGNORED
+    return score_labels(model, ids, labels, attention_mask=mask).sum(dim=1)

@@ -12,13 +12,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmlab.data.packing import document_bounds, takes_bounds
+from llmlab.data.rendering import IGNORED
+from llmlab.models.log_probs import score_labels
 
 FIGURES = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
 
@@ -36,12 +39,95 @@ def rows_of(lengths: list[int], width: int) -> list[tuple[int, int]]:
     return places
 
 
+@dataclass(frozen=True)
+class PackedRows:
+    """Where the tokens of a batch, padded on the right, stand when its sequences share rows.
+
+    Attributes:
+        sequence: of each token, (tokens,): its row in the padded batch.
+        column: its place in the sequence.
+        row: its row among the packed ones.
+        place: its column there.
+        padded: rows and columns of the batch.
+        packed: rows and columns of the packed one.
+    """
+
+    sequence: Tensor
+    column: Tensor
+    row: Tensor
+    place: Tensor
+    padded: tuple[int, int]
+    packed: tuple[int, int]
+
+    @classmethod
+    def of(cls, mask: Tensor) -> PackedRows | None:
+        """Returns the packed rows of a batch by its mask (B, T), 0 at padding; None if none can be saved."""
+        (batch, width), device = mask.shape, mask.device
+        lengths = mask.sum(dim=1).tolist()
+        places = rows_of(lengths, max(lengths))
+        rows = max(row for row, _ in places) + 1
+        if rows == batch and max(lengths) == width:
+            return None
+        real = mask.bool()
+        sequence = torch.arange(batch, device=device)[:, None].expand(batch, width)[real]
+        column = torch.arange(width, device=device).expand(batch, width)[real]
+        starts = torch.tensor(places, device=device)
+        row, place = starts[sequence, 0], starts[sequence, 1] + column
+        return cls(sequence, column, row, place, (batch, width), (rows, max(lengths)))
+
+    def pack(self, values: Tensor, fill: int) -> Tensor:
+        """Returns values of tokens, (B, T), in packed rows."""
+        made = values.new_full(self.packed, fill)
+        made[self.row, self.place] = values[self.sequence, self.column]
+        return made
+
+    def labels(self, labels: Tensor) -> Tensor:
+        """Returns labels in packed rows, without those of first tokens, which follow from nothing."""
+        first = torch.arange(labels.size(1), device=labels.device) == 0
+        return self.pack(labels.masked_fill(first, IGNORED), IGNORED)
+
+    def positions(self) -> Tensor:
+        """Returns the positions of packed rows, which restart at every sequence."""
+        positions = self.column.new_full(self.packed, -1)
+        positions[self.row, self.place] = self.column
+        gap = positions < 0  # what no sequence fills at the end of a row is a document of its own
+        return torch.where(gap, gap.cumsum(dim=1) - 1, positions)
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Returns the figures of packed labels where the padded batch has them, (B, T - 1): that of the label
+        at `column` stands one place before it.
+        """
+        batch, width = self.padded
+        inner = self.column > 0
+        back = values.new_zeros(batch, width - 1)
+        back[self.sequence[inner], self.column[inner] - 1] = values[self.row[inner], self.place[inner] - 1]
+        return back
+
+
+def packed_log_probs(model: nn.Module, input_ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    """Returns log pi of the labels of a batch, (B, T - 1), its sequences computed side by side in rows.
+
+    Args:
+        model: with an adapter or without.
+        input_ids: padded on the right, (B, T).
+        mask: 0 at padding.
+        labels: -100 where nothing is asked for.
+    """
+    rows = PackedRows.of(mask)
+    if rows is None:
+        return score_labels(model, input_ids, labels, attention_mask=mask)
+    inputs = {"position_ids": rows.positions()}
+    if takes_bounds(model):
+        inputs |= document_bounds(inputs["position_ids"])
+    return rows.unpack(score_labels(model, rows.pack(input_ids, 0), rows.labels(labels), **inputs))
+
+
 @contextmanager
 def answers_alone() -> Iterator[None]:
     """Lets TRL's fused head score the labelled tokens alone; without Triton it scores prompts and padding as
     well.
 
-    Both training and the reference's own phase compute within it, so that they take the same path.
+    So its trainers compute what `models.log_probs` does, by which a cached reference was computed.
     """
     import trl.trainer.utils as trl_utils  # here: TRL takes seconds to import
 
@@ -73,46 +159,24 @@ def make_padding_free(model: Any) -> None:
 
 def _packed_forward(padded_forward: Any, mask: Tensor, bounds: bool, **kwargs: Any) -> Any:
     ids, labels = kwargs.pop("input_ids"), kwargs.pop("labels")
+    rows = PackedRows.of(mask)
+    if rows is None:
+        return padded_forward(input_ids=ids, labels=labels, fused_lm_head=True, **kwargs)
     kwargs.pop("attention_mask")
-    batch, width = ids.shape
-    lengths = mask.sum(dim=1).tolist()
-    places = rows_of(lengths, max(lengths))
-    if max(row for row, _ in places) + 1 == batch and max(lengths) == width:
-        return padded_forward(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, **kwargs)
-    device = ids.device
-    sequence = torch.arange(batch, device=device)[:, None].expand(batch, width)[mask.bool()]
-    column = torch.arange(width, device=device).expand(batch, width)[mask.bool()]
-    starts = torch.tensor(places, device=device)
-    row, place = starts[sequence, 0], starts[sequence, 1] + column
-
-    def packed(values: Tensor, fill: int) -> Tensor:
-        made = values.new_full((int(starts[:, 0].max()) + 1, max(lengths)), fill)
-        made[row, place] = values[sequence, column]
-        return made
-
-    positions = ids.new_full((int(starts[:, 0].max()) + 1, max(lengths)), -1)
-    positions[row, place] = column
-    gap = positions < 0  # what no sequence fills at the end of a row is a document of its own
-    positions = torch.where(gap, gap.cumsum(dim=1) - 1, positions)
-    labels = labels.masked_fill(
-        torch.arange(width, device=device)[None] == 0, -100
-    )  # a first token follows from nothing here
+    positions = rows.positions()
     if bounds:
         kwargs |= document_bounds(positions)
     out = padded_forward(
-        input_ids=packed(ids, 0),
-        labels=packed(labels, -100),
+        input_ids=rows.pack(ids, 0),
+        labels=rows.labels(labels),
         position_ids=positions,
         fused_lm_head=True,
         **kwargs,
     )
-    inner = column > 0  # figures of the label at `column` stand one place before it
     for name in FIGURES:
         values = getattr(out, name, None)
         if values is not None:
-            back = values.new_zeros(batch, width - 1)
-            back[sequence[inner], column[inner] - 1] = values[row[inner], place[inner] - 1]
-            setattr(out, name, back)
+            setattr(out, name, rows.unpack(values))
     return out
 
 

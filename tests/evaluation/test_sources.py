@@ -19,9 +19,9 @@ from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
 from llmlab.evaluation.classification import Classified, _prompt_ids, _word_ids, classify, score_words
-from llmlab.evaluation.pairs import answer_log_probs
 from llmlab.evaluation.sources import measure
 from llmlab.models.load import load_model
+from llmlab.models.log_probs import answer_log_probs
 from llmlab.training.engine.run import run
 
 

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,9 +22,9 @@ from llmlab.config import DPOConfig, SFTConfig, load_config, save_config
 from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
-from llmlab.evaluation.pairs import answer_log_probs
 from llmlab.models.identity import weights_fingerprint
 from llmlab.models.load import load_model
+from llmlab.models.log_probs import answer_log_probs
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 from llmlab.training.engine.run_dir import run_lock
@@ -465,13 +464,14 @@ def test_values_are_the_plain_sums_over_answers(llama, kind, packed):
 def test_training_and_reference_score_the_answers_alone_and_nothing_else_is_changed(
     policy, tmp_path, monkeypatch
 ):
-    utils, scored = trl.trainer.utils, []
-    real = utils._ChunkedLogProbFunction.apply
-    monkeypatch.setattr(
-        utils,
-        "_ChunkedLogProbFunction",
-        SimpleNamespace(apply=lambda states, *rest: scored.append(len(states)) or real(states, *rest)),
-    )
+    utils, kernel, scored = trl.trainer.utils, trl.kernels.ChunkedLogProbFunction, []
+    real = kernel.forward
+
+    def counted(context, states, *rest):
+        scored.append(len(states))
+        return real(context, states, *rest)
+
+    monkeypatch.setattr(kernel, "forward", staticmethod(counted))
     data = write(tmp_path / "pairs.jsonl", range(2))
     run(config(policy, tmp_path, data, max_steps=1, eval_fraction=0.0, mini_batch_size=2, sample_tokens=0))
     rows = dpo_data(config(policy, tmp_path, data, eval_fraction=0.0), load_tokenizer(policy)).train

@@ -9,9 +9,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from llmlab.config import DPOConfig, SFTConfig
 from llmlab.errors import LabError
-from llmlab.evaluation.pairs import answer_log_probs
 from llmlab.models import LabForCausalLM
 from llmlab.models.load import load_model
+from llmlab.models.log_probs import answer_log_probs
 from llmlab.runs.folder import RunFolder, find_model
 from llmlab.runs.manifest import verify, write_manifest
 from llmlab.training.engine.run import run

@@ -25,17 +25,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedModel
 
 from llmlab.config import DPOConfig
-from llmlab.data.packing import document_bounds, takes_bounds
 from llmlab.data.prepare import dpo_data
+from llmlab.data.rendering import IGNORED
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
 from llmlab.models.identity import weights_fingerprint
 from llmlab.models.load import choose_device, choose_precision, load_model, loading_kwargs
+from llmlab.models.log_probs import score_labels
 from llmlab.runs.folder import find_model
 from llmlab.training.engine.environment import free_memory, processes
-from llmlab.training.padding_free import answers_alone, rows_of
-from llmlab.training.reference.cache import SUMS, TOKENS, Item, ReferenceCache, item_key, nearest_difference
+from llmlab.training.padding_free import packed_log_probs
+from llmlab.training.reference.cache import SUMS, Item, ReferenceCache, item_key, nearest_difference
 
 ANSWERS = ("chosen", "rejected")
 PART_ITEMS = 256  # values sealed at once: what a kill loses at most
@@ -314,52 +315,31 @@ def reference_values(
 
     Prompt and padding never count. Sequences share rows of the longest one's width when `packed`.
     """
-    from trl.trainer.utils import add_fused_lm_head
-
-    if not getattr(model, "has_fused_head", False):
-        inner = model.get_base_model() if isinstance(model, PeftModel) else model
-        add_fused_lm_head(inner)
-        model.has_fused_head = True
     sequences = [(list(item[0]), list(answer)) for item in items for answer in item[1:]]
-    lengths = [len(prompt) + len(answer) for prompt, answer in sequences]
-    width = max(lengths)
-    places = rows_of(lengths, width) if packed else [(row, 0) for row in range(len(lengths))]
-    ids = torch.full((max(row for row, _ in places) + 1, width), pad)
-    labels, positions = torch.full_like(ids, -100), torch.zeros_like(ids)
-    filled = torch.zeros_like(ids)
-    for (prompt, answer), (row, start), length in zip(sequences, places, lengths, strict=True):
-        ids[row, start : start + length] = torch.tensor(prompt + answer)
-        labels[row, start + len(prompt) : start + length] = torch.tensor(answer)
-        positions[row, start : start + length] = torch.arange(length)
-        filled[row, start : start + length] = 1
-    labels[positions == 0] = -100  # the first token of a sequence follows from nothing
-    device = model.device
-    if packed and len(ids) < len(lengths):
-        ends = filled.sum(dim=1).tolist()
-        for row, end in enumerate(ends):
-            positions[row, end:] = torch.arange(width - end)
-        inputs = {"position_ids": positions.to(device)}
-        inputs |= document_bounds(inputs["position_ids"]) if takes_bounds(model) else {}
-    else:
-        inputs = {"attention_mask": filled.to(device)}
+    width, device = max(len(prompt) + len(answer) for prompt, answer in sequences), model.device
+    ids = torch.full((len(sequences), width), pad)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    for row, (prompt, answer) in enumerate(sequences):
+        length = len(prompt) + len(answer)
+        ids[row, :length] = torch.tensor(prompt + answer)
+        labels[row, len(prompt) : length] = torch.tensor(answer)
+        mask[row, :length] = 1
+    labels[:, 0] = IGNORED  # the first token of a sequence follows from nothing
+    ids, mask, labels = (part.to(device) for part in (ids, mask, labels))
     kind = torch.bfloat16 if precision == "bf16" else torch.float16
-    with answers_alone(), torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
-        out = model(
-            input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True, use_cache=False, **inputs
-        )
-    log_probs = out.log_probs.float()
-    if stores == SUMS and len(ids) == len(
-        lengths
-    ):  # added up as TRL's trainer does: whole rows, zeros included
-        sums = log_probs.sum(dim=1).tolist()
-        answers = iter([sums[row] for row, _ in places])
+    with torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
+        if packed:
+            log_probs = packed_log_probs(model, ids, mask, labels)
+        else:
+            log_probs = score_labels(model, ids, labels, attention_mask=mask)
+    log_probs = log_probs.float()
+    if stores == SUMS:  # added up as TRL's trainer does: whole rows, zeros included
+        answers = iter(log_probs.sum(dim=1).tolist())
     else:
-        log_probs = log_probs.cpu()
-        said = [
-            log_probs[row, start + max(0, len(prompt) - 1) : start + length - 1]
-            for (prompt, _), (row, start), length in zip(sequences, places, lengths, strict=True)
-        ]
-        answers = iter([part.numpy() if stores == TOKENS else part.sum().item() for part in said])
+        answers = iter(
+            row[max(0, len(prompt) - 1) : len(prompt) + len(answer) - 1].numpy()
+            for row, (prompt, answer) in zip(log_probs.cpu(), sequences, strict=True)
+        )
     return [[next(answers) for _ in item[1:]] for item in items]
 
 
