@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.readable import ERRORS
 
@@ -90,7 +90,9 @@ class Dashboard(TrainerCallback):
             0,
         )  # training may be over already, and only its last validation be missing
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Opens the panel."""
         self._mark = (time.perf_counter(), state.num_input_tokens_seen, state.global_step)
         self._began = time.perf_counter(), state.global_step
@@ -99,13 +101,20 @@ class Dashboard(TrainerCallback):
             self.live.start()
             self._draw(state)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Moves the bar."""
         if self.live:
             self._draw(state)
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
     ) -> None:
         """Takes in new figures."""
         figures = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
@@ -127,7 +136,12 @@ class Dashboard(TrainerCallback):
             self.console.print(self._line(state, figures), soft_wrap=True, highlight=False)
 
     def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: object,
     ) -> None:
         """Shows how far a validation is."""
         whole = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else 0
@@ -135,7 +149,9 @@ class Dashboard(TrainerCallback):
         if self.live:
             self._draw(state)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Ends that."""
         self.validated = (0, 0)
 
@@ -153,7 +169,9 @@ class Dashboard(TrainerCallback):
         elif not self.live:
             self.console.print(Text("sample  ").append(sampled(prompt, answer, 4 * 80)), soft_wrap=True)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Closes the panel."""
         self.close()
 

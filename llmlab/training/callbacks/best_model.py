@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.runs.folder import RunFolder, read_json
 from llmlab.runs.manifest import MANIFEST
@@ -25,13 +25,20 @@ class BestModel(TrainerCallback):
         self.sign = -1.0 if figure.endswith("loss") else 1.0
         self.best = float("-inf")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Reads the figure of the weights that are in `best/`."""
         value = read_json(self.folder.path / "best" / MANIFEST).get(self.figure)
         self.best = self.sign * value if isinstance(value, (int, float)) else float("-inf")
 
     def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, Any] | None = None,
+        **kwargs: object,
     ) -> None:
         """Saves when the held-out figure is the best so far; the untrained model is never the best."""
         value = (metrics or {}).get(self.figure, float("nan"))

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.dashboard import Dashboard
@@ -82,7 +82,9 @@ class Keys(TrainerCallback):
             self.asked ^= {"p"}
             self.dashboard.say("pausing after this update" if "p" in self.asked else "")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Asks the trainer for what the keys asked for."""
         if "e" in self.asked:
             self.asked.discard("e")
@@ -94,7 +96,9 @@ class Keys(TrainerCallback):
         if "p" in self.asked:
             control.should_save = True
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Waits where a pause was asked for: the checkpoint is sealed."""
         if "p" not in self.asked:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
@@ -31,7 +31,12 @@ class MetricsWriter(TrainerCallback):
         self._bits: dict[str, float] = {}
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
     ) -> None:
         """Writes one line."""
         if not state.is_world_process_zero or not logs:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
@@ -71,7 +71,12 @@ class NonFiniteGuard(TrainerCallback):
         return f"lower `learning_rate` or look at these rows; {back}"
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: object,
     ) -> None:
         """Compares a loss with the recent ones."""
         loss = (logs or {}).get("loss")

@@ -5,10 +5,17 @@ the same each time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from llmlab.data.prepare import Prepared
 from llmlab.data.rendering import decode_answer, render
@@ -69,7 +76,9 @@ class Samples(TrainerCallback):
         self.folder, self.model, self.tokenizer = folder, model, tokenizer
         self.prompt, self.length, self.show = prompt, length, show
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Makes up for a sample that a stop broke off."""
         if state.global_step and any(
             line["step"] == state.global_step and any(key.startswith("eval_") for key in line)
@@ -77,7 +86,9 @@ class Samples(TrainerCallback):
         ):
             self.on_evaluate(args, state, control)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Takes a sample, one a step."""
         taken = self.folder.samples()
         if not self.prompt or (taken and taken[-1]["step"] == state.global_step):

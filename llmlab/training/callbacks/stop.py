@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class Stopped(Exception):
@@ -52,7 +52,9 @@ class StopOnSignal(TrainerCallback):
         if self.received:
             raise Stopped
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Asks the trainer to save and to stop; of several processes all stop when one was asked to."""
         if args.world_size > 1:
             heard = torch.tensor([self.received], device=args.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import RandomSampler
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.models.headers import tensor_sizes
 from llmlab.runs.folder import RunFolder
@@ -76,7 +76,12 @@ class _Hooks(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(
-        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: object,
     ) -> None:
         """Sets the order's epoch; in several processes accelerate tells it to no sampler of a resumed run."""
         order = self.trainer.order
@@ -84,11 +89,15 @@ class _Hooks(TrainerCallback):
             updates = max(1, -(-len(train_dataloader) // args.gradient_accumulation_steps))
             order.set_epoch(state.global_step // updates)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Takes a snapshot."""
         self.trainer.take_snapshot()
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Takes a snapshot: saving stores what is counted."""
         self.trainer.take_snapshot()
 
