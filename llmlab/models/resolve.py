@@ -31,7 +31,11 @@ def kinds_that_make(*sorts: str) -> tuple[str, ...]:
 # what a model is wanted for (a kind of training, a chat, a score, its tokenizer) -> kinds of runs whose
 # result will do
 FITS: dict[str, tuple[str, ...]] = {
-    **{kind: kinds_that_make(*cls.STARTS_FROM_MODELS) for kind, cls in METHODS.items()},
+    **{
+        kind: kinds_that_make(*cls.STARTS_FROM_MODELS)
+        for kind, cls in METHODS.items()
+        if cls.STARTS_FROM_MODELS
+    },
     "chat": kinds_that_make("base", "policy", "dual_head"),
     "score": kinds_that_make("scorer"),
     "tokenizer": tuple(METHODS),

@@ -10,7 +10,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
-from llmlab.config import KINDS, SFTConfig, SourceConfig, preset
+from llmlab.config import KINDS, SFTConfig, SourceConfig, preset, save_config
 from llmlab.config.rewards import RewardSource
 from llmlab.errors import LabError
 from llmlab.ui import drafts
@@ -110,6 +110,14 @@ def test_a_question_mark_in_a_list_loses_no_line():
 def test_a_plan_that_cannot_be_made_loses_no_answer(tmp_path):
     made, shown = answer(KINDS["pretrain"](model=str(tmp_path / "gone.json")), ENTER * 60)
     assert made is not None and "there is no such config" in " ".join(shown.split())
+
+
+def test_base_training_takes_the_file_of_a_model_config(tmp_path):
+    """It names an architecture: it is not looked for among the checkpoints that other methods start from."""
+    path = save_config(preset("tiny"), tmp_path / "tiny.json")
+    made, shown = answer(KINDS["pretrain"](model=str(path)), ENTER * 60 + CTRL_C * 2)
+    assert made is not None and made.model == str(path), shown
+    assert "not a checkpoint" not in shown
 
 
 def test_lists_are_asked_line_by_line(tmp_path):
