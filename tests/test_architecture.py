@@ -42,6 +42,18 @@ def test_imports_go_down():
     assert not wrong
 
 
+def test_no_method_is_the_toolbox_of_another():
+    """What methods share stands beside them, not in one of them."""
+    methods = ROOT / "training" / "methods"
+    for path in methods.glob("*.py"):
+        imported = [
+            node.module or ""
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        ]
+        assert not [name for name in imported if name.startswith("llmlab.training.methods")], path.name
+
+
 def run_and_list_modules(code):
     program = f"import sys\n{code}\nprint('torch' in sys.modules, 'transformers' in sys.modules)"
     return subprocess.run(

@@ -91,7 +91,7 @@ class AnswerTokens(NamedTuple):
         log_probs: log pi of each token.
         entropy: of the distribution that each token was drawn from, in nats.
         values: V before each token, in the value head's units.
-        balance: the loss that balances a mixture's experts, a number; None for other models.
+        balance: the loss that balances a mixture's experts, a number, in training; None for other models.
     """
 
     log_probs: Tensor
@@ -127,6 +127,13 @@ class PolicyWithValueHead(nn.Module):
         """The policy's."""
         return self.policy.generation_config
 
+    @property
+    def balance_weight(self) -> float:
+        """Weight of the loss that balances a mixture's experts; 0 for other models."""
+        config = self.policy.config.get_text_config()
+        routed = hasattr(config, "output_router_logits")
+        return float(getattr(config, "router_aux_loss_coef", 0.0)) if routed else 0.0
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Lets the policy's layers be computed anew in the backward pass."""
         self.policy.activation_checkpointing_enable(**kwargs)
@@ -141,7 +148,7 @@ class PolicyWithValueHead(nn.Module):
         """
         model = without_adapter(self.policy)
         text_config = model.config.get_text_config()
-        balanced = getattr(text_config, "output_router_logits", False)
+        balanced = self.training and self.balance_weight > 0
         more = {"output_router_logits": True} if balanced else {}
         output = read(model, input_ids, attention_mask, **more)
         before = output.last_hidden_state[
@@ -163,9 +170,8 @@ class PolicyWithValueHead(nn.Module):
 
 
 def balancing_loss(router_logits: Any, config: PreTrainedConfig, attention_mask: Tensor) -> Tensor:
-    """Returns the loss that spreads tokens over experts (Fedus et al. 2021, eq. 4-6), with its weight."""
+    """Returns the loss that spreads tokens over experts (Fedus et al. 2021, eq. 4-6), without its weight."""
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     experts = getattr(config, "num_experts", None) or config.num_local_experts
-    loss = load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)
-    return getattr(config, "router_aux_loss_coef", 0.0) * loss
+    return load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)

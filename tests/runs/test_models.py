@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, PPOConfig, RewardConfig, SFTConfig
 from llmlab.errors import LabError
-from llmlab.models.resolve import check_model, runs_for, with_newest
+from llmlab.models.resolve import check_model, resolve_model, runs_for, with_newest
 from llmlab.runs.folder import find_model
 from llmlab.training.engine.run import run
 
@@ -133,3 +133,22 @@ def test_a_brought_model_is_looked_at_whole(lab, tmp_path):
     (tmp_path / "w.gguf").write_bytes(b"nothing")
     with pytest.raises(LabError, match="is no GGUF file"):
         check_model("w.gguf", "dpo")
+
+
+def test_a_name_is_resolved_once_to_what_it_stands_for(lab, tmp_path):
+    model, finished = lab
+    finished("chat", "sft", 1)
+    model(tmp_path / "brought")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    found = {
+        name: resolve_model(name) for name in ("chat", "./brought", "./adapter", "./small.gguf", "org/name")
+    }
+    assert [ref.kind for ref in found.values()] == ["folder", "folder", "adapter", "gguf", "hub"]
+    assert found["chat"].path == tmp_path / "checkpoints" / "chat" / "final"
+    assert str(found["org/name"].path) == found["org/name"].where == "org/name"
+    for name, ref in found.items():
+        assert ref.name == name and resolve_model(ref) is ref
+    with pytest.raises(AttributeError):
+        ref.where = "elsewhere"

@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from llmlab.config import DPOConfig, SFTConfig
+from llmlab.config import DPOConfig, PPOConfig, SFTConfig
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder
@@ -126,3 +126,25 @@ def test_held_out_loss_is_without_the_balancing_loss_of_a_batch(mixture, kind, a
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     if kind is DPOConfig:
         assert found[0] == pytest.approx(math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize("mixture", ["mixtral"], indirect=True)
+def test_ppo_balances_the_experts_and_answers_whatever_the_config_says_of_router_logits(mixture, tmp_path):
+    """With `output_router_logits` in its config, transformers would compute the loss at every token."""
+    model, tokenizer = load_model(mixture)
+    model.config.output_router_logits = True
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    result = run(
+        PPOConfig(
+            policy_checkpoint=str(tmp_path / "model"),
+            datasets=[write_rows(tmp_path / "rows.jsonl", [{"prompt": f"Who is {i}?"} for i in range(12)])],
+            reward_model="length | 1 | 6",
+            **dict(batch_size=4, mini_batch_size=2, max_new_tokens=4, max_steps=2, log_every=1),
+            **dict(eval_fraction=0.0, warmup_steps=0, sample_tokens=0, report_to=[]),
+            output_dir=str(tmp_path / "run"),
+        )
+    )
+    lines = [line for line in RunFolder(result.folder).metrics() if "aux_loss" in line]
+    assert len(lines) == 2 and all(line["aux_loss"] >= 1 for line in lines)  # 1: tokens spread evenly
+    assert load_model(str(result.model))[0].config.output_router_logits

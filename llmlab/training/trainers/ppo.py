@@ -268,7 +268,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             disable_compile=True,
             watermarking_config=SeededDraws(seeds, self.config.max_new_tokens),
         )
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self._router_loss_left_out():
             written = self.policy.generate(
                 input_ids=padded["input_ids"],
                 attention_mask=padded["attention_mask"],
@@ -384,7 +384,10 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             self._note(**{"value_loss": mean(value_loss), "clip_ratio/value": mean(moved.float())})
             loss = loss + config.vf_coef * value_loss
         total = (loss * mask).sum() / everyone * self.accelerator.num_processes
-        return total if tokens.balance is None else total + tokens.balance
+        if tokens.balance is None:
+            return total
+        self._note(aux_loss=self.accelerator.reduce(tokens.balance.detach(), "mean").item())
+        return total + self.together.balance_weight * tokens.balance
 
     # Figures
 
