@@ -1,10 +1,11 @@
-# make quickstart: virtual environment, install, the whole pipeline.   make test: virtual environment, install, tests.
+# make quickstart: virtual environment, install, the whole pipeline.   make test: virtual environment, install, lint, types, tests.
+# make check: lint, types and the fast tests.
 PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 5
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test lint lock clean
+.PHONY: install quickstart check static test lint lock clean
 
 install: $(VENV)/.installed
 
@@ -16,8 +17,18 @@ $(VENV)/.installed: setup.cfg pyproject.toml requirements.lock
 quickstart: install
 	$(BIN)/llmlab quickstart --minutes $(MINUTES)
 
-test: install
+# what can be asked before every commit; the tests that take over 1.5 seconds are left out
+check: install
+	$(MAKE) --no-print-directory static
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+static: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+
+test: install
+	$(MAKE) --no-print-directory static
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install

@@ -13,6 +13,8 @@ from llmlab.config import save_config
 from tests.conftest import llmlab
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.slow  # trains
+
 
 def refused(result, expected):
     assert result.returncode == 2, result.stderr

@@ -25,6 +25,7 @@ def console():
     return Console(record=True, width=100)
 
 
+@pytest.mark.slow
 def test_a_base_model_continues_the_text(session):
     assert not session.chats and session.prompt("Call me") == "Call me"
     pieces = []

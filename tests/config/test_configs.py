@@ -166,6 +166,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_anything_gives_a_config_or_a_message(kind, data):

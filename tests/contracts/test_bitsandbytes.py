@@ -13,6 +13,8 @@ from transformers import BitsAndBytesConfig
 
 from llmlab.models.load import load_model
 
+pytestmark = pytest.mark.slow  # trains
+
 WITHOUT_QUANTISATION = """
 import sys
 import torch

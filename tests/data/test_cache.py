@@ -103,6 +103,7 @@ def test_text_is_prepared_once_whatever_the_order(tokenizer, tmp_path, monkeypat
     assert len(list((tmp_path / "data").glob("[!.]*"))) == 2  # training and held-out rows
 
 
+@pytest.mark.slow
 def test_many_rows_are_tokenised_in_parallel_alike(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path / "cache"))
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 100 else ""} for i in range(6000)]

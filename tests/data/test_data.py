@@ -180,6 +180,7 @@ def test_a_failed_build_leaves_no_cache(tokenizer, monkeypatch, tmp_path):
     assert [name for name in os.listdir(tmp_path / "data") if not name.endswith(".lock")] == []
 
 
+@pytest.mark.slow
 def test_mixtures_follow_their_weights(tokenizer, tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_text(

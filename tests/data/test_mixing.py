@@ -68,6 +68,7 @@ def test_held_out_rows_are_the_wanted_share(count, fraction):
 documents = st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_size=1, max_size=25)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(documents, st.integers(2, 17), st.sampled_from(["end_to_end", "best_fit"]))
 def test_packing_keeps_every_token_in_order_within_its_document(docs, length, how):
@@ -128,6 +129,7 @@ def rows_of(stream, count):
     return [row["input_ids"].tolist() for row in itertools.islice(stream, count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["end_to_end", "best_fit"])
 @pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted"])
 def test_a_stream_goes_on_from_any_place(tokenizer, three_sources, packing, stop):

@@ -20,6 +20,8 @@ from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.metrics import MetricsWriter
 from tests.waiting import PATIENCE, until
 
+pytestmark = pytest.mark.slow  # trains
+
 SIZE = 160_000_000  # a run wants to see 64 MB free before it begins
 
 

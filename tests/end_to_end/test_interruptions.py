@@ -11,6 +11,8 @@ import pytest
 
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow  # trains
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.slow  # trains
 
 ROOT = Path(__file__).parent.parent.parent
 

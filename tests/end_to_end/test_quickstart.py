@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 from llmlab.config import load_config
 from tests.conftest import llmlab
+
+pytestmark = pytest.mark.slow  # trains
 
 ANSWERS = ("completion", "answer", "chosen")
 

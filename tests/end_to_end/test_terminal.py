@@ -51,6 +51,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_chat(desk, monkeypatch):
     folder, open_terminal = desk
     term = open_terminal()

@@ -41,6 +41,7 @@ def model(base_run):
     return made.eval(), tokenizer
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_whole_sequences(model):
     made, tokenizer = model
     words = ["ham", "spam and eggs", "neither"]
@@ -66,6 +67,7 @@ def mails(path, count, start=0):
     return {"name": str(path), "format": "classification", "labels": ["ham", "spam"]}
 
 
+@pytest.mark.slow
 def test_a_classifier_is_trained_and_measured_by_score_and_by_what_it_says(base_run, tmp_path):
     result = run(
         SFTConfig(
@@ -99,6 +101,7 @@ def test_text_and_pairs_are_measured_too(model, tmp_path):
     assert pairs.figures == {"preference_accuracy": 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7])
 @torch.no_grad()
 def test_text_is_read_whole_in_windows_with_context(model, tmp_path, batch_size):

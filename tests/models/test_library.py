@@ -88,6 +88,7 @@ def test_autocast_trains():
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_compiled_model_agrees(compiler):
     model, ids = small_model(n_layers=1).train(), torch.randint(0, 97, (2, 12))
     plain = model(ids, labels=ids, use_cache=False).loss

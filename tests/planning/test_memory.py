@@ -24,6 +24,8 @@ from llmlab.planning.report import before_a_run
 from llmlab.training.engine.run import run
 from tests.planning.counting import allocated
 
+pytestmark = pytest.mark.slow  # trains
+
 SHORT = dict(
     max_steps=2,
     warmup_steps=0,

@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from llmlab.config import ModelConfig, preset
@@ -29,6 +30,7 @@ def random_shape(rng):
     return ModelConfig(**values, **({"n_kv_heads": rng.choice(divisors)} if attention == "gqa" else {}))
 
 
+@pytest.mark.slow
 def test_formula_equals_the_built_model_for_200_random_configs():
     rng = random.Random(0)
     for _ in range(200):

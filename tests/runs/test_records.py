@@ -98,6 +98,7 @@ def test_entries_that_are_null_or_missing_are_fine(folder):
             assert "damaged" not in looked_at("runs") + looked_at("info", "checkpoints/bad")
 
 
+@pytest.mark.slow
 def test_generated_records_never_end_in_a_traceback(folder):
     rng = random.Random(0)
     for _ in range(60):
@@ -109,6 +110,7 @@ def test_generated_records_never_end_in_a_traceback(folder):
         assert len(all_runs(Path("checkpoints"))) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_saves_and_removes_meanwhile_is_not_called_damaged(base_config, tmp_path):
     """Every step a checkpoint is written and one removed, and the best model is replaced,
     while another looks.

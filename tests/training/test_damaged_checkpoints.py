@@ -180,6 +180,7 @@ def refusal(base_run, checkpoint):
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_damaged_checkpoint_is_one_message_and_offers_the_one_before(base_run, checkpoint, case):
     name, content, expected = CASES[case]

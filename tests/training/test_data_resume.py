@@ -17,6 +17,8 @@ from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow  # trains
+
 
 def sources(folder, *, streaming):
     folder.mkdir(exist_ok=True)

@@ -87,6 +87,7 @@ def config(policy, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_path):
     before = load_model(str(policy.folder))[0].state_dict()
     result = run(config())
@@ -233,6 +234,7 @@ def test_prompts_are_shared_only_where_that_changes_nothing(policy):
     assert not shares_prompts(sliding, 64)
 
 
+@pytest.mark.slow
 def test_answers_alone_and_mixtures(config, tmp_path):
     talks = write_rows(
         tmp_path / "talks.jsonl",
@@ -270,6 +272,7 @@ def test_answers_alone_and_mixtures(config, tmp_path):
         prepare(config(datasets=[talks]), "cpu", "fp32", Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_a_quantised_backbone(config):
     result = run(config(load_in="4bit", max_steps=3, warmup_steps=0))
     assert result.model and "eval_reward_accuracy" in result.metrics

@@ -19,6 +19,8 @@ from llmlab.models.load import load_model
 from llmlab.training.engine.run import run
 from tests.conftest import write_rows
 
+pytestmark = pytest.mark.slow  # trains
+
 
 @pytest.fixture(scope="module")
 def sentences():

@@ -24,6 +24,7 @@ from tests.training.conftest import grpo_config
 from tests.waiting import PATIENCE
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_rewarded(policy, tmp_path):
     result = run(grpo_config(policy, tmp_path))
     assert (
@@ -42,6 +43,7 @@ def test_it_learns_what_is_rewarded(policy, tmp_path):
     assert figures[-1]["group/no_signal"] > figures[0]["group/no_signal"] and result.model.name == "best"
 
 
+@pytest.mark.slow
 def test_a_strong_kl_weight_holds_the_policy(policy, tmp_path):
     moved = []
     for beta in (0.01, 5.0):
@@ -61,6 +63,7 @@ def test_a_strong_kl_weight_holds_the_policy(policy, tmp_path):
     assert moved[0][0] == pytest.approx(0, abs=1e-3) and abs(moved[1][-1]) < 0.1 * abs(moved[0][-1]) + 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_with_adapters_one_model_is_policy_and_reference(policy, tmp_path, adapter):
     result = run(
@@ -152,6 +155,7 @@ def test_group_figures():
     assert figures["group/spread"] == pytest.approx(0.5773502 / 2)
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_alike(policy, tmp_path):
     import shutil
 
@@ -213,6 +217,7 @@ def test_rewards_that_misbehave(tmp_path, monkeypatch, case):
     assert caught.value.exit_code == 1 and f"own_{case}:f" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_function_of_ones_own_gets_columns_and_runs_only_with_consent(policy, tmp_path):
     (tmp_path / "mine.py").write_text(
         "open('imported', 'w').close()\n"
@@ -239,6 +244,7 @@ def test_a_function_of_ones_own_gets_columns_and_runs_only_with_consent(policy, 
     assert (tmp_path / "imported").exists()
 
 
+@pytest.mark.slow
 def test_a_failing_reward_ends_the_run_with_one_message(policy, tmp_path):
     (tmp_path / "bad.py").write_text("def f(prompts, completions, **k): return [1 / 0]")
     path = save_config(grpo_config(policy, tmp_path, reward_model="bad:f"), tmp_path / "grpo.json")
@@ -256,6 +262,7 @@ def test_a_failing_reward_ends_the_run_with_one_message(policy, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_reward_model_by_name_whatever_its_tokenizer(policy, base_run, tmp_path):
     from llmlab.config import RewardConfig
     from llmlab.data.tokenizer import load_tokenizer

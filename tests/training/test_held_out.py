@@ -131,6 +131,7 @@ def figures(folder):
     ]
 
 
+@pytest.mark.slow
 def test_they_depend_on_neither_micro_batch_nor_processes(configs, tmp_path):
     """One process with micro-batches of one row, and two processes with micro-batches of four:
     the same updates.

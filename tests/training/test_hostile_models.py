@@ -46,6 +46,7 @@ def change(file, **entries):
     file.write_text(json.dumps({**about, **entries}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"]
 )
@@ -75,6 +76,7 @@ def test_sizes_that_no_model_has(model, entries, message):
         load_model(str(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entries, message",
     [
@@ -165,6 +167,7 @@ def test_pickles_beside_weights_are_not_opened(adapter, model, tmp_path, monkeyp
     assert load_model(str(adapter)) and load_model(str(model)) and not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_the_program_says_it_in_one_line(model, tmp_path):
     """A chat template that never ends, through the program itself."""
     (model / "chat_template.jinja").write_text(

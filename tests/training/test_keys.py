@@ -3,6 +3,7 @@
 import threading
 import time
 
+import pytest
 from rich.console import Console
 
 from llmlab.runs.folder import RunFolder
@@ -37,6 +38,7 @@ def with_presses(monkeypatch, presses):
     return made
 
 
+@pytest.mark.slow
 def test_e_validates_now_and_s_stops_sealed(base_config, tmp_path, monkeypatch):
     with_presses(monkeypatch, {3: "e", 6: "s"})
     result = run(base_config(tmp_path / "run"), console=Console(quiet=True))
@@ -47,6 +49,7 @@ def test_e_validates_now_and_s_stops_sealed(base_config, tmp_path, monkeypatch):
     assert not run(base_config(tmp_path / "run"), console=Console(quiet=True)).stopped_by
 
 
+@pytest.mark.slow
 def test_p_saves_and_waits(base_config, tmp_path, monkeypatch):
     made = with_presses(monkeypatch, {2: "p"})
     folder = RunFolder(tmp_path / "run")

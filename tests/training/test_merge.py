@@ -15,6 +15,7 @@ from tests.conftest import write_rows
 from tests.training.conftest import grpo_config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):
     made = run(

@@ -50,6 +50,7 @@ def mixture(request, base_run, tmp_path):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["none", "lora"])
 def test_routers_and_the_balancing_loss(mixture, adapter, tmp_path):
     rows = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 2 else "Stubb"} for i in range(120)]
@@ -88,6 +89,7 @@ def test_routers_and_the_balancing_loss(mixture, adapter, tmp_path):
     assert all(same) if adapter == "lora" else not any(same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixture", ["mixtral"], indirect=True)
 @pytest.mark.parametrize("kind", [SFTConfig, DPOConfig])
 @pytest.mark.parametrize("adapter", ["none", "lora"])

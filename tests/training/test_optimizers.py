@@ -19,6 +19,8 @@ from llmlab.training.engine.run import run
 from llmlab.training.optimizers import SOPHIA_GAMMA, Muon, build_optimizer, gauss_newton_diagonal
 from tests.conftest import write_rows
 
+pytestmark = pytest.mark.slow  # trains
+
 
 def decoder():
     return GPT2LMHeadModel(

@@ -118,6 +118,7 @@ PAIRED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, make", PAIRED)
 def test_kl_of_the_first_update_is_0(policies, tmp_path, kind, make):
     policy = policies["nested" if make == "nested" else "adapter" if make.startswith("adapter") else "full"]
@@ -185,6 +186,7 @@ def test_dpo_begins_with_a_loss_of_log_2(policies, tmp_path, make, reference):
     assert [line["rewards/margins"] for line in lines if "loss" in line] == pytest.approx([0.0], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DPOConfig, RewardConfig, GRPOConfig, PPOConfig])
 def test_dropout_of_an_adapter_is_the_one_asked_for(policies, tmp_path, kind):
     """With dropout the figures are others than without."""

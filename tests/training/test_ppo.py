@@ -125,6 +125,7 @@ def config(policy, folder, right="Stubb", **changes):
     return PPOConfig(**{**values, **changes})
 
 
+@pytest.mark.slow
 def test_it_learns_what_is_rewarded_and_its_critic_what_to_expect(policy, tmp_path):
     result = run(config(policy, tmp_path, max_steps=80, eval_every=40))
     assert result.metrics["eval_reward"] > result.metrics["before_eval_reward"] + 0.2
@@ -145,6 +146,7 @@ def test_it_learns_what_is_rewarded_and_its_critic_what_to_expect(policy, tmp_pa
     )  # later all is right, and the units shrink with the returns' spread
 
 
+@pytest.mark.slow
 def test_a_high_kl_weight_holds_the_policy(policy, tmp_path):
     kl = []
     for weight in (0.001, 3.0):
@@ -320,12 +322,14 @@ def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy,
         assert head.norm() > 0.1 and together.item() == pytest.approx(0.1, rel=1e-3), "clipped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [dict(critic=False), dict(adapter="lora", lora_r=8, learning_rate=1e-3)])
 def test_without_a_critic_and_with_an_adapter(policy, tmp_path, changes):
     result = run(config(policy, tmp_path, max_steps=24, eval_every=24, **changes))
     assert result.metrics["eval_reward"] > result.metrics["before_eval_reward"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_alike_with_its_critic(policy, tmp_path):
     short = dict(max_steps=16, save_every=8, eval_every=16, save_best_only=False)
     whole = run(config(policy, tmp_path, **short))

@@ -12,6 +12,8 @@ from llmlab.config import GRPOConfig, PPOConfig, SFTConfig, save_config
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 
+pytestmark = pytest.mark.slow  # trains
+
 METHODS = {
     GRPOConfig: dict(beta=0.05, iterations=2, group_size=4, grpo_temperature=0.9),
     PPOConfig: dict(kl_coef=0.05, ppo_epochs=2, temperature=0.9, missing_end_penalty=0.5),

@@ -13,6 +13,8 @@ from llmlab.config import PretrainConfig, SourceConfig
 from llmlab.training.engine.run import run
 from tests.training.stages import SHARED, STAGES, ending, stage_config, stop_after
 
+pytestmark = pytest.mark.slow  # trains
+
 KINDS = ["pretrain", "pretrain-stream", *STAGES]
 SHORT = dict(max_steps=5, eval_every=3, log_every=2, save_every=4, warmup_steps=1)
 

@@ -12,6 +12,8 @@ from llmlab.training.engine.run import run
 from tests.conftest import write_rows
 from tests.training.stages import SHARED, STAGES, ending, stage_config, stop_after
 
+pytestmark = pytest.mark.slow  # trains
+
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stopped_again_and_again_it_ends_alike(stage, short_policy, tmp_path, monkeypatch):

@@ -53,6 +53,7 @@ def config(base_run, folder, **changes):
     return RewardConfig(**{**values, **changes})
 
 
+@pytest.mark.slow
 def test_it_learns_held_out_pairs_and_scores_by_name(base_run, tmp_path):
     result = run(config(base_run, tmp_path))
     before, after = (
@@ -74,6 +75,7 @@ def test_it_learns_held_out_pairs_and_scores_by_name(base_run, tmp_path):
         load_model(str(result.folder))
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_formula(base_run, tmp_path):
     made = config(base_run, tmp_path, center_rewards=0.0)
     result = run(made)
@@ -88,6 +90,7 @@ def test_the_loss_is_the_formula(base_run, tmp_path):
     assert result.metrics["eval_accuracy"] == pytest.approx((margins > 0).float().mean().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_with_an_adapter(base_run, tmp_path):
     result = run(config(base_run, tmp_path, adapter="lora", lora_r=8, learning_rate=1e-2))
     assert result.metrics["eval_accuracy"] > 0.9

@@ -27,6 +27,7 @@ from tests.training.conftest import sft_config, stopped_run
 from tests.waiting import PATIENCE, until
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_pickle_in_a_checkpoint_does_not_run(base_run, tmp_path, monkeypatch, name):
     folder = stopped_run(base_run, tmp_path, monkeypatch)
@@ -137,6 +138,7 @@ def test_deep_manifests_and_configs_are_faults(tmp_path):
     assert "cannot be read" in verify(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_is_held_by_one_run(base_run, tmp_path):
     path = save_config(sft_config(base_run, tmp_path, max_steps=100_000, max_length=64), tmp_path / "c.json")
     first = subprocess.Popen(
@@ -160,6 +162,7 @@ def test_a_folder_is_held_by_one_run(base_run, tmp_path):
     assert run(sft_config(base_run, tmp_path)).folder == tmp_path / "run", "a killed run holds nothing"
 
 
+@pytest.mark.slow
 def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys):
     folder = stopped_run(base_run, tmp_path, monkeypatch)
     with pytest.raises(
@@ -181,6 +184,7 @@ def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys)
         assert lines[step]["learning_rate"] == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(
     base_run, tmp_path, monkeypatch, capsys
 ):
@@ -193,6 +197,7 @@ def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(
     assert other.folder != result.folder, "a finished run is not overwritten"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["stop", "halve"])
 def test_out_of_memory(base_run, tmp_path, monkeypatch, wanted, capsys):
     inner, seen = LabForCausalLM.__call__, []

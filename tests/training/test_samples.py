@@ -47,6 +47,7 @@ def sft(base_run, folder, **more):
     )
 
 
+@pytest.mark.slow
 def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_path):
     console = Console(record=True, width=100, file=io.StringIO())
     result = run(sft(base_run, tmp_path), console=console)
@@ -71,6 +72,7 @@ def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_
     assert "sample  " in console.export_text()
 
 
+@pytest.mark.slow
 def test_samples_change_nothing(base_run, tmp_path):
     made = [
         run(

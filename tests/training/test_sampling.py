@@ -105,6 +105,7 @@ def test_an_update_is_over_the_same_rows_for_any_number_of_processes():
             )
 
 
+@pytest.mark.slow
 def test_answers_depend_neither_on_the_micro_batch_nor_on_validations(base_run, tmp_path):
     data = tmp_path / "prompts.jsonl"
     data.write_text(

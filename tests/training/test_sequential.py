@@ -39,6 +39,8 @@ from llmlab.ui.cache import clear, matching
 from tests.conftest import small_model
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow  # trains
+
 WORDS = ["the", "whale", "ship", "sea", "captain", "harpoon", "white", "deck", "mast", "storm"]
 
 

@@ -20,6 +20,8 @@ from llmlab.training.engine import checkpointing
 from llmlab.training.engine.run import run
 from tests.conftest import write_rows
 
+pytestmark = pytest.mark.slow  # trains
+
 ROWS = [{"prompt": f"Who is {i}?", "completion": "Ahab" if i % 3 else "Stubb"} for i in range(64)]
 
 

@@ -20,6 +20,7 @@ from llmlab.training.padding_free import packing_leaks
 from tests.conftest import small_model, write_rows
 
 
+@pytest.mark.slow
 def test_base_run_learns_and_leaves_what_the_house_says(base_run):
     assert base_run.metrics["eval_loss"] < base_run.metrics["before_eval_loss"] - 0.5
     assert base_run.metrics["before_eval_loss"] == pytest.approx(math.log(512), rel=0.05)
@@ -44,6 +45,7 @@ def test_bits_per_byte_is_the_loss_over_the_bytes(base_run, base_config, tokeniz
     assert bits == pytest.approx(loss / math.log(2) * tokens_per_byte, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_replayed_config_gives_the_same_losses(base_run, base_config, tmp_path):
     again = run(base_config(tmp_path / "again"))
     losses = [
@@ -71,6 +73,7 @@ def test_resume_continues_as_if_never_stopped(base_run, base_config, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best_only", [True, False])
 def test_a_run_killed_behind_its_last_step_does_no_other_step(base_run, base_config, tmp_path, best_only):
     import shutil
@@ -165,6 +168,7 @@ def sft_run(base_run, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_sft_learns_to_answer_and_to_stop(sft_run):
     assert sft_run.metrics["eval_loss"] < sft_run.metrics["before_eval_loss"] / 4
     model, tokenizer = load_model(str(sft_run.folder))
@@ -231,6 +235,7 @@ def test_dpo_loss_is_the_formulas(sft_run, tmp_path):
     assert result.metrics["eval_loss"] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_sequential_and_live_reference_give_the_same_losses(sft_run, tmp_path):
     losses = []
     for reference in ("sequential", "live"):
@@ -240,6 +245,7 @@ def test_sequential_and_live_reference_give_the_same_losses(sft_run, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 def test_adapters_train_a_share_and_load_again(sft_run, tmp_path, adapter):
     result = run(dpo_config(sft_run, tmp_path, adapter=adapter, lora_r=4, learning_rate=5e-3))

@@ -53,6 +53,7 @@ def break_rows(monkeypatch, tokenizer, word, times, after=0):
     monkeypatch.setattr(LabModel, "forward", forward)
 
 
+@pytest.mark.slow
 def test_a_bad_row_costs_one_update_and_is_named(base_run, tmp_path, monkeypatch):
     break_rows(
         monkeypatch, load_tokenizer(str(base_run.model)), "Queequeg", times=2

@@ -105,6 +105,7 @@ def test_what_only_the_hub_can_have_is_named_as_not_checked(place, monkeypatch, 
     )
 
 
+@pytest.mark.slow
 def test_retries_of_the_hub_client_are_not_shown(place):
     """A hub that refuses the connection: by `check`, and by the client itself,
     as it loads what a run names.

@@ -105,6 +105,7 @@ def brought(tmp_path, base_run):
     return str(tmp_path / "my model")
 
 
+@pytest.mark.slow
 def test_who_brings_a_model_finds_every_entry_open(desk, brought, monkeypatch):
     _, press, started = desk
     asked = []

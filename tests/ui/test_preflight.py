@@ -11,6 +11,8 @@ from llmlab.errors import LabError
 from llmlab.training.registry import STAGES
 from llmlab.ui import preflight
 
+pytestmark = pytest.mark.slow  # trains
+
 
 @pytest.fixture
 def rows(tmp_path):
