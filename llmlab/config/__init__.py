@@ -1,11 +1,12 @@
 """What a user may set: pydantic models. Torch is never imported here."""
 
-from llmlab.config.base import KindConfig, LabBaseConfig, option_info
+from llmlab.config.base import KindConfig, LabBaseConfig
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.dual_head import DualHeadConfig
 from llmlab.config.grpo import GRPOConfig
 from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config, save_config, schema
 from llmlab.config.model import ModelConfig
+from llmlab.config.options import option_info
 from llmlab.config.ppo import PPOConfig
 from llmlab.config.presets import METHOD_PRESETS, MODEL_PRESETS, method_preset, preset
 from llmlab.config.pretrain import PretrainConfig

@@ -9,7 +9,7 @@ import re
 import types
 import typing
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
@@ -17,7 +17,8 @@ from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
 from llmlab.readable import shortened
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
+C = TypeVar("C", bound="LabBaseConfig")
 
 
 class LabBaseConfig(BaseModel):
@@ -88,7 +89,7 @@ class KindConfig(LabBaseConfig):
         return self._migrated
 
 
-def validate(cls: type[LabBaseConfig], data: dict[str, Any], where: str = "") -> LabBaseConfig:
+def validate(cls: type[C], data: dict[str, Any] | str, where: str = "") -> C:
     """Returns the validated config.
 
     Raises:
@@ -298,7 +299,7 @@ def _suggest(name: str, owner: type[LabBaseConfig] | None) -> str:
     )
 
 
-def _owner_of(cls: type[LabBaseConfig], path: list) -> tuple[type[LabBaseConfig] | None, Any]:
+def _owner_of(cls: type[LabBaseConfig], path: list[int | str]) -> tuple[type[LabBaseConfig] | None, Any]:
     """Returns the config class and the field that a fault's path ends in."""
     owner, field = cls, None
     for position, part in enumerate(path):
@@ -329,7 +330,7 @@ def _flat(annotation: Any) -> list[Any]:
     return [found for arg in inner for found in _flat(arg)] or [annotation]
 
 
-def _literals(owner: type[LabBaseConfig] | None, path: list) -> list[Any]:
+def _literals(owner: type[LabBaseConfig] | None, path: list[int | str]) -> list[Any]:
     name = next((part for part in reversed(path) if owner and part in owner.model_fields), None)
     if name is None:
         return []

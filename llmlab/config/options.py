@@ -7,6 +7,7 @@ range, one sentence for every choice, and the condition under which the option a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ class OptionInfo:
     unit: str = ""
     typical: str = ""
     choices: dict[str, str] = field(default_factory=dict)
-    applies_when: dict[str, list] = field(default_factory=dict)
+    applies_when: Mapping[str, Sequence[str | bool]] = field(default_factory=dict)
     advanced: bool = False
     aliases: list[str] = field(default_factory=list)
     resume: Literal["use", "silent", "refuse"] = "use"
@@ -56,7 +57,7 @@ def option(
     unit: str = "",
     typical: str = "",
     choices: dict[str, str] | None = None,
-    applies_when: dict[str, list] | None = None,
+    applies_when: Mapping[str, Sequence[str | bool]] | None = None,
     advanced: bool = False,
     aliases: list[str] | None = None,
     resume: Literal["use", "silent", "refuse"] = "use",
@@ -68,8 +69,10 @@ def option(
     `default` may be a function without arguments, for lists. Whole numbers have an upper bound in any case:
     `LARGEST`, or `LARGEST_STEP` where the unit is steps.
     """
-    values = (unit, typical, choices, applies_when, advanced, aliases, resume, resume_note)
-    extra = {key: value for key, value in zip(_SCHEMA_KEYS, values, strict=True) if value and value != "use"}
+    values: tuple[Any, ...] = (unit, typical, choices, applies_when, advanced, aliases, resume, resume_note)
+    extra: dict[str, Any] = {
+        key: value for key, value in zip(_SCHEMA_KEYS, values, strict=True) if value and value != "use"
+    }
     if type(default) is int and not {"le", "lt"} & set(constraints):
         constraints["le"] = LARGEST_STEP if unit == "steps" else LARGEST
     kind = "default_factory" if callable(default) else "default"
@@ -81,5 +84,5 @@ def option(
 def option_info(field_info: FieldInfo) -> OptionInfo:
     """Returns what is known of an option; a field not made by `option` has its title and description only."""
     extra = field_info.json_schema_extra if isinstance(field_info.json_schema_extra, dict) else {}
-    known = {key: extra[key] for key in _SCHEMA_KEYS if key in extra}
+    known: dict[str, Any] = {key: extra[key] for key in _SCHEMA_KEYS if key in extra}
     return OptionInfo(field_info.title or "", field_info.description or "", **known)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from llmlab.config.options import option
 from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, ModelSort, TrainingConfig
 
-POLICY = dict(
+POLICY: dict[str, Any] = dict(
     title="Policy checkpoint",
     description=(
         "What to train: a run of the lab, a Hugging Face folder, a hub id or a GGUF file; `newest` is the"

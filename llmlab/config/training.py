@@ -414,7 +414,7 @@ class LengthOptions(KindConfig):
     )
 
 
-COMPARED = {
+COMPARED: dict[str, Any] = {
     "title": "LoRA dropout",
     "description": (
         "Dropout before the added matrices, the only dropout there is: it makes the log-probabilities that"

@@ -233,7 +233,7 @@ class RunFolder:
         """Returns the newest checkpoint, of a step up to the given one, whose manifest verifies,
         and what is wrong with each newer one.
         """
-        faults = []
+        faults: list[str] = []
         for checkpoint in self.checkpoints():
             if up_to is not None and checkpoint.step > up_to:
                 continue
@@ -376,8 +376,8 @@ def _record_fault(record: Any) -> str:
             return f"`{name}` is too large a number"
         if isinstance(value, str) and "\0" in value:
             return f"`{name}` holds a NUL character"
-    if (name := record.get("result")) and (name != Path(name).name or len(name) > 255):
-        return f"`result` is {shortened(repr(name), 100)}, not the name of a folder in it"
+    if (result := record.get("result")) and (result != Path(result).name or len(result) > 255):
+        return f"`result` is {shortened(repr(result), 100)}, not the name of a folder in it"
     kind = (record.get("config") or {}).get("kind", "")
     if not isinstance(kind, str):
         return f"`config.kind` is {type_words(kind)}, not a text"
