@@ -10,7 +10,6 @@ from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.manifest import MANIFEST, verify, write_manifest
 
-
 OUTSIDE = '{"files": {"../outside": {"bytes": 1, "sha256": ""}}}'
 
 
