@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pexpect
+import psutil
 import pyte
 
 from tests.waiting import PATIENCE
 
 ENTER, UP, DOWN, ESCAPE, CTRL_C, CTRL_D, CLEAR = "\r", "\x1b[A", "\x1b[B", "\x1b", "\x03", "\x04", "\x15"
 QUIET = 0.15  # seconds without output after which a screen counts as drawn
+SETTLED = 10.0  # seconds after which a program that still works is left to its work
 
 
 class Terminal:
@@ -63,8 +65,26 @@ class Terminal:
         """Presses keys, one after the other, and returns the screen."""
         for key in keys:
             self.child.send(key)
-            self.read()
+            self.settle()
         return self.text()
+
+    def settle(self) -> None:
+        """Takes in what comes until the program waits for keys: quiet alone says nothing on a busy machine.
+
+        A program that goes on working (a training) is left after a while.
+        """
+        began = time.monotonic()
+        while self.read() and self.is_working() and time.monotonic() - began < SETTLED:
+            pass
+
+    def is_working(self) -> bool:
+        """Returns whether the program, or one that it started, runs or waits for the processor or a disk."""
+        try:
+            program = psutil.Process(self.child.pid)
+            states = [process.status() for process in (program, *program.children(recursive=True))]
+        except psutil.Error:
+            return False
+        return any(state in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP) for state in states)
 
     def see(self, pattern: str) -> str:
         """Waits until the screen shows a pattern, and returns the screen."""

@@ -95,8 +95,10 @@ class Samples(TrainerCallback):
             return
         try:
             said = self.answer()
-        except Stopped:  # the next forward pass hears it as well; the validation before this is whole
-            return
+        except Stopped:
+            if state.global_step >= state.max_steps:
+                raise  # no forward pass comes after this one
+            return  # the next forward pass is stopped as well; the evaluation before this is complete
         prompt = self.tokenizer.decode(self.prompt, skip_special_tokens=True)
         self.folder.log_sample({"step": state.global_step, "prompt": prompt, "answer": said})
         self.show(state.global_step, prompt, said)
