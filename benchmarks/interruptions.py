@@ -57,6 +57,7 @@ from llmlab.config import (
 )
 from llmlab.runs.folder import HOLDER, LEFTOVERS, RunFolder, read_json
 from llmlab.training.engine import run as engine
+from llmlab.training.engine.job import exit_code
 
 CLOCK = ("runtime", "per_second", "step_time", "preparation_time")
 EARLY = 2.0  # seconds from the first write
@@ -170,7 +171,7 @@ def job(
         if own_cache:
             os.environ["LLMLAB_CACHE"] = str(work / name / "data")
         result = engine.run(config, resume=resume)
-        if code := engine.exit_code(result):
+        if code := exit_code(result):
             os._exit(code)
 
     return start

@@ -4,6 +4,7 @@ rows in a file, and the program as a process.
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,15 @@ from hypothesis import settings
 
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig
 from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.training.engine.environment import KNOWN_WARNINGS
 from tests.waiting import PATIENCE
+
+
+def pytest_configure(config):
+    """What is known of the libraries' warnings is no error in tests either."""
+    for start in KNOWN_WARNINGS:
+        config.addinivalue_line("filterwarnings", f"ignore:{re.escape(start)}:UserWarning")
+
 
 settings.register_profile("ci", derandomize=True)  # new cases are looked for at the desk, not in the gate
 if os.environ.get("CI"):

@@ -173,7 +173,7 @@ def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys)
     result = run(sft_config(base_run, tmp_path, learning_rate=5e-4, max_steps=12, save_every=3))
     told = capsys.readouterr().err
     assert (
-        "`learning_rate` 0.001 -> 0.0005: the schedule goes on with it" in told
+        "`learning_rate` 0.001 -> 0.0005: the schedule continues with it" in told
         and "`max_steps` 8 -> 12" in told
         and "save_every" not in told
     )

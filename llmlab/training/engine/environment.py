@@ -24,6 +24,9 @@ KNOWN_WARNINGS = {
     "You are using 'rollout_func', which is an experimental feature": (
         "it is how TRL is given the lab's sampling, which draws every answer by seed, step and row"
     ),
+    "Could not find a config file in": (
+        "peft looks for the vocabulary's size where an adapter stands on an adapter; the lab never changes it"
+    ),
 }
 
 

@@ -46,7 +46,10 @@ def is_compile_error(error: BaseException) -> bool:
 def compile_failed(folder: Path, error: BaseException) -> LabError:
     """Returns the error of a run that torch.compile could not compile."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = next((line for line in lines if "rror" in line and "raised" not in line), "no reason given")
+    reason = next(
+        (line for line in lines if "rror" in line and "raised" not in line),
+        lines[0] if lines else "no reason given",
+    )
     return LabError(
         f"torch.compile failed ({shortened(reason, 200)})",
         where=str(folder),
