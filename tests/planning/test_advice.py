@@ -86,7 +86,7 @@ def test_what_does_not_fit_can_be_made_to(monkeypatch):
         ({"learning_rate": 0.5}, "is above what sft usually takes"),
         ({"learning_rate": 1e-9}, "is below what sft usually takes"),
         ({"max_length": 512}, "beyond the 128 positions"),
-        ({"eval_datasets": ["rows.jsonl"], "datasets": ["rows.jsonl"]}, "is trained on and validated on"),
+        ({"eval_datasets": ["rows.jsonl"], "datasets": ["rows.jsonl"]}, "appears in both training and eval"),
     ],
 )
 def test_warnings(checkpoint, changes, said):

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from llmlab.config import SFTConfig
 from llmlab.data.prepare import Prepared
 from llmlab.models.load import load_model
-from llmlab.runs.folder import RunFolder
-from llmlab.training.callbacks.samples import opening
+from llmlab.runs.folder import RunFolder, read_json
+from llmlab.runs.manifest import MANIFEST
+from llmlab.training.callbacks.samples import Samples, opening
+from llmlab.training.callbacks.stop import Stopped
 from llmlab.training.dashboard import sampled
 from llmlab.training.engine.run import run
 
@@ -45,6 +47,28 @@ def sft(base_run, folder, **more):
             **more,
         }
     )
+
+
+@pytest.mark.slow
+def test_a_stop_in_the_last_sample_loses_neither_sample_nor_best(base_run, tmp_path, monkeypatch):
+    whole = run(
+        sft(base_run, tmp_path, learning_rate=0.3, eval_every=2)
+    )  # which gets worse: `best/` is earlier
+    answer, folder = Samples.answer, tmp_path / "stopped"
+
+    def stopped(self):
+        if len(self.folder.samples()) == 3:  # of steps 0, 2, 4
+            monkeypatch.setattr(Samples, "answer", answer)
+            raise Stopped
+        return answer(self)
+
+    monkeypatch.setattr(Samples, "answer", stopped)
+    config = sft(base_run, tmp_path, learning_rate=0.3, eval_every=2, output_dir=str(folder))
+    assert run(config).model is None and RunFolder(folder).record["status"] == "stopped"
+    again = run(config)
+    assert RunFolder(folder).samples() == RunFolder(whole.folder).samples()
+    kept = [read_json(path / "best" / MANIFEST) for path in (whole.folder, again.folder)]
+    assert kept[0]["step"] == kept[1]["step"] < 6 and kept[0]["eval_loss"] == kept[1]["eval_loss"]
 
 
 @pytest.mark.slow

@@ -23,13 +23,7 @@ class BestModel(TrainerCallback):
     def __init__(self, folder: RunFolder, figure: str, save: Callable[..., None]):
         self.folder, self.figure, self.save = folder, figure, save
         self.sign = -1.0 if figure.endswith("loss") else 1.0
-        self.best = float("-inf")
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """Reads the figure of the weights that are in `best/`."""
-        value = read_json(self.folder.path / "best" / MANIFEST).get(self.figure)
+        value = read_json(folder.path / "best" / MANIFEST).get(figure)
         self.best = self.sign * value if isinstance(value, (int, float)) else float("-inf")
 
     def on_evaluate(
