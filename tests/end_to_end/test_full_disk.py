@@ -132,7 +132,7 @@ def test_stopped_while_it_waits_nothing_is_lost(base_run, small_disk, tmp_path):
     until(lambda: "the disk is full" in log.read_text() or child.poll() is not None, log.read_text)
     assert child.poll() is None, log.read_text()
     child.terminate()
-    assert child.wait(PATIENCE) == 1 and "earlier checkpoints are whole" in log.read_text()
+    assert child.wait(PATIENCE) == 1 and "earlier checkpoints are complete" in log.read_text()
     assert folder.checkpoints()[0].fault() == ""
     filler.unlink()
     again = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=PATIENCE)

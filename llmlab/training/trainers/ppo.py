@@ -187,7 +187,8 @@ class PPOTrainer(LabTrainerMixin, Trainer):
     def training_step(self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any) -> Tensor:
         """Does an update on the next mini-batch; rolls out first when there are no answers left."""
         update = self.state.global_step % self.updates_per_rollout
-        if update == 0 or self._buffered_inputs is None:
+        kept = self._buffered_inputs  # those of a checkpoint of an older version have other names
+        if update == 0 or kept is None or "old_log_probs" not in kept[0]:
             self.model.eval()  # the answers are the policy's own, without an adapter's dropout
             rollout = self._roll_out(inputs)
             first = self.accelerator.process_index * len(inputs)
