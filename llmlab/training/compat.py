@@ -1,7 +1,8 @@
 """Every private name of transformers, TRL, accelerate and peft that the lab depends on, with the reason.
 
 `PRIVATE` lists them; `tests/contracts/` checks each one's signature and behaviour, and that the code uses no
-other. A name that is gone raises at import, with the version of its library: nothing is skipped in silence.
+other. A module that subclasses a trainer checks its names when it is imported: one that is gone raises, with
+the version of its library.
 """
 
 from __future__ import annotations
@@ -122,6 +123,17 @@ def require(private: Private) -> Any:
             exit_code=1,
         )
     return getattr(owner, private.name)
+
+
+def check(owner: str) -> None:
+    """Looks whether a class has all private names that the lab takes from it.
+
+    Raises:
+        LabError: when its library has one of them no more.
+    """
+    for private in PRIVATE:
+        if private.owner == owner:
+            require(private)
 
 
 def counters(trainer: Any) -> dict[str, Any]:

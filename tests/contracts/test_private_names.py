@@ -58,6 +58,13 @@ def test_a_name_that_is_gone_says_so_with_the_version():
         require(Private("transformers.Trainer", "_gone", "a test"))
 
 
+def test_a_trainers_module_looks_at_import(monkeypatch):
+    gone = Private("trl.DPOTrainer", "_gone", "a test")
+    monkeypatch.setattr("llmlab.training.compat.PRIVATE", (gone,))
+    with pytest.raises(LabError, match="has no `_gone`"):
+        importlib.reload(importlib.import_module("llmlab.training.methods.dpo"))
+
+
 def trees():
     for path in sorted(ROOT.rglob("*.py")):
         yield path, ast.parse(path.read_text())

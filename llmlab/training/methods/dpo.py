@@ -24,6 +24,7 @@ from llmlab.errors import LabError
 from llmlab.models.adapters import set_dropout
 from llmlab.models.load import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
 from llmlab.models.resolve import resolve_model
+from llmlab.training import compat
 from llmlab.training.engine.arguments import rows_per_step
 from llmlab.training.engine.job import Job
 from llmlab.training.held_out import pair_weights
@@ -33,6 +34,9 @@ from llmlab.training.reference.scorer import with_reference
 from llmlab.training.trainers.base import LabTrainerMixin
 
 TRAIN = "\0train"  # no validation source has this name
+
+
+compat.check(compat.DPO)
 
 
 class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):

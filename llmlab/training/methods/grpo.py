@@ -44,6 +44,8 @@ from llmlab.training.sampling import (
 )
 from llmlab.training.trainers.base import LabTrainerMixin
 
+compat.check(compat.GRPO)
+
 
 class GRPOTrainer(LabTrainerMixin, trl.GRPOTrainer):
     """TRL's trainer whose reference is the policy as it was at the start, and that does the same in any

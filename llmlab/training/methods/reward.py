@@ -18,9 +18,12 @@ from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.models.adapters import set_dropout
 from llmlab.models.load import add_adapter, load_scorer, loading_kwargs
 from llmlab.models.resolve import resolve_model
+from llmlab.training import compat
 from llmlab.training.engine.job import Job
 from llmlab.training.held_out import pair_weights
 from llmlab.training.trainers.base import LabTrainerMixin
+
+compat.check("trl.RewardTrainer")
 
 
 class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):

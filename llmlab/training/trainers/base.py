@@ -42,6 +42,8 @@ from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diag
 from llmlab.training.order import SeededOrder
 from llmlab.training.trainers.saving import save_model
 
+compat.check(compat.TRAINER)
+
 # of an optimizer's parameter group, as the config has them
 HYPERPARAMETERS = ("weight_decay", "betas", "eps", "momentum", "nesterov")
 # options that a schedule follows from
