@@ -51,9 +51,9 @@ def tokenise(file: str) -> None:
     from llmlab.config import PretrainConfig, SourceConfig
     from llmlab.data.prepare import document_texts, pretrain_data
     from llmlab.data.tokenizer import train_tokenizer
-    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.libraries import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(print)
     tokenizer = train_tokenizer(document_texts(SourceConfig(name="llmlab:moby-dick")), 8192)
     size = Path(file).stat().st_size / 1e6
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -81,7 +81,7 @@ def packing(steps: int, batch: int) -> None:
 
     from llmlab.data.packing import PackedCollator, documents_table, pack, table_rows
     from llmlab.models import LabConfig, LabForCausalLM
-    from llmlab.training.engine.environment import tune_malloc
+    from llmlab.training.engine.memory import tune_malloc
 
     tune_malloc(sparing=False)
     rng = np.random.default_rng(0)

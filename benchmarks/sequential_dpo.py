@@ -54,11 +54,11 @@ def job(kind: str, given: argparse.Namespace) -> None:
     from llmlab.config import DPOConfig
     from llmlab.data.prepare import dpo_data
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+    from llmlab.libraries import quiet_libraries
     from llmlab.models.load import load_policy
     from llmlab.models.resolve import resolve_model
-    from llmlab.training.engine.environment import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(print)
     work = Path(given.folder)
     values = dict(
         policy_checkpoint=given.model,

@@ -37,7 +37,7 @@ from llmlab.config import (
 from llmlab.data.tasks import distinct_questions, questions
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
-from llmlab.screen import LabConsole
+from llmlab.screen import LabConsole, warn
 
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
@@ -102,9 +102,9 @@ def quickstart(
         )
     if not 0 < minutes <= 1440:
         raise LabError(f"`--minutes` {minutes:g} is out of range", remedy="use 1 to 1440")
-    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.libraries import quiet_libraries
 
-    quiet_libraries()
+    quiet_libraries(warn)
     scale, report, began = Scale(minutes, model is not None, seed), Report(), time.perf_counter()
     size = HELD_OUT if model is None else 40
     held_out = distinct_questions(size + size // 2, seed=1)

@@ -57,3 +57,8 @@ def styled(pattern: str, *values: object) -> Text:
 def screen() -> LabConsole:
     """Returns the console for progress: standard error, so that standard output carries results only."""
     return LabConsole(file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Prints a line that deserves attention on standard error."""
+    screen().print(text, style="yellow", highlight=False, soft_wrap=True)

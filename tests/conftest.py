@@ -15,8 +15,8 @@ import torch
 from hypothesis import settings
 
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig
+from llmlab.libraries import KNOWN_WARNINGS
 from llmlab.models import LabConfig, LabForCausalLM
-from llmlab.training.engine.environment import KNOWN_WARNINGS
 from tests.waiting import PATIENCE
 
 

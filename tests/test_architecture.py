@@ -10,7 +10,7 @@ from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent / "llmlab"
 LAYERS = {
-    **dict.fromkeys(("errors", "deferred", "files", "trust", "readable", "screen", "config"), 0),
+    **dict.fromkeys(("errors", "deferred", "files", "trust", "readable", "libraries", "screen", "config"), 0),
     **dict.fromkeys(("planning", "models", "data", "runs", "rewards"), 1),
     **dict.fromkeys(("training", "evaluation", "chat"), 2),
     **dict.fromkeys(("ui", "quickstart", "cli"), 3),

@@ -40,10 +40,11 @@ def verify_caches(
     loaded = load_for_run(config, None)
     if loaded.kind != "dpo" or loaded.reference != "sequential":
         raise LabError('is no "dpo" config with a sequential reference', where=str(config))
-    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.libraries import quiet_libraries
+    from llmlab.screen import warn
     from llmlab.training.reference.scorer import TOLERANCE, recompute
 
-    quiet_libraries()
+    quiet_libraries(warn)
     checked, largest = recompute(loaded, pairs)
     typer.echo(
         f"{checked:,} pairs recomputed: the largest difference is {largest:.3g} (log-probability of an"

@@ -53,9 +53,10 @@ def open_session(checkpoint: str, set_: list[str] | None) -> ChatSession:
 
     find_model(checkpoint)
     from llmlab.chat.session import ChatSession
+    from llmlab.libraries import quiet_libraries
     from llmlab.models.load import choose_device, load_model
-    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.screen import warn
 
-    quiet_libraries()
+    quiet_libraries(warn)
     model, tokenizer = load_model(checkpoint)
     return ChatSession(model.to(choose_device("auto")), tokenizer, settings, name=checkpoint)

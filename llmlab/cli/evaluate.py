@@ -87,10 +87,11 @@ def evaluate(
 def _measured(checkpoint: str, sources: list[SourceConfig], how: dict[str, Any]) -> list[Measured]:
     """Returns the figures of a model on each source."""
     from llmlab.evaluation.sources import measure
+    from llmlab.libraries import quiet_libraries
     from llmlab.models.load import choose_device, load_model
-    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.screen import warn
 
-    quiet_libraries()
+    quiet_libraries(warn)
     model, tokenizer = load_model(checkpoint)
     model = model.to(choose_device("auto"))
     return [measure(model, tokenizer, source, **how) for source in sources]
@@ -105,11 +106,12 @@ def _rewarded(
 ) -> list[Measured]:
     """Returns the mean reward of a model's answers, and how often it wins against another."""
     from llmlab.evaluation.wins import judged, load_speakers
+    from llmlab.libraries import quiet_libraries
     from llmlab.models.load import choose_device
-    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.screen import warn
     from llmlab.training.rewards import agree, weighted
 
-    quiet_libraries()
+    quiet_libraries(warn)
     agree(rewards)
     device = choose_device("auto")
     speakers = load_speakers(checkpoint, against, device)

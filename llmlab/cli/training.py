@@ -37,12 +37,14 @@ def run(
         for line in check_inputs(loaded):
             typer.echo(visible(line))
         return
-    from llmlab.training.engine.environment import destroy_process_group, is_main, quiet_libraries
+    from llmlab.libraries import quiet_libraries
+    from llmlab.screen import warn
+    from llmlab.training.engine.distributed import destroy_process_group, is_main
     from llmlab.training.engine.job import exit_code
     from llmlab.training.engine.run import run as train
     from llmlab.training.inputs import check_inputs
 
-    quiet_libraries()
+    quiet_libraries(warn)
     trust_names(trust)
     for line in check_inputs(loaded):
         if is_main() and "cannot be reached" in line:  # the libraries will ask again and again, for a minute
@@ -87,10 +89,11 @@ def merge(
     from llmlab.runs.folder import find_model
 
     find_model(checkpoint)
+    from llmlab.libraries import quiet_libraries
     from llmlab.models.merge import merge as merge_adapter
-    from llmlab.training.engine.environment import quiet_libraries
+    from llmlab.screen import warn
 
-    quiet_libraries()
+    quiet_libraries(warn)
     for line in merge_adapter(checkpoint, output):
         typer.echo(visible(line))
 

@@ -149,7 +149,7 @@ def test_they_depend_on_neither_micro_batch_nor_processes(configs, tmp_path):
 import sys
 from llmlab.config import load_config
 from llmlab.training.engine.run import run
-from llmlab.training.engine.environment import destroy_process_group
+from llmlab.training.engine.distributed import destroy_process_group
 for path in sys.argv[1:]:
     run(load_config(path))
 destroy_process_group()

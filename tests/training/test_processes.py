@@ -166,7 +166,7 @@ import torch
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.screen import LabConsole
-from llmlab.training.engine.environment import init_process_group, destroy_process_group
+from llmlab.training.engine.distributed import init_process_group, destroy_process_group
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
 init_process_group("cpu")
 part, rank = torch.nn.Linear(2, 2), os.environ["RANK"]

@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
-from llmlab.training.engine.environment import all_processes_agree
+from llmlab.training.engine.distributed import all_processes_agree
 
 RECENT = 50  # logged losses that a spike is measured against
 SPIKE = 6.0  # standard deviations above their mean

@@ -9,7 +9,7 @@ from typing import Any
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
 from llmlab.training.engine.context import RunContext
-from llmlab.training.engine.environment import processes
+from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.job import Job
 from llmlab.training.reach import may_be_unreached
 

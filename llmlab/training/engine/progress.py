@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from llmlab.runs.disk import FullDisk
@@ -14,7 +16,7 @@ from llmlab.training.callbacks.samples import Samples, opening
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.dashboard import Dashboard
 from llmlab.training.engine.context import RunContext
-from llmlab.training.engine.environment import is_main, peak_flops, processes
+from llmlab.training.engine.distributed import is_main, processes
 from llmlab.training.engine.job import Job
 from llmlab.training.registry import STAGES
 
@@ -101,3 +103,21 @@ def flops_per_token(model: PreTrainedModel) -> float:
         for p in model.parameters()
         if p.ndim > 1 and id(p) not in lookups
     )
+
+
+def peak_flops(device: str, precision: str) -> float:
+    """Returns the FLOPs a second that the device reaches in a matrix product: the best of a few,
+    in a fraction of a second.
+    """
+    size, dtype = (4096, torch.bfloat16) if device == "cuda" else (768, torch.float32)
+    if precision == "fp32":
+        dtype = torch.float32
+    one = torch.ones(size, size, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(6):
+        began = time.perf_counter()
+        one @ one
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best

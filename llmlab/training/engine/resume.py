@@ -26,7 +26,7 @@ from llmlab.models.identity import known_weights
 from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.folder import RECORD, RUN_CONFIG, RunFolder, read_json
 from llmlab.training.engine.contents import FSDP_FILES, refuse_damaged
-from llmlab.training.engine.environment import processes
+from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.run_dir import candidate_folders, run_lock
 
 # options that name a model

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from llmlab.config.training import TrainingConfig
 from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
+from llmlab.libraries import quiet_within
 from llmlab.models.adapters import without_adapter
 from llmlab.models.resolve import with_newest
 from llmlab.planning.report import before_a_run
@@ -34,14 +35,11 @@ from llmlab.training.engine.arguments import (
 )
 from llmlab.training.engine.checkpointing import CheckpointWriter
 from llmlab.training.engine.context import RunContext
-from llmlab.training.engine.environment import (
+from llmlab.training.engine.distributed import (
     broadcast_from_main,
-    free_memory,
     init_process_group,
     is_main,
     processes,
-    quiet_within,
-    tune_malloc,
 )
 from llmlab.training.engine.errors import (
     OutOfMemory,
@@ -53,6 +51,7 @@ from llmlab.training.engine.errors import (
     write_failed,
 )
 from llmlab.training.engine.job import Job, RunResult
+from llmlab.training.engine.memory import free_memory, tune_malloc
 from llmlab.training.engine.progress import Progress
 from llmlab.training.engine.resume import ResumePlan, as_run, resolve_resume
 from llmlab.training.optimizers import build_optimizer
@@ -77,7 +76,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
     console = (console or screen()) if is_main() else LabConsole(quiet=True)
     tune_malloc(sparing=config.gradient_checkpointing)
     context = RunContext.of(config, console)
-    with quiet_within(console):
+    with quiet_within(context.warn):
         init_process_group(context.device)
         context = context.with_config(broadcast_from_main(lambda: with_newest(config)))
         while True:

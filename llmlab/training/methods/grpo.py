@@ -28,7 +28,7 @@ from llmlab.models.load import load_policy, stop_at_turn_ends
 from llmlab.models.resolve import resolve_model
 from llmlab.models.transformer.modeling import real_positions
 from llmlab.training import compat
-from llmlab.training.engine.environment import processes
+from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.job import Job
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RepeatedOrder

@@ -34,7 +34,8 @@ from llmlab.models.identity import weights_fingerprint
 from llmlab.models.load import choose_device, choose_precision, load_model, loading_kwargs
 from llmlab.models.log_probs import score_labels
 from llmlab.runs.folder import find_model
-from llmlab.training.engine.environment import free_memory, processes
+from llmlab.training.engine.distributed import processes
+from llmlab.training.engine.memory import free_memory
 from llmlab.training.padding_free import packed_log_probs
 from llmlab.training.reference.cache import SUMS, Item, ReferenceCache, item_key, nearest_difference
 

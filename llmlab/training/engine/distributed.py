@@ -1,0 +1,78 @@
+"""The processes of a job: how many there are, which one speaks, and what they have to agree on."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from llmlab.errors import LabError
+
+T = TypeVar("T")
+
+
+def processes() -> int:
+    """Returns the number of processes of the job, as `torchrun` and `accelerate launch` start them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Returns whether this process writes and speaks for the job."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def init_process_group(device: str) -> None:
+    """Connects the processes of a job, where there are several."""
+    if processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")
+
+
+def destroy_process_group() -> None:
+    """Ends the connection between the processes of a job: its threads must not be running when the process
+    ends.
+
+    They run as long as any model that was shared holds the connection, and trainers hold themselves: these go
+    first. A thread that still ran was seen to abort the process after its work was done.
+    """
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
+def broadcast_from_main(decide: Callable[[], T]) -> T:
+    """Returns what the main process decides, in every process of the job.
+
+    Raises:
+        LabError: in every process, when deciding does.
+    """
+    if processes() == 1:
+        return decide()
+    from accelerate.utils import broadcast_object_list
+
+    box: list[object] = [None, None]  # what was decided; the parts of a LabError
+    if is_main():
+        try:
+            box[0] = decide()
+        except LabError as error:
+            box[1] = (error.what, error.where, error.remedy, error.exit_code)
+    broadcast_object_list(box)
+    if box[1]:
+        what, where, remedy, exit_code = cast(tuple[str, str, str, int], box[1])
+        raise LabError(what, where=where, remedy=remedy, exit_code=exit_code)
+    return cast(T, box[0])
+
+
+def all_processes_agree(holds: bool) -> bool:
+    """Returns whether something holds in every process of the job; all of them have to ask,
+    and wait for each other.
+    """
+    if processes() == 1:
+        return holds
+    from accelerate.utils import gather_object
+
+    return all(gather_object([holds]))
