@@ -10,9 +10,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from llmlab.config import SourceConfig
-from llmlab.data.catalogue import entry, entry_like, reading_for
+from llmlab.data.catalogue import entry, entry_like, mapping_for
+from llmlab.data.mapping import RowMapping
 from llmlab.data.parsers import TREE_COLUMNS, conversations_of_tree
-from llmlab.data.schemas import Reading, Row, RowFault, choose
+from llmlab.data.recognition import ByHand, choose_mapping
+from llmlab.data.schemas import CONVERSATIONS, InvalidRow, Row
 from llmlab.data.sources import PIECE, load_rows, row_place
 from llmlab.errors import LabError
 
@@ -23,7 +25,7 @@ LOOKED_AT_FIRST = 1000  # rows that are checked before any work is done on a sou
 
 
 @dataclass
-class Tally:
+class RowCounter:
     """Rows that were left out or changed: reason -> how many, and which was the first (counted from 0)."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -50,35 +52,35 @@ class Tally:
 
 @dataclass
 class OpenSource:
-    """A source with its reading.
+    """A source with its mapping.
 
     Attributes:
         config: what was asked for.
         rows: its raw rows, stored or streamed.
-        reading: from a raw row to the canonical one.
+        mapping: from a raw row to the canonical one.
     """
 
     config: SourceConfig
     rows: Dataset | IterableDataset
-    reading: Reading
+    mapping: RowMapping
 
     @property
     def is_stream(self) -> bool:
         """Whether the rows come as they are read, their number unknown."""
         return not hasattr(self.rows, "__len__")
 
-    def read(self, number: int, row: Row, tally: Tally) -> Row | None:
+    def read(self, number: int, row: Row, counter: RowCounter) -> Row | None:
         """Returns the canonical row, or None for one that is left out (and counted).
 
         Raises:
             LabError: when the row is of a wrong form and the source's `bad_rows` says to stop there.
         """
         try:
-            return self.reading(row)
-        except RowFault as fault:
-            if fault.wrong_form and self.config.bad_rows == "stop":
+            return self.mapping(row)
+        except InvalidRow as fault:
+            if fault.malformed and self.config.bad_rows == "stop":
                 raise self.bad_row(number, fault.reason) from None
-            tally.add(fault.reason, number)
+            counter.add(fault.reason, number)
             return None
 
     def bad_row(self, number: int, reason: str) -> LabError:
@@ -95,14 +97,14 @@ class OpenSource:
         Raises:
             LabError: when one is of a wrong form.
         """
-        tally = Tally()
+        counter = RowCounter()
         for number, row in enumerate(islice(each_row(self.rows), count)):
-            self.read(number, row, tally)
+            self.read(number, row, counter)
 
-    def canonical(self, tally: Tally) -> Iterator[tuple[int, Row]]:
+    def canonical(self, counter: RowCounter) -> Iterator[tuple[int, Row]]:
         """Yields number and canonical row of all rows that are not left out."""
         for number, row in enumerate(each_row(self.rows)):
-            made = self.read(number, row, tally)
+            made = self.read(number, row, counter)
             if made is not None:
                 yield number, made
 
@@ -124,8 +126,8 @@ def open_source(
                 where=source.name,
                 remedy="`llmlab data catalog`",
             )
-        by_hand = {"format": source.format != "auto", "columns": source.columns, "prompt": source.prompt}
-        if beside := next((option for option, given in by_hand.items() if given), ""):
+        set_too = {"format": source.format != "auto", "columns": source.columns, "prompt": source.prompt}
+        if beside := next((option for option, given in set_too.items() if given), ""):
             raise LabError(
                 f"`like` and `{beside}` both say how rows are read",
                 where=source.name,
@@ -139,24 +141,22 @@ def open_source(
     columns = list(rows.column_names or sample)
     label = (source.columns or {}).get("label", "label")
     names = getattr((rows.features or {}).get(label), "names", None)
-    reading = choose(
-        columns,
-        sample,
-        needed,
-        source.name,
-        shape=source.format,
-        mapping=source.columns,
-        prompt=source.prompt or "",
-        labels=tuple(source.labels or (() if known else names or ())),
-        known=reading_for(known, needed),
+    by_hand = ByHand(
+        source.format,
+        source.columns or {},
+        source.prompt or "",
+        tuple(source.labels or (() if known else names or ())),
     )
-    if source.labels and reading.shape != "classification":
+    mapping = choose_mapping(
+        columns, sample, needed, source.name, by_hand=by_hand, known=mapping_for(known, needed)
+    )
+    if source.labels and mapping.shape != "classification":
         raise LabError(
-            f"`labels` names the labels of a classification; the rows are read as {reading.shape}",
+            f"`labels` names the labels of a classification; the rows are read as {mapping.shape}",
             where=source.name,
             remedy='leave it out, or set `format` to "classification"',
         )
-    if reading.shape in ("messages", "prompt_completion") and not {"prompt", "prompt_answer"} & set(needed):
+    if mapping.shape in CONVERSATIONS and not {"prompt", "prompt_answer"} & set(needed):
         marks = [name for name in ("label", "labels") if isinstance(sample.get(name), bool)]
         if marks:
             raise LabError(
@@ -165,7 +165,7 @@ def open_source(
                 where=source.name,
                 remedy=f"keep the rows with a true `{marks[0]}` in a file of their own, without that column",
             )
-    return OpenSource(source, rows, reading)
+    return OpenSource(source, rows, mapping)
 
 
 def each_row(rows: Any, batch_size: int = 100) -> Iterator[Row]:
@@ -203,5 +203,5 @@ def _untangled(source: SourceConfig, rows: Any) -> Dataset:
         )
     try:
         return Dataset.from_list(list(conversations_of_tree(rows)))
-    except RowFault as fault:
+    except InvalidRow as fault:
         raise LabError(fault.reason, where=source.name) from None

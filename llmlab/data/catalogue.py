@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmlab.data import parsers
-from llmlab.data.schemas import Reading
+from llmlab.data.mapping import RowMapping
 
 # hub ids of earlier days
 ALIASES = {
@@ -31,7 +31,7 @@ class Entry:
 
     Attributes:
         id: on the hub.
-        readings: how its rows can be read, the usual one first.
+        mappings: how its rows can be read, the usual one first.
         rows: their number, in words.
         domain: what it is about.
         stages: kinds of runs that it serves.
@@ -42,7 +42,7 @@ class Entry:
     """
 
     id: str
-    readings: tuple[Reading, ...]
+    mappings: tuple[RowMapping, ...]
     rows: str
     domain: str
     stages: tuple[str, ...]
@@ -54,19 +54,19 @@ class Entry:
     @property
     def becomes(self) -> str:
         """The shapes of its rows, in words."""
-        return ", ".join(reading.shape.replace("_", " + ") for reading in self.readings)
+        return ", ".join(mapping.shape.replace("_", " + ") for mapping in self.mappings)
 
 
-def _classification(prompt: str, labels: tuple[str, ...], label: str = "label") -> Reading:
-    return Reading("classification", {"label": label}, prompt, labels)
+def _classification(prompt: str, labels: tuple[str, ...], label: str = "label") -> RowMapping:
+    return RowMapping("classification", {"label": label}, prompt, labels)
 
 
-def _text(column: str = "text", prompt: str = "") -> Reading:
-    return Reading("text", {"text": column}, prompt)
+def _text(column: str = "text", prompt: str = "") -> RowMapping:
+    return RowMapping("text", {"text": column}, prompt)
 
 
-def _answer(prompt: str = "question", completion: str = "answer", **columns: str) -> Reading:
-    return Reading("prompt_completion", {"prompt": prompt, "completion": completion, **columns})
+def _answer(prompt: str = "question", completion: str = "answer", **columns: str) -> RowMapping:
+    return RowMapping("prompt_completion", {"prompt": prompt, "completion": completion, **columns})
 
 
 def _glue(
@@ -85,8 +85,8 @@ def _glue(
 
 
 INSTRUCTION = _answer("instruction", "output", input="input")
-PREFERENCE = Reading("preference", {"chosen": "chosen", "rejected": "rejected", "prompt": "prompt"})
-MESSAGES = Reading("messages", {"messages": "messages"})
+PREFERENCE = RowMapping("preference", {"chosen": "chosen", "rejected": "rejected", "prompt": "prompt"})
+MESSAGES = RowMapping("messages", {"messages": "messages"})
 CORPUS, CHAT, TUNE, PAIRS = ("pretrain",), ("sft",), ("sft", "evaluate"), ("dpo", "reward")
 REWARDED = ("sft", "grpo", "ppo", "evaluate")
 
@@ -158,7 +158,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "nyu-mll/glue",
-        (Reading("prompt_completion", parser=parsers.similarity),),
+        (RowMapping("prompt_completion", parser=parsers.similarity),),
         "5,749 / 1,500",
         "language",
         TUNE,
@@ -193,7 +193,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "TheFinAI/fiqa-sentiment-classification",
-        (Reading("classification", parser=parsers.signed_sentiment),),
+        (RowMapping("classification", parser=parsers.signed_sentiment),),
         "822 / 117 / 234",
         "finance",
         TUNE,
@@ -202,7 +202,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "cais/mmlu",
-        (Reading("classification", parser=parsers.mmlu),),
+        (RowMapping("classification", parser=parsers.mmlu),),
         "14,042 test",
         "knowledge",
         TUNE,
@@ -211,7 +211,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "TIGER-Lab/MMLU-Pro",
-        (Reading("classification", parser=parsers.mmlu_pro),),
+        (RowMapping("classification", parser=parsers.mmlu_pro),),
         "12,000",
         "knowledge",
         TUNE,
@@ -250,7 +250,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "openai/gsm8k",
-        (_answer(), Reading("prompt_answer", parser=parsers.gsm8k_answer)),
+        (_answer(), RowMapping("prompt_answer", parser=parsers.gsm8k_answer)),
         "7,473 / 1,319",
         "mathematics",
         REWARDED,
@@ -260,8 +260,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "yale-nlp/FinanceMath",
         (
-            Reading("prompt_completion", parser=parsers.finance_math),
-            Reading("prompt_answer", parser=parsers.finance_math_answer),
+            RowMapping("prompt_completion", parser=parsers.finance_math),
+            RowMapping("prompt_answer", parser=parsers.finance_math_answer),
         ),
         "200 / 1,000",
         "finance",
@@ -272,8 +272,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "deepmind/math_dataset",
         (
-            Reading("prompt_completion", parser=parsers.math_dataset),
-            Reading("prompt_answer", parser=parsers.math_dataset_answer),
+            RowMapping("prompt_completion", parser=parsers.math_dataset),
+            RowMapping("prompt_answer", parser=parsers.math_dataset_answer),
         ),
         "2M per module",
         "mathematics",
@@ -291,7 +291,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "AdaptLLM/finance-tasks",
-        (Reading("prompt_completion", parser=parsers.finance_task),),
+        (RowMapping("prompt_completion", parser=parsers.finance_task),),
         "23k",
         "finance",
         ("evaluate",),
@@ -350,7 +350,7 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry(
         "OpenAssistant/oasst1",
-        (Reading("messages"),),
+        (RowMapping("messages"),),
         "84,437 / 4,401 messages",
         "conversation",
         CHAT,
@@ -360,7 +360,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry("tatsu-lab/alpaca", (INSTRUCTION,), "52,002", "instructions", CHAT),
     Entry(
         "Anthropic/hh-rlhf",
-        (Reading("preference", {"chosen": "chosen", "rejected": "rejected"}),),
+        (RowMapping("preference", {"chosen": "chosen", "rejected": "rejected"}),),
         "160,800 / 8,552",
         "helpful and harmless",
         PAIRS,
@@ -370,7 +370,7 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "argilla/ultrafeedback-binarized-preferences",
         (
-            Reading(
+            RowMapping(
                 "preference",
                 {"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
             ),
@@ -426,8 +426,8 @@ def entry_like(text: str) -> Entry | None:
     return found or (entry(head, subset) if head else None)
 
 
-def reading_for(known: Entry | None, needed: tuple[str, ...]) -> Reading | None:
-    """Returns the reading of an entry that gives a needed shape; the usual one where none does."""
+def mapping_for(known: Entry | None, needed: tuple[str, ...]) -> RowMapping | None:
+    """Returns the mapping of an entry that gives a needed shape; the usual one where none does."""
     if known is None:
         return None
-    return next((r for r in known.readings if r.makes in needed or r.shape in needed), known.readings[0])
+    return next((each for each in known.mappings if each.serves(needed)), known.mappings[0])

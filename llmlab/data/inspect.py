@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmlab.config import SourceConfig
-from llmlab.data.canonical import Tally, each_row, open_source
+from llmlab.data.canonical import RowCounter, each_row, open_source
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair
-from llmlab.data.schemas import SHAPES, Row, RowFault, to_messages
+from llmlab.data.schemas import SHAPES, InvalidRow, Row, to_messages
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
         LabError: when it cannot be read or its columns fit no shape.
     """
     opened = open_source(source, SHAPES)
-    tally, rows, content, labels = Tally(), [], Counter(), Counter()
+    counter, rows, content, labels = RowCounter(), [], Counter(), Counter()
     first: dict[str, int] = {}
     number = -1
     for number, raw in enumerate(islice(each_row(opened.rows), limit)):
-        row = opened.read(number, raw, tally)
+        row = opened.read(number, raw, counter)
         if row is None:
             continue
         rows.append(row)
@@ -117,9 +117,9 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
             first.setdefault("again", number)
         if "choices" in row:
             labels[row["completion"]] += 1
-    notes = tally.notes(source)
+    notes = counter.notes(source)
     if again := sum(count - 1 for count in content.values()):
-        doubles = Tally()
+        doubles = RowCounter()
         doubles.add("the same as an earlier row", first["again"], again)
         notes += doubles.notes(source, "found" if source.duplicates == "keep" else "left out")
     complete = number + 1 < limit or (not opened.is_stream and len(opened.rows) == number + 1)
@@ -127,9 +127,9 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
         source,
         number + 1,
         complete,
-        opened.reading.shape,
-        opened.reading.columns,
-        opened.reading.prompt,
+        opened.mapping.shape,
+        opened.mapping.columns,
+        opened.mapping.prompt,
         notes,
         dict(labels),
         {},
@@ -140,7 +140,7 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
         ]
         try:
             found.lengths = lengths_of(chosen, tokenizer)
-        except RowFault as fault:
+        except InvalidRow as fault:
             raise LabError(
                 fault.reason, where=source.name, remedy="another `--tokenizer` may have a template for it"
             ) from None

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from llmlab.data.schemas import Row, RowFault, at, choice, user
+from llmlab.data.columns import at
+from llmlab.data.schemas import InvalidRow, Row, choice, user
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -21,13 +22,13 @@ def mmlu_pro(row: Row) -> Row:
     """Returns an MMLU-Pro row, whose answer is a letter from A to J."""
     letter = at(row, "answer")
     if len(letter) != 1 or letter not in LETTERS:
-        raise RowFault(f"answer {letter!r} is no letter from A to J", wrong_form=True)
+        raise InvalidRow(f"answer {letter!r} is no letter from A to J", malformed=True)
     return _letters(at(row, "question"), at(row, "options", list), LETTERS.index(letter))
 
 
 def _letters(question: str, options: list[Any], right: int) -> Row:
     if not 0 <= right < len(options) or len(options) > len(LETTERS):
-        raise RowFault(f"answer {right} is none of {len(options)} choices", wrong_form=True)
+        raise InvalidRow(f"answer {right} is none of {len(options)} choices", malformed=True)
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     prompt = "\n".join([question.strip(), *lines, "Answer:"])
     return choice(user(prompt), LETTERS[right], LETTERS[: len(options)])
@@ -39,7 +40,7 @@ def finance_task(row: Row) -> Row:
     if row.get("options"):
         right, options = at(row, "gold_index", int), at(row, "options", list)
         if not 0 <= right < len(options):
-            raise RowFault(f"gold_index {right} is none of {len(options)} options", wrong_form=True)
+            raise InvalidRow(f"gold_index {right} is none of {len(options)} options", malformed=True)
         return choice(
             user(question), str(options[right]).strip(), [str(option).strip() for option in options]
         )
@@ -50,7 +51,7 @@ def similarity(row: Row) -> Row:
     """Returns an STS-B row as a score in words: 0 to 5 with one decimal."""
     score = at(row, "label", (float, int))
     if score < 0:
-        raise RowFault("has no label")
+        raise InvalidRow("has no label")
     prompt = (
         "How similar in meaning are these sentences, from 0.0 (nothing in common) to 5.0 (the same)?\n\n"
         f"Sentence 1: {at(row, 'sentence1')}\nSentence 2: {at(row, 'sentence2')}\nSimilarity:"
@@ -78,7 +79,7 @@ def finance_math(row: Row) -> Row:
     tables = "\n\n".join(str(table) for table in row.get("tables") or [])
     question = f"{tables}\n\n{at(row, 'question')}".strip()
     if not row.get("python_solution"):
-        raise RowFault("has no solution (the test split keeps its own)")
+        raise InvalidRow("has no solution (the test split keeps its own)")
     return {"prompt": user(question), "completion": at(row, "python_solution")}
 
 
@@ -86,7 +87,7 @@ def finance_math_answer(row: Row) -> Row:
     """Returns a FinanceMath row with its number as the right answer."""
     tables = "\n\n".join(str(table) for table in row.get("tables") or [])
     if row.get("ground_truth") is None:
-        raise RowFault("has no answer (the test split keeps its own)")
+        raise InvalidRow("has no answer (the test split keeps its own)")
     return {
         "prompt": user(f"{tables}\n\n{at(row, 'question')}".strip()),
         "answer": f"{at(row, 'ground_truth', (float, int)):g}",
@@ -97,7 +98,7 @@ def gsm8k_answer(row: Row) -> Row:
     """Returns a GSM8K row with the number after `####` as the right answer."""
     _, mark, number = at(row, "answer").rpartition("####")
     if not mark:
-        raise RowFault("no answer after ####", wrong_form=True)
+        raise InvalidRow("no answer after ####", malformed=True)
     return {"prompt": user(at(row, "question")), "answer": number.strip().replace(",", "")}
 
 
@@ -127,7 +128,7 @@ def conversations_of_tree(rows: Iterable[Row]) -> Iterator[Row]:
     conversation comes twice.
 
     Raises:
-        RowFault: when a message lacks an id, a role or its text.
+        InvalidRow: when a message lacks an id, a role or its text.
     """
     children: dict[str | None, list[str]] = defaultdict(list)
     messages: dict[str, tuple[str | None, dict[str, str]]] = {}

@@ -16,12 +16,12 @@ import numpy as np
 from llmlab.config import DPOConfig, DualHeadConfig, PretrainConfig, RewardConfig, SFTConfig, SourceConfig
 from llmlab.config.sources import shares, short_names
 from llmlab.data.cache import cached, read_rows, write_tables
-from llmlab.data.canonical import Tally, open_source
+from llmlab.data.canonical import RowCounter, open_source
 from llmlab.data.catalogue import entry, entry_like
 from llmlab.data.mixture import is_held_out, mixture
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.rendering import IGNORED, render, tokenize_apart, tokenize_conversation, tokenize_pair
-from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, Row, RowFault, to_messages
+from llmlab.data.schemas import CONVERSATIONS, PARTS_OF_A_TURN, TOOLS, InvalidRow, Row, to_messages
 from llmlab.data.sources import PIECE, fingerprint
 from llmlab.data.tokens import Tokens, tokenised, tokenizer_hash
 from llmlab.errors import LabError
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from llmlab.data.stream import PackedStream, Reader
 
 CHARACTERS = 8  # of a token, generously
-CONVERSATIONS = ("messages", "prompt_completion")
 
 
 @dataclass
@@ -261,13 +260,13 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
     def read(source: SourceConfig) -> list[tuple[int, dict[str, Any]]]:
         _refuse_stream(source)
         opened = open_source(source, prompt_shapes(source))
-        tally = Tally()
+        counter = RowCounter()
         rows = []
         seen: set[str] = set()
-        for number, row in opened.canonical(tally):
+        for number, row in opened.canonical(counter):
             if source.duplicates == "drop":
                 if repr(row) in seen:
-                    tally.add("the same as an earlier row", number)
+                    counter.add("the same as an earlier row", number)
                     continue
                 seen.add(repr(row))
             turns = row.get("prompt") or row["messages"][:-1]
@@ -277,19 +276,19 @@ def prompts_data(config: Any, tokenizer: PreTrainedTokenizerBase) -> Prepared:
                     number, f"the prompt holds `{held[0]}`: {config.kind} answers text alone"
                 )
             if held:
-                tally.add(f"the prompt holds `{held[0]}`", number)
+                counter.add(f"the prompt holds `{held[0]}`", number)
             elif not turns:
-                tally.add("no prompt", number)
+                counter.add("no prompt", number)
             elif (
                 len(tokenizer(render(tokenizer, turns, generate=True))["input_ids"])
                 > config.max_prompt_length
             ):
-                tally.add(f"prompt longer than `max_prompt_length` {config.max_prompt_length}", number)
+                counter.add(f"prompt longer than `max_prompt_length` {config.max_prompt_length}", number)
             else:
                 rows.append(
                     (number, {"prompt": turns, "answer": row.get("answer") or row.get("completion") or ""})
                 )
-        notes.extend(tally.notes(source))
+        notes.extend(counter.notes(source))
         return rows
 
     parts, held = [], {}
@@ -329,15 +328,15 @@ def conversation_tokens(
     `cut`.
 
     Raises:
-        RowFault: when it is too long and to be dropped, or has nothing to learn within `max_length`.
+        InvalidRow: when it is too long and to be dropped, or has nothing to learn within `max_length`.
     """
     made = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
     cut = len(made["input_ids"]) > config.max_length
     if cut and config.overlong == "drop":
-        raise RowFault(f"longer than `max_length` {config.max_length}")
+        raise InvalidRow(f"longer than `max_length` {config.max_length}")
     labels = made["labels"][: config.max_length]
     if all(label == IGNORED for label in labels[1:]):
-        raise RowFault(f"nothing to learn within `max_length` {config.max_length}")
+        raise InvalidRow(f"nothing to learn within `max_length` {config.max_length}")
     return {"input_ids": made["input_ids"][: config.max_length], "labels": labels, "cut": cut}
 
 
@@ -346,15 +345,15 @@ def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row
     whether it was `cut`.
 
     Raises:
-        RowFault: when it is too long and to be dropped, or does not end with an answer.
+        InvalidRow: when it is too long and to be dropped, or does not end with an answer.
     """
     turns = to_messages(row)
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        raise RowFault("does not end with an answer")
+        raise InvalidRow("does not end with an answer")
     made = tokenize_apart(tokenizer, turns)
     cut = max(map(len, made.values())) > config.max_length
     if cut and config.overlong == "drop":
-        raise RowFault(f"longer than `max_length` {config.max_length}")
+        raise InvalidRow(f"longer than `max_length` {config.max_length}")
     return {**{name: ids[: config.max_length] for name, ids in made.items()}, "cut": cut}
 
 
@@ -364,15 +363,15 @@ def pair_tokens(
     """Returns `prompt_ids`, `chosen_ids` and `rejected_ids` of a canonical pair, and whether it was `cut`.
 
     Raises:
-        RowFault: when it is too long and to be dropped, or nothing is left that tells the answers apart.
+        InvalidRow: when it is too long and to be dropped, or nothing is left that tells the answers apart.
     """
     pair = (row["prompt"], row["chosen"], row["rejected"])
     made = tokenize_pair(tokenizer, *pair, config.max_length, config.max_prompt_length)
     cut = made.pop("cut")
     if cut and config.overlong == "drop":
-        raise RowFault(f"longer than `max_length` {config.max_length}")
+        raise InvalidRow(f"longer than `max_length` {config.max_length}")
     if made["chosen_ids"] == made["rejected_ids"]:
-        raise RowFault(
+        raise InvalidRow(
             f"equal answers within `max_length` {config.max_length}" if cut else "equal answers in tokens"
         )
     return {**made, "cut": cut}
@@ -391,7 +390,7 @@ def answer_tokens(
         row: canonical.
 
     Raises:
-        RowFault: when it cannot be used.
+        InvalidRow: when it cannot be used.
     """
     if "chosen" in row:
         made = pair_tokens(tokenizer, config, row)
@@ -414,7 +413,7 @@ def document_texts(source: SourceConfig) -> Iterator[str]:
         LabError: when the source cannot be read.
     """
     opened = open_source(source, ("text", *CONVERSATIONS, "preference", "prompt_answer"))
-    for _, row in opened.canonical(Tally()):
+    for _, row in opened.canonical(RowCounter()):
         turns = row.get("messages") or row.get("prompt") or []
         said = [row[name] for name in ("text", "completion", "chosen", "rejected", "answer") if name in row]
         yield "\n".join([*(turn["content"] for turn in turns), *said])
@@ -455,7 +454,9 @@ def _write_packed(
     rows = write_tables(tables(), folder / "rows.arrow")
     stream.encode = encode
     notes = [
-        note for tally, source in zip(stream.tallies, sources, strict=True) for note in tally.notes(source)
+        note
+        for counter, source in zip(stream.counters, sources, strict=True)
+        for note in counter.notes(source)
     ]
     padding = round(1 - sizes[1] / max(1, rows * length), 4)
     return {"rows": rows, "bytes": sizes[0], "tokens": sizes[1], "padding": padding, "notes": notes}
@@ -516,7 +517,7 @@ def _streamed_sft(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key:
         for row in rows:
             try:
                 made.append(make(row))
-            except RowFault as fault:
+            except InvalidRow as fault:
                 left_out[fault.reason] += 1
         return documents_table(
             {name: [np.array(row[name], np.int32) for row in made] for name in ("input_ids", "labels")}
@@ -560,7 +561,7 @@ def prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
     """
     known = entry_like(source.like) if source.like else entry(source.name, source.subset)
     by_hand = source.format != "auto" or source.columns or source.prompt
-    if known and not by_hand and any(reading.shape == "prompt_answer" for reading in known.readings):
+    if known and not by_hand and any(each.shape == "prompt_answer" for each in known.mappings):
         return ("prompt_answer",)
     return ("prompt_answer", *CONVERSATIONS, "preference", "prompt")
 

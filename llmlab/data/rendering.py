@@ -6,7 +6,7 @@ from bisect import bisect_left
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, Messages, RowFault
+from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, InvalidRow, Messages
 from llmlab.data.templates import SECONDS, TooLong, TooMuch, apply_template
 from llmlab.errors import LabError
 
@@ -49,7 +49,7 @@ def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
     and without.
 
     Raises:
-        RowFault: naming the part and its turn.
+        InvalidRow: naming the part and its turn.
     """
     held = [
         (index, part)
@@ -65,7 +65,7 @@ def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
         bare = [*messages[:index], _without(messages[index], part), *messages[index + 1 :]]
         if render(tokenizer, bare) == whole and not (part == "name" and value in whole):
             where = "the conversation" if part == TOOLS else f"turn {index + 1}"
-            raise RowFault(f"the chat template leaves out the `{part}` of {where}", wrong_form=True)
+            raise InvalidRow(f"the chat template leaves out the `{part}` of {where}", malformed=True)
 
 
 def _without(turn: dict[str, Any], part: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from llmlab.data.canonical import OpenSource, Tally
+from llmlab.data.canonical import OpenSource, RowCounter
 from llmlab.data.mixture import is_held_out, sources_at
 from llmlab.data.packing import documents_table, pack, table_rows
 from llmlab.data.sources import GOES_ON, damaged
@@ -41,7 +41,7 @@ def _repeated(opened: OpenSource) -> frozenset[int]:
     """
     seen: set[bytes] = set()
     again = []
-    for number, row in opened.canonical(Tally()):
+    for number, row in opened.canonical(RowCounter()):
         content = hashlib.sha256(repr(row).encode()).digest()[:16]
         if content in seen:
             again.append(number)
@@ -63,7 +63,7 @@ class Reader:
         stored = not opened.is_stream
         self.rows = opened.rows.to_iterable_dataset() if stored else opened.rows
         self.head_only = opened.config.streaming and held_out  # nobody reads a whole stream for validation
-        self.tally = Tally()
+        self.counter = RowCounter()
         self.passes = 0
         self._again = _repeated(opened) if opened.config.duplicates == "drop" else frozenset()
         self._begin()
@@ -140,9 +140,9 @@ class Reader:
             if bool(held) != self.held_out:
                 return []
         if number in self._again:
-            self.tally.add("the same as an earlier row", number)
+            self.counter.add("the same as an earlier row", number)
             return []
-        made = self.opened.read(number, row, self.tally)
+        made = self.opened.read(number, row, self.counter)
         if made is None:
             return []
         if "text" not in made:
@@ -183,7 +183,7 @@ class PackedStream(IterableDataset):
         self.snapshot_every = 0  # rows; 0 takes no snapshots
         self.snapshots: deque[dict[str, Any]] = deque(maxlen=SNAPSHOTS)
         self.start: dict[str, Any] | None = None
-        self.tallies: list[Tally] = []
+        self.counters: list[RowCounter] = []
         self.left_out: Counter[str] = Counter()  # rows that gave no tokens, by reason
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -213,7 +213,7 @@ class PackedStream(IterableDataset):
         """Returns what was left out of the stream so far, one line a reason;
         counted in the process that reads it.
         """
-        counts = sum((Counter(tally.counts) for tally in self.tallies), start=Counter()) + self.left_out
+        counts = sum((Counter(counter.counts) for counter in self.counters), start=Counter()) + self.left_out
         return [f"left out {count:,} rows of the stream: {reason}" for reason, count in counts.items()]
 
     def tables(self) -> Iterator[pa.Table]:
@@ -232,7 +232,7 @@ class PackedStream(IterableDataset):
         """Yields (the state before it, documents) of each window, from a state on."""
         while True:
             readers = self.make_readers()
-            self.tallies = [reader.tally for reader in readers]
+            self.counters = [reader.counter for reader in readers]
             position, done = (state["position"], set(state["done"])) if state else (0, set())
             for reader, place in zip(readers, state["readers"] if state else [], strict=bool(state)):
                 reader.restore(place)

@@ -15,9 +15,9 @@ import numpy as np
 
 from llmlab.config import SourceConfig
 from llmlab.data.cache import cached, read_rows, write_tables
-from llmlab.data.canonical import OpenSource, Tally, open_source
+from llmlab.data.canonical import OpenSource, RowCounter, open_source
 from llmlab.data.mixture import is_held_out
-from llmlab.data.schemas import Row, RowFault
+from llmlab.data.schemas import InvalidRow, Row
 from llmlab.data.sources import fingerprint
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def tokenised(
     Args:
         source: what to read.
         needed: shapes that the method can use.
-        make: from a canonical row to lists of token ids, and `cut` where it was shortened; raises `RowFault`.
+        make: from a canonical row to lists of token ids, and `cut` where it was shortened; raises
+            `InvalidRow`.
         key: what `make` depends on, for the cache.
         fraction: of the rows to hold out.
         columns: names of the lists that `make` gives.
@@ -77,24 +78,24 @@ def tokenised(
         opened.look()
         rows = _mapped(opened, make, columns)
         faults, keys = rows["fault"][:], np.array(rows["key"][:])
-        tally, keep = Tally(), np.ones(len(rows), bool)
+        counter, keep = RowCounter(), np.ones(len(rows), bool)
         for number in np.flatnonzero([bool(fault) for fault in faults]).tolist():
             if faults[number].startswith("!") and source.bad_rows == "stop":
                 raise opened.bad_row(number, faults[number][1:])
-            tally.add(faults[number].removeprefix("!"), number)
+            counter.add(faults[number].removeprefix("!"), number)
             keep[number] = False
         again = _again(keys, keep)
-        notes = tally.notes(source)
+        notes = counter.notes(source)
         if len(again):
-            doubles = Tally()
+            doubles = RowCounter()
             doubles.add("the same as an earlier row", int(again[0]), len(again))
             if source.duplicates == "drop":
                 keep[again] = False
-                tally.add("the same as an earlier row", int(again[0]), len(again))
+                counter.add("the same as an earlier row", int(again[0]), len(again))
             notes += doubles.notes(source, "left out" if source.duplicates == "drop" else "kept")
         cut = np.array(rows["cut"][:]) & keep
         if cut.any():
-            shortened = Tally()
+            shortened = RowCounter()
             shortened.add("longer than `max_length`", int(np.flatnonzero(cut)[0]), int(cut.sum()))
             notes += shortened.notes(source, "cut")
         held = is_held_out(np.arange(len(rows)), fraction)
@@ -105,12 +106,12 @@ def tokenised(
                 (part[start : start + WRITTEN] for start in range(0, len(part), WRITTEN)),
                 folder / f"{name}.arrow",
             )
-        return {"notes": notes, "dropped": tally.total, "cut": int(cut.sum())}
+        return {"notes": notes, "dropped": counter.total, "cut": int(cut.sum())}
 
     from datasets import Dataset
 
     folder, facts = cached(
-        {**key, "source": fingerprint(source), "reading": _reading_key(opened), "fraction": fraction}, build
+        {**key, "source": fingerprint(source), "reading": opened.mapping.key(), "fraction": fraction}, build
     )
     nothing = Dataset.from_dict({name: [] for name in columns})
     train, held_out = (read_rows(folder / f"{name}.arrow") or nothing for name in ("train", "held_out"))
@@ -137,13 +138,13 @@ def _mapped(opened: OpenSource, make: Make, columns: tuple[str, ...]) -> Dataset
     def convert(row: Row) -> dict[str, Any]:
         empty: dict[str, Any] = {**{name: [] for name in columns}, "cut": False, "fault": "", "key": 0}
         try:
-            canonical = opened.reading(
+            canonical = opened.mapping(
                 dict(row)
             )  # the library hands a mapping of its own to parallel workers
             content = hashlib.sha256(repr(canonical).encode()).digest()[:8]
             return {**empty, **make(canonical), "key": int.from_bytes(content, "big", signed=True)}
-        except RowFault as fault:
-            return {**empty, "fault": f"{'!' if fault.wrong_form else ''}{fault.reason}"}
+        except InvalidRow as fault:
+            return {**empty, "fault": f"{'!' if fault.malformed else ''}{fault.reason}"}
 
     if len(rows) < PARALLEL_FROM:  # without the library's hashing of closures and its files
         made = [convert(row) for row in rows]
@@ -165,16 +166,3 @@ def _again(keys: np.ndarray, keep: np.ndarray) -> np.ndarray:
     mask = np.ones(len(kept), bool)
     mask[first] = False
     return kept[mask]
-
-
-def _reading_key(opened: OpenSource) -> str:
-    reading = opened.reading
-    return repr(
-        (
-            reading.shape,
-            sorted(reading.columns.items()),
-            reading.prompt,
-            reading.labels,
-            getattr(reading.parser, "__qualname__", ""),
-        )
-    )

@@ -12,10 +12,10 @@ import torch
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
-from llmlab.data.canonical import Tally, open_source
+from llmlab.data.canonical import RowCounter, open_source
 from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.rendering import IGNORED, tokenize_apart, tokenize_conversation
-from llmlab.data.schemas import Row, RowFault, to_messages
+from llmlab.data.schemas import InvalidRow, Row, to_messages
 from llmlab.data.text import encode_texts
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
@@ -91,13 +91,13 @@ def measure(
             compare with, or a length is given for rows that are not read in that way.
     """
     opened = open_source(source, MEASURES, piece=WHOLE)
-    tally = Tally()
-    rows = [row for _, row in islice(opened.canonical(tally), source.max_rows)]
+    counter = RowCounter()
+    rows = [row for _, row in islice(opened.canonical(counter), source.max_rows)]
     if not rows:
         raise LabError(
-            "has no row that can be measured", where=source.name, remedy="; ".join(tally.notes(source))
+            "has no row that can be measured", where=source.name, remedy="; ".join(counter.notes(source))
         )
-    found = Measured(source.short(), len(rows), {}, notes=tally.notes(source))
+    found = Measured(source.short(), len(rows), {}, notes=counter.notes(source))
     if kind := _read_whole(rows, by):
         refuse_lengths(max_length, stride, kind, source.name)
     elif "text" not in rows[0]:
@@ -139,7 +139,7 @@ def measure(
             found.figures, found.reading = _losses(
                 model, tokenizer, rows, batch_size, max_length or 1024, stride
             )
-        except RowFault as fault:
+        except InvalidRow as fault:
             raise LabError(fault.reason, where=source.name) from None
     return found
 

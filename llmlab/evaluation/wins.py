@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
-from llmlab.data.canonical import Tally, open_source
+from llmlab.data.canonical import RowCounter, open_source
 from llmlab.data.prepare import prompt_shapes
 from llmlab.data.schemas import Row
 from llmlab.errors import LabError
@@ -92,10 +92,10 @@ def judged(
     Raises:
         LabError: when the source has no prompts.
     """
-    opened, tally = open_source(source, prompt_shapes(source)), Tally()
-    rows = [row for _, row in islice(opened.canonical(tally), source.max_rows)]
+    opened, counter = open_source(source, prompt_shapes(source)), RowCounter()
+    rows = [row for _, row in islice(opened.canonical(counter), source.max_rows)]
     if not rows:
-        raise LabError("has no prompts to answer", where=source.name, remedy="; ".join(tally.notes(source)))
+        raise LabError("has no prompts to answer", where=source.name, remedy="; ".join(counter.notes(source)))
     prompts = [row.get("prompt") or row["messages"][:-1] for row in rows]
     right = [row.get("answer") or row.get("completion") or row.get("chosen") or "" for row in rows]
     values = [
@@ -106,4 +106,4 @@ def judged(
         figures["reward_of_the_other"] = sum(values[1]) / len(rows)
         figures["win_rate"] = sum(one > other for one, other in zip(*values, strict=True)) / len(rows)
         figures["ties"] = sum(one == other for one, other in zip(*values, strict=True)) / len(rows)
-    return Measured(source.short(), len(rows), figures, notes=tally.notes(source))
+    return Measured(source.short(), len(rows), figures, notes=counter.notes(source))

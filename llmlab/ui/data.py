@@ -166,7 +166,7 @@ def about(known: Entry) -> Table:
             table.add_row(title, ", ".join(values))
     table.add_row("rows", known.rows)
     table.add_row("domain", known.domain)
-    for reading in known.readings:
+    for reading in known.mappings:
         table.add_row("becomes", reading.shape.replace("_", " + "))
         if reading.columns:
             table.add_row(
@@ -214,7 +214,7 @@ def sources_table(config: TrainingConfig, shapes: tuple[str, ...]) -> Table:
         opened = open_source(source, shapes)
         opened.look()
         rows = "streamed" if opened.is_stream else f"{len(opened.rows):,}"
-        table.add_row(source.line(), share, rows, opened.reading.shape.replace("_", " + "))
+        table.add_row(source.line(), share, rows, opened.mapping.shape.replace("_", " + "))
     return table
 
 

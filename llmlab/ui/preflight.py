@@ -75,13 +75,13 @@ def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[str]:
     """
     from itertools import islice
 
-    from llmlab.data.canonical import Tally, open_source
+    from llmlab.data.canonical import RowCounter, open_source
 
     def rows(source: SourceConfig, limit: int) -> Iterator[bytes]:
         if not local_files(source.name, source.split):
             return
         try:
-            for _, row in islice(open_source(source, shapes).canonical(Tally()), limit):
+            for _, row in islice(open_source(source, shapes).canonical(RowCounter()), limit):
                 yield hashlib.blake2b(
                     json.dumps(row, sort_keys=True, default=str).encode(), digest_size=16
                 ).digest()
@@ -113,9 +113,9 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableTyp
 
     from transformers.utils import logging
 
-    from llmlab.data.canonical import Tally, open_source
+    from llmlab.data.canonical import RowCounter, open_source
     from llmlab.data.inspect import sample_pieces
-    from llmlab.data.schemas import RowFault
+    from llmlab.data.schemas import InvalidRow
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 
     logging.set_verbosity_error()
@@ -126,9 +126,9 @@ def a_row(config: TrainingConfig, shapes: tuple[str, ...]) -> list[RenderableTyp
     try:
         tokenizer = load_tokenizer(name)
         ends = ensure_chat_template(tokenizer)
-        rows = [row for _, row in islice(open_source(source, shapes).canonical(Tally()), 1)]
+        rows = [row for _, row in islice(open_source(source, shapes).canonical(RowCounter()), 1)]
         pieces = sample_pieces(rows[0], tokenizer) if rows else []
-    except (LabError, RowFault, OSError):
+    except (LabError, InvalidRow, OSError):
         return []
     if not pieces:
         return []

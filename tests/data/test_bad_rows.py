@@ -45,7 +45,7 @@ FATAL = {
 
 
 @pytest.mark.parametrize("case", FATAL)
-def test_rows_of_a_wrong_form_stop_the_run_before_it_starts(tokenizer, tmp_path, case):
+def test_rows_of_a_malformed_stop_the_run_before_it_starts(tokenizer, tmp_path, case):
     rows, message = FATAL[case]
     path = write(tmp_path / "a.jsonl", rows)
     with pytest.raises(LabError, match=message) as caught:

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, SourceConfig
+from llmlab.data.mapping import RowMapping
+from llmlab.data.messages import parse_conversation
 from llmlab.data.packing import PackedCollator
 from llmlab.data.prepare import dpo_data, pretrain_data, sft_data
 from llmlab.data.rendering import assistant_spans, tokenize_conversation
-from llmlab.data.schemas import Reading, RowFault, parse_conversation
+from llmlab.data.schemas import InvalidRow
 from llmlab.data.sources import load_rows
 from llmlab.data.tasks import TASKS, distinct_questions, is_held_out, questions
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer, train_tokenizer
@@ -219,7 +221,7 @@ def test_wrong_shapes_show_the_columns(tokenizer, tmp_path):
 def test_conversation_strings_and_pairs():
     text = "\n\nHuman: Who hunts?\n\nAssistant: Ahab.\n\nHuman: Whom?\n\nAssistant: "
     assert parse_conversation(text + "The whale.")[-1] == {"role": "assistant", "content": "The whale."}
-    read = Reading("preference", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
+    read = RowMapping("preference", {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
     pair = read({"chosen": text + "The whale.", "rejected": text + "Nobody."})
     assert [m["role"] for m in pair["prompt"]] == ["user", "assistant", "user"]
     assert (pair["chosen"], pair["rejected"]) == ("The whale.", "Nobody.")
@@ -231,9 +233,9 @@ def test_conversation_strings_and_pairs():
             "share no prompt",
         ),
     ):
-        with pytest.raises(RowFault, match=reason) as caught:
+        with pytest.raises(InvalidRow, match=reason) as caught:
             read(row)
-        assert not caught.value.wrong_form
+        assert not caught.value.malformed
 
 
 def test_pairs_count_answers_alone(tokenizer, tmp_path):
