@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 from rich.console import Console
 
-from llmlab.training import dashboard
+from llmlab.training.engine.reporter import Progress, TrainingStart
+from llmlab.ui import dashboard
 
 STEP = 0.005  # seconds of a small model's step, which the panel comes on top of
 STEPS = 400
@@ -24,20 +25,19 @@ def main() -> None:
     """
     print(f"{'points':>8} {'all, every step':>16} {'thinned':>10} {'a step':>10}   (ms)")
     for points in (10, 1_000, 20_000):
-        panel = dashboard.Dashboard(
-            "run", Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
-        )
+        console = Console(file=io.StringIO(), force_terminal=True, width=80, height=24)
+        panel = dashboard.Dashboard(TrainingStart("sft", Path("run")), console, dashboard.Pace())
         panel.losses = [(step, 1 / (1 + step)) for step in range(points)]
-        state = SimpleNamespace(global_step=points, max_steps=2 * points, num_input_tokens_seen=points)
-        panel.on_train_begin(None, state, None)
-        thinned = milliseconds(lambda panel=panel, state=state: panel.live.update(panel._panel(state)), 3)
+        at = Progress(points, 2 * points, points)
+        panel.open(at)
+        thinned = milliseconds(lambda panel=panel, at=at: panel.draw(at, at_once=True), 3)
         keep, dashboard.thinned = dashboard.thinned, lambda curve, most: curve
-        before = milliseconds(lambda panel=panel, state=state: panel.live.update(panel._panel(state)), 3)
+        before = milliseconds(lambda panel=panel, at=at: panel.draw(at, at_once=True), 3)
         dashboard.thinned = keep
         spent = 0.0
         for _ in range(STEPS):
             time.sleep(STEP)
-            spent += milliseconds(lambda panel=panel, state=state: panel.on_step_end(None, state, None), 1)
+            spent += milliseconds(lambda panel=panel, at=at: panel.draw(at), 1)
         panel.close()
         print(f"{points:>8,} {before:16.2f} {thinned:10.2f} {spent / STEPS:10.3f}")
 

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from alignment import QUICKSTART, careless_pair
 from real_model import _packaged, _run, _write
-from rich.console import Console
 
 from llmlab.config import DualHeadConfig, preset
 from llmlab.data.dual_head import DualHeadCollator
@@ -83,7 +82,7 @@ def learning(seeds: list[int]) -> None:
             seed=seed,
             output_dir=str(work / f"seed{seed}"),
         )
-        result = run(config, console=Console(quiet=True))
+        result = run(config)
         before = RunFolder(result.folder).metrics()[0]
         model, tokenizer = load_model(str(result.folder / "final"))
         figures = {

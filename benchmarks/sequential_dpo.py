@@ -111,7 +111,7 @@ def job(kind: str, given: argparse.Namespace) -> None:
             )
             return filled
 
-        def passes(cache, items, keys, load, console, **kwargs):
+        def passes(cache, items, keys, load, reporter, **kwargs):
             model = []
 
             def timed_load():
@@ -119,7 +119,7 @@ def job(kind: str, given: argparse.Namespace) -> None:
                 figures["_loaded"] = time.perf_counter()
                 return model.pop()
 
-            filled = noted(cache, items, keys, timed_load, console, **kwargs)
+            filled = noted(cache, items, keys, timed_load, reporter, **kwargs)
             figures["fill"] = time.perf_counter() - figures.pop("_loaded")
             return filled
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 # what libraries warn of although it is as it should be: the start of the text, and why
 KNOWN_WARNINGS = {
@@ -46,7 +47,14 @@ def quiet_libraries(warn: Callable[[str], None]) -> None:
         warnings.filterwarnings("ignore", message=re.escape(start))
     told: set[str] = set()
 
-    def show(message: Warning | str, category: type[Warning], filename: str, *place: object) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         text = " ".join(str(message).split())
         if text not in told:
             told.add(text)

@@ -379,9 +379,10 @@ def _answers(policy: str, test: list[Question], console: Console, *, keep: bool 
 def _run(config: Any, file: Path, report: Report, console: Console) -> Any:
     from llmlab.training.engine.job import exit_code
     from llmlab.training.engine.run import run
+    from llmlab.ui.reporters import run_reporter
 
     save_config(config, file)
-    result = run(config, console=console)
+    result = run(config, reporter=run_reporter(console))
     if result.stopped_by:
         console.print(f"stopped; to resume: `llmlab run {file}`")
         sys.exit(exit_code(result))
@@ -398,7 +399,7 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: float, console: Console) -> None:
-    from llmlab.training.dashboard import duration, loss_curve
+    from llmlab.ui.dashboard import duration, loss_curve
 
     if report.losses:
         console.print("\nbase training: loss over steps", highlight=False)

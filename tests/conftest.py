@@ -17,6 +17,7 @@ from hypothesis import settings
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig
 from llmlab.libraries import KNOWN_WARNINGS
 from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.ui.reporters import LineReporter
 from tests.waiting import PATIENCE
 
 
@@ -34,6 +35,23 @@ if os.environ.get("CI"):
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     os.environ["LLMLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+class Told(LineReporter):
+    """Keeps what a run says, as text."""
+
+    def __init__(self):
+        super().__init__(lambda line, warning: self.lines.append(str(line)))
+        self.lines = []
+
+    @property
+    def text(self):
+        return "\n".join(self.lines)
+
+
+@pytest.fixture
+def told():
+    return Told()
 
 
 @pytest.fixture(scope="module", autouse=True)

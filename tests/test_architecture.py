@@ -19,12 +19,15 @@ LAYERS = {
 APART = {"training", "evaluation", "chat"}  # they do not import each other
 
 
+def imported_names(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
 def imported_packages(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        for name in names:
+        for name in imported_names(node):
             parts = name.split(".")
             if parts[0] == "llmlab" and len(parts) > 1:
                 yield parts[1]
@@ -40,6 +43,21 @@ def test_imports_go_down():
             if LAYERS[other] > LAYERS[package] or (other != package and {other, package} <= APART):
                 wrong.append(f"{path.relative_to(ROOT)} imports {other}")
     assert not wrong
+
+
+def test_training_knows_no_screen():
+    """It speaks to a reporter: nothing in it prints, draws, or knows what does."""
+    drawing = {"rich", "questionary", "prompt_toolkit", "plotext", "llmlab.screen", "llmlab.ui"}
+    for path in (ROOT / "training").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        imported = {name for node in ast.walk(tree) for name in imported_names(node)}
+        found = {name for name in imported for one in drawing if name == one or name.startswith(f"{one}.")}
+        calls = {
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert not found and "print" not in calls, f"{path.relative_to(ROOT)}: {found}"
 
 
 def test_no_method_is_the_toolbox_of_another():

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmlab.cli.options import CheckpointArgument, JsonOption, TrustOption, show, source_config, trust_names
+from llmlab.cli.options import (
+    CheckpointArgument,
+    JsonOption,
+    TrustOption,
+    show,
+    source_config,
+    trust_names,
+    trust_rewards,
+)
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -109,10 +117,11 @@ def _rewarded(
     from llmlab.libraries import quiet_libraries
     from llmlab.models.load import choose_device
     from llmlab.screen import warn
-    from llmlab.training.rewards import agree, weighted
+    from llmlab.training.rewards import refuse_untrusted, weighted
 
     quiet_libraries(warn)
-    agree(rewards)
+    trust_rewards(rewards)
+    refuse_untrusted(rewards)
     device = choose_device("auto")
     speakers = load_speakers(checkpoint, against, device)
     score = weighted(rewards, device)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,7 @@ from llmlab.readable import visible
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig, SourceConfig
+    from llmlab.config.rewards import RewardSource
 
 KindArgument = Annotated[
     str, typer.Argument(help="Kind of config: `model`, or a method that `llmlab methods` lists.")
@@ -102,6 +106,28 @@ def trust_names(names: list[str] | None) -> None:
     from llmlab.trust import TRUSTED
 
     TRUSTED.update(names or [])
+
+
+def trust_rewards(rewards: Iterable[RewardSource]) -> None:
+    """Asks at a terminal for each reward that is code of one's own, until its name is typed; elsewhere, and
+    with several processes, nobody is asked.
+
+    Raises:
+        LabError: when something else was typed.
+    """
+    from llmlab.training.rewards import refuse_untrusted, untrusted
+    from llmlab.trust import TRUSTED
+
+    rewards = list(rewards)
+    if not sys.stdin.isatty() or os.environ.get("WORLD_SIZE", "1") != "1":
+        return
+    for name in untrusted(rewards):
+        question = f"The reward {name} is code that will be imported and run. Type its name to agree:"
+        typer.echo(visible(question), err=True)
+        if input().strip() != name:
+            break
+        TRUSTED.add(name)
+    refuse_untrusted(rewards)
 
 
 def quiet_datasets() -> None:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from llmlab.cli.options import JsonOption, SetOption, TrustOption, load_for_run, show, trust_names
+from llmlab.cli.options import (
+    JsonOption,
+    SetOption,
+    TrustOption,
+    load_for_run,
+    show,
+    trust_names,
+    trust_rewards,
+)
 from llmlab.errors import LabError
 from llmlab.readable import visible
 
@@ -37,22 +45,26 @@ def run(
         for line in check_inputs(loaded):
             typer.echo(visible(line))
         return
+    from llmlab.config.rollouts import RolloutConfig
     from llmlab.libraries import quiet_libraries
     from llmlab.screen import warn
     from llmlab.training.engine.distributed import destroy_process_group, is_main
     from llmlab.training.engine.job import exit_code
     from llmlab.training.engine.run import run as train
     from llmlab.training.inputs import check_inputs
+    from llmlab.ui.reporters import result_line, run_reporter
 
     quiet_libraries(warn)
     trust_names(trust)
+    if isinstance(loaded, RolloutConfig):
+        trust_rewards(loaded.reward_model)
     for line in check_inputs(loaded):
         if is_main() and "cannot be reached" in line:  # the libraries will ask again and again, for a minute
             typer.echo(visible(f"{line}; trying all the same"), err=True)
     try:
-        result = train(loaded, resume=resume)
+        result = train(loaded, resume=resume, reporter=run_reporter())
         if is_main():
-            typer.echo(result.to_json() if as_json else visible(result.summary()))
+            typer.echo(result.to_json() if as_json else visible(result_line(result)))
     finally:
         destroy_process_group()
     raise typer.Exit(exit_code(result))

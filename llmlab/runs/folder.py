@@ -25,6 +25,7 @@ RUNS = Path("checkpoints")
 RECORD = "run.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+LOG = "run.log"  # what the screen said, as text
 RUN_CONFIG = (  # in a checkpoint: the options that its steps were trained with, and what they read
     "run_config.json"
 )

@@ -13,7 +13,7 @@ class Stage:
 
     Attributes:
         kind: of its config.
-        module: whose `prepare(config, device, precision, console)` returns a `Job`.
+        module: whose `prepare(config, device, precision, reporter)` returns a `Job`.
         needs: what it starts from, in words; "" when from nothing.
         then: kinds of the natural next steps.
         section: part of the menu.

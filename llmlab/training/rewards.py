@@ -8,7 +8,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from llmlab.config.rewards import RewardSource
@@ -76,28 +76,22 @@ def weighted(
     return total
 
 
-def agree(sources: list[RewardSource]) -> None:
-    """Asks for consent to every function of the person's own: its name has to be typed.
+def refuse_untrusted(sources: Iterable[RewardSource]) -> None:
+    """Looks for code of one's own that nobody agreed to run, before anything is loaded.
 
     Raises:
-        LabError: when stdin is not a terminal, or another name was typed.
+        LabError: where there is some.
     """
-    for source in sources:
-        if source.kind != "function" or source.name in TRUSTED:
-            continue
-        refused = LabError(
-            f"the reward {source.name!r} is code of your own, which runs only when you agree to it by name",
-            remedy=f"add --trust {source.name}",
+    for name in untrusted(sources):
+        raise LabError(
+            f"the reward {name!r} is code of your own, which runs only when you agree to it by name",
+            remedy=f"add --trust {name}",
         )
-        if not sys.stdin.isatty() or os.environ.get("WORLD_SIZE", "1") != "1":
-            raise refused
-        print(
-            f"The reward {source.name} is code that will be imported and run. Type its name to agree:",
-            file=sys.stderr,
-        )
-        if input().strip() != source.name:
-            raise refused
-        TRUSTED.add(source.name)
+
+
+def untrusted(sources: Iterable[RewardSource]) -> list[str]:
+    """Returns the names of rewards that are code which nobody agreed to run."""
+    return [source.name for source in sources if source.kind == "function" and source.name not in TRUSTED]
 
 
 def _built_in(source: RewardSource) -> Callable[[list, list[str], dict], list[float]]:

@@ -50,6 +50,16 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     yield from (("would fit with", str(way)) for way in plan.ways_to_fit)
 
 
+def forecast_lines(plan: Plan) -> Iterator[tuple[str, bool]]:
+    """Yields what a person has to know before a run begins: does it fit, what is unusual, and what would make
+    it fit; and whether the line deserves attention.
+    """
+    if plan.memory:
+        yield f"memory: {plan.memory}", False
+    yield from ((f"warning: {warning}", True) for warning in plan.warnings)
+    yield from ((f"would fit with: {way}", True) for way in plan.ways_to_fit)
+
+
 def _architecture_rows(plan: ArchitecturePlan) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{plan.parameters:,} ({plan.non_embedding:,} without embeddings)"
     yield "weights", f"{size(plan.parameters * 2)} in bf16, {size(plan.parameters * 4)} in fp32"

@@ -10,7 +10,7 @@ from llmlab.cli import app, parse_changes
 from llmlab.config import KINDS, PretrainConfig, load_config
 from llmlab.config.base import members, validate, validate_option
 from llmlab.errors import LabError
-from llmlab.screen import LabConsole
+from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.resume import resolve_resume
 from tests.fuzzing import EXCESSIVE, nested
 
@@ -59,7 +59,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, place):
     config = PretrainConfig(output_dir=place)
     with (
         pytest.raises(LabError, match=r"is a file, not a folder|cannot be made"),
-        resolve_resume(config, "auto", LabConsole(quiet=True)),
+        resolve_resume(config, "auto", SILENT),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and (

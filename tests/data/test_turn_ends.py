@@ -17,7 +17,7 @@ from llmlab.evaluation.answers import answer
 from llmlab.evaluation.classification import _word_ids
 from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.models.load import load_model
-from llmlab.screen import LabConsole
+from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
 from llmlab.training.methods import dpo, dual_head, grpo, ppo, sft
 from tests.templates import FAMILIES
@@ -170,7 +170,7 @@ def test_every_method_stops_at_the_templates_end_and_at_the_models_own(tmp_path,
         config(**{start: folder}, datasets=[write(tmp_path / "a.jsonl", row)], eval_fraction=0, **more),
         "cpu",
         "fp32",
-        LabConsole(quiet=True),
+        SILENT,
     )
     ends = {tokenizer.convert_tokens_to_ids("<end_of_turn>"), tokenizer.eos_token_id, OWN}
     assert set(job.model.generation_config.eos_token_id) == ends

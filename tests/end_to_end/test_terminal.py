@@ -8,7 +8,6 @@ import re
 import signal
 
 import pytest
-from rich.console import Console
 
 from llmlab.config import apply_changes, load_config
 from llmlab.runs.folder import RunFolder
@@ -182,7 +181,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     # the saved config without the menu: the same losses
     monkeypatch.chdir(folder)
     config = load_config(folder / "model_configs" / "sft.json")
-    again = engine.run(apply_changes(config, {"output_dir": "again"}), console=Console(quiet=True))
+    again = engine.run(apply_changes(config, {"output_dir": "again"}))
     losses = [
         [
             (line["step"], line[key])

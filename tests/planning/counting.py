@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 
@@ -64,7 +63,7 @@ def allocated(config: Any) -> float:
     before = progress.samples
     progress.samples = lambda *_: counts.append(Count(there)) or counts
     try:
-        run(config, console=Console(quiet=True))
+        run(config)
     finally:
         progress.samples = before
     return counts[0].peak

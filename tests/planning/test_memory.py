@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import trl.trainer.utils
-from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmlab.config import (
@@ -20,8 +19,9 @@ from llmlab.config import (
 )
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.planning.memory import checkpoint_bytes, predicted
-from llmlab.planning.report import before_a_run
+from llmlab.planning.plan import make_plan
 from llmlab.training.engine.run import run
+from llmlab.ui.plan import forecast_lines
 from tests.planning.counting import allocated
 
 pytestmark = pytest.mark.slow  # trains
@@ -212,7 +212,7 @@ def test_the_disk_a_run_takes(llama, data, tmp_path):
         report_to=[],
         output_dir=str(tmp_path / "run"),
     )
-    run(config, console=Console(quiet=True))
+    run(config)
     written = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
     one_more = written + max(
         sum(file.stat().st_size for file in folder.rglob("*"))
@@ -222,7 +222,6 @@ def test_the_disk_a_run_takes(llama, data, tmp_path):
 
 
 def test_what_is_said_before_a_run(llama):
-    lines = before_a_run(SFTConfig(policy_checkpoint=llama, learning_rate=0.9))
-    assert lines[0].startswith("memory: about ") and any(
-        line.startswith("warning: `learning_rate` 0.9 is above") for line in lines
-    )
+    lines = list(forecast_lines(make_plan(SFTConfig(policy_checkpoint=llama, learning_rate=0.9))))
+    assert lines[0][0].startswith("memory: about ") and not lines[0][1]
+    assert any(line.startswith("warning: `learning_rate` 0.9 is above") for line, warns in lines if warns)

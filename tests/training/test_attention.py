@@ -2,17 +2,16 @@
 what is not supported is refused by name.
 """
 
-import io
 import json
 
 import pytest
 import transformers
-from rich.console import Console
 
 from llmlab.config import RewardConfig, SFTConfig
 from llmlab.errors import LabError
 from llmlab.models.load import KERNELS, attention_kernel
 from llmlab.training.engine.run import run
+from tests.conftest import Told
 
 SMALL = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {
@@ -67,7 +66,7 @@ def trained(tmp_path, tokenizer):
         (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 6)
         if cls is SFTConfig:
             changes["packing"] = False
-        screen = Console(file=io.StringIO(), width=200)
+        told = Told()
         config = cls(
             policy_checkpoint=str(tmp_path / family),
             datasets=[str(tmp_path / "rows.jsonl")],
@@ -83,8 +82,8 @@ def trained(tmp_path, tokenizer):
             device="cpu",
             **changes,
         )
-        run(config, console=screen)
-        return json.loads((tmp_path / "run" / "run.json").read_text())["attention"], screen.file.getvalue()
+        run(config, reporter=told)
+        return json.loads((tmp_path / "run" / "run.json").read_text())["attention"], told.text
 
     return train
 

@@ -1,30 +1,35 @@
 """The panel of a run: what it shows, and how often it is built."""
 
 import io
-from types import SimpleNamespace
+from pathlib import Path
 
 from rich.console import Console
+from transformers import TrainerState
 
-from llmlab.training import dashboard
-from llmlab.training.dashboard import Dashboard, loss_curve, thinned
+from llmlab.training.callbacks.progress import ReportProgress
+from llmlab.training.engine.reporter import Progress, TrainingStart
+from llmlab.ui import dashboard
+from llmlab.ui.dashboard import Dashboard, loss_curve, thinned
+from llmlab.ui.reporters import DashboardReporter, console_reporter
 
 
-def state(step):
-    return SimpleNamespace(global_step=step, max_steps=1000, num_input_tokens_seen=10 * step)
+def at(step):
+    return Progress(step, 1000, 10 * step)
 
 
-def test_a_thousand_quick_steps_are_drawn_a_few_times(monkeypatch):
+def test_a_thousand_quick_steps_are_drawn_a_few_times(monkeypatch, tmp_path):
     clock = [0.0]
     monkeypatch.setattr(dashboard.time, "monotonic", lambda: clock[0])
-    panel = Dashboard("run", Console(file=io.StringIO(), force_terminal=True, width=80))
     built = []
-    monkeypatch.setattr(panel, "_panel", lambda state: built.append(state.global_step) or "")
-    panel.on_train_begin(None, state(0), None)
+    monkeypatch.setattr(Dashboard, "panel", lambda self, at: built.append(at.step) or "")
+    reporter = console_reporter(Console(file=io.StringIO(), force_terminal=True, width=80))
+    assert isinstance(reporter, DashboardReporter) and reporter.is_live
+    reporter.begin(TrainingStart("sft", tmp_path), at(0))
     for step in range(1, 1001):
         clock[0] += 0.001  # a second in all
-        panel.on_step_end(None, state(step), None)
-    panel.say("saved")
-    panel.close()
+        reporter.progress(at(step))
+    reporter.status("saved")
+    reporter.close()
     assert 4 <= len(built) <= 6 and built[-1] == 1000
 
 
@@ -39,10 +44,10 @@ def test_the_curve_is_as_long_as_the_screen_is_wide():
     assert len(loss_curve(points, points[::100], 74, 10).splitlines()) == 10
 
 
-def test_a_reward_is_shown_where_there_is_no_held_out_loss():
-    console = Console(file=io.StringIO(), width=120)
-    panel = Dashboard("run", console)
-    panel.on_log(None, state(10), None, {"eval_loss": 0.0, "eval_reward": 0.5})
-    panel.on_log(None, state(20), None, {"eval_loss": 2.0})
-    first, second = console.file.getvalue().splitlines()
+def test_a_reward_is_shown_where_there_is_no_held_out_loss(told):
+    state = TrainerState(global_step=10, max_steps=1000)
+    callback = ReportProgress(told, TrainingStart("grpo", Path("run")))
+    callback.on_log(None, state, None, {"eval_loss": 0.0, "eval_reward": 0.5})
+    callback.on_log(None, state, None, {"eval_loss": 2.0})
+    first, second = told.lines
     assert "held-out reward 0.5" in first and "held-out loss" not in first and "held-out loss 2" in second

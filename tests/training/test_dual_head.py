@@ -20,6 +20,7 @@ from llmlab.evaluation.wins import Speaker, judged
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.load import is_backbone_of, load_model
 from llmlab.runs.folder import RunFolder
+from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
 from llmlab.training.methods.dual_head import entropy, prepare, refuse_other_logits, shares_prompts
 from tests.conftest import write_rows
@@ -143,7 +144,7 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
 
 
 def trainer_of(config, tmp_path, **changes):
-    job = prepare(config, "cpu", "fp32", Console(quiet=True))
+    job = prepare(config, "cpu", "fp32", SILENT)
     given = dict(
         output_dir=str(tmp_path),
         use_cpu=True,
@@ -252,24 +253,24 @@ def test_answers_alone_and_mixtures(config, tmp_path):
     )
     data = [write_rows(tmp_path / "pairs.jsonl", pairs(400)), talks]
     mixed = prepare(
-        config(datasets=data, objective="mixed", sft_ratio=0.25), "cpu", "fp32", Console(quiet=True)
+        config(datasets=data, objective="mixed", sft_ratio=0.25), "cpu", "fp32", SILENT
     ).data.train
     alone = [not row["rejected_ids"] for row in mixed]
     assert sum(alone) / len(alone) == pytest.approx(0.25, abs=0.02)
     talk = mixed[alone.index(True)]
     assert talk["prompt_ids"] == [] and {-100} < set(talk["chosen_labels"])
     halves = prepare(
-        config(datasets=data[:1], objective="mixed", sft_ratio=0.5), "cpu", "fp32", Console(quiet=True)
+        config(datasets=data[:1], objective="mixed", sft_ratio=0.5), "cpu", "fp32", SILENT
     ).data.train
     assert sum(not row["rejected_ids"] for row in halves) == pytest.approx(len(halves) / 2, abs=1)
-    only = prepare(config(datasets=data, objective="sft"), "cpu", "fp32", Console(quiet=True)).data.train
+    only = prepare(config(datasets=data, objective="sft"), "cpu", "fp32", SILENT).data.train
     assert not any(row["rejected_ids"] for row in only)
     result = run(config(datasets=data, objective="sft", max_steps=4, warmup_steps=0))
     assert "eval_perplexity" in result.metrics and "eval_reward_accuracy" not in result.metrics
     with pytest.raises(LabError, match="no source holds pairs"):
-        prepare(config(datasets=[talks], objective="mixed"), "cpu", "fp32", Console(quiet=True))
+        prepare(config(datasets=[talks], objective="mixed"), "cpu", "fp32", SILENT)
     with pytest.raises(LabError, match="needed: preference rows"):
-        prepare(config(datasets=[talks]), "cpu", "fp32", Console(quiet=True))
+        prepare(config(datasets=[talks]), "cpu", "fp32", SILENT)
 
 
 @pytest.mark.slow
@@ -293,7 +294,7 @@ def test_what_is_no_backbone_is_refused(config, tmp_path):
         refuse_other_logits(AutoModelForCausalLM.from_config(made), "cohere")
     result = run(config(max_steps=2, warmup_steps=0))
     with pytest.raises(LabError, match="a dual-head model itself, no backbone"):
-        prepare(config(backbone=str(result.folder)), "cpu", "fp32", Console(quiet=True))
+        prepare(config(backbone=str(result.folder)), "cpu", "fp32", SILENT)
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(
         LabError, match="is a dual-head model, whose backbone stays frozen: `sft` trains whole models"

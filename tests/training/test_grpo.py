@@ -13,8 +13,8 @@ from llmlab.config.base import validate
 from llmlab.config.rewards import RewardSource
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
-from llmlab.screen import LabConsole
 from llmlab.training import rewards
+from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
 from llmlab.training.methods import grpo
 from llmlab.training.methods.grpo import GRPOTrainer, group_figures
@@ -345,7 +345,7 @@ def test_the_options_of_answers_and_updates_reach_the_trainer(base_run, tmp_path
         iterations=3,
         group_size=8,
     )
-    job = grpo.prepare(made, "cpu", "fp32", LabConsole(quiet=True))
+    job = grpo.prepare(made, "cpu", "fp32", SILENT)
     arguments = job.arguments(
         output_dir=str(tmp_path), per_device_train_batch_size=8, use_cpu=True, bf16=False
     )

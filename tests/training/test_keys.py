@@ -4,7 +4,6 @@ import threading
 import time
 
 import pytest
-from rich.console import Console
 
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.keys import Keys
@@ -41,12 +40,12 @@ def with_presses(monkeypatch, presses):
 @pytest.mark.slow
 def test_e_validates_now_and_s_stops_sealed(base_config, tmp_path, monkeypatch):
     with_presses(monkeypatch, {3: "e", 6: "s"})
-    result = run(base_config(tmp_path / "run"), console=Console(quiet=True))
+    result = run(base_config(tmp_path / "run"))
     folder = RunFolder(tmp_path / "run")
     assert [line["step"] for line in folder.metrics() if "eval_loss" in line] == [0, 4]
     assert result.stopped_by and folder.record["status"] == "stopped"
     assert folder.checkpoints()[0].name == "checkpoint-7" and folder.checkpoints()[0].fault() == ""
-    assert not run(base_config(tmp_path / "run"), console=Console(quiet=True)).stopped_by
+    assert not run(base_config(tmp_path / "run")).stopped_by
 
 
 @pytest.mark.slow
@@ -62,6 +61,6 @@ def test_p_saves_and_waits(base_config, tmp_path, monkeypatch):
 
     waiting = threading.Thread(target=later)
     waiting.start()
-    result = run(base_config(tmp_path / "run"), console=Console(quiet=True))
+    result = run(base_config(tmp_path / "run"))
     waiting.join(PATIENCE)
     assert not result.stopped_by

@@ -101,7 +101,7 @@ def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
     assert moved[0] > 0.1 and apart < 1e-3 * moved[0]
 
 
-def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, capsys):
+def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, told):
     """A real run goes from one process to two and back, each time between two logged losses:
     what was summed is kept.
     """
@@ -145,9 +145,8 @@ def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, capsys):
         "lab_state_0.json",
         "lab_state_1.json",
     }
-    capsys.readouterr()
-    result = run(config(9, 8), resume=str(folder / "checkpoint-6"))
-    assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
+    result = run(config(9, 8), resume=str(folder / "checkpoint-6"), reporter=told)
+    assert "2 processes -> 1: an update reads 8 rows" in told.text
     found, wanted = (
         [line for line in RunFolder(path).metrics() if "loss" in line]
         for path in (result.folder, whole.folder)
@@ -165,7 +164,6 @@ from pathlib import Path
 import torch
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
-from llmlab.screen import LabConsole
 from llmlab.training.engine.distributed import init_process_group, destroy_process_group
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
 init_process_group("cpu")
@@ -175,7 +173,7 @@ def train():
     shared.trainer = shared  # trainers hold themselves
     shared(torch.ones(1, 2)).sum().backward()
 train()
-guard = NonFiniteGuard(RunFolder(Path(sys.argv[1])), LabConsole(quiet=True), 1)
+guard = NonFiniteGuard(RunFolder(Path(sys.argv[1])), print, 1)
 guard.check_weights(part, "checkpoint-1")
 if rank == "1":
     part.weight.data.fill_(float("nan"))

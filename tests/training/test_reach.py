@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, MixtralConfig, T5Config, T5ForConditionalGeneration
 
@@ -13,6 +12,7 @@ from llmlab.data.prepare import Prepared
 from llmlab.training.engine.arguments import trainer_arguments
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import SILENT
 from llmlab.training.reach import unreached
 from tests.conftest import small_model
 
@@ -84,6 +84,6 @@ def test_processes_look_for_them_only_where_there_are_some(
     monkeypatch.setenv("WORLD_SIZE", processes)
     job = Job(make(), None, Prepared(train=None, eval={}), partial(dict), partial(dict), None)
     arguments = trainer_arguments(
-        RunContext(PretrainConfig(model=shape), "cpu", "fp32", Console()), job, tmp_path
+        RunContext(PretrainConfig(model=shape), "cpu", "fp32", SILENT), job, tmp_path
     )
     assert arguments["ddp_find_unused_parameters"] is wanted

@@ -1,12 +1,10 @@
 """The same seed gives the same run, to the bit, for every kind; what should not matter does not."""
 
-import io
 import random
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from llmlab.config import PretrainConfig, SourceConfig
@@ -107,11 +105,12 @@ def test_another_seed_gives_another_run(kind, short_policy, shape, tmp_path):
     assert all(not torch.equal(weights[name], other[name]) for name in weights if "norm" not in name)
 
 
-def test_a_stream_resumed_with_other_workers_says_what_that_means(short_policy, shape, tmp_path, monkeypatch):
+def test_a_stream_resumed_with_other_workers_says_what_that_means(
+    short_policy, shape, tmp_path, monkeypatch, told
+):
     first = config("pretrain-stream", short_policy, shape, tmp_path / "run")
     stop_after(monkeypatch, 8)
     assert run(first).stopped_by
     stop_after(monkeypatch, 1000)
-    console = Console(record=True, width=200, file=io.StringIO())
-    run(first.model_copy(update={"dataloader_workers": 1}), console=console)
-    assert "`dataloader_workers` 0 -> 1: a stream comes in another order" in console.export_text()
+    run(first.model_copy(update={"dataloader_workers": 1}), reporter=told)
+    assert "`dataloader_workers` 0 -> 1: a stream comes in another order" in told.text

@@ -163,19 +163,20 @@ def test_a_folder_is_held_by_one_run(base_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys):
+def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, told):
     folder = stopped_run(base_run, tmp_path, monkeypatch)
     with pytest.raises(
         LabError, match=r"`adapter` is \"lora\" and was \"none\" so far: that is another model"
     ):
         run(sft_config(base_run, tmp_path, adapter="lora"))
     assert folder.record["status"] == "stopped"
-    result = run(sft_config(base_run, tmp_path, learning_rate=5e-4, max_steps=12, save_every=3))
-    told = capsys.readouterr().err
+    result = run(
+        sft_config(base_run, tmp_path, learning_rate=5e-4, max_steps=12, save_every=3), reporter=told
+    )
     assert (
-        "`learning_rate` 0.001 -> 0.0005: the schedule continues with it" in told
-        and "`max_steps` 8 -> 12" in told
-        and "save_every" not in told
+        "`learning_rate` 0.001 -> 0.0005: the schedule continues with it" in told.text
+        and "`max_steps` 8 -> 12" in told.text
+        and "save_every" not in told.text
     )
     lines = {line["step"]: line for line in RunFolder(result.folder).metrics() if "learning_rate" in line}
     assert sorted(lines) == list(range(1, 13))
@@ -186,11 +187,11 @@ def test_what_changes_on_resume_is_said(base_run, tmp_path, monkeypatch, capsys)
 
 @pytest.mark.slow
 def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(
-    base_run, tmp_path, monkeypatch, capsys
+    base_run, tmp_path, monkeypatch, told
 ):
     stopped_run(base_run, tmp_path, monkeypatch)
-    result = run(sft_config(base_run, tmp_path, optimizer="lion"))
-    assert "`optimizer` adamw -> lion: its state starts anew" in capsys.readouterr().err and result.model
+    result = run(sft_config(base_run, tmp_path, optimizer="lion"), reporter=told)
+    assert "`optimizer` adamw -> lion: its state starts anew" in told.text and result.model
     longer = run(sft_config(base_run, tmp_path, optimizer="lion", max_steps=11))
     assert longer.folder == result.folder and RunFolder(longer.folder).record["step"] == 11
     other = run(sft_config(base_run, tmp_path, optimizer="lion", max_steps=11))
@@ -199,7 +200,7 @@ def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["stop", "halve"])
-def test_out_of_memory(base_run, tmp_path, monkeypatch, wanted, capsys):
+def test_out_of_memory(base_run, tmp_path, monkeypatch, wanted, told):
     inner, seen = LabForCausalLM.__call__, []
 
     def limited(self, input_ids=None, *args, **kwargs):
@@ -213,8 +214,8 @@ def test_out_of_memory(base_run, tmp_path, monkeypatch, wanted, capsys):
         with pytest.raises(LabError, match=r'out of memory.*`out_of_memory` "halve"'):
             run(sft_config(base_run, tmp_path, packing=False))
         return
-    result = run(sft_config(base_run, tmp_path, packing=False, out_of_memory="halve"))
-    assert "going on with 4 x 2 x 1 = 8" in capsys.readouterr().err
+    result = run(sft_config(base_run, tmp_path, packing=False, out_of_memory="halve"), reporter=told)
+    assert "going on with 4 x 2 x 1 = 8" in told.text
     steps = [line["step"] for line in RunFolder(result.folder).metrics() if "loss" in line]
     assert steps == list(range(1, 9)) and RunFolder(result.folder).record["config"]["batch_size"] == 4
 

@@ -1,12 +1,10 @@
 """Samples: what a model says as it learns, taken without changing anything of the run."""
 
-import io
 import json
 
 import pytest
 import torch
 from datasets import Dataset
-from rich.console import Console
 from safetensors.torch import load_file
 
 from llmlab.config import SFTConfig
@@ -16,8 +14,8 @@ from llmlab.runs.folder import RunFolder, read_json
 from llmlab.runs.manifest import MANIFEST
 from llmlab.training.callbacks.samples import Samples, opening
 from llmlab.training.callbacks.stop import Stopped
-from llmlab.training.dashboard import sampled
 from llmlab.training.engine.run import run
+from llmlab.ui.dashboard import sampled
 
 
 def sft(base_run, folder, **more):
@@ -72,9 +70,8 @@ def test_a_stop_in_the_last_sample_loses_neither_sample_nor_best(base_run, tmp_p
 
 
 @pytest.mark.slow
-def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_path):
-    console = Console(record=True, width=100, file=io.StringIO())
-    result = run(sft(base_run, tmp_path), console=console)
+def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_path, told):
+    result = run(sft(base_run, tmp_path), reporter=told)
     taken = RunFolder(result.folder).samples()
     assert [line["step"] for line in taken] == [0, 3, 6] and len({line["prompt"] for line in taken}) == 1
     assert taken[0]["prompt"].rstrip().endswith("assistant") and "Who is" in taken[0]["prompt"]
@@ -93,7 +90,7 @@ def test_a_sample_at_every_validation_is_the_models_greedy_answer(base_run, tmp_
         said.append(token)
         ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
     assert taken[-1]["answer"] == tokenizer.decode(said, skip_special_tokens=True)
-    assert "sample  " in console.export_text()
+    assert "sample  " in told.text
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from llmlab.models.identity import weights_fingerprint
 from llmlab.models.load import load_model
 from llmlab.models.log_probs import answer_log_probs
 from llmlab.runs.folder import RunFolder
+from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
 from llmlab.training.engine.run_dir import run_lock
 from llmlab.training.methods import dpo
@@ -347,15 +348,15 @@ def test_only_unknown_pairs_are_computed(policy, tmp_path, asked):
     assert asked == []
 
 
-def test_another_reference_is_never_mixed_in(policy, base_run, tmp_path, capsys):
+def test_another_reference_is_never_mixed_in(policy, base_run, tmp_path, told):
     short = dict(max_steps=1, eval_every=1, save_every=1, eval_fraction=0)
     data = write(tmp_path / "a.jsonl", range(12))
     run(config(policy, tmp_path, data, "a", **short))
-    run(config(policy, tmp_path, data, "b", reference_checkpoint=str(base_run.model), **short))
-    text = " ".join(capsys.readouterr().err.split())
-    assert "is of another reference: name" in text and "reference (" in text
-    run(config(policy, tmp_path, data, "c", max_length=80, **short))
-    assert "max_length (96 there, 80 here)" in " ".join(capsys.readouterr().err.split())
+    other = config(policy, tmp_path, data, "b", reference_checkpoint=str(base_run.model), **short)
+    run(other, reporter=told)
+    assert "is of another reference: name" in told.text and "reference (" in told.text
+    run(config(policy, tmp_path, data, "c", max_length=80, **short), reporter=told)
+    assert "max_length (96 there, 80 here)" in told.text
     assert len(caches(tmp_path / "cache")) == 3
 
 
@@ -558,7 +559,7 @@ def test_a_cache_serves_items_of_any_number_of_answers(tmp_path):
         items,
         keys,
         lambda: model,
-        reference.Console(quiet=True),
+        SILENT,
         device="cpu",
         precision="fp32",
         pad=0,

@@ -83,18 +83,18 @@ def steps(folder):
     return [line["step"] for line in folder.metrics() if "loss" in line]
 
 
-def test_a_kill_in_the_first_write_of_the_record_costs_nothing(base_run, tmp_path, capsys):
+def test_a_kill_in_the_first_write_of_the_record_costs_nothing(base_run, tmp_path, told):
     folder = tmp_path / "run"
     folder.mkdir()
     for name in (".lock", ".holder.json", ".run.json.k2j4h5", ".best-77"):
         (folder / name).write_text("{")
-    result = run(config(base_run, tmp_path, max_steps=2))
+    result = run(config(base_run, tmp_path, max_steps=2), reporter=told)
     assert result.folder == folder and RunFolder(folder).record["status"] == "done"
-    assert "holds" not in capsys.readouterr().err
+    assert "holds" not in told.text
     assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == [".lock"]
 
 
-def test_a_kill_in_the_first_checkpoint_costs_nothing(base_run, tmp_path, monkeypatch, capsys):
+def test_a_kill_in_the_first_checkpoint_costs_nothing(base_run, tmp_path, monkeypatch, told):
     """The figures of its step are logged by then, which is no sign of a checkpoint that was there."""
 
     def killed(*args, **kwargs):
@@ -104,46 +104,39 @@ def test_a_kill_in_the_first_checkpoint_costs_nothing(base_run, tmp_path, monkey
         patch.setattr(checkpointing, "write_manifest", killed)
         run(config(base_run, tmp_path))
     assert max(steps(RunFolder(tmp_path / "run"))) == 2
-    result = run(config(base_run, tmp_path))
+    result = run(config(base_run, tmp_path), reporter=told)
     assert result.folder == tmp_path / "run"
-    assert "stopped before its first checkpoint: it begins at step 0" in " ".join(
-        capsys.readouterr().err.split()
-    )
+    assert "stopped before its first checkpoint: it begins at step 0" in told.text
     assert steps(RunFolder(result.folder)) == list(range(1, 9))
 
 
-def test_a_folder_of_something_else_is_named_as_that(base_run, tmp_path, capsys):
+def test_a_folder_of_something_else_is_named_as_that(base_run, tmp_path, told):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    result = run(config(base_run, tmp_path, max_steps=2))
-    assert result.folder.name == "run-2" and "holds something else" in capsys.readouterr().err
+    result = run(config(base_run, tmp_path, max_steps=2), reporter=told)
+    assert result.folder.name == "run-2" and "holds something else" in told.text
 
 
-def test_a_second_run_of_a_finished_config_goes_on_where_it_was_killed(
-    base_run, tmp_path, monkeypatch, capsys
-):
+def test_a_second_run_of_a_finished_config_goes_on_where_it_was_killed(base_run, tmp_path, monkeypatch, told):
     run(config(base_run, tmp_path, max_steps=4))
     assert killed_at(2, base_run, tmp_path, monkeypatch, max_steps=4).path.name == "run-2"
-    again = run(config(base_run, tmp_path, max_steps=4))
+    again = run(config(base_run, tmp_path, max_steps=4), reporter=told)
     assert again.folder.name == "run-2" and alike(tmp_path / "run" / "best", again.model)
-    assert "resuming from" in capsys.readouterr().err
+    assert "resuming from" in told.text
     assert run(config(base_run, tmp_path, max_steps=4)).folder.name == "run-3"
 
 
-def test_a_named_earlier_checkpoint_begins_a_branch_of_its_own(base_run, tmp_path, monkeypatch, capsys):
+def test_a_named_earlier_checkpoint_begins_a_branch_of_its_own(base_run, tmp_path, monkeypatch, told):
     whole = run(config(base_run, tmp_path, output_dir=str(tmp_path / "whole")))
     folder = killed_at(6, base_run, tmp_path, monkeypatch)
     old = weights(folder.path / "checkpoint-6")
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
         branch = config(base_run, tmp_path, learning_rate=3e-3)
-        run(branch, resume=str(folder.path / "checkpoint-2"))
+        run(branch, resume=str(folder.path / "checkpoint-2"), reporter=told)
     aside = folder.path / "set-aside-1"
-    told = capsys.readouterr().err
-    assert (
-        "checkpoint-6, checkpoint-4, best: of the branch behind step 2 that is left" in told
-        and str(aside) in told
-    )
+    assert "checkpoint-6, checkpoint-4, best: of the branch behind step 2 that is left" in told.text
+    assert str(aside) in told.text
     assert all(torch.equal(value, old[name]) for name, value in weights(aside / "checkpoint-6").items())
     assert [line["step"] for line in RunFolder(aside).metrics() if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in folder.checkpoints()] == ["checkpoint-5", "checkpoint-4", "checkpoint-2"]
@@ -222,18 +215,15 @@ def test_changed_hyperparameters_of_the_optimizer_are_used(base_run, tmp_path, m
     assert seen[0]["weight_decay"] == 0.5 and seen[0]["betas"] == (0.5, 0.95) and seen[0]["eps"] == 1e-6
 
 
-def test_results_without_a_whole_checkpoint_are_left_as_they_are(base_run, tmp_path, monkeypatch, capsys):
+def test_results_without_a_whole_checkpoint_are_left_as_they_are(base_run, tmp_path, monkeypatch, told):
     folder = killed_at(4, base_run, tmp_path, monkeypatch)
     for checkpoint in folder.checkpoints():
         (checkpoint.path / "model.safetensors").write_bytes(b"damaged")
     before, lines = weights(folder.path / "best"), folder.metrics()
-    result = run(config(base_run, tmp_path))
+    result = run(config(base_run, tmp_path), reporter=told)
     assert result.folder.name == "run-2" and folder.metrics() == lines
     assert all(torch.equal(value, before[name]) for name, value in weights(folder.path / "best").items())
-    assert (
-        "no checkpoint that is whole: they are left as they are; this one goes to"
-        in capsys.readouterr().err.replace("\n", " ")
-    )
+    assert "no checkpoint that is whole: they are left as they are; this one goes to" in told.text
 
 
 def test_the_folder_that_is_named_is_the_run(base_run, tmp_path, monkeypatch):
@@ -250,7 +240,7 @@ def test_the_folder_that_is_named_is_the_run(base_run, tmp_path, monkeypatch):
     assert steps(RunFolder(result.folder)) == [1, 2, 3, 4]
 
 
-def test_other_rows_and_other_weights_are_told(base_run, tmp_path, monkeypatch, capsys):
+def test_other_rows_and_other_weights_are_told(base_run, tmp_path, monkeypatch, told):
     base = tmp_path / "base"
     shutil.copytree(base_run.model, base)
     changes = dict(policy_checkpoint=str(base), adapter="lora", lora_r=2)
@@ -258,8 +248,8 @@ def test_other_rows_and_other_weights_are_told(base_run, tmp_path, monkeypatch, 
     write_rows(tmp_path / "rows.jsonl", ROWS[:40])
     with monkeypatch.context() as patch:
         stop_at(patch, 4)
-        run(config(base_run, tmp_path, **changes))
-    assert "rows.jsonl has changed since the checkpoint" in capsys.readouterr().err.replace("\n", "")
+        run(config(base_run, tmp_path, **changes), reporter=told)
+    assert "rows.jsonl has changed since the checkpoint" in told.text
     shutil.copy(next(base_run.folder.glob("checkpoint-10/model.safetensors")), base / "model.safetensors")
     loaded = []
     monkeypatch.setattr("llmlab.training.methods.sft.load_policy", lambda *_: loaded.append(1))
@@ -277,7 +267,7 @@ def test_the_checkpoint_of_a_stopped_run_is_a_model(base_run, tmp_path, monkeypa
     assert tokenizer.chat_template and sum(p.numel() for p in model.parameters())
 
 
-def test_fewer_processes_keep_what_was_summed_since_the_last_log(base_run, tmp_path, monkeypatch, capsys):
+def test_fewer_processes_keep_what_was_summed_since_the_last_log(base_run, tmp_path, monkeypatch, told):
     whole = run(config(base_run, tmp_path, log_every=3, output_dir=str(tmp_path / "whole")))
     folder = killed_at(4, base_run, tmp_path, monkeypatch, log_every=3)
     checkpoint = folder.path / "checkpoint-4"
@@ -289,8 +279,8 @@ def test_fewer_processes_keep_what_was_summed_since_the_last_log(base_run, tmp_p
         (checkpoint / f"lab_state_{rank}.json").write_text(json.dumps(state | {"loss": state["loss"] * part}))
     (checkpoint / "run_config.json").write_text(json.dumps(about | {"processes": 2}))
     write_manifest(checkpoint, step=4)
-    result = run(config(base_run, tmp_path, log_every=3))
-    assert "2 processes -> 1: an update reads 8 rows" in capsys.readouterr().err
+    result = run(config(base_run, tmp_path, log_every=3), reporter=told)
+    assert "2 processes -> 1: an update reads 8 rows" in told.text
     losses = [
         [line["loss"] for line in RunFolder(path).metrics() if "loss" in line]
         for path in (result.folder, whole.folder)

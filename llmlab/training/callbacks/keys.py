@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.training.callbacks.stop import StopOnSignal
-from llmlab.training.dashboard import Dashboard
+from llmlab.training.engine.reporter import Reporter
 
 KEYS = "e validate now · p save and pause · s stop after this update · Ctrl+C stop"
 POLL = 0.2  # seconds
@@ -25,12 +25,12 @@ class Keys(TrainerCallback):
 
     Args:
         stop: of the run; a stop by key is a stop like any other.
-        dashboard: which says what is going on.
+        reporter: told what is going on.
         validates: whether there is anything to validate on.
     """
 
-    def __init__(self, stop: StopOnSignal, dashboard: Dashboard, *, validates: bool):
-        self.stop, self.dashboard, self.validates = stop, dashboard, validates
+    def __init__(self, stop: StopOnSignal, reporter: Reporter, *, validates: bool):
+        self.stop, self.reporter, self.validates = stop, reporter, validates
         self.asked: set[str] = set()
         self._open = True
         self._before: Any = None
@@ -74,13 +74,15 @@ class Keys(TrainerCallback):
     def press(self, key: str) -> None:
         """Takes a key."""
         if key == "e" and not self.validates:
-            self.dashboard.say("nothing is held out to validate on")
+            self.reporter.status("nothing is held out to validate on")
         elif key in ("e", "s"):
             self.asked.add(key)
-            self.dashboard.say("validating after this update" if key == "e" else "stopping after this update")
+            self.reporter.status(
+                "validating after this update" if key == "e" else "stopping after this update"
+            )
         elif key == "p":
             self.asked ^= {"p"}
-            self.dashboard.say("pausing after this update" if "p" in self.asked else "")
+            self.reporter.status("pausing after this update" if "p" in self.asked else "")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -89,7 +91,7 @@ class Keys(TrainerCallback):
         if "e" in self.asked:
             self.asked.discard("e")
             control.should_evaluate = True
-            self.dashboard.say("")
+            self.reporter.status("")
         if "s" in self.asked and not self.stop.received:
             self.stop.received = signal.SIGINT
             control.should_save = control.should_training_stop = True
@@ -102,7 +104,7 @@ class Keys(TrainerCallback):
         """Waits where a pause was asked for: the checkpoint is sealed."""
         if "p" not in self.asked:
             return
-        self.dashboard.say(f"paused at step {state.global_step:,}, saved · p goes on · Ctrl+C stops")
+        self.reporter.status(f"paused at step {state.global_step:,}, saved · p goes on · Ctrl+C stops")
         while "p" in self.asked and not self.stop.received:
             time.sleep(POLL)
-        self.dashboard.say("")
+        self.reporter.status("")

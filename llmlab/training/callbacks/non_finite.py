@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.errors import LabError
@@ -27,13 +27,13 @@ class NonFiniteGuard(TrainerCallback):
 
     Args:
         folder: of the run, whose metrics get a line for every skipped update.
-        console: where a person is told.
+        warn: takes a line for the person.
         limit: skipped updates in a row that are borne.
     """
 
-    def __init__(self, folder: RunFolder, console: Console, limit: int):
+    def __init__(self, folder: RunFolder, warn: Callable[[str], None], limit: int):
         self.folder = folder
-        self.console = console
+        self.warn = warn
         self.limit = limit
         self.in_a_row = 0
         self._losses: deque[float] = deque(maxlen=RECENT)
@@ -51,7 +51,7 @@ class NonFiniteGuard(TrainerCallback):
         what = "the loss is not finite" if rows else f"the gradients are not finite (norm {float(norm)})"
         self.folder.log({"step": step, "skipped": what, "rows": list(rows)})
         shown = "".join(f"\n  {row[:SHOWN_CHARACTERS]}" for row in rows[:SHOWN_ROWS])
-        self.console.print(f"step {step} skipped: {what}{shown}", style="yellow", highlight=False)
+        self.warn(f"step {step} skipped: {what}{shown}")
         if self.in_a_row <= (max(self.limit, FP16_SKIPS) if fp16 else self.limit):
             return
         raise LabError(
@@ -85,11 +85,9 @@ class NonFiniteGuard(TrainerCallback):
         if len(self._losses) >= RECENT // 2:
             mean, spread = statistics.fmean(self._losses), statistics.stdev(self._losses)
             if loss > mean + SPIKE * spread and loss > 1.2 * mean:
-                self.console.print(
+                self.warn(
                     f"step {state.global_step}: the loss jumped to {loss:.3g} from {mean:.3g} (the mean of"
-                    f" the last {len(self._losses)} logged)",
-                    style="yellow",
-                    highlight=False,
+                    f" the last {len(self._losses)} logged)"
                 )
         self._losses.append(loss)
 

@@ -11,6 +11,7 @@ from llmlab.config.training import TrainingConfig
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import EffectiveBatch
 from llmlab.training.reach import may_be_unreached
 
 SCHEDULERS = {
@@ -89,11 +90,9 @@ def resolve_max_steps(config: TrainingConfig, job: Job) -> TrainingConfig:
 
 def rows_per_step(config: TrainingConfig) -> int:
     """Returns how many rows all processes together take for one optimizer step."""
-    return config.micro_batch_size * config.accumulation_steps * processes()
+    return effective_batch(config).total
 
 
-def effective_batch(config: TrainingConfig) -> str:
-    """Returns the effective batch as the product it is, `4 x 16 x 1 = 64`."""
-    world = processes()
-    total = config.micro_batch_size * config.accumulation_steps * world
-    return f"{config.micro_batch_size} x {config.accumulation_steps} x {world} = {total}"
+def effective_batch(config: TrainingConfig) -> EffectiveBatch:
+    """Returns the rows of an optimizer update."""
+    return EffectiveBatch(config.micro_batch_size, config.accumulation_steps, processes())

@@ -7,11 +7,10 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 
-from rich.console import Console
-
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.load import choose_device, choose_precision
+from llmlab.training.engine.reporter import Reporter
 from llmlab.trust import secret_in
 
 
@@ -23,18 +22,18 @@ class RunContext:
         config: of a kind in the registry of methods.
         device: "cpu", "cuda" ...
         precision: "fp32", "bf16" or "fp16".
-        console: where progress is shown.
+        reporter: that the run speaks to.
         started: of `time.perf_counter`.
     """
 
     config: TrainingConfig
     device: str
     precision: str
-    console: Console
+    reporter: Reporter
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def of(cls, config: TrainingConfig, console: Console) -> RunContext:
+    def of(cls, config: TrainingConfig, reporter: Reporter) -> RunContext:
         """Returns the context of a config.
 
         Raises:
@@ -52,7 +51,7 @@ class RunContext:
                 raise LabError(
                     f"`report_to` {name!r} is not installed", remedy=f"pip install {name}, or leave it out"
                 )
-        return cls(config, device, precision, console)
+        return cls(config, device, precision, reporter)
 
     def with_config(self, config: TrainingConfig) -> RunContext:
         """Returns the context with another config for the same machine."""
@@ -61,7 +60,3 @@ class RunContext:
     def seconds(self) -> float:
         """Returns the wall time since the run was asked for."""
         return time.perf_counter() - self.started
-
-    def warn(self, text: str) -> None:
-        """Shows a line that deserves attention."""
-        self.console.print(text, style="yellow", highlight=False, soft_wrap=True)

@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
+from llmlab.config.training import TrainingConfig
 from llmlab.data.prepare import Prepared
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.trainers.base import LabTrainerMixin
 
 
@@ -46,6 +49,27 @@ class Job:
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
 
+class Prepare(Protocol):
+    """Loads model and data of a config: what every module of `training/methods` has as `prepare`.
+
+    Each takes the config of its own kind, which the registry of methods sees to.
+    """
+
+    def __call__(self, config: TrainingConfig, device: str, precision: str, reporter: Reporter) -> Job:
+        """Returns the job of a run.
+
+        Args:
+            config: of the method's kind.
+            device: "cpu", "cuda" ...
+            precision: "fp32", "bf16" or "fp16".
+            reporter: told of work that takes its time.
+
+        Raises:
+            LabError: when a model or the data cannot be used.
+        """
+        ...
+
+
 @dataclass
 class RunResult:
     """How a run ended.
@@ -75,26 +99,6 @@ class RunResult:
                 "seconds": round(self.seconds, 1),
             }
         )
-
-    def summary(self) -> str:
-        """Returns the result line for a person."""
-        if self.stopped_by:
-            return f"{self.folder} stopped; to resume: `llmlab run {self.folder}`"
-        shown = (
-            "eval_loss",
-            "eval_bits_per_byte",
-            "eval_rewards/accuracies",
-            "eval_accuracy",
-            "eval_reward",
-            "eval_reward_accuracy",
-            "eval_perplexity",
-            "eval_alpha",
-            "train_loss",
-        )
-        figures = [
-            f"{name.removeprefix('eval_')} {self.metrics[name]:.4g}" for name in shown if name in self.metrics
-        ]
-        return f"{self.model}  {'  '.join(figures)}"
 
 
 def exit_code(result: RunResult) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback
@@ -12,82 +10,54 @@ from transformers import PreTrainedModel, TrainerCallback
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.keys import KEYS, Keys
+from llmlab.training.callbacks.progress import ReportProgress
 from llmlab.training.callbacks.samples import Samples, opening
 from llmlab.training.callbacks.stop import StopOnSignal
-from llmlab.training.dashboard import Dashboard
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import is_main, processes
 from llmlab.training.engine.job import Job
-from llmlab.training.registry import STAGES
+from llmlab.training.engine.reporter import TrainingStart
 
 READING = ("pretrain", "sft")  # whose tokens all go forward and backward once
 
 
-class Progress:
-    """Dashboard, keys, samples and TensorBoard of a run.
-
-    Args:
-        dashboard: that draws.
-        keys: that are read, or None without a terminal.
-        others: callbacks that come before them.
-        tensorboard: folder of the run where TensorBoard's files are written, or None.
-    """
-
-    def __init__(
-        self,
-        dashboard: Dashboard,
-        keys: Keys | None,
-        others: list[TrainerCallback],
-        tensorboard: RunFolder | None,
-    ):
-        self.dashboard, self.keys, self.others, self.tensorboard = dashboard, keys, others, tensorboard
-        self._reading: AbstractContextManager[Any] = keys or nullcontext()
-
-    @classmethod
-    def of(cls, context: RunContext, job: Job, folder: RunFolder, stop: StopOnSignal) -> Progress:
-        """Returns what fits the run: keys where a terminal is, samples where a model can answer."""
-        config, console = context.config, context.console
-        reads_keys = is_main() and processes() == 1 and Keys.there()
-        measures = console.is_terminal and config.kind in READING
-        dashboard = Dashboard(
-            f"{STAGES[config.kind].title} · {folder.path}",
-            console,
-            hint=KEYS if reads_keys else "",
-            flops_per_token=flops_per_token(job.model) if measures else 0.0,
-            peak=peak_flops(context.device, context.precision) if measures else 0.0,
-        )
-        keys = Keys(stop, dashboard, validates=bool(job.data.eval)) if reads_keys else None
-        tensorboard = folder if "tensorboard" in config.report_to else None
-        return cls(dashboard, keys, samples(context, job, folder, dashboard), tensorboard)
-
-    def callbacks(self, disk: FullDisk) -> list[TrainerCallback]:
-        """Returns the callbacks in their order."""
-        writers: list[TrainerCallback] = []
-        if self.tensorboard:
-            from llmlab.training.callbacks.tensorboard import TensorBoard
-
-            writers.append(TensorBoard(self.tensorboard.path, disk))
-        return [*writers, *self.others, *([self.keys] if self.keys else []), self.dashboard]
-
-    def close(self) -> None:
-        """Gives the screen back; may be called more than once."""
-        self.dashboard.close()
-
-    def __enter__(self) -> Progress:
-        self._reading.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._reading.__exit__(*error)
+def keys_of(context: RunContext, job: Job, stop: StopOnSignal) -> Keys | None:
+    """Returns what reads keys; None where no terminal is, or where several processes work together."""
+    if not is_main() or processes() > 1 or not Keys.there():
+        return None
+    return Keys(stop, context.reporter, validates=bool(job.data.eval))
 
 
-def samples(context: RunContext, job: Job, folder: RunFolder, dashboard: Dashboard) -> list[TrainerCallback]:
+def progress_callbacks(
+    context: RunContext, job: Job, folder: RunFolder, keys: Keys | None, disk: FullDisk
+) -> list[TrainerCallback]:
+    """Returns what a person sees of a run, in its order: TensorBoard, samples, keys, the reporter."""
+    config = context.config
+    writers: list[TrainerCallback] = []
+    if "tensorboard" in config.report_to:
+        from llmlab.training.callbacks.tensorboard import TensorBoard
+
+        writers.append(TensorBoard(folder.path, disk))
+    measures = context.reporter.is_live and config.kind in READING
+    start = TrainingStart(
+        config.kind,
+        folder.path,
+        keys=KEYS if keys else "",
+        flops_per_token=flops_per_token(job.model) if measures else 0.0,
+        peak_flops=peak_flops(context.device, context.precision) if measures else 0.0,
+    )
+    answers = samples(context, job, folder)
+    return [*writers, *answers, *([keys] if keys else []), ReportProgress(context.reporter, start)]
+
+
+def samples(context: RunContext, job: Job, folder: RunFolder) -> list[TrainerCallback]:
     """Returns what takes samples; nothing where the model says nothing, or no process has all of it."""
     length = context.config.sample_tokens
     if not length or processes() > 1 or not job.model.can_generate():
         return []
     prompt = opening(job.data, job.tokenizer)
-    return [Samples(folder, job.model, job.tokenizer, prompt, length, dashboard.sample)] if prompt else []
+    show = context.reporter.sample
+    return [Samples(folder, job.model, job.tokenizer, prompt, length, show)] if prompt else []
 
 
 def flops_per_token(model: PreTrainedModel) -> float:

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from llmlab.config import load_config
 from llmlab.config.options import OptionInfo
 from llmlab.config.training import TrainingConfig
@@ -27,6 +25,7 @@ from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.folder import RECORD, RUN_CONFIG, RunFolder, read_json
 from llmlab.training.engine.contents import FSDP_FILES, refuse_damaged
 from llmlab.training.engine.distributed import processes
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.engine.run_dir import candidate_folders, run_lock
 
 # options that name a model
@@ -61,7 +60,7 @@ class ResumePlan:
 
 
 @contextmanager
-def resolve_resume(config: TrainingConfig, resume: str, console: Console) -> Iterator[ResumePlan]:
+def resolve_resume(config: TrainingConfig, resume: str, reporter: Reporter) -> Iterator[ResumePlan]:
     """Yields where a run begins, and locks its folder meanwhile.
 
     A folder that is taken (a finished run, results without a whole checkpoint, something else) is left as it
@@ -77,16 +76,12 @@ def resolve_resume(config: TrainingConfig, resume: str, console: Console) -> Ite
             reasons.append((path, reason))
             continue
         with run_lock(path):
-            found = _examine(path, config, resume, console, first=not reasons)
+            found = _examine(path, config, resume, reporter, first=not reasons)
             if isinstance(found, str):
                 reasons.append((path, found))
                 continue
             if reasons:
-                console.print(
-                    f"{reasons[0][0]} {reasons[0][1]}; this one goes to {path}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                reporter.note(f"{reasons[0][0]} {reasons[0][1]}; this one goes to {path}")
             yield found
             return
 
@@ -108,12 +103,12 @@ def _why_taken(path: Path, config: TrainingConfig, resume: str) -> str:
 
 
 def _examine(
-    path: Path, config: TrainingConfig, resume: str, console: Console, *, first: bool
+    path: Path, config: TrainingConfig, resume: str, reporter: Reporter, *, first: bool
 ) -> ResumePlan | str:
     """Returns where the run begins in a folder that is held, or why it cannot be this run's."""
     folder = RunFolder(path)
     if resume not in ("auto", "never"):
-        return _named(folder, Path(resume), config, console)
+        return _named(folder, Path(resume), config, reporter)
     record = folder.record
     if not record:
         return ResumePlan(path, reads=inputs_read(config))
@@ -124,10 +119,10 @@ def _examine(
     back = record.get("back_to")  # a branch was being left when the run was killed
     checkpoint, faults = folder.latest_valid_checkpoint(up_to=back if isinstance(back, int) else None)
     for fault in faults:
-        console.print(f"skipping {fault}", style="yellow", highlight=False)
+        reporter.warning(f"skipping {fault}")
     if checkpoint:
-        changed, reads = _changes(checkpoint, config, console)
-        console.print(f"resuming from {checkpoint}")
+        changed, reads = _changes(checkpoint, config, reporter)
+        reporter.note(f"resuming from {checkpoint}")
         leaves = checkpoint.step if changed - silent or isinstance(back, int) else None
         return ResumePlan(path, checkpoint, changed, leaves, reads)
     results = [f"{name}/" for name in ("best", "final") if (path / name).is_dir()]
@@ -139,15 +134,11 @@ def _examine(
             f"holds {' and '.join(results)} of a run with other options, and no checkpoint: they are left as"
             " they are"
         )
-    console.print(
-        f"{path} was stopped before its first checkpoint: it begins at step 0 again",
-        style="yellow",
-        highlight=False,
-    )
+    reporter.warning(f"{path} was stopped before its first checkpoint: it begins at step 0 again")
     return ResumePlan(path, reads=inputs_read(config))
 
 
-def _named(folder: RunFolder, given: Path, config: TrainingConfig, console: Console) -> ResumePlan:
+def _named(folder: RunFolder, given: Path, config: TrainingConfig, reporter: Reporter) -> ResumePlan:
     """Returns the start from a checkpoint, or the newest of a run, that the person named."""
     checkpoint = Checkpoint.at(given)
     if checkpoint:
@@ -163,7 +154,7 @@ def _named(folder: RunFolder, given: Path, config: TrainingConfig, console: Cons
             raise LabError(
                 "holds no complete checkpoint to resume from", where=str(given), remedy="; ".join(faults)
             )
-    changed, reads = _changes(checkpoint, config, console)
+    changed, reads = _changes(checkpoint, config, reporter)
     return ResumePlan(folder.path, checkpoint, changed, checkpoint.step, reads)
 
 
@@ -215,7 +206,7 @@ def inputs_read(config: TrainingConfig) -> dict[str, Any]:
 
 
 def _changes(
-    checkpoint: Checkpoint, config: TrainingConfig, console: Console
+    checkpoint: Checkpoint, config: TrainingConfig, reporter: Reporter
 ) -> tuple[frozenset[str], dict[str, Any]]:
     """Returns the options that are others than those of a checkpoint, and what the run reads; says what each
     change means.
@@ -249,9 +240,6 @@ def _changes(
             remedy="put it back, choose another `output_dir`, or add --resume never",
         )
 
-    def say(text: str) -> None:
-        console.print(text, style="yellow", highlight=False, soft_wrap=True)
-
     for name in sorted(other_weights - changed):
         what = f"{getattr(config, name)} does not hold the weights that this run began with"
         if config.kind not in ("pretrain", "sft", "reward") or getattr(config, "frozen_base", False):
@@ -260,23 +248,25 @@ def _changes(
                 where=str(folder),
                 remedy="put that model back, choose another `output_dir`, or add --resume never",
             )
-        say(f"{what}: those of the checkpoint are used")
+        reporter.warning(f"{what}: those of the checkpoint are used")
     for name in sorted(changed - _options_with(config, "silent")):
         plain = not any(isinstance(values.get(name), (list, dict)) for values in (before, now))
         told = f"`{name}` {before.get(name)} -> {now.get(name)}" if plain else f"`{name}` has changed"
-        say(f"{told}: {_resume_note(config, name)}")
+        reporter.warning(f"{told}: {_resume_note(config, name)}")
     if "dataloader_workers" in changed and any(source.streaming for source in config.datasets):
         told = f"`dataloader_workers` {before.get('dataloader_workers')} -> {now.get('dataloader_workers')}"
-        say(f"{told}: a stream comes in another order, so some rows come twice and some not at all")
+        reporter.warning(
+            f"{told}: a stream comes in another order, so some rows come twice and some not at all"
+        )
     for name, found in reads["data"].items():
         if _block(known, "data").get(name, found) != found:
             source, note = name.rsplit(" ", 1)[0], _resume_note(config, "datasets")
-            say(f"{source} has changed since the checkpoint: {note}")
+            reporter.warning(f"{source} has changed since the checkpoint: {note}")
     was, is_now = known.get("processes", reads["processes"]), reads["processes"]
     if was != is_now:
         changed.add("processes")
         rows = config.micro_batch_size * config.accumulation_steps
-        say(
+        reporter.warning(
             f"{was} processes -> {is_now}: an update reads {is_now * rows} rows, rows are counted on by"
             " number"
         )

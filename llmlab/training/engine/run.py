@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 import torch
 from datasets import Dataset
-from rich.console import Console
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from llmlab.config.training import TrainingConfig
@@ -17,16 +16,15 @@ from llmlab.errors import LabError
 from llmlab.libraries import quiet_within
 from llmlab.models.adapters import without_adapter
 from llmlab.models.resolve import with_newest
-from llmlab.planning.report import before_a_run
+from llmlab.planning.plan import make_plan
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
-from llmlab.screen import LabConsole, screen
 from llmlab.training import compat
 from llmlab.training.callbacks.metrics import MetricsWriter
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
 from llmlab.training.callbacks.stop import StopOnSignal, Stopped
 from llmlab.training.callbacks.stream_position import StreamPosition
-from llmlab.training.engine.announce import announce, bytes_written, run_facts
+from llmlab.training.engine.announce import bytes_written, outline, run_facts
 from llmlab.training.engine.arguments import (
     effective_batch,
     resolve_max_steps,
@@ -50,9 +48,10 @@ from llmlab.training.engine.errors import (
     out_of_memory,
     write_failed,
 )
-from llmlab.training.engine.job import Job, RunResult
+from llmlab.training.engine.job import Job, Prepare, RunResult
 from llmlab.training.engine.memory import free_memory, tune_malloc
-from llmlab.training.engine.progress import Progress
+from llmlab.training.engine.progress import keys_of, progress_callbacks
+from llmlab.training.engine.reporter import SILENT, Reporter
 from llmlab.training.engine.resume import ResumePlan, as_run, resolve_resume
 from llmlab.training.optimizers import build_optimizer
 from llmlab.training.registry import STAGES
@@ -60,23 +59,23 @@ from llmlab.training.trainers.base import LabTrainerMixin, RunServices
 from llmlab.trust import redact
 
 
-def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None = None) -> RunResult:
+def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SILENT) -> RunResult:
     """Trains as the config says and returns how it ended.
 
     Args:
         config: of a kind in the registry of methods.
         resume: "auto" resumes from the newest complete checkpoint of an unfinished run in the same folder,
             "never" starts anew in a folder of its own, a path names the checkpoint.
-        console: where progress is shown; left out, standard error.
+        reporter: that it speaks to; left out, nothing is said.
 
     Raises:
         LabError: when what is asked for cannot be done; nothing has been written then. Whatever the folder
             and its checkpoints forbid is refused before anything is loaded or computed.
     """
-    console = (console or screen()) if is_main() else LabConsole(quiet=True)
+    reporter = reporter if is_main() else SILENT
     tune_malloc(sparing=config.gradient_checkpointing)
-    context = RunContext.of(config, console)
-    with quiet_within(context.warn):
+    context = RunContext.of(config, reporter)
+    with quiet_within(reporter.warning):
         init_process_group(context.device)
         context = context.with_config(broadcast_from_main(lambda: with_newest(config)))
         while True:
@@ -84,40 +83,41 @@ def run(config: TrainingConfig, *, resume: str = "auto", console: Console | None
                 return _attempt(context, resume)
             except OutOfMemory as error:
                 context, resume = context.with_config(halve_micro_batch(context.config, error.folder)), "auto"
-                console.print(
-                    f"out of memory: going on with {effective_batch(context.config)} (batch x"
-                    " accumulation x devices)",
-                    style="yellow",
-                    highlight=False,
+                reporter.warning(
+                    f"out of memory: going on with {effective_batch(context.config)}"
+                    " (batch x accumulation x devices)"
                 )
             free_memory()
 
 
 def _attempt(context: RunContext, resume: str) -> RunResult:
     with ExitStack() as stack:
-        forecast = before_a_run(context.config)  # with the memory that is free before anything is loaded
+        costs = make_plan(context.config)  # with the memory that is free before anything is loaded
         plan = broadcast_from_main(  # the main process locks the folder
-            lambda: stack.enter_context(resolve_resume(context.config, resume, context.console))
+            lambda: stack.enter_context(resolve_resume(context.config, resume, context.reporter))
         )
         # the options so that the run's folder, given to `llmlab run`, resumes this very run
         recorded = {"config": {**as_run(context.config), "output_dir": str(plan.run_dir)}, **plan.reads}
         job = _prepare(context)
         context = context.with_config(resolve_max_steps(context.config, job))
         folder = _open_folder(context, plan, job, recorded)
-        announce(context, job, forecast)
+        context.reporter.plan(outline(context, job, costs))
         stop = StopOnSignal()
-        progress = stack.enter_context(Progress.of(context, job, folder, stop))
-        disk = FullDisk(context.warn, stop.heard)
+        keys = keys_of(context, job, stop)
+        stack.enter_context(keys or nullcontext())
+        disk = FullDisk(context.reporter.warning, stop.heard)
         checkpoints = CheckpointWriter(folder, context.config.save_total_limit, recorded, disk)
-        callbacks = progress.callbacks(disk)
+        callbacks = progress_callbacks(context, job, folder, keys, disk)
         trainer = _build_trainer(context, plan, job, folder, stop, callbacks, checkpoints)
-        return _fit(context, plan, job, trainer, folder, stop, progress)
+        result = _fit(context, plan, job, trainer, folder, stop)
+        context.reporter.result(result)
+        return result
 
 
 def _prepare(context: RunContext) -> Job:
     torch.manual_seed(context.config.seed)
-    method = importlib.import_module(STAGES[context.config.kind].module)
-    job = method.prepare(context.config, context.device, context.precision, context.console)
+    prepare: Prepare = importlib.import_module(STAGES[context.config.kind].module).prepare
+    job = prepare(context.config, context.device, context.precision, context.reporter)
     free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
     return job
 
@@ -131,13 +131,14 @@ def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict
         folder.remove_leftovers()
         if plan.leaves is not None and (moved := folder.move_aside_after(plan.leaves)):
             *names, place = moved
-            context.warn(
+            context.reporter.warning(
                 f"{', '.join(names)}: of the branch behind step {plan.leaves} that is left, moved to {place}"
             )
     RunFolder.create(
         plan.run_dir, {**recorded, **run_facts(context, job)}, needed_bytes=bytes_written(context, job)
     )
     folder.truncate_after(plan.step)
+    context.reporter.opened(folder.path)
     return folder
 
 
@@ -153,7 +154,7 @@ def _build_trainer(
     config = context.config
     stream = StreamPosition(job.data.train, rows_per_step(config))
     restored = stream.restore(plan.checkpoint, config.dataloader_workers)
-    guard = NonFiniteGuard(folder, context.console, config.max_skipped_steps)
+    guard = NonFiniteGuard(folder, context.reporter.warning, config.max_skipped_steps)
     endless = stream.stream is not None
     metrics = MetricsWriter(folder, job.data.bytes_per_token, checkpoints.disk, endless=endless)
     trainer = job.trainer(
@@ -193,7 +194,6 @@ def _fit(
     trainer: LabTrainerMixin,
     folder: RunFolder,
     stop: StopOnSignal,
-    progress: Progress,
 ) -> RunResult:
     """Trains, and returns the result; whatever happens is noted in the record."""
     try:
@@ -212,7 +212,7 @@ def _fit(
         raise
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error) and context.config.out_of_memory == "halve" and processes() == 1:
-            progress.close()
+            context.reporter.close()
             trainer.save_snapshot()
             _note(folder, status="stopped")
             raise OutOfMemory(folder.path) from None
@@ -226,7 +226,7 @@ def _fit(
         _note(folder, status="stopped")
         raise write_failed(folder.path, error) from None
     finally:
-        progress.close()
+        context.reporter.close()
 
 
 def _load_without_training(trainer: LabTrainerMixin, plan: ResumePlan) -> None:
@@ -241,7 +241,7 @@ def _finish(
     config, last = context.config, trainer.state.global_step
     if isinstance(job.data.train, PackedStream) and (notes := job.data.train.notes()):
         _note(folder, data_notes=job.data.notes + notes)
-        context.warn("\n".join(notes))
+        context.reporter.warning("\n".join(notes))
     if stop.received and last < config.max_steps:
         _note(folder, status="stopped", step=last)
         return RunResult(folder.path, None, held_out_figures(folder), stop.received, context.seconds())

@@ -15,7 +15,6 @@ from typing import Any
 import trl
 from datasets import Dataset
 from peft import PeftModel
-from rich.console import Console
 
 from llmlab.config import DPOConfig
 from llmlab.data.prepare import dpo_data
@@ -27,6 +26,7 @@ from llmlab.models.resolve import resolve_model
 from llmlab.training import compat
 from llmlab.training.engine.arguments import rows_per_step
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.held_out import pair_weights
 from llmlab.training.order import LengthGrouped, SeededOrder
 from llmlab.training.padding_free import answers_alone, make_padding_free, packing_leaks
@@ -98,7 +98,7 @@ def order_of_pairs(pairs: Dataset, config: DPOConfig, rows_per_step: int) -> See
     return LengthGrouped(lengths, rows_per_step, config.seed)
 
 
-def prepare(config: DPOConfig, device: str, precision: str, console: Console) -> Job:
+def prepare(config: DPOConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a preference run; with a sequential reference its phase is over then, and its model
     freed.
 
@@ -116,7 +116,7 @@ def prepare(config: DPOConfig, device: str, precision: str, console: Console) ->
         together = {TRAIN: data.train, **data.eval}
         read = {TRAIN: order.first(config.max_steps * rows_per_step(config))}
         read |= {name: range(min(len(rows), config.eval_rows)) for name, rows in data.eval.items()}
-        made, note = with_reference(together, read, config, tokenizer, device, precision, console)
+        made, note = with_reference(together, read, config, tokenizer, device, precision, reporter)
         data.train, data.eval = made.pop(TRAIN), made
         data.notes.append(note)
     model, _ = load_policy(policy, config, device, precision)

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -31,6 +30,7 @@ from llmlab.models.adapters import without_adapter
 from llmlab.models.load import load_model, loading_kwargs, stop_at_turn_ends
 from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.held_out import EACH
 from llmlab.training.trainers.base import LabTrainerMixin
 
@@ -140,7 +140,7 @@ def perplexity(loss: float) -> float:
     return math.exp(min(50.0, loss))
 
 
-def prepare(config: DualHeadConfig, device: str, precision: str, console: Console) -> Job:
+def prepare(config: DualHeadConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a dual-head run.
 
     Raises:

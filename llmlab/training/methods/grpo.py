@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import trl
-from rich.console import Console
 from transformers import GenerationConfig, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
@@ -30,9 +29,10 @@ from llmlab.models.transformer.modeling import real_positions
 from llmlab.training import compat
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RepeatedOrder
-from llmlab.training.rewards import agree, reward_function
+from llmlab.training.rewards import refuse_untrusted, reward_function
 from llmlab.training.sampling import (
     ANSWERS,
     HELD_OUT,
@@ -181,14 +181,14 @@ def group_figures(rewards: torch.Tensor) -> dict[str, float]:
     }
 
 
-def prepare(config: GRPOConfig, device: str, precision: str, console: Console) -> Job:
+def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a GRPO run.
 
     Raises:
         LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed
             to.
     """
-    agree(config.reward_model)
+    refuse_untrusted(config.reward_model)
     if config.use_vllm and importlib.util.find_spec("vllm") is None:
         raise LabError(
             "`use_vllm`: the package vllm is not installed", remedy="pip install vllm, or leave it out"

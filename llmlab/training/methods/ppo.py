@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from rich.console import Console
 from transformers import TrainingArguments
 
 from llmlab.config import PPOConfig
@@ -29,18 +28,19 @@ from llmlab.models.adapters import frozen_copy
 from llmlab.models.load import load_policy, stop_at_turn_ends
 from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.job import Job
-from llmlab.training.rewards import agree, reward_function
+from llmlab.training.engine.reporter import Reporter
+from llmlab.training.rewards import refuse_untrusted, reward_function
 from llmlab.training.trainers.ppo import PPOTrainer, Reward
 
 
-def prepare(config: PPOConfig, device: str, precision: str, console: Console) -> Job:
+def prepare(config: PPOConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a PPO run.
 
     Raises:
         LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed
             to.
     """
-    agree(config.reward_model)
+    refuse_untrusted(config.reward_model)
     functions = [reward_function(source, device) for source in config.reward_model]
     rewards = [
         Reward(function.__name__, source.weight, function)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from rich.console import Console
 from transformers import Trainer, TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
@@ -16,6 +15,7 @@ from llmlab.errors import LabError
 from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.models.load import attention_kernel, load_model
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.padding_free import packing_leaks
 from llmlab.training.trainers.base import LabTrainerMixin
 
@@ -30,7 +30,7 @@ class BaseTrainer(LabTrainerMixin, Trainer):
         )
 
 
-def prepare(config: PretrainConfig, device: str, precision: str, console: Console) -> Job:
+def prepare(config: PretrainConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a base training run: a new model, or one that goes on from `init_from`.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import trl
-from rich.console import Console
 
 from llmlab.config import RewardConfig
 from llmlab.data.prepare import dpo_data
@@ -20,6 +19,7 @@ from llmlab.models.load import add_adapter, load_scorer, loading_kwargs
 from llmlab.models.resolve import resolve_model
 from llmlab.training import compat
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.held_out import pair_weights
 from llmlab.training.trainers.base import LabTrainerMixin
 
@@ -46,7 +46,7 @@ class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):
         return pair_weights(inputs)
 
 
-def prepare(config: RewardConfig, device: str, precision: str, console: Console) -> Job:
+def prepare(config: RewardConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a reward run.
 
     Raises:

@@ -7,7 +7,6 @@ from typing import Any
 
 import transformers
 import trl
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SFTConfig
@@ -18,6 +17,7 @@ from llmlab.errors import LabError
 from llmlab.models.load import load_policy, stop_at_turn_ends
 from llmlab.models.resolve import ModelRef, resolve_model
 from llmlab.training.engine.job import Job
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.held_out import EACH, learned_tokens
 from llmlab.training.padding_free import packing_leaks
 from llmlab.training.trainers.base import LabTrainerMixin
@@ -37,7 +37,7 @@ class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):
     """TRL's trainer on rows that are tokenised, masked and packed already."""
 
 
-def prepare(config: SFTConfig, device: str, precision: str, console: Console) -> Job:
+def prepare(config: SFTConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a fine-tuning run.
 
     Raises:

@@ -20,8 +20,6 @@ import psutil
 import torch
 from datasets import Dataset
 from peft import PeftModel, prepare_model_for_kbit_training
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedModel
 
 from llmlab.config import DPOConfig
@@ -36,6 +34,7 @@ from llmlab.models.log_probs import score_labels
 from llmlab.runs.folder import find_model
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.memory import free_memory
+from llmlab.training.engine.reporter import Reporter
 from llmlab.training.padding_free import packed_log_probs
 from llmlab.training.reference.cache import SUMS, Item, ReferenceCache, item_key, nearest_difference
 
@@ -121,7 +120,7 @@ def with_reference(
     tokenizer: Any,
     device: str,
     precision: str,
-    console: Console,
+    reporter: Reporter,
 ) -> tuple[dict[str, Dataset], str]:
     """Returns pairs with the columns `ref_chosen_logps` and `ref_rejected_logps`, and a note on how they were
     got.
@@ -136,7 +135,7 @@ def with_reference(
         tokenizer: of policy and reference.
         device: where the reference computes.
         precision: of its products.
-        console: for progress and notes.
+        reporter: told of progress, faults and notes.
 
     Raises:
         LabError: when the reference does not load or gives values that are no numbers.
@@ -149,7 +148,7 @@ def with_reference(
             [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
             [keys[name][index] for name, indices in read.items() for index in indices],
             lambda: load_reference(config, device, precision),
-            console,
+            reporter,
             device=device,
             precision=precision,
             pad=tokenizer.pad_token_id,
@@ -185,7 +184,7 @@ def fill(
     items: list[Item],
     keys: list[bytes],
     load: Callable[[], PreTrainedModel],
-    console: Console,
+    reporter: Reporter,
     *,
     device: str,
     precision: str,
@@ -200,7 +199,7 @@ def fill(
         items: prompt and answers as token ids.
         keys: of the items.
         load: loads the reference; called only when something is missing.
-        console: for progress and notes.
+        reporter: told of progress, faults and notes.
         device: where the reference computes.
         precision: of its products.
         pad: id that fills rows.
@@ -212,10 +211,10 @@ def fill(
     """
     began = time.perf_counter()
     for fault in cache.faults:
-        console.print(fault, style="yellow")
+        reporter.warning(fault)
     missing = cache.missing(keys)
     if not len(cache) and (other := nearest_difference(cache.folder.parent, cache.description)):
-        console.print(f"reference cache: {other}", style="yellow")
+        reporter.warning(f"reference cache: {other}")
     before = memory_now(device)
     peak = before
     mine = missing[int(_rank()) :: processes()]
@@ -228,7 +227,7 @@ def fill(
         done_keys: list[bytes] = []
         done_values: list[Any] = []
         sealed = time.perf_counter()
-        with _progress(console, len(mine)) as advance:
+        with reporter.counting("reference", "pairs", len(mine)) as advance:
             for part in _passes(order, items, per_pass):
                 values = reference_values(
                     model,
@@ -378,42 +377,6 @@ def _seal(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
                 else "start again: it is filled anew"
             ),
         ) from None
-
-
-class _progress:
-    """A bar with the time left on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console, total: int):
-        self.console, self.total, self.done = console, total, 0
-        self.bar = Progress(
-            TextColumn("reference"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.bar.start()
-        self.task = self.bar.add_task("", total=self.total)
-        self.told = self.began = time.perf_counter()
-        return self.advance
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        self.bar.advance(self.task, count)
-        now = time.perf_counter()
-        if not self.console.is_terminal and now - self.told > 15:
-            left = (now - self.began) / self.done * (self.total - self.done)
-            self.console.print(
-                f"reference: {self.done:,} of {self.total:,} pairs, {left:.0f} s left", highlight=False
-            )
-            self.told = now
 
 
 def memory_now(device: str) -> int:

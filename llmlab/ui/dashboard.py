@@ -1,0 +1,251 @@
+"""The live panel of a run in a terminal: figures, the loss curve, speed, memory and time left."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Mapping
+
+import plotext
+import psutil
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from llmlab.config import KINDS
+from llmlab.readable import ERRORS
+from llmlab.training.engine.reporter import Progress, TrainingStart
+
+REDRAWN = 0.25  # seconds between two drawings of the panel
+SHOWN = {
+    "loss": "loss",
+    "eval_loss": "held-out loss",
+    "learning_rate": "learning rate",
+    "grad_norm": "gradient norm",
+    "mean_token_accuracy": "token accuracy",
+    "accuracy": "pair accuracy",
+    "reward": "reward",
+    "eval_reward": "held-out reward",
+    "group/spread": "spread within groups",
+    "group/best": "best of group",
+    "group/no_signal": "zero-variance groups",
+    "completions/mean_length": "answer length",
+    "completions/clipped_ratio": "truncated",
+    "kl": "KL to the reference",
+    "entropy": "entropy",
+    "value_loss": "value loss",
+    "explained_variance": "explained variance",
+    "clip_ratio/region_mean": "clip fraction",
+    "lm_loss": "loss of the answers",
+    "preference_loss": "preference loss",
+    "reward_accuracy": "reward-head accuracy",
+    "reward_margin": "its margin",
+    "alpha": "mean alpha",
+    "gate_entropy": "entropy of alpha",
+    "rewards/accuracies": "preference accuracy",
+    "rewards/margins": "reward margin",
+}
+
+
+class Pace:
+    """Tokens a second between two logged losses, and the time that is left.
+
+    Attributes:
+        speed: tokens a second; 0 where none were counted.
+    """
+
+    def __init__(self) -> None:
+        self.speed = 0.0
+        self._mark = 0.0, 0  # when a loss was logged last, and the tokens read until then
+        # when it began, and at which step; training may be over already, and only its last validation missing
+        self._began = time.perf_counter(), 0
+
+    def begin(self, at: Progress) -> None:
+        """Starts the clock."""
+        now = time.perf_counter()
+        self.speed, self._mark, self._began = 0.0, (now, at.tokens), (now, at.step)
+
+    def logged(self, at: Progress) -> None:
+        """Takes a loss that was logged just now."""
+        now = time.perf_counter()
+        before, tokens = self._mark
+        if at.tokens > tokens:
+            self.speed = (at.tokens - tokens) / max(1e-9, now - before)
+        self._mark = now, at.tokens
+
+    def left(self, at: Progress) -> float:
+        """Returns the seconds that are left; NaN before the first update."""
+        began, first = self._began
+        done = at.step - first
+        return (time.perf_counter() - began) / done * (at.max_steps - at.step) if done else float("nan")
+
+
+class Dashboard:
+    """Loss curve, rate, tokens per second, memory and time left.
+
+    Args:
+        start: what is trained.
+        console: to draw on.
+        pace: of the training, kept by the caller.
+    """
+
+    def __init__(self, start: TrainingStart, console: Console, pace: Pace):
+        self.start, self.console, self.pace = start, console, pace
+        self.losses: list[tuple[int, float]] = []
+        self.held_out: list[tuple[int, float]] = []
+        self.latest: dict[str, float] = {}
+        self.status = ""
+        self.taken: tuple[int, str, str] | None = None
+        self.validated = (0, 0)  # batches of the validation that is going on, and all of its
+        self._at = Progress(0, 0)
+        self._drawn = float("-inf")  # when
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def open(self, at: Progress) -> None:
+        """Opens the panel."""
+        self._live.start()
+        self.draw(at)
+
+    def close(self) -> None:
+        """Gives the terminal back; may be called more than once."""
+        self._live.stop()
+
+    def figures(self, at: Progress, figures: Mapping[str, float]) -> None:
+        """Takes in new figures."""
+        if "loss" in figures:
+            self.losses.append((at.step, figures["loss"]))
+        if "eval_loss" in figures:
+            self.held_out.append((at.step, figures["eval_loss"]))
+        self.latest.update({key: value for key, value in figures.items() if key in SHOWN})
+        self.draw(at)
+
+    def validating(self, at: Progress, done: int, total: int) -> None:
+        """Shows how far a validation is."""
+        self.validated = done, total
+        if done:
+            self.draw(at)
+
+    def say(self, text: str) -> None:
+        """Shows a line below the figures, until the next one."""
+        self.status = text
+        self.draw(self._at, at_once=True)
+
+    def sample(self, step: int, prompt: str, answer: str) -> None:
+        """Shows what the model says now."""
+        self.taken = step, prompt, answer
+        self.draw(self._at, at_once=True)
+
+    def draw(self, at: Progress, *, at_once: bool = False) -> None:
+        """Builds the panel anew, at most every `REDRAWN` seconds:
+        a small model's step takes less time than the panel.
+        """
+        self._at = at
+        now = time.monotonic()
+        if not at_once and now - self._drawn < REDRAWN:
+            return
+        self._drawn = now
+        self._live.update(self.panel(at))
+
+    def panel(self, at: Progress) -> RenderableType:
+        """Returns the panel."""
+        width = min(self.console.width, 110)
+        cells = self._cells(at)
+        half = (len(cells) + 1) // 2
+        grid = Table.grid(padding=(0, 4))
+        for left, right in zip(cells[:half], [*cells[half:], ("", "")], strict=False):
+            grid.add_row(left[0], Text(left[1], style="bold"), right[0], Text(right[1], style="bold"))
+        bars = Table.grid(padding=(0, 2))
+        bars.add_row(f"step {at.step:,} of {at.max_steps:,}", _bar(at.step, max(1, at.max_steps), width))
+        done, total = self.validated
+        if done:
+            bars.add_row("validating", _bar(done, total or None, width))
+        parts: list[RenderableType] = [bars, grid]
+        below = self.status or self.start.keys
+        room = self.console.height - half - 6 - bool(below) - bool(done)
+        if self.taken:
+            lines = 3 if room > 12 else 2
+            room -= lines
+            step, prompt, answer = self.taken
+            shown = sampled(prompt, answer, lines * (width - 6) - 24)
+            parts.append(Text(f"sample at step {step:,}  ").append(shown))
+        if len(self.losses) > 1:
+            drawing = loss_curve(self.losses, self.held_out, width - 6, max(5, min(14, room)))
+            braille = (self.console.encoding or "").lower().startswith("utf")  # which the curve is drawn with
+            parts.append(Text(drawing if braille else drawing.encode("ascii", ERRORS).decode()))
+        if below:
+            style = "yellow" if self.status else "dim"
+            parts.append(Text(below, style=style, no_wrap=True, overflow="ellipsis"))
+        title = f"{KINDS[self.start.kind].TITLE} · {self.start.run_dir}"
+        return Panel(Group(*parts), title=Text(title), width=width, border_style="cyan")
+
+    def _cells(self, at: Progress) -> list[tuple[str, str]]:
+        cells = [(SHOWN[key], f"{value:.4g}") for key, value in self.latest.items()]
+        speed, start = self.pace.speed, self.start
+        if speed:
+            cells.append(("tokens/s", f"{speed:,.0f}"))
+        if speed and start.flops_per_token and start.peak_flops:
+            cells.append(("of the device's peak", f"{speed * start.flops_per_token / start.peak_flops:.0%}"))
+        return [*cells, ("memory", memory_in_use()), ("time left", duration(self.pace.left(at)))]
+
+
+def _bar(done: int, total: int | None, width: int) -> ProgressBar:
+    return ProgressBar(total=total, completed=done, width=width - 36)
+
+
+def loss_curve(
+    losses: list[tuple[int, float]], held_out: list[tuple[int, float]], width: int, height: int
+) -> str:
+    """Returns the curves as a drawing of `width` x `height` characters."""
+    losses, held_out = (
+        thinned(points, 2 * width) for points in (losses, held_out)
+    )  # braille has two dots a column
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plot_size(width, height)
+    plotext.plot([s for s, _ in losses], [v for _, v in losses], label="loss", marker="braille")
+    if held_out:
+        plotext.scatter([s for s, _ in held_out], [v for _, v in held_out], label="held-out loss", marker="x")
+    plotext.xlabel("step")
+    drawing: str = plotext.uncolorize(plotext.build())
+    return drawing
+
+
+def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+    """Returns at most `most` points: each the mean of as many neighbours, at the last one's step."""
+    if len(points) <= most:
+        return points
+    edges = [index * len(points) // most for index in range(most + 1)]
+    parts = (points[start:end] for start, end in itertools.pairwise(edges))
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def sampled(prompt: str, answer: str, length: int) -> Text:
+    """Returns the end of a prompt and the beginning of its answer, of about `length` characters together."""
+    prompt, answer = (" ".join(text.split()) for text in (prompt, answer))
+    kept = max(length // 3, length - len(answer))
+    prompt = prompt if len(prompt) <= kept else f"...{prompt[3 - kept :]}"
+    left = max(8, length - len(prompt))
+    answer = answer if len(answer) <= left else f"{answer[: left - 3]}..."
+    return Text(prompt, style="dim").append(" → ").append(answer, style="bold not dim")
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as `2h05m`, `3m20s` or `14s`."""
+    if seconds != seconds:
+        return "?"
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
+
+
+def memory_in_use() -> str:
+    """Returns the memory of the device, or of this process on the CPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB (GPU)"
+    return f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"

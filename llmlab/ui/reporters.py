@@ -1,0 +1,340 @@
+"""Who a run speaks to: a terminal, a stream of lines, its own `run.log`, or several of them. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from llmlab.readable import visible
+from llmlab.runs.folder import LOG
+from llmlab.screen import screen
+from llmlab.training.engine.reporter import Outline, Progress, Reporter, Silent, TrainingStart
+from llmlab.trust import redact
+from llmlab.ui.dashboard import SHOWN, Dashboard, Pace, duration, sampled
+from llmlab.ui.plan import forecast_lines
+
+if TYPE_CHECKING:
+    from llmlab.training.engine.job import RunResult
+
+COUNTED = 15.0  # seconds between two lines about work in parts
+SAMPLE = 4 * 80  # characters of a sample in a line
+RESULT_FIGURES = (
+    "eval_loss",
+    "eval_bits_per_byte",
+    "eval_rewards/accuracies",
+    "eval_accuracy",
+    "eval_reward",
+    "eval_reward_accuracy",
+    "eval_perplexity",
+    "eval_alpha",
+    "train_loss",
+)
+
+
+def run_reporter(console: Console | None = None) -> Reporter:
+    """Returns what a run is started with: the console (left out, standard error) and the run's `run.log`."""
+    return Several(console_reporter(console or screen()), RunLog())
+
+
+def console_reporter(console: Console) -> Reporter:
+    """Returns the reporter of a console: a dashboard in a terminal, lines elsewhere."""
+    if console.is_terminal:
+        return DashboardReporter(console)
+    return LineReporter(partial(print_line, console))
+
+
+def print_line(console: Console, line: Text | str, warning: bool) -> None:
+    """Prints a line; only a terminal breaks it."""
+    style = "yellow" if warning else ""
+    console.print(line, style=style, highlight=False, soft_wrap=not console.is_terminal)
+
+
+class LineReporter(Silent):
+    """Says what a run says in lines.
+
+    Args:
+        write: takes a line without its newline, and whether it deserves attention.
+    """
+
+    def __init__(self, write: Callable[[Text | str, bool], None]):
+        self.write, self.pace = write, Pace()
+
+    def note(self, text: str) -> None:
+        """Writes a line."""
+        self.write(text, False)
+
+    def warning(self, text: str) -> None:
+        """Writes a line."""
+        self.write(text, True)
+
+    def plan(self, outline: Outline) -> None:
+        """Writes a line for each fact."""
+        for line, warning in outline_lines(outline):
+            self.write(line, warning)
+
+    def begin(self, start: TrainingStart, at: Progress) -> None:
+        """Starts the clock."""
+        self.pace.begin(at)
+
+    def figures(self, at: Progress, figures: Mapping[str, float]) -> None:
+        """Writes a line where a loss or a held-out figure is among them."""
+        if "loss" in figures:
+            self.pace.logged(at)
+        if figures.keys() & {"loss", "eval_loss", "eval_reward"}:
+            self.write(self._line(at, figures), False)
+
+    def sample(self, step: int, prompt: str, answer: str) -> None:
+        """Writes prompt and answer as a line."""
+        self.write(Text("sample  ").append(sampled(prompt, answer, SAMPLE)), False)
+
+    @contextmanager
+    def counting(self, what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Writes a line now and then."""
+        began = told = time.perf_counter()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, told
+            done += count
+            now = time.perf_counter()
+            if now - told > COUNTED:
+                left = (now - began) / done * (total - done)
+                self.write(f"{what}: {done:,} of {total:,} {unit}, {left:.0f} s left", False)
+                told = now
+
+        yield advance
+
+    def _line(self, at: Progress, figures: Mapping[str, float]) -> str:
+        shown = "  ".join(f"{SHOWN[key]} {value:.4g}" for key, value in figures.items() if key in SHOWN)
+        speed = f"  {self.pace.speed:,.0f} tokens/s" if "loss" in figures and self.pace.speed else ""
+        return f"step {at.step}/{at.max_steps}  {shown}{speed}  left {duration(self.pace.left(at))}"
+
+
+class DashboardReporter(LineReporter):
+    """Shows a training as a panel; what comes before and after it is lines.
+
+    Args:
+        console: a terminal.
+    """
+
+    is_live = True
+
+    def __init__(self, console: Console):
+        super().__init__(partial(print_line, console))
+        self.console = console
+        self.panel: Dashboard | None = None
+
+    def begin(self, start: TrainingStart, at: Progress) -> None:
+        """Opens the panel."""
+        super().begin(start, at)
+        self.close()
+        self.panel = Dashboard(start, self.console, self.pace)
+        self.panel.open(at)
+
+    def progress(self, at: Progress) -> None:
+        """Moves the bar."""
+        if self.panel:
+            self.panel.draw(at)
+
+    def figures(self, at: Progress, figures: Mapping[str, float]) -> None:
+        """Shows them in the panel."""
+        if not self.panel:
+            super().figures(at, figures)
+            return
+        if "loss" in figures:
+            self.pace.logged(at)
+        self.panel.figures(at, figures)
+
+    def validating(self, at: Progress, done: int, total: int) -> None:
+        """Shows how far a validation is."""
+        if self.panel:
+            self.panel.validating(at, done, total)
+
+    def status(self, text: str) -> None:
+        """Shows a line below the figures, until the next one."""
+        if self.panel:
+            self.panel.say(text)
+
+    def sample(self, step: int, prompt: str, answer: str) -> None:
+        """Shows it in the panel."""
+        if self.panel:
+            self.panel.sample(step, prompt, answer)
+        else:
+            super().sample(step, prompt, answer)
+
+    @contextmanager
+    def counting(self, what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Shows a bar with the time left."""
+        columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Bars(*columns, console=self.console, transient=True) as bars:
+            task = bars.add_task("", total=total)
+            yield lambda count: bars.advance(task, count)
+
+    def close(self) -> None:
+        """Closes the panel."""
+        if self.panel:
+            self.panel.close()
+            self.panel = None
+
+
+class RunLog(LineReporter):
+    """Appends what is said as lines to the `run.log` of the run's folder; what comes before the folder is
+    known waits for it.
+
+    A log that cannot be written, on a full disk, never ends a run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(self._append)
+        self._path: Path | None = None
+        self._waiting: list[str] = []
+
+    def opened(self, folder: Path) -> None:
+        """Writes what waited."""
+        self._path = folder / LOG
+        waiting, self._waiting = self._waiting, []
+        for line in waiting:
+            self._append(line, False)
+
+    def result(self, result: RunResult) -> None:
+        """Writes how the run ended; what comes then is another run's."""
+        self._append(result_line(result), False)
+        self._path = None
+
+    def _append(self, line: Text | str, warning: bool) -> None:
+        text = redact(visible(str(line)))
+        if self._path is None:
+            self._waiting.append(text)
+            return
+        with suppress(OSError), open(self._path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+class Several:
+    """Hands what a run says to several reporters."""
+
+    def __init__(self, *reporters: Reporter):
+        self.reporters = reporters
+
+    @property
+    def is_live(self) -> bool:
+        """Whether one of them is."""
+        return any(reporter.is_live for reporter in self.reporters)
+
+    def note(self, text: str) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.note(text)
+
+    def warning(self, text: str) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.warning(text)
+
+    def status(self, text: str) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.status(text)
+
+    def opened(self, folder: Path) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.opened(folder)
+
+    def plan(self, outline: Outline) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.plan(outline)
+
+    def begin(self, start: TrainingStart, at: Progress) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.begin(start, at)
+
+    def progress(self, at: Progress) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.progress(at)
+
+    def figures(self, at: Progress, figures: Mapping[str, float]) -> None:
+        """Hands them to each."""
+        for reporter in self.reporters:
+            reporter.figures(at, figures)
+
+    def validating(self, at: Progress, done: int, total: int) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.validating(at, done, total)
+
+    def sample(self, step: int, prompt: str, answer: str) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.sample(step, prompt, answer)
+
+    @contextmanager
+    def counting(self, what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Lets each count."""
+        with ExitStack() as stack:
+            opened: list[AbstractContextManager[Callable[[int], None]]] = [
+                reporter.counting(what, unit, total) for reporter in self.reporters
+            ]
+            counts = [stack.enter_context(one) for one in opened]
+
+            def advance(count: int) -> None:
+                for each in counts:
+                    each(count)
+
+            yield advance
+
+    def close(self) -> None:
+        """Closes each."""
+        for reporter in self.reporters:
+            reporter.close()
+
+    def result(self, result: RunResult) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.result(result)
+
+
+def outline_lines(outline: Outline) -> Iterator[tuple[str, bool]]:
+    """Yields each line about what will be trained on what, and whether it deserves attention."""
+    trained, total = outline.trained_parameters, outline.parameters
+    share = f", {trained:,} trained ({trained / total:.2%})" if trained != total else ""
+    how = f"on {outline.device} in {outline.precision}, {outline.attention} attention"
+    batch = f"effective batch {outline.batch} (batch x accumulation x devices)"
+    yield f"{total:,} parameters{share} {how}; {batch}", False
+    facts = (
+        f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name} {value}"
+        for name, value in outline.data.items()
+    )
+    yield f"data: {', '.join(facts)}", False
+    for name, read, held_out in outline.validation:
+        which = f"all {held_out:,}" if read == held_out else f"the first {read:,} of {held_out:,}"
+        of = f" of {name}" if len(outline.validation) > 1 else ""
+        yield f"validation: {which} held-out rows{of}", False
+    yield from ((note, True) for note in outline.notes)
+    if outline.mixture:
+        yield "mixture: " + ", ".join(f"{name} {part:.1%}" for name, part in outline.mixture), False
+    yield from forecast_lines(outline.plan)
+
+
+def result_line(result: RunResult) -> str:
+    """Returns how a run ended, for a person."""
+    if result.stopped_by:
+        return f"{result.folder} stopped; to resume: `llmlab run {result.folder}`"
+    figures = [
+        f"{name.removeprefix('eval_')} {result.metrics[name]:.4g}"
+        for name in RESULT_FIGURES
+        if name in result.metrics
+    ]
+    return f"{result.model}  {'  '.join(figures)}"
