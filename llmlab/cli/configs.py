@@ -69,20 +69,22 @@ def check(
     ] = False,
 ) -> None:
     """Validate a config, show what it will cost and look at its data; starts nothing."""
+    from llmlab.config.training import TrainingConfig
     from llmlab.screen import LabConsole
 
     loaded = load_for_run(config, set_)
-    if measure and loaded.kind == "model":
+    if measure and not isinstance(loaded, TrainingConfig):
         raise LabError(
             "is a model, of which no step can be measured", where=str(config), remedy="name a training config"
         )
+    from llmlab.planning.measured import measure as measure_steps
     from llmlab.ui import preflight
 
     quiet_datasets()
     console = LabConsole()
     preflight.show(loaded, console)
-    if measure:
-        for line in preflight.measure(loaded).lines(loaded):
+    if measure and isinstance(loaded, TrainingConfig):
+        for line in preflight.measured_lines(measure_steps(loaded), loaded):
             console.print(line, highlight=False, soft_wrap=True)
 
 

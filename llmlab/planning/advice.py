@@ -3,26 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig
+from llmlab.config import LabBaseConfig, PretrainConfig
 from llmlab.config.loader import apply_changes
+from llmlab.config.sources import SourceConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import checkpoint_shape
 from llmlab.planning.live import available_memory
 from llmlab.planning.memory import predicted
-from llmlab.planning.units import size
 
 SMALL = 20_000_000  # parameters; what is smaller bears and needs more
 FILL = 0.9  # of the free memory that a run may be expected to take
 
 
-def warnings(config: LabBaseConfig) -> list[str]:
-    """Returns what a person would want to know before the run begins, one line each."""
+@dataclass(frozen=True)
+class UnusualRate:
+    """A learning rate outside what a method usually takes; `end` is the end of the range on that side."""
+
+    rate: float
+    kind: str
+    end: float
+
+
+@dataclass(frozen=True)
+class BeyondContext:
+    """Rows of `max_length` tokens, where the model was made for `positions`."""
+
+    max_length: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class ValidatedOnTraining:
+    """A source that stands among the training data and the evaluation data."""
+
+    source: SourceConfig
+
+
+@dataclass(frozen=True)
+class TooLarge:
+    """More bytes are needed than are free."""
+
+    needed: float
+    free: int
+
+
+Concern = UnusualRate | BeyondContext | ValidatedOnTraining | TooLarge
+Verdict = Literal["fits", "tight", "does not fit"]
+
+
+def concerns(config: LabBaseConfig) -> list[Concern]:
+    """Returns what a person would want to know before the run begins."""
     if not isinstance(config, TrainingConfig):
         return []
-    found = []
+    found: list[Concern] = []
     shape = (
         None
         if isinstance(config, PretrainConfig)
@@ -34,28 +70,20 @@ def warnings(config: LabBaseConfig) -> list[str]:
     if shape is not None and shape.parameters < SMALL:
         high *= 100
     if not low <= config.learning_rate <= high:
-        side, near = ("above", high) if config.learning_rate > high else ("below", low)
-        found.append(
-            f"`learning_rate` {config.learning_rate:g} is {side} what {config.kind} usually takes: {near:g}"
-            " is the end"
-        )
+        end = high if config.learning_rate > high else low
+        found.append(UnusualRate(config.learning_rate, config.kind, end))
     length = getattr(config, "max_length", None)
     if length and shape is not None and shape.longest and length > shape.longest:
-        found.append(
-            f"`max_length` {length:,} is beyond the {shape.longest:,} positions that the model was made for"
-        )
+        found.append(BeyondContext(length, shape.longest))
     trained = {(s.name, s.subset, s.split) for s in config.datasets}
-    for source in config.eval_datasets:
-        if (source.name, source.subset, source.split) in trained:
-            found.append(
-                f"{source.line()} appears in both training and evaluation data: its held-out figures would"
-                " say nothing"
-            )
+    found += [
+        ValidatedOnTraining(source)
+        for source in config.eval_datasets
+        if (source.name, source.subset, source.split) in trained
+    ]
     memory = predicted(config)
     if memory is not None and memory.total > available_memory():
-        found.append(
-            f"about {size(memory.total)} are needed and {size(available_memory())} are free: it will not fit"
-        )
+        found.append(TooLarge(memory.total, available_memory()))
     return found
 
 
@@ -65,10 +93,6 @@ class WayToFit:
 
     changes: dict[str, Any]
     total: float
-
-    def __str__(self) -> str:
-        options = ", ".join(f"{name} {value}" for name, value in self.changes.items())
-        return f"{options}: about {size(self.total)}"
 
 
 def ways_to_fit(config: LabBaseConfig) -> list[WayToFit]:
@@ -125,18 +149,12 @@ def _changed(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig 
         return None
 
 
-def verdict(config: LabBaseConfig) -> str:
-    """Returns "fits", "tight" or "does not fit"; "" where it is not known."""
-    memory = (
-        None
-        if isinstance(config, ModelConfig) or not isinstance(config, TrainingConfig)
-        else predicted(config)
-    )
-    if memory is None:
-        return ""
-    return fit(memory.total, available_memory())
+def verdict(config: LabBaseConfig) -> Verdict | None:
+    """Returns whether a run fits into the memory that is free here; None where it is not known."""
+    memory = predicted(config) if isinstance(config, TrainingConfig) else None
+    return fit(memory.total, available_memory()) if memory else None
 
 
-def fit(needed: float, free: float) -> str:
-    """Returns "fits", "tight" or "does not fit" of bytes that are needed and bytes that are free."""
+def fit(needed: float, free: float) -> Verdict:
+    """Returns whether bytes that are needed fit into bytes that are free."""
     return "fits" if needed < 0.8 * free else "tight" if needed < free else "does not fit"

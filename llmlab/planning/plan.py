@@ -13,12 +13,11 @@ from llmlab.config import DualHeadConfig, LabBaseConfig, ModelConfig, PretrainCo
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import checkpoint_shape
-from llmlab.planning.advice import WayToFit, verdict, warnings, ways_to_fit
+from llmlab.planning.advice import Concern, Verdict, WayToFit, concerns, fit, ways_to_fit
 from llmlab.planning.dual_head import DualHeadPlan, dual_head_plan
 from llmlab.planning.live import available_memory
 from llmlab.planning.memory import checkpoint_bytes, predicted
 from llmlab.planning.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
-from llmlab.planning.units import size
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,13 @@ class MemoryPlan:
         total: bytes at most.
         parts: bytes of each part.
         free: bytes that are free now.
-        verdict: fits, tight, or does not fit.
+        verdict: whether it fits.
     """
 
     total: float
     parts: dict[str, float]
-    free: float
-    verdict: str
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {size(value)}" for name, value in self.parts.items() if value >= 1e6)
-        return f"about {size(self.total)}, {self.verdict} ({size(self.free)} free): {parts}"
+    free: int
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,7 @@ class Plan:
 
     Attributes:
         kind: of the config.
-        warnings: one sentence each.
+        concerns: what is unusual about it.
         ways_to_fit: changes that would make a run fit that does not.
     """
 
@@ -126,7 +121,7 @@ class Plan:
     disk: DiskPlan | None = None
     dual_head: DualHeadPlan | None = None
     schedule: SchedulePlan | None = None
-    warnings: tuple[str, ...] = ()
+    concerns: tuple[Concern, ...] = ()
     ways_to_fit: tuple[WayToFit, ...] = ()
 
 
@@ -150,7 +145,7 @@ def make_plan(config: LabBaseConfig) -> Plan:
         disk=disk_plan(config),
         dual_head=dual_head_plan(config, backbone) if backbone else None,
         schedule=schedule_plan(config),
-        warnings=tuple(warnings(config)),
+        concerns=tuple(concerns(config)),
         ways_to_fit=tuple(ways_to_fit(config)),
     )
 
@@ -178,7 +173,8 @@ def memory_plan(config: TrainingConfig) -> MemoryPlan | None:
     memory = predicted(config)
     if memory is None:
         return None
-    return MemoryPlan(memory.total, memory.parts(), available_memory(), verdict(config))
+    free = available_memory()
+    return MemoryPlan(memory.total, memory.parts(), free, fit(memory.total, free))
 
 
 def disk_plan(config: TrainingConfig) -> DiskPlan | None:

@@ -15,10 +15,10 @@ from rich.table import Table
 from llmlab.config import DPOConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import tensor_sizes
-from llmlab.planning.units import size
 from llmlab.readable import listed
 from llmlab.runs.folder import find_model
 from llmlab.training.reference.cache import ReferenceCache, caches
+from llmlab.ui.units import size
 
 BYTES_PER_PAIR = 40
 LOOKED_AT = 500  # pairs whose lengths are taken for the estimate

@@ -28,7 +28,7 @@ from llmlab.planning.advice import ways_to_fit
 from llmlab.planning.plan import make_plan
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import drafts
-from llmlab.ui.plan import live_figures, plan_table
+from llmlab.ui.plan import live_figures, plan_table, way_in_words
 from llmlab.ui.prompts import EXPLAINS, HINT, Back, Cancelled, Explain, ask, select
 
 FIXED = ("kind", "schema_version")
@@ -204,7 +204,7 @@ class Form:
                 self.console.print(plan_table(make_plan(made)))
             except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
                 self.console.print(str(error), style="yellow")
-            ways = {f"make it fit: {way}": way.changes for way in ways_to_fit(made)}
+            ways = {f"make it fit: {way_in_words(way)}": way.changes for way in ways_to_fit(made)}
             try:
                 choice = ask(select("What now?", [*ways, KEEP, CHANGE, DRAFT, LEAVE]))
                 if choice in ways:

@@ -122,8 +122,8 @@ def configure_model(console: Console) -> Path | None:
     """
     from llmlab.config import MODEL_PRESETS, preset
     from llmlab.planning.parameters import count_parameters
-    from llmlab.planning.units import short_count
     from llmlab.ui.forms import fill_in
+    from llmlab.ui.units import short_count
 
     shown = [
         questionary.Choice(
@@ -192,7 +192,7 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
         return
     from llmlab.ui.preflight import of_the_data
 
-    for line in of_the_data(config, STAGES[kind].shapes):
+    for line in of_the_data(config):
         console.print(line)
     measure = "measure three steps first"
     while (choice := _pick("Run it now?", ["run it", measure])) == measure:

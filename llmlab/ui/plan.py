@@ -11,13 +11,21 @@ from rich.table import Table
 from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.planning.advice import fit
+from llmlab.planning.advice import (
+    BeyondContext,
+    Concern,
+    TooLarge,
+    UnusualRate,
+    ValidatedOnTraining,
+    WayToFit,
+    fit,
+)
 from llmlab.planning.dual_head import DualHeadPlan
 from llmlab.planning.live import available_memory
 from llmlab.planning.memory import predicted, training_memory
 from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
-from llmlab.planning.plan import ArchitecturePlan, Plan, SchedulePlan
-from llmlab.planning.units import short_count, size
+from llmlab.planning.plan import ArchitecturePlan, MemoryPlan, Plan, SchedulePlan
+from llmlab.ui.units import short_count, size
 
 WIDTH = 12  # of the bar
 
@@ -39,15 +47,15 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.tokens:
         yield "tokens", f"{plan.tokens.tokens:,} in all, {plan.tokens.flops:.3g} FLOPs"
     if plan.memory:
-        yield "memory", str(plan.memory)
+        yield "memory", memory_in_words(plan.memory)
     if plan.disk:
         yield "disk", f"up to {size(plan.disk.needed)} for checkpoints; {size(plan.disk.free)} free"
     if plan.dual_head:
         yield from _dual_head_rows(plan.dual_head)
     if plan.schedule:
         yield from _schedule_rows(plan.schedule)
-    yield from (("warning", warning) for warning in plan.warnings)
-    yield from (("would fit with", str(way)) for way in plan.ways_to_fit)
+    yield from (("warning", in_words(concern)) for concern in plan.concerns)
+    yield from (("would fit with", way_in_words(way)) for way in plan.ways_to_fit)
 
 
 def forecast_lines(plan: Plan) -> Iterator[tuple[str, bool]]:
@@ -55,9 +63,38 @@ def forecast_lines(plan: Plan) -> Iterator[tuple[str, bool]]:
     it fit; and whether the line deserves attention.
     """
     if plan.memory:
-        yield f"memory: {plan.memory}", False
-    yield from ((f"warning: {warning}", True) for warning in plan.warnings)
-    yield from ((f"would fit with: {way}", True) for way in plan.ways_to_fit)
+        yield f"memory: {memory_in_words(plan.memory)}", False
+    yield from ((f"warning: {in_words(concern)}", True) for concern in plan.concerns)
+    yield from ((f"would fit with: {way_in_words(way)}", True) for way in plan.ways_to_fit)
+
+
+def in_words(concern: Concern) -> str:
+    """Returns what is unusual about a run as a sentence."""
+    match concern:
+        case UnusualRate(rate, kind, end):
+            side = "above" if rate > end else "below"
+            return f"`learning_rate` {rate:g} is {side} what {kind} usually takes: {end:g} is the end"
+        case BeyondContext(length, positions):
+            return (
+                f"`max_length` {length:,} is beyond the {positions:,} positions that the model was made for"
+            )
+        case ValidatedOnTraining(source):
+            both = "appears in both training and evaluation data"
+            return f"{source.line()} {both}: its held-out figures would say nothing"
+        case TooLarge(needed, free):
+            return f"about {size(needed)} are needed and {size(free)} are free: it will not fit"
+
+
+def memory_in_words(plan: MemoryPlan) -> str:
+    """Returns the memory of a run, whether it fits, and its parts from 1 MB on."""
+    parts = ", ".join(f"{name} {size(value)}" for name, value in plan.parts.items() if value >= 1e6)
+    return f"about {size(plan.total)}, {plan.verdict} ({size(plan.free)} free): {parts}"
+
+
+def way_in_words(way: WayToFit) -> str:
+    """Returns the changes of options that would make a run fit, and what it would need then."""
+    options = ", ".join(f"{name} {value}" for name, value in way.changes.items())
+    return f"{options}: about {size(way.total)}"
 
 
 def _architecture_rows(plan: ArchitecturePlan) -> Iterator[tuple[str, str]]:
@@ -114,8 +151,8 @@ def live_figures(config: LabBaseConfig) -> list[str]:
     lines = [f"{rows:,} rows an update, {rows * config.max_steps:,} in all"]
     if isinstance(config, PretrainConfig) and (shape := _shape(config)):
         lines = [f"{lines[0]}: {rows * config.max_steps * shape.max_seq_len:,} tokens"]
-    if memory := predicted(config):
-        lines.append(f"memory about {size(memory.total)} {memory_bar(memory.total)}")
+    if needed := predicted(config):
+        lines.append(f"memory about {size(needed.total)} {memory_bar(needed.total)}")
     return lines
 
 

@@ -11,10 +11,10 @@ from llmlab.config.loader import apply_changes
 from llmlab.models.headers import checkpoint_shape
 from llmlab.models.load import add_adapter
 from llmlab.planning import advice
-from llmlab.planning.advice import verdict, warnings, ways_to_fit
+from llmlab.planning.advice import TooLarge, concerns, verdict, ways_to_fit
 from llmlab.planning.memory import adapter_parameters, predicted
 from llmlab.ui import plan as shown_plan
-from llmlab.ui.plan import live_figures
+from llmlab.ui.plan import in_words, live_figures
 
 
 @pytest.fixture
@@ -67,8 +67,10 @@ def test_what_does_not_fit_can_be_made_to(monkeypatch):
     assert not ways_to_fit(config) and verdict(config) == "fits"
     for module in (advice, shown_plan):
         monkeypatch.setattr(module, "available_memory", lambda: needed / 2)
-    assert advice.verdict(config) == "does not fit" and any(
-        "it will not fit" in line for line in warnings(config)
+    assert advice.verdict(config) == "does not fit"
+    assert concerns(config) == [TooLarge(needed, needed / 2)]
+    assert in_words(TooLarge(2e9, 1_000_000_000)) == (
+        "about 2 GB are needed and 1 GB are free: it will not fit"
     )
     ways = ways_to_fit(config)
     assert ways
@@ -93,8 +95,8 @@ def test_warnings(checkpoint, changes, said):
     config = SFTConfig(
         **{"policy_checkpoint": checkpoint[1], "max_length": 64, "learning_rate": 1e-4, **changes}
     )
-    assert any(said in line for line in warnings(config))
-    assert not warnings(SFTConfig(policy_checkpoint=checkpoint[1], max_length=64, learning_rate=1e-4))
+    assert any(said in in_words(concern) for concern in concerns(config))
+    assert not concerns(SFTConfig(policy_checkpoint=checkpoint[1], max_length=64, learning_rate=1e-4))
 
 
 def test_parts_follow_what_is_trained(checkpoint):

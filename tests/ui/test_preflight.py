@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from llmlab.config import GRPOConfig, PretrainConfig, SFTConfig
+from llmlab.data.preview import Overlap, overlaps
 from llmlab.errors import LabError
+from llmlab.planning.measured import measure
 from llmlab.training.registry import STAGES
 from llmlab.ui import preflight
 
@@ -27,7 +29,7 @@ def rows(tmp_path):
 
 def said(config):
     console = Console(record=True, width=120, file=io.StringIO())
-    for line in preflight.of_the_data(config, STAGES[config.kind].shapes):
+    for line in preflight.of_the_data(config):
         console.print(line)
     return console.export_text()
 
@@ -36,13 +38,10 @@ def test_rows_that_are_trained_and_validated_on_are_told(rows):
     train, other = rows("train.jsonl", range(50)), rows("other.jsonl", range(40, 60))
     alone = rows("alone.jsonl", range(90, 99))
     config = SFTConfig(datasets=[train], eval_datasets=[other, alone, "HuggingFaceH4/ultrachat_200k"])
-    found = preflight.overlaps(config, STAGES["sft"].shapes)
-    assert found == [
-        f"10 of the 20 validation rows of {other} appear in the training data as well: held-out figures are"
-        " inflated"
-    ]
-    assert "warning: 10 of the 20" in said(config)
-    assert not preflight.overlaps(SFTConfig(datasets=[train]), STAGES["sft"].shapes)
+    shapes = STAGES["sft"].shapes
+    assert overlaps(config, shapes) == [Overlap(config.eval_datasets[0], shared=10, looked_at=20)]
+    assert f"warning: 10 of the 20 validation rows of {other}" in said(config).replace("\n", " ")
+    assert not overlaps(SFTConfig(datasets=[train]), shapes)
 
 
 def test_a_row_is_shown_as_the_model_will_see_it(base_run, rows):
@@ -69,9 +68,10 @@ def test_a_few_real_steps_are_measured_and_leave_nothing(base_run, rows, tmp_pat
         max_length=48,
         output_dir=str(tmp_path / "run"),
     )
-    found = preflight.measure(config)
+    found = measure(config)
     assert 0 < found.seconds < 60 and 1e8 < found.peak < 1e10
-    assert "for 1,000 steps" in found.lines(config)[0] and "predicted" in found.lines(config)[1]
+    lines = preflight.measured_lines(found, config)
+    assert "for 1,000 steps" in lines[0] and "predicted" in lines[1]
     assert not (tmp_path / "run").exists()
 
 
@@ -80,4 +80,4 @@ def test_steps_that_cannot_be_measured_say_why(tmp_path):
         model={"kind": "model", "tokenizer_name": "byte", "vocab_size": 8}, datasets=["llmlab:moby-dick"]
     )
     with pytest.raises(LabError, match=r"the measured steps failed: .*vocab_size"):
-        preflight.measure(config)
+        measure(config)

@@ -1,0 +1,130 @@
+"""What can be said of a run's rows before it: one as the model will see it, and rows that are held out and
+trained on as well. Only what is on this machine is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from transformers.utils import logging
+
+from llmlab.config import ModelConfig, PretrainConfig, SourceConfig, load_config
+from llmlab.config.training import TrainingConfig
+from llmlab.data.canonical import RowCounter, open_source
+from llmlab.data.inspect import sample_pieces
+from llmlab.data.schemas import InvalidRow
+from llmlab.data.sources import local_files
+from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
+from llmlab.errors import LabError
+from llmlab.runs.folder import find_model
+
+COMPARED = 100_000  # rows of a source in which the same ones are looked for
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Rows of a validation source that are trained on as well.
+
+    Attributes:
+        source: of the validation.
+        shared: its rows that are trained on.
+        looked_at: its rows that were compared, at most `COMPARED`.
+    """
+
+    source: SourceConfig
+    shared: int
+    looked_at: int
+
+
+@dataclass(frozen=True)
+class RowPreview:
+    """A row as the model will see it.
+
+    Attributes:
+        pieces: of its text, and whether they bear loss.
+        answer_ends: whether what is learned holds a token that stops the model; True where nothing has to.
+    """
+
+    pieces: list[tuple[str, bool]]
+    answer_ends: bool = True
+
+    @property
+    def given(self) -> str:
+        """What the model reads and does not learn."""
+        return "".join(piece for piece, learned in self.pieces if not learned)
+
+    @property
+    def learned(self) -> str:
+        """What bears loss."""
+        return "".join(piece for piece, learned in self.pieces if learned)
+
+
+def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Overlap]:
+    """Returns each validation source of which rows are trained on as well."""
+    if not config.eval_datasets:
+        return []
+    trained = {row for source in config.datasets for row in _hashes(source, shapes)}
+    found = []
+    for source in config.eval_datasets:
+        held_out = list(_hashes(source, shapes))
+        if shared := sum(row in trained for row in held_out):
+            found.append(Overlap(source, shared, len(held_out)))
+    return found
+
+
+def first_row(config: TrainingConfig, shapes: tuple[str, ...]) -> RowPreview | None:
+    """Returns the first usable row, rendered; None where tokenizer or data are not here, or no row is usable.
+
+    Args:
+        config: of the run.
+        shapes: that its method learns from.
+    """
+    logging.set_verbosity_error()
+    source = config.datasets[0]
+    name = _tokenizer(config)
+    if not name or not local_files(source.name, source.split):
+        return None
+    try:
+        tokenizer = load_tokenizer(name)
+        ends = ensure_chat_template(tokenizer)
+        row = next((row for _, row in open_source(source, shapes).canonical(RowCounter())), None)
+        preview = RowPreview(sample_pieces(row, tokenizer) if row else [])
+    except (LabError, InvalidRow, OSError):  # told by the table of the sources
+        return None
+    if row is None or not preview.pieces:
+        return None
+    if "text" in row or isinstance(config, PretrainConfig) or not preview.learned:
+        return preview
+    marks = [tokenizer.decode([end]) for end in (ends if isinstance(ends, list) else [ends])]
+    return RowPreview(preview.pieces, any(mark and mark in preview.learned for mark in marks))
+
+
+def _hashes(source: SourceConfig, shapes: tuple[str, ...]) -> Iterator[bytes]:
+    if not local_files(source.name, source.split):
+        return
+    try:
+        for _, row in islice(open_source(source, shapes).canonical(RowCounter()), COMPARED):
+            text = json.dumps(row, sort_keys=True, default=str)
+            yield hashlib.blake2b(text.encode(), digest_size=16).digest()
+    except (LabError, OSError):  # told by the table of the sources
+        return
+
+
+def _tokenizer(config: TrainingConfig) -> str:
+    """Returns the folder or file of the tokenizer that a run will read with;
+    "" where it is not on this machine.
+    """
+    try:
+        if isinstance(config, PretrainConfig):
+            shape = config.model if isinstance(config.model, ModelConfig) else load_config(config.model)
+            name = shape.tokenizer_name if isinstance(shape, ModelConfig) else ""
+            return name if name == "byte" or Path(name).exists() else ""
+        where = find_model(str(getattr(config, config.STARTS_FROM)), tokenizer=True)
+    except LabError:
+        return ""
+    return where if Path(where).exists() else ""
