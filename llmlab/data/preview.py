@@ -100,7 +100,7 @@ def first_row(config: TrainingConfig, shapes: tuple[str, ...]) -> RowPreview | N
         return None
     if "text" in row or isinstance(config, PretrainConfig) or not preview.learned:
         return preview
-    marks = [tokenizer.decode([end]) for end in (ends if isinstance(ends, list) else [ends])]
+    marks = [str(tokenizer.decode([end])) for end in (ends if isinstance(ends, list) else [ends])]
     return RowPreview(preview.pieces, any(mark and mark in preview.learned for mark in marks))
 
 
