@@ -55,7 +55,7 @@ def job(kind: str, given: argparse.Namespace) -> None:
     from llmlab.data.prepare import dpo_data
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
     from llmlab.libraries import quiet_libraries
-    from llmlab.models.load import load_policy
+    from llmlab.models.policy import load_policy
     from llmlab.models.resolve import resolve_model
 
     quiet_libraries(print)

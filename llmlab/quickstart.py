@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -34,10 +34,14 @@ from llmlab.config import (
     SourceConfig,
     save_config,
 )
+from llmlab.config.rewards import RewardSource
 from llmlab.data.tasks import distinct_questions, questions
 from llmlab.errors import LabError
 from llmlab.files import write_text_atomically
 from llmlab.screen import LabConsole, warn
+
+if TYPE_CHECKING:
+    from llmlab.evaluation.answers import Answers
 
 Question = tuple[str, str, str]
 HELD_OUT = 400  # questions that no training row contains
@@ -223,14 +227,15 @@ def in_either_style(right: str, given: str) -> bool:
     return given in (right, SENTENCE.format(right))
 
 
-def _compare(report: Report, stage: str, before: Any, after: Any) -> None:
+def _compare(report: Report, stage: str, before: Answers, after: Answers) -> None:
     """Adds how many answers are right to the letter, and how many in either style."""
     report.rows.append((stage, "exact match", before.accuracy, after.accuracy))
-    either = [
-        sum(in_either_style(right, given) for _, _, right, given in side.rows) / len(side.rows)
-        for side in (before, after)
-    ]
-    report.rows.append((stage, "right in either style", *either))
+    report.rows.append((stage, "right in either style", _either_style(before), _either_style(after)))
+
+
+def _either_style(answers: Answers) -> float:
+    """Returns the share of answers that are right, bare or as a sentence."""
+    return sum(in_either_style(right, given) for _, _, right, given in answers.rows) / len(answers.rows)
 
 
 def _grpo(
@@ -257,7 +262,7 @@ def _grpo(
         policy_checkpoint=policy,
         datasets=[SourceConfig(name=str(folder / "prompts.jsonl"))],
         eval_datasets=[SourceConfig(name=str(folder / "prompts_validation.jsonl"))],
-        reward_model=["exact_match"],
+        reward_model=[RewardSource(name="exact_match")],
         beta=0.0,
         iterations=1,
         max_steps=steps,
@@ -417,8 +422,8 @@ def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: floa
     out = LabConsole()
     table = Table("stage", "held-out figure", "before", "after", title="quickstart", title_justify="left")
     for stage, figure, before, after in report.rows:
-        show = (lambda value: f"{value:.3f}") if figure == "bits per byte" else (lambda value: f"{value:.1%}")
-        table.add_row(stage, figure, show(before), show(after))
+        shown = ".3f" if figure == "bits per byte" else ".1%"
+        table.add_row(stage, figure, format(before, shown), format(after, shown))
     out.print(table)
     unbroken = not out.is_terminal  # what reads a pipe breaks lines itself
     out.print(STYLES, highlight=False, soft_wrap=unbroken)

@@ -14,7 +14,7 @@ from typing import Any
 ERRORS = "llmlab-readable"
 BRAILLE = ("\u2800", "\u28ff")  # which curves are drawn with; the first one is empty
 PAIRS = "·- –- —- »> «< ●* ○o █# ▌# ░. ━= ╸= ╺- ─- │| “\" ”\" ‘' ’' ┌+ ┐+ └+ ┘+ ├+ ┤+ ┬+ ┴+ ┼+ ╭+ ╮+ ╰+ ╯+"
-PLAIN = {**dict(PAIRS.split()), "…": "...", "→": "->", "←": "<-", BRAILLE[0]: " "}
+PLAIN = {**{pair[0]: pair[1] for pair in PAIRS.split()}, "…": "...", "→": "->", "←": "<-", BRAILLE[0]: " "}
 
 # What a terminal obeys or cannot be encoded, each as one character, so that positions in a text stay as they
 # are: control characters other than newline and tab (C0 as their pictures), marks that turn the direction of

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import lru_cache
 from typing import Any
 
 import torch
 from transformers import (
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation import BaseStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from llmlab.config.chat import ChatSettings
 from llmlab.data.rendering import decode_answer
 from llmlab.errors import LabError
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.transformer.context import context_length
+from llmlab.models.typed import LanguageModel
 
 LONGEST = 131_072  # tokens that are read by a model that names no end
 
@@ -116,8 +116,8 @@ def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def stream(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
-) -> Iterator[Piece]:
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
+) -> Generator[Piece]:
     """Yields the continuation of `prompt` piece by piece; closing the iterator stops the model after the
     current token.
 
@@ -150,12 +150,15 @@ def stream(
     )
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
-    dual = isinstance(model, LabDualHeadForCausalLM)
 
     def alpha() -> float | None:
-        return model.last_alpha[0].item() if dual and model.last_alpha is not None else None
+        if isinstance(model, LabDualHeadForCausalLM) and model.last_alpha is not None:
+            return model.last_alpha[0].item()
+        return None
 
-    more = {"alignment": settings.alignment} if dual else {}
+    more: dict[str, Any] = {}
+    if isinstance(model, LabDualHeadForCausalLM):
+        more["alignment"] = settings.alignment
     pieces = _Pieces(tokenizer, not apart, alpha, config.eos_token_id)
     stop = _Stop()
     failure: list[BaseException] = []
@@ -184,6 +187,8 @@ def stream(
         worker.join()
     if failure and isinstance(failure[0], Exception) and not isinstance(failure[0], LabError):
         text = (str(failure[0]).strip().splitlines() or [type(failure[0]).__name__])[0][:200]
-        raise LabError(f"failed while it answered ({text})", where=model.config.name_or_path) from failure[0]
+        raise LabError(
+            f"failed while it answered ({text})", where=model.config.name_or_path or ""
+        ) from failure[0]
     if failure:
         raise failure[0]

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llmlab.chat.generation import Piece, is_chat_model, stream
 from llmlab.config.base import as_number, validate
@@ -20,6 +20,7 @@ from llmlab.data.rendering import render
 from llmlab.errors import LabError
 from llmlab.files import in_home, write_text_atomically
 from llmlab.models import LabDualHeadForCausalLM
+from llmlab.models.typed import LanguageModel, moved
 from llmlab.readable import visible
 
 HELP = {
@@ -50,14 +51,14 @@ class ChatSession:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: LanguageModel,
         tokenizer: PreTrainedTokenizerBase,
         settings: ChatSettings,
         *,
         name: str = "",
         plain: bool = False,
     ):
-        self.name, self.plain = name or model.config.name_or_path, plain
+        self.name, self.plain = name or model.config.name_or_path or "", plain
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.settings = settings
@@ -73,7 +74,7 @@ class ChatSession:
         if is_backbone_of(name, self.model):
             return ChatSession(self.model, self.tokenizer, self.settings, name=name, plain=True)
         model, tokenizer = load_model(name)
-        return ChatSession(model.to(self.model.device), tokenizer, self.settings, name=name)
+        return ChatSession(moved(model, self.model.device), tokenizer, self.settings, name=name)
 
     def prompt(self, said: str) -> str:
         """Returns the text that the model continues when `said` comes next.
@@ -311,7 +312,7 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
             "a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts",
             style="dim",
         )
-    prompt = PromptSession(
+    prompt: PromptSession[str] = PromptSession(
         HTML("<ansicyan><b>you</b></ansicyan> ")
         if session.chats
         else HTML("<ansicyan><b>text</b></ansicyan> ")

@@ -54,9 +54,11 @@ def open_session(checkpoint: str, set_: list[str] | None) -> ChatSession:
     find_model(checkpoint)
     from llmlab.chat.session import ChatSession
     from llmlab.libraries import quiet_libraries
-    from llmlab.models.load import choose_device, load_model
+    from llmlab.models.load import load_model
     from llmlab.screen import warn
+    from llmlab.models.device import choose_device
+    from llmlab.models.typed import moved
 
     quiet_libraries(warn)
     model, tokenizer = load_model(checkpoint)
-    return ChatSession(model.to(choose_device("auto")), tokenizer, settings, name=checkpoint)
+    return ChatSession(moved(model, choose_device("auto")), tokenizer, settings, name=checkpoint)

@@ -9,13 +9,16 @@ import re
 import types
 import typing
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, TypeAdapter, ValidationError, model_validator
 
 from llmlab.config.options import OptionInfo, option_info
 from llmlab.errors import LabError
 from llmlab.readable import shortened
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 SCHEMA_VERSION: Literal[1] = 1
 C = TypeVar("C", bound="LabBaseConfig")
@@ -134,13 +137,13 @@ def validate_option(cls: type[LabBaseConfig], name: str, value: Any) -> Any:
     field = cls.model_fields[name]
     if fault := no_text({name: value}):
         raise LabError(fault)
+    rules: Any = Annotated[field.annotation, *field.metadata, option_info(field)]
     try:
-        return TypeAdapter(Annotated[field.annotation, *field.metadata, option_info(field)]).validate_python(
-            value, strict=True
-        )
+        return TypeAdapter(rules).validate_python(value, strict=True)
     except ValidationError as error:
-        fault = _likeliest(error.errors())[0]
-        raise LabError(_explain(cls, {**fault, "loc": (name, *fault["loc"])})) from None
+        wrong = _likeliest(error.errors())[0]
+        wrong["loc"] = (name, *wrong["loc"])
+        raise LabError(_explain(cls, wrong)) from None
 
 
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
@@ -184,7 +187,7 @@ def _is_share(field: Any) -> bool:
     return float in members(field.annotation) and (small or (field.description or "").startswith("Share "))
 
 
-def _likeliest(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _likeliest(faults: list[ErrorDetails]) -> list[ErrorDetails]:
     """Returns the faults without those of the other branches of a union (pydantic reports every branch)."""
     kept = []
     for fault in faults:
@@ -198,7 +201,7 @@ def _likeliest(faults: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _explain(cls: type[LabBaseConfig], fault: dict[str, Any]) -> str:
+def _explain(cls: type[LabBaseConfig], fault: ErrorDetails) -> str:
     path = [
         part
         for part in fault["loc"]
@@ -331,12 +334,13 @@ def _flat(annotation: Any) -> list[Any]:
 
 
 def _literals(owner: type[LabBaseConfig] | None, path: list[int | str]) -> list[Any]:
-    name = next((part for part in reversed(path) if owner and part in owner.model_fields), None)
+    fields = owner.model_fields if owner else {}
+    name = next((part for part in reversed(path) if isinstance(part, str) and part in fields), None)
     if name is None:
         return []
     return [
         v
-        for t in _flat(owner.model_fields[name].annotation)
+        for t in _flat(fields[name].annotation)
         if typing.get_origin(t) is Literal
         for v in typing.get_args(t)
     ]

@@ -10,6 +10,7 @@ from typing import Any
 from llmlab.config.base import LabBaseConfig
 from llmlab.config.chat import ChatSettings
 from llmlab.config.loader import KINDS
+from llmlab.config.options import OptionInfo
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sources import SourceConfig
 
@@ -20,12 +21,8 @@ def options_page() -> str:
     sections: list[tuple[str, type[LabBaseConfig]]] = [
         (f'`kind: "{kind}"`: {cls.TITLE}', cls) for kind, cls in KINDS.items()
     ]
-    for title, cls in [
-        *sections,
-        ("Sources", SourceConfig),
-        ("Rewards", RewardSource),
-        ("Chat", ChatSettings),
-    ]:
+    sections += [("Sources", SourceConfig), ("Rewards", RewardSource), ("Chat", ChatSettings)]
+    for title, cls in sections:
         parts.append(f"\n## {title}\n\n| option | default | what it is |\n| --- | --- | --- |\n")
         for name, info in cls.options().items():
             if name in ("kind", "schema_version"):
@@ -40,7 +37,7 @@ def options_page() -> str:
     return "".join(parts)
 
 
-def _about(info: Any) -> str:
+def _about(info: OptionInfo) -> str:
     text = [info.description]
     text += [f"Unit: {info.unit}."] if info.unit else []
     text += [f"Typical: {info.typical}."] if info.typical else []

@@ -6,13 +6,15 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
+from llmlab.config.adapters import COMPARED, AdapterOptions
+from llmlab.config.batches import DividedBatches
 from llmlab.config.options import LARGEST, option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import COMPARED, NEWEST, AdapterOptions, Bounds, LengthOptions, TrainingConfig
+from llmlab.config.training import NEWEST, Bounds, LengthOptions
 
 
-class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
+class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
     """Prefer the chosen answer over the rejected one, without a reward model."""
 
     KIND: ClassVar[str] = "dpo"
@@ -186,13 +188,3 @@ class DPOConfig(AdapterOptions, LengthOptions, TrainingConfig):
                 f" `max_length` {self.max_length}: use {self.max_length // 2}"
             )
         return self
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Pairs on one device in one forward pass."""
-        return self.mini_batch_size
-
-    @property
-    def accumulation_steps(self) -> int:
-        """Forward and backward passes per optimizer step."""
-        return self.batch_size // self.mini_batch_size

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
+from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.options import LARGEST, option
 from llmlab.config.training import (
     NEWEST,
@@ -15,14 +16,13 @@ from llmlab.config.training import (
     FirstOrder,
     LengthOptions,
     ModelSort,
-    TrainingConfig,
     first_order_option,
 )
 
 WITH_PAIRS = {"objective": ["preference", "mixed"]}
 
 
-class DualHeadConfig(LengthOptions, TrainingConfig):
+class DualHeadConfig(LengthOptions, AccumulatedBatches):
     """Align at generation time: two heads and a gate learn, the backbone stays as it is."""
 
     KIND: ClassVar[str] = "dual_head"

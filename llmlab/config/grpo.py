@@ -66,8 +66,3 @@ class GRPOConfig(RolloutConfig):
                 f"`batch_size` {self.batch_size} is no multiple of `group_size` {self.group_size}: use {near}"
             )
         return self
-
-    @property
-    def accumulation_steps(self) -> int:
-        """Forward and backward passes per optimizer step."""
-        return self.batch_size // self.mini_batch_size

@@ -8,7 +8,7 @@ import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, as_number, validate
 from llmlab.config.dpo import DPOConfig
@@ -36,6 +36,7 @@ KINDS: dict[str, type[KindConfig]] = {
         DualHeadConfig,
     )
 }
+K = TypeVar("K", bound=KindConfig)
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
 MAX_DEPTH = 12  # lists and objects inside one another
 # version -> from the JSON data of that version to that of the next, and what was changed, in words
@@ -136,7 +137,7 @@ def save_config(config: LabBaseConfig, path: str | Path) -> Path:
     return path
 
 
-def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
+def apply_changes(config: K, changes: dict[str, Any]) -> K:
     """Returns the config with options replaced; `a.b` names an option of a nested block.
 
     Values that no longer apply after the change fall back to their defaults; a changed option that does not
@@ -155,12 +156,13 @@ def apply_changes(config: KindConfig, changes: dict[str, Any]) -> KindConfig:
     aliases = {alias: name for name, info in cls.options().items() for alias in info.aliases}
     for key, value in changes.items():
         *parents, last = key.split(".")
-        target, block = data, config
+        target = data
+        block: LabBaseConfig = config
         for parent in parents:
-            block = getattr(block, parent, None)
-            if not isinstance(block, LabBaseConfig):
+            inner = getattr(block, parent, None)
+            if not isinstance(inner, LabBaseConfig):
                 raise LabError(f"unknown option `{key}`", remedy=f"`{parent}` is no block of options here")
-            target = target[parent]
+            target, block = target[parent], inner
         last = last if parents else aliases.get(last, last)
         kind = last
         if last == "eval_steps" and not parents:  # the older way to say it

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.model import ModelConfig
 from llmlab.config.options import option
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import Bounds, ModelSort, TrainingConfig
+from llmlab.config.training import Bounds, ModelSort
 
 
-class PretrainConfig(TrainingConfig):
+class PretrainConfig(AccumulatedBatches):
     """Train a transformer from scratch, or go on training one."""
 
     KIND: ClassVar[str] = "pretrain"

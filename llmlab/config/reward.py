@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from llmlab.config.adapters import COMPARED, AdapterOptions
+from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.options import option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import (
-    COMPARED,
     NEWEST,
-    AdapterOptions,
     Bounds,
     FirstOrder,
     LengthOptions,
     ModelSort,
-    TrainingConfig,
     first_order_option,
 )
 
 
-class RewardConfig(AdapterOptions, LengthOptions, TrainingConfig):
+class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     """Learn to score answers from pairs of a better and a worse one."""
 
     KIND: ClassVar[str] = "reward"

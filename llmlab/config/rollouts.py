@@ -6,21 +6,16 @@ from typing import Any
 
 from pydantic import model_validator
 
+from llmlab.config.adapters import COMPARED, AdapterOptions
+from llmlab.config.batches import DividedBatches
 from llmlab.config.options import option
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import (
-    COMPARED,
-    NEWEST,
-    AdapterOptions,
-    FirstOrder,
-    TrainingConfig,
-    first_order_option,
-)
+from llmlab.config.training import NEWEST, FirstOrder, first_order_option
 
 
-class RolloutConfig(AdapterOptions, TrainingConfig):
+class RolloutConfig(AdapterOptions, DividedBatches):
     """Training on answers that the policy gives itself, and what they are rewarded for."""
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
@@ -102,8 +97,3 @@ class RolloutConfig(AdapterOptions, TrainingConfig):
                 f" use {near}"
             )
         return self
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Answers on one device in one forward pass."""
-        return self.mini_batch_size

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from llmlab.config.adapters import AdapterOptions
+from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.options import option
-from llmlab.config.training import NEWEST, AdapterOptions, LengthOptions, ModelSort, TrainingConfig
+from llmlab.config.training import NEWEST, LengthOptions, ModelSort
 
 POLICY: dict[str, Any] = dict(
     title="Policy checkpoint",
@@ -16,7 +18,7 @@ POLICY: dict[str, Any] = dict(
 )
 
 
-class SFTConfig(AdapterOptions, LengthOptions, TrainingConfig):
+class SFTConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     """Teach a base model to answer."""
 
     KIND: ClassVar[str] = "sft"

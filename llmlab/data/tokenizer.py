@@ -176,6 +176,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Returns the tokens of a text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+    return ids
+
+
 def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     """Returns pad, bos and eos ids as a model configuration takes them."""
     return {

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from llmlab.data.rendering import decode_answer, render
+from llmlab.models.typed import LanguageModel
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Answers:
 
 @torch.no_grad()
 def answer(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: list[tuple[str, Any, str]],
     *,

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llmlab.data.rendering import answer_tokens, render, tokenize_apart
 from llmlab.data.schemas import Row
+from llmlab.data.tokenizer import text_ids
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
+from llmlab.models.typed import LanguageModel
 
 OTHER = "(other)"
 
@@ -67,7 +69,7 @@ class Classified:
 
 @torch.no_grad()
 def classify(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],
     *,
@@ -91,7 +93,7 @@ def classify(
             model,
             tokenizer,
             [("", row["prompt"], row["completion"]) for row in rows],
-            max_new_tokens=max(len(tokenizer(word)["input_ids"]) for word in labels) + 2,
+            max_new_tokens=max(len(text_ids(tokenizer, word)) for word in labels) + 2,
             batch_size=batch_size,
         )
         for index, (*_, text) in enumerate(said.rows):
@@ -120,7 +122,7 @@ def classify(
 
 @torch.no_grad()
 def score_words(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], words: list[str]
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], words: list[str]
 ) -> Tensor:
     """Returns log pi(word, end of turn | prompt) for each prompt and word, (prompts, words).
 
@@ -160,7 +162,7 @@ def score_words(
 
 
 def _score_apart(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], words: list[str]
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], words: list[str]
 ) -> Tensor:
     """The same of an encoder-decoder: the encoder reads once, the decoder writes each word and its end."""
     read = tokenizer.pad({"input_ids": prompts}, padding_side="right", return_tensors="pt").to(model.device)
@@ -180,13 +182,10 @@ def _score_apart(
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, *, apart: bool = False) -> list[int]:
-    if apart:
-        return tokenizer(render(tokenizer, row["prompt"], generate=True))["input_ids"]
-    if tokenizer.chat_template:
-        return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)[
-            "input_ids"
-        ]
-    return tokenizer(row["prompt"][-1]["content"])["input_ids"]
+    if apart or tokenizer.chat_template:
+        asked = render(tokenizer, row["prompt"], generate=True)
+        return text_ids(tokenizer, asked, add_special_tokens=apart)
+    return text_ids(tokenizer, row["prompt"][-1]["content"])
 
 
 def _word_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
@@ -194,10 +193,11 @@ def _word_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
     or as the next word of a text.
     """
     if not tokenizer.chat_template:
-        return tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        return text_ids(tokenizer, " " + word, add_special_tokens=False)
     try:
-        return answer_tokens(
+        _, said = answer_tokens(
             tokenizer, [{"role": "user", "content": "?"}], [{"role": "assistant", "content": word}]
-        )[1]
+        )
+        return said
     except LabError:  # a template that rewrites the prompt once it is answered
-        return tokenizer(word, add_special_tokens=False)["input_ids"]
+        return text_ids(tokenizer, word, add_special_tokens=False)

@@ -8,20 +8,21 @@ import math
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llmlab.data.dual_head import DualHeadCollator
 from llmlab.data.rendering import tokenize_pair
 from llmlab.data.schemas import user
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.log_probs import answer_log_probs
+from llmlab.models.typed import LanguageModel
 
 Pair = tuple[Any, str, str]  # prompt (a text, or messages), chosen, rejected
 LONGEST, LONGEST_PROMPT = 4096, 2048  # tokens
 
 
 def preference_accuracy(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: list[Pair],
     *,

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
 from llmlab.data.canonical import RowCounter, open_source
@@ -23,6 +23,7 @@ from llmlab.evaluation.classification import Classified, classify
 from llmlab.evaluation.pairs import dual_head_figures, preference_accuracy
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.transformer.context import context_length
+from llmlab.models.typed import LanguageModel
 
 WHOLE = 8_000_000  # characters of a text file that are measured as one document
 MEASURES = ("text", "messages", "prompt_completion", "preference")
@@ -58,7 +59,7 @@ class Measured:
 
 
 def measure(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     source: SourceConfig,
     *,
@@ -183,7 +184,7 @@ def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[di
 
 
 def _exact_match(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_size: int
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], batch_size: int
 ) -> float:
     talks = [to_messages(row) for row in rows]
     longest = max(
@@ -195,7 +196,7 @@ def _exact_match(
 
 @torch.no_grad()
 def _losses(
-    model: PreTrainedModel,
+    model: LanguageModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],
     batch_size: int,
@@ -212,7 +213,8 @@ def _losses(
             f"`stride` {stride} is not between 1 and {window - 1}", remedy="it is shorter than a window"
         )
     stride = stride or max(1, window // 2)
-    made, tokens = [], 0
+    made: list[dict[str, list[int]]] = []
+    tokens = 0
     if texts:
         for ids in encode_texts(tokenizer, [row["text"] for row in rows]):
             tokens += len(ids) + 1

@@ -5,11 +5,11 @@ and how often it wins against another on the same prompts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
@@ -19,7 +19,9 @@ from llmlab.data.schemas import Row
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
 from llmlab.evaluation.sources import Measured
+from llmlab.models.dual_head import LabDualHeadForCausalLM
 from llmlab.models.load import is_backbone_of, load_model
+from llmlab.models.typed import LanguageModel, moved
 
 Reward = Callable[[list[Any], list[str], list[str]], list[float]]  # prompts, answers, right answers -> values
 
@@ -36,38 +38,37 @@ class Speaker:
     """
 
     name: str
-    model: PreTrainedModel
+    model: LanguageModel
     tokenizer: PreTrainedTokenizerBase
     plain: bool = False
 
     def answers(self, rows: list[Row], batch_size: int, max_new_tokens: int) -> list[str]:
         """Returns the greedy answer to each row's prompt."""
         asked = [("", row.get("prompt") or row["messages"][:-1], "") for row in rows]
-        before = getattr(self.model, "alignment", None)
-        if self.plain:
-            self.model.alignment = 0.0
-        try:
+        with _alone(self.model) if self.plain else nullcontext():
             made = answer(
                 self.model, self.tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens
             )
-        finally:
-            if self.plain:
-                self.model.alignment = before
         return [given for *_, given in made.rows]
 
 
-def load_speakers(name: str, against: str | None, device: torch.device) -> list[Speaker]:
+def _alone(model: PreTrainedModel) -> AbstractContextManager[None]:
+    assert isinstance(model, LabDualHeadForCausalLM)
+    return model.backbone_alone()
+
+
+def load_speakers(name: str, against: str | None, device: str) -> list[Speaker]:
     """Returns a model and, where one is named, the model it is compared with; the backbone of a dual head is
     not loaded a second time.
     """
     model, tokenizer = load_model(name)
-    model = model.to(device)
+    moved(model, device)
     speakers = [Speaker(name, model, tokenizer)]
     if against and is_backbone_of(against, model):
         speakers.append(Speaker(against, model, tokenizer, plain=True))
     elif against:
         other, its_tokenizer = load_model(against)
-        speakers.append(Speaker(against, other.to(device), its_tokenizer))
+        speakers.append(Speaker(against, moved(other, device), its_tokenizer))
     return speakers
 
 

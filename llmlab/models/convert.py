@@ -6,6 +6,8 @@ nothing is left over. What one side cannot express is refused with the reason; n
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -19,8 +21,13 @@ from transformers import (
 from llmlab.errors import LabError
 from llmlab.models.transformer.config import LabConfig
 from llmlab.models.transformer.modeling import LabForCausalLM
+from llmlab.models.typed import moved
 
-NATIVE = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM, "mistral": MistralForCausalLM}
+NATIVE: dict[str, type[PreTrainedModel]] = {
+    "llama": LlamaForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
+    "mistral": MistralForCausalLM,
+}
 
 
 def from_hf(model: PreTrainedModel) -> LabForCausalLM:
@@ -30,13 +37,14 @@ def from_hf(model: PreTrainedModel) -> LabForCausalLM:
         LabError: when its architecture has something that the lab's model does not.
     """
     config = model.config
-    if config.model_type not in NATIVE:
+    if not isinstance(config, (LlamaConfig, Qwen2Config, MistralConfig)):
         raise LabError(
             f"{config.model_type} models cannot be converted", remedy=f"known are {', '.join(NATIVE)}"
         )
-    own = LabForCausalLM(_lab_config(config)).to(model.dtype)
+    own = moved(LabForCausalLM(_lab_config(config)), model.dtype)
     _copy(model, own)
-    return own.train(model.training)
+    own.train(model.training)
+    return own
 
 
 def to_hf(model: LabForCausalLM) -> PreTrainedModel:
@@ -61,12 +69,11 @@ def to_hf(model: LabForCausalLM) -> PreTrainedModel:
                     " own format"
                 ),
             )
-    native = NATIVE["qwen2" if config.attention_bias else "mistral" if config.sliding_window else "llama"](
-        _hf_config(config)
-    )
-    native = native.to(model.dtype)
+    cls = NATIVE["qwen2" if config.attention_bias else "mistral" if config.sliding_window else "llama"]
+    native: PreTrainedModel = moved(cls(_hf_config(config)), model.dtype)
     _copy(model, native)
-    return native.train(model.training)
+    native.train(model.training)
+    return native
 
 
 def _copy(source: PreTrainedModel, target: PreTrainedModel) -> None:
@@ -97,7 +104,7 @@ def _lab_config(config: LlamaConfig | Qwen2Config | MistralConfig) -> LabConfig:
         raise LabError("layers that differ in their attention window cannot be converted")
     if config.model_type == "qwen2" and windows == {"full_attention"}:
         window = None
-    rope = config.rope_parameters
+    rope: dict[str, Any] = dict(config.rope_parameters or {})
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "yarn"):
         raise LabError(f"rope scaling {kind!r} cannot be converted", remedy="default and yarn can")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,15 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         self.generation_config = GenerationConfig.from_dict(backbone.generation_config.to_dict())
         self.alignment = 1.0
         self.last_alpha: Tensor | None = None
+
+    @contextlib.contextmanager
+    def backbone_alone(self) -> Iterator[None]:
+        """Within it the gate does not act: the logits are the backbone's, to the bit."""
+        before, self.alignment = self.alignment, 0.0
+        try:
+            yield
+        finally:
+            self.alignment = before
 
     # What is saved and what is loaded
 

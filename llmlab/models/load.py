@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
@@ -22,140 +19,24 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from llmlab.config import LabBaseConfig
 from llmlab.data.cache import cached
 from llmlab.data.rendering import turn_ends
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM
-from llmlab.models.adapters import without_adapter
+from llmlab.models.adapters import whole, without_adapter
+from llmlab.models.device import refuse_kernel
 from llmlab.models.identity import check_base, weights_fingerprint
 from llmlab.models.limits import bounded_generation, check_adapter, check_files, refuse_pickles
 from llmlab.models.resolve import ModelRef, refuse_architecture, resolve_model
+from llmlab.models.typed import LanguageModel
 from llmlab.runs.folder import find_model
 from llmlab.trust import TRUSTED
 
 Use = Literal["write", "score"]  # what a model's head is for
 HEAD: dict[Use, dict[str, int]] = {"write": {}, "score": {"num_labels": 1}}
 DUAL_HEAD = LabDualHeadConfig.model_type
-GROUPS = {
-    "attention": (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "out_proj",
-        "c_attn",
-        "query_key_value",
-        "q",
-        "k",
-        "v",
-        "o",
-    ),
-    "ffn": ("gate_proj", "up_proj", "down_proj", "c_fc", "fc1", "fc2", "wi", "wi_0", "wi_1", "wo"),
-}
-
-# a mixture's routers stay as they are: moved by an adapter, tokens would reach experts that never saw their
-# like
-ROUTERS = r".*(^|\.)(router|gate|shared_expert_gate)$"
-
-
-def choose_device(wanted: str) -> str:
-    """Returns "cuda", "mps" or "cpu".
-
-    Raises:
-        LabError: when the wanted device is not there.
-    """
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, there in found.items() if there)
-    if not found[wanted]:
-        raise LabError(f"`device` {wanted!r} is not on this machine", remedy='use "auto" or "cpu"')
-    return wanted
-
-
-def choose_precision(wanted: str, device: str) -> str:
-    """Returns "fp32", "bf16" or "fp16".
-
-    Raises:
-        LabError: when the device cannot compute in the wanted one.
-    """
-    if wanted == "auto":
-        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if wanted == "fp16" and device == "cpu":
-        raise LabError('`precision` "fp16" needs a GPU', remedy='use "fp32" or "bf16"')
-    return wanted
-
-
-def attention_kernel(config: LabBaseConfig, device: str) -> str | None:
-    """Returns the name that transformers has for the attention backend; None lets it take sdpa where the
-    model supports it, else eager.
-
-    On MPS "auto" is eager: sdpa gives NaN there for rows with padding.
-
-    Raises:
-        LabError: when flash attention is asked for and its package is missing, or flex attention on a
-            processor.
-    """
-    kernel = {"flex": "flex_attention", "flash": "flash_attention_2"}.get(
-        config.attention_backend, config.attention_backend
-    )
-    if kernel == "auto":
-        return "eager" if device == "mps" else None
-    if kernel == "flash_attention_2":
-        from transformers.utils import is_flash_attn_2_available
-
-        if not is_flash_attn_2_available():
-            raise LabError(
-                '`attention_backend` "flash" needs the flash-attn package and a GPU', remedy='use "sdpa"'
-            )
-    if kernel == "flex_attention" and device == "cpu":
-        raise LabError(
-            '`attention_backend` "flex" needs a GPU: PyTorch has no backward pass of it for processors',
-            remedy='use "sdpa"',
-        )
-    return kernel
-
-
-# transformers' name of a kernel -> the class attribute that says whether a model supports it, and our name of
-# the kernel
-KERNELS = {
-    "sdpa": ("_supports_sdpa", "sdpa"),
-    "flex_attention": ("_supports_flex_attn", "flex"),
-    "flash_attention_2": ("_supports_flash_attn", "flash"),
-}
-
-
-def refuse_kernel(about: PreTrainedConfig, classes: Any, kernel: str | None, where: str) -> None:
-    """Refuses an attention backend that the architecture does not support.
-
-    Args:
-        about: the model's config.
-        classes: transformers' mapping from configs to the classes of the task.
-        kernel: transformers' name of the backend; None when it may choose.
-        where: the model.
-
-    Raises:
-        LabError: with the backends that it supports.
-    """
-    if kernel not in KERNELS or type(about) not in classes:
-        return
-    cls = classes[type(about)]
-    if not getattr(cls, KERNELS[kernel][0]):
-        others = [name for flag, name in KERNELS.values() if getattr(cls, flag)]
-        raise LabError(
-            f'`attention_backend` "{KERNELS[kernel][1]}" is not supported by {about.model_type} models',
-            where=where,
-            remedy=f"use {' or '.join(['auto', *others, 'eager'])}",
-        )
-
-
-def attention_in_use(model: PreTrainedModel) -> str:
-    """Returns transformers' name of the attention kernel that a model computes with,
-    of a dual head its backbone's.
-    """
-    return str(getattr(model, "backbone", model).config._attn_implementation)
 
 
 def refuse_what_cannot_write(where: str) -> None:
@@ -171,7 +52,7 @@ def refuse_what_cannot_write(where: str) -> None:
     refuse_architecture(about, where, "chat")
 
 
-def load_model(name: str | ModelRef, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(name: str | ModelRef, **kwargs: Any) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
     """Returns model and tokenizer of a run, a folder, a GGUF file or a hub id; adapters are attached, not
     merged.
 
@@ -185,7 +66,7 @@ def load_model(name: str | ModelRef, **kwargs: Any) -> tuple[PreTrainedModel, Pr
     ref = resolve_model(name)
     _check(ref, "write")
     tokenizer = load_tokenizer(str(ref.path))
-    model = _load(ref, "write", **kwargs)
+    model = cast(LanguageModel, _load(ref, "write", **kwargs))
     stop_at_turn_ends(model, tokenizer)
     return model, tokenizer
 
@@ -280,8 +161,7 @@ def _from_gguf(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
     else:
         model = auto.from_pretrained(str(path.parent), gguf_file=path.name, **HEAD[use], **kwargs)
         # the weights are plain floats now; marks of quantisation would forbid training and saving
-        model.is_quantized, model.hf_quantizer = False, None
-        model.config.__dict__.pop("quantization_config", None)
+        unmark(model)
     model.name_or_path = model.config.name_or_path = str(path)
     return model
 
@@ -297,7 +177,8 @@ def _from_adapter(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
     base = whole(base, base_name)
     check_adapter(ref.path, [name for name, _ in base.named_modules()])
     if use == "write" or adapter.task_type == "SEQ_CLS":
-        return PeftModel.from_pretrained(base, where, is_trainable=True)
+        adapted = PeftModel.from_pretrained(base, where, is_trainable=True)
+        return cast(PreTrainedModel, adapted)  # a wrapper that hands everything through
     # of a policy: it has no scoring head, which has to learn, so it becomes part of the weights
     adapter.task_type = None
     return whole(PeftModel.from_pretrained(base, where, config=adapter), ref.name)
@@ -310,7 +191,7 @@ def equal_4bit_products(model: PreTrainedModel) -> PreTrainedModel:
     and multiplies in bf16 from then on: held-out losses and a reference's log-probabilities differ from those
     in training, and the repacked weights pass no gradient back when training goes on.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -341,29 +222,6 @@ def is_backbone_of(name: str, model: PreTrainedModel) -> bool:
     return str(one) == str(other) or (one.exists() and other.exists() and one.resolve() == other.resolve())
 
 
-def whole(model: PreTrainedModel, name: str) -> PreTrainedModel:
-    """Returns a model without adapters: one that it has is merged into the weights, as where the base of an
-    adapter is one.
-
-    Raises:
-        LabError: when the weights are quantised, so that merging would round them.
-    """
-    from peft import PeftModel
-
-    if not isinstance(model, PeftModel):
-        return model
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
-        raise LabError(
-            "is an adapter that would have to be merged into quantised weights, which rounds it",
-            where=name,
-            remedy=(
-                f'merge it first (`llmlab merge {name}`), or load it unquantised: `adapter` "lora", `load_in`'
-                ' "none"'
-            ),
-        )
-    return model.merge_and_unload()
-
-
 def safely(name: str) -> dict[str, bool]:
     """Returns how weights are loaded: never from a pickle,
     and with a repository's own code only when its name was typed.
@@ -385,6 +243,13 @@ def refuse_code(error: Exception, name: str) -> None:
         ) from None
 
 
+def unmark(model: PreTrainedModel) -> None:
+    """Takes the marks of quantisation off a model whose weights are plain floats."""
+    plain: Any = model  # attributes that transformers sets without declaring them
+    plain.is_quantized, plain.hf_quantizer = False, None
+    model.config.__dict__.pop("quantization_config", None)
+
+
 def unpacked(gguf: Path) -> Path:
     """Returns a folder with the weights of a GGUF file in 16 bits, made once and kept in the cache:
     to be quantised anew.
@@ -394,118 +259,8 @@ def unpacked(gguf: Path) -> Path:
         model = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
         )
-        model.is_quantized, model.hf_quantizer = False, None
-        model.config.__dict__.pop("quantization_config", None)
+        unmark(model)
         model.half().save_pretrained(folder)
         return {"from": str(gguf)}
 
     return cached({"method": "gguf", "dtype": "fp16", "weights": weights_fingerprint(str(gguf))}, build)[0]
-
-
-def add_adapter(model: PreTrainedModel, config: Any, *, task: str = "CAUSAL_LM") -> PreTrainedModel:
-    """Returns the model with a LoRA adapter as the config says; one that has an adapter already goes on with
-    it.
-
-    Raises:
-        LabError: when no module has the wanted names.
-    """
-    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-
-    if isinstance(model, PeftModel) or config.adapter == "none":
-        return model
-    if config.quantised != "none":
-        model = prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=config.gradient_checkpointing
-        )
-    targets = config.lora_targets
-    routers = any(re.fullmatch(ROUTERS, name) for name, _ in model.named_modules())
-    if targets in GROUPS:
-        names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-        targets = [name for name in GROUPS[targets] if name in names]
-    elif targets == "all-linear" and routers:
-        # spelled out: for some mixtures peft adds the routers to "all-linear", whatever is excluded
-        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-        targets = sorted(
-            {name.rsplit(".", 1)[-1] for name in linear if not re.fullmatch(ROUTERS, name)}
-            - {"lm_head", "score"}
-        )
-    try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora_r,
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                target_modules=targets,
-                exclude_modules=ROUTERS if routers else None,
-                task_type=task,
-            ),
-        )
-    except ValueError as error:
-        if "ParamWrapper" in str(error) and config.lora_dropout:
-            raise LabError(
-                f"`lora_dropout` {config.lora_dropout}: experts take no dropout, being whole tensors",
-                remedy='set it to 0, or `lora_targets` to "attention"',
-            ) from None
-        raise LabError(
-            f"`lora_targets` {config.lora_targets!r}: {str(error).splitlines()[0][:160]}"
-        ) from None
-
-
-def loading_kwargs(config: Any, device: str, precision: str) -> dict[str, Any]:
-    """Returns how a policy, and the reference it is held to, are loaded: kernels, number format,
-    quantisation.
-    """
-    kwargs: dict[str, Any] = {"attn_implementation": attention_kernel(config, device), "dtype": torch.float32}
-    if config.frozen_base and config.quantised != "none":
-        from transformers import BitsAndBytesConfig
-
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=config.quantised == "8bit",
-            load_in_4bit=config.quantised == "4bit",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        )
-        local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else device
-        kwargs["device_map"] = {"": local}
-    elif config.frozen_base and precision == "bf16":
-        kwargs["dtype"] = torch.bfloat16  # frozen weights need no fp32 copy
-    return kwargs
-
-
-def refuse_encoder_decoders(policy: ModelRef, kind: str) -> None:
-    """Refuses policies in two parts for methods that train decoders.
-
-    Raises:
-        LabError: with what to do.
-    """
-    where = Path(policy.where)
-    try:
-        if policy.kind == "adapter":
-            where = Path(str(read_object(where / "adapter_config.json")["base_model_name_or_path"]))
-        about = read_object(where / "config.json")
-    except (OSError, ValueError, KeyError):
-        return
-    refuse_architecture(about, policy.name, kind)
-
-
-def load_policy(
-    policy: ModelRef, config: Any, device: str, precision: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Returns the model to train (weights in fp32,
-    or frozen and quantised under an adapter) and its tokenizer.
-    """
-    if config.kind != "sft":
-        refuse_encoder_decoders(policy, config.kind)
-    model, tokenizer = load_model(policy, **loading_kwargs(config, device, precision))
-    if isinstance(model, LabDualHeadForCausalLM):
-        raise LabError(
-            f"is a dual-head model, whose backbone stays frozen: `{config.kind}` trains whole models",
-            where=policy.name,
-            remedy=f"train its backbone, {model.config.backbone}",
-        )
-    return (
-        add_adapter(model, config, task="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"),
-        tokenizer,
-    )

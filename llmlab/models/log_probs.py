@@ -94,21 +94,23 @@ def score_tokens(
             scale,
             ("log_probs", "entropy") if entropy else ("log_probs",),
         )
+
     # scattered, so that a batch without a single target stays connected to the weights: processes wait for it
-    placed = (
-        None if values is None else values.new_zeros(mask.shape).masked_scatter(mask, values)
-        for values in (log_probs, entropies)
-    )
-    return TokenScores(*placed)
+    def placed(values: Tensor) -> Tensor:
+        return values.new_zeros(mask.shape).masked_scatter(mask, values)
+
+    return TokenScores(placed(log_probs), None if entropies is None else placed(entropies))
 
 
-def _gathered(*parameters: Tensor | None) -> AbstractContextManager[None]:
+def _gathered(weight: Tensor, bias: Tensor | None) -> AbstractContextManager[None]:
     """Returns a context in which weights that DeepSpeed's ZeRO-3 keeps in parts are whole."""
     if not is_deepspeed_zero3_enabled():
         return nullcontext()
     from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-    return maybe_gather_lm_head_ctx(*parameters)
+    gather: Any = maybe_gather_lm_head_ctx  # annotated with parameters alone; a head may have no bias
+    whole: AbstractContextManager[None] = gather(weight, bias)
+    return whole
 
 
 def read(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, **inputs: Any) -> Any:
@@ -163,7 +165,7 @@ def score_labels(model: nn.Module, input_ids: Tensor, labels: Tensor, **inputs: 
 
 @torch.no_grad()
 def answer_log_probs(
-    model: nn.Module, prompts: list[list[int]], answers: list[list[int]], pad_token_id: int
+    model: PreTrainedModel, prompts: list[list[int]], answers: list[list[int]], pad_token_id: int
 ) -> Tensor:
     """Returns log pi(y|x), the sum over the answer's tokens alone, for each prompt and its answer, (N,)."""
     rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import cast
 
 import torch
+from transformers import PreTrainedModel
 
 from llmlab.errors import LabError
+from llmlab.models.adapters import is_adapted
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder, find_model
 from llmlab.runs.manifest import write_manifest
@@ -34,7 +37,9 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
             "this adapter was trained on a quantised base; it is merged into the base's own weights in full"
             " precision, so answers differ by what quantisation had rounded away"
         )
-    merged = model.merge_and_unload()
+    if not is_adapted(model):
+        raise LabError("has no adapter to merge", where=checkpoint, remedy="it is a plain model already")
+    merged = cast(PreTrainedModel, model.merge_and_unload())
     merged.config.use_cache = True
     aside = target.with_name(f".{target.name}-{os.getpid()}")
     try:

@@ -126,8 +126,7 @@ def with_newest(config: Config, *, required: bool = True) -> Config:
     Raises:
         LabError: when there is none and it is `required`.
     """
-    option = getattr(config, "STARTS_FROM", "")
-    if getattr(config, option, "") != NEWEST:
+    if not isinstance(config, TrainingConfig) or getattr(config, option := config.STARTS_FROM) != NEWEST:
         return config
     folder = Path(config.output_dir) if config.output_dir else RUNS / config.name if config.name else None
     before = RunFolder(folder).record.get("config") if folder else None

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmlab.config import LabBaseConfig, PretrainConfig
+from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig
+from llmlab.config.adapters import AdapterOptions
+from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.loader import apply_changes
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import TrainingConfig
@@ -122,7 +125,7 @@ def _families(config: TrainingConfig) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{}]
     if not config.gradient_checkpointing:
         found.append({"gradient_checkpointing": True})
-    if getattr(config, "adapter", None) == "none":
+    if isinstance(config, AdapterOptions) and not config.frozen_base:
         found += [{"adapter": "lora"}, {"adapter": "qlora", "gradient_checkpointing": True}]
     elif isinstance(config, PretrainConfig) and config.optimizer != "adafactor":
         found.append({"optimizer": "adafactor", "gradient_checkpointing": True})
@@ -131,11 +134,10 @@ def _families(config: TrainingConfig) -> list[dict[str, Any]]:
 
 def _halved(config: TrainingConfig) -> dict[str, Any]:
     """Returns the changes that halve a micro-batch and keep the effective batch; none at one row."""
-    if "mini_batch_size" in type(config).model_fields:
-        rows = config.mini_batch_size
-        return {} if rows % 2 else {"mini_batch_size": rows // 2}
-    if config.batch_size % 2:
+    if config.micro_batch_size % 2:
         return {}
+    if not isinstance(config, AccumulatedBatches):
+        return {"mini_batch_size": config.micro_batch_size // 2}
     return {
         "batch_size": config.batch_size // 2,
         "gradient_accumulation_steps": config.gradient_accumulation_steps * 2,

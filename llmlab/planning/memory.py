@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from llmlab.config import (
     DPOConfig,
     DualHeadConfig,
+    GRPOConfig,
+    KindConfig,
     ModelConfig,
     PPOConfig,
     PretrainConfig,
@@ -22,12 +23,15 @@ from llmlab.config import (
     SFTConfig,
     load_config,
 )
+from llmlab.config.adapters import AdapterOptions
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import CheckpointShape, checkpoint_shape
 from llmlab.planning.parameters import DualHeadCount, count_dual_head, count_parameters
 
+# the methods that train the weights of a checkpoint, or an adapter on them
+OnCheckpoint = SFTConfig | RewardConfig | DPOConfig | RolloutConfig
 # values an optimizer keeps for each weight, all in fp32; Adafactor's factored moments are a few rows and
 # columns
 STATE_VALUES = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sophia": 3.0, "muon": 1.3}
@@ -175,6 +179,7 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
     precision = (
         "fp32" if config.precision == "auto" and not on_gpu else config.precision.replace("auto", "bf16")
     )
+    unused = 0.0  # of TRL's slices of logits
     if isinstance(config, PretrainConfig):
         shape = config.model if isinstance(config.model, ModelConfig) else _loaded(str(config.model))
         if not isinstance(shape, ModelConfig):
@@ -193,20 +198,25 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
             return None
         if isinstance(config, DualHeadConfig):
             made = _of_dual_head(config, found, precision)
-        else:
+        elif isinstance(config, OnCheckpoint):
             made = _of_checkpoint(config, found, precision, on_gpu)
+            unused = _untouched(config, found.vocabulary)
+        else:
+            return None
     if on_gpu:
         return made
     kind = "own" if isinstance(config, PretrainConfig) else "library"
-    kind = "adapted" if getattr(config, "adapter", "none") != "none" else kind
-    kind = "quantised" if kind == "adapted" and config.quantised != "none" else kind
+    if isinstance(config, AdapterOptions) and config.frozen_base:
+        kind = "quantised" if config.quantised != "none" else "adapted"
     if config.gradient_checkpointing:  # memory before speed: freed memory is given back
         return replace(made, runtime=RUNTIME)
-    empty = UNTOUCHED * _untouched(config, found.vocabulary) if kind == "library" else 0.0
+    empty = UNTOUCHED * unused if kind == "library" else 0.0
     return replace(made, runtime=RUNTIME, fragments=FRAGMENTS[kind] * made.activations + empty)
 
 
-def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, on_gpu: bool) -> TrainingMemory:
+def _of_checkpoint(
+    config: OnCheckpoint, shape: CheckpointShape, precision: str, on_gpu: bool
+) -> TrainingMemory:
     """A model of the library's, or the lab's own, trained whole or through an adapter."""
     wide = 4 if precision == "fp32" else 2
     adapted = config.adapter != "none"
@@ -244,7 +254,7 @@ def _of_checkpoint(config: Any, shape: CheckpointShape, precision: str, on_gpu: 
     return replace(made, cache=max(0.0, answers - made.gradients - made.activations - made.logits))
 
 
-def _batch(config: Any) -> tuple[int, int, int]:
+def _batch(config: OnCheckpoint) -> tuple[int, int, int]:
     """Returns rows of a micro-batch, tokens of a row,
     and how many of these are scored over the vocabulary.
     """
@@ -260,16 +270,16 @@ def _batch(config: Any) -> tuple[int, int, int]:
     return 2 * config.micro_batch_size, config.max_length, 0 if isinstance(config, RewardConfig) else answers
 
 
-def _second_model(config: Any) -> bool:
+def _second_model(config: OnCheckpoint) -> bool:
     """Whether a frozen copy of the policy is in memory while it trains."""
     if isinstance(config, DPOConfig):
         return config.reference == "live"
-    return bool(getattr(config, "beta" if config.kind == "grpo" else "kl_coef", 0)) and isinstance(
-        config, RolloutConfig
-    )
+    if isinstance(config, GRPOConfig):
+        return config.beta > 0
+    return isinstance(config, PPOConfig) and config.kl_coef > 0
 
 
-def _tile(config: Any, tokens: int, vocabulary: int, wide: int, on_gpu: bool) -> float:
+def _tile(config: OnCheckpoint, tokens: int, vocabulary: int, wide: int, on_gpu: bool) -> float:
     """Bytes of the slices of logits in TRL's loss: one on a GPU, changed in place, and several in fp32
     without Triton.
 
@@ -282,17 +292,17 @@ def _tile(config: Any, tokens: int, vocabulary: int, wide: int, on_gpu: bool) ->
     return rows * words * 4 * TILES_ALIVE
 
 
-def _untouched(config: Any, vocabulary: int) -> float:
+def _untouched(config: OnCheckpoint, vocabulary: int) -> float:
     """Bytes of those slices that are set aside and never written to:
     they are made for more words than there are.
     """
-    if isinstance(config, (DualHeadConfig, PPOConfig)):
+    if isinstance(config, PPOConfig):
         return 0.0
     rows, _, scored = _batch(config)
     return min(rows * scored, TILE[0]) * max(0, TILE[1] - vocabulary) * 4
 
 
-def _layer(config: Any, shape: CheckpointShape) -> float:
+def _layer(config: OnCheckpoint, shape: CheckpointShape) -> float:
     """Values a token that a layer keeps for its backward pass."""
     width, query, forward = shape.width, shape.heads * shape.head_dim, shape.feed_forward
     adapted, own = config.adapter != "none", shape.kind == "llmlab"
@@ -303,7 +313,7 @@ def _layer(config: Any, shape: CheckpointShape) -> float:
     # without adapters the library's norms keep what they made of their input, too; with a mask its kernel
     # wants keys and values for every head
     widths = 5 + ("ffn" in wanted) if adapted else 8
-    layer = (
+    layer: float = (
         widths * width
         + 2 * (shape.kv_heads * shape.head_dim if own else query)
         + (inputs + ("ffn" in wanted)) * forward
@@ -366,10 +376,12 @@ def trained_parameters(config: TrainingConfig) -> int:
         return 0
     if isinstance(config, DualHeadConfig):
         return _dual_head(config, found).trained
-    return adapter_parameters(config, found) if config.adapter != "none" else found.parameters
+    if isinstance(config, AdapterOptions) and config.frozen_base:
+        return adapter_parameters(config, found)
+    return found.parameters
 
 
-def adapter_parameters(config: Any, shape: CheckpointShape) -> int:
+def adapter_parameters(config: AdapterOptions, shape: CheckpointShape) -> int:
     """Returns the weights of a LoRA adapter:
     rank times the rows and columns of every matrix that gets one.
     """
@@ -381,9 +393,10 @@ def adapter_parameters(config: Any, shape: CheckpointShape) -> int:
     return config.lora_r * shape.layers * sum(sides[group] for group in _adapted_groups(config))
 
 
-def _adapted_groups(config: Any) -> tuple[str, ...]:
-    by_name = isinstance(config.lora_targets, str)
-    return GROUPS.get(config.lora_targets, ("attention", "ffn")) if by_name else ("attention",)
+def _adapted_groups(config: AdapterOptions) -> tuple[str, ...]:
+    if isinstance(config.lora_targets, str):
+        return GROUPS.get(config.lora_targets, ("attention", "ffn"))
+    return ("attention",)
 
 
 def has_nvidia() -> bool:
@@ -391,7 +404,7 @@ def has_nvidia() -> bool:
     return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
 
 
-def _loaded(path: str) -> Any:
+def _loaded(path: str) -> KindConfig | None:
     try:
         return load_config(path)
     except LabError:

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from llmlab.config import DualHeadConfig, LabBaseConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config import DualHeadConfig, KindConfig, ModelConfig, PretrainConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import checkpoint_shape
@@ -125,29 +125,30 @@ class Plan:
     ways_to_fit: tuple[WayToFit, ...] = ()
 
 
-def make_plan(config: LabBaseConfig) -> Plan:
+def make_plan(config: KindConfig) -> Plan:
     """Returns what a config will cost, as far as it is known without loading anything.
 
     Raises:
         LabError: when the model config that it names cannot be read.
     """
     if isinstance(config, ModelConfig):
-        return Plan(config.kind, architecture=architecture_plan(config))
+        return Plan(config.KIND, architecture=architecture_plan(config))
     if not isinstance(config, TrainingConfig):
-        return Plan(config.kind)
-    shape = _shape(config) if isinstance(config, PretrainConfig) else None
-    backbone = checkpoint_shape(config.backbone) if isinstance(config, DualHeadConfig) else None
-    return Plan(
-        config.kind,
-        architecture=architecture_plan(shape) if shape else None,
-        tokens=tokens_plan(config, shape) if shape else None,
+        return Plan(config.KIND)
+    plan = Plan(
+        config.KIND,
         memory=memory_plan(config),
         disk=disk_plan(config),
-        dual_head=dual_head_plan(config, backbone) if backbone else None,
         schedule=schedule_plan(config),
         concerns=tuple(concerns(config)),
         ways_to_fit=tuple(ways_to_fit(config)),
     )
+    if isinstance(config, PretrainConfig):
+        shape = _shape(config)
+        return replace(plan, architecture=architecture_plan(shape), tokens=tokens_plan(config, shape))
+    if isinstance(config, DualHeadConfig) and (backbone := checkpoint_shape(config.backbone)):
+        return replace(plan, dual_head=dual_head_plan(config, backbone))
+    return plan
 
 
 def architecture_plan(config: ModelConfig) -> ArchitecturePlan:

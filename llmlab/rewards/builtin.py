@@ -64,7 +64,7 @@ def arithmetic_steps(answer: Answer) -> float:
     right = 0
     for a, sign, b, c in steps:
         left, other, result = _number(a), _number(b), _number(c)
-        if None in (left, other, result) or (sign in "/÷" and other == 0):
+        if left is None or other is None or result is None or (sign in "/÷" and other == 0):
             continue
         right += math.isclose(OPERATORS[sign](left, other), result, rel_tol=1e-4, abs_tol=1e-6)
     return right / len(steps) if steps else 0.0

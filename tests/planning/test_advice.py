@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, preset
 from llmlab.config.loader import apply_changes
+from llmlab.models.adapters import add_adapter
 from llmlab.models.headers import checkpoint_shape
-from llmlab.models.load import add_adapter
 from llmlab.planning import advice
 from llmlab.planning.advice import TooLarge, concerns, verdict, ways_to_fit
 from llmlab.planning.memory import adapter_parameters, predicted

@@ -9,7 +9,7 @@ import transformers
 
 from llmlab.config import RewardConfig, SFTConfig
 from llmlab.errors import LabError
-from llmlab.models.load import KERNELS, attention_kernel
+from llmlab.models.device import KERNELS, attention_kernel
 from llmlab.training.engine.run import run
 from tests.conftest import Told
 

@@ -11,6 +11,7 @@ from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.load import choose_device, choose_precision
 from llmlab.training.engine.reporter import Reporter
+from llmlab.models.device import choose_device, choose_precision
 from llmlab.trust import secret_in
 
 

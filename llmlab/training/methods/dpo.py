@@ -21,7 +21,8 @@ from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.models.adapters import set_dropout
-from llmlab.models.load import load_model, load_policy, refuse_encoder_decoders, stop_at_turn_ends
+from llmlab.models.load import load_model, stop_at_turn_ends
+from llmlab.models.policy import load_policy, refuse_encoder_decoders
 from llmlab.models.resolve import resolve_model
 from llmlab.training import compat
 from llmlab.training.engine.arguments import rows_per_step

@@ -27,7 +27,8 @@ from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM
 from llmlab.models.adapters import without_adapter
-from llmlab.models.load import load_model, loading_kwargs, stop_at_turn_ends
+from llmlab.models.load import load_model, stop_at_turn_ends
+from llmlab.models.policy import loading_kwargs
 from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter

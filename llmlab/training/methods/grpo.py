@@ -23,7 +23,8 @@ from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models.adapters import add_reference_adapter, frozen_copy, set_dropout, without_adapter
-from llmlab.models.load import load_policy, stop_at_turn_ends
+from llmlab.models.load import stop_at_turn_ends
+from llmlab.models.policy import load_policy
 from llmlab.models.resolve import resolve_model
 from llmlab.models.transformer.modeling import real_positions
 from llmlab.training import compat

@@ -25,7 +25,8 @@ from llmlab.config import PPOConfig
 from llmlab.data.prepare import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.models.adapters import frozen_copy
-from llmlab.models.load import load_policy, stop_at_turn_ends
+from llmlab.models.load import stop_at_turn_ends
+from llmlab.models.policy import load_policy
 from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter

@@ -13,7 +13,8 @@ from llmlab.data.prepare import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer, token_ids
 from llmlab.errors import LabError
 from llmlab.models import LabConfig, LabForCausalLM
-from llmlab.models.load import attention_kernel, load_model
+from llmlab.models.device import attention_kernel
+from llmlab.models.load import load_model
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.padding_free import packing_leaks

@@ -14,8 +14,9 @@ import trl
 from llmlab.config import RewardConfig
 from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
-from llmlab.models.adapters import set_dropout
-from llmlab.models.load import add_adapter, load_scorer, loading_kwargs
+from llmlab.models.adapters import add_adapter, set_dropout
+from llmlab.models.load import load_scorer
+from llmlab.models.policy import loading_kwargs
 from llmlab.models.resolve import resolve_model
 from llmlab.training import compat
 from llmlab.training.engine.job import Job

@@ -14,7 +14,8 @@ from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.prepare import sft_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
-from llmlab.models.load import load_policy, stop_at_turn_ends
+from llmlab.models.load import stop_at_turn_ends
+from llmlab.models.policy import load_policy
 from llmlab.models.resolve import ModelRef, resolve_model
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter

@@ -28,9 +28,11 @@ from llmlab.data.rendering import IGNORED
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
+from llmlab.models.device import choose_device, choose_precision
 from llmlab.models.identity import weights_fingerprint
-from llmlab.models.load import choose_device, choose_precision, load_model, loading_kwargs
+from llmlab.models.load import load_model
 from llmlab.models.log_probs import score_labels
+from llmlab.models.policy import loading_kwargs
 from llmlab.runs.folder import find_model
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.memory import free_memory
