@@ -47,13 +47,14 @@ def frozen_copy(model: LanguageModel) -> LanguageModel | None:
     return copied
 
 
-def add_reference_adapter(model: PeftModel) -> None:
+def add_reference_adapter(model: nn.Module) -> None:
     """Adds a frozen copy of the adapter as it is now, under the name that TRL's trainers use for the
     reference.
 
     Without the copy they would use the base model as the reference. That is wrong for an adapter that was
     trained before.
     """
+    assert is_adapted(model)
     config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True
     if hasattr(config, "lora_dropout"):
@@ -68,8 +69,9 @@ def add_reference_adapter(model: PeftModel) -> None:
 
 
 @contextmanager
-def reference_adapter(model: PeftModel) -> Iterator[None]:
+def reference_adapter(model: nn.Module) -> Iterator[None]:
     """Lets a model compute with the frozen copy that `add_reference_adapter` made."""
+    assert is_adapted(model)
     model.set_adapter(REFERENCE)
     try:
         yield

@@ -38,3 +38,10 @@ def moved(model: Module, to: torch.device | torch.dtype | str) -> Module:
     nn_to: Any = model.to  # transformers' wrapper of it has lost its types
     nn_to(to)
     return model
+
+
+def dtype_of(layer: nn.Module) -> torch.dtype:
+    """Returns the dtype of a layer's weight."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.dtype

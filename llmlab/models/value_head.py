@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig
 
 from llmlab.models.adapters import without_adapter
 from llmlab.models.log_probs import read, score_tokens
+from llmlab.models.typed import LanguageModel
 
 
 def _rename_older(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
@@ -38,6 +39,11 @@ class ValueHead(nn.Module):
         max_std: the largest spread so far.
     """
 
+    mean: Tensor
+    square: Tensor
+    max_std: Tensor
+    batches: Tensor
+
     def __init__(self, width: int, rate: float = 0.1):
         super().__init__()
         self.map = nn.Linear(width, 1)
@@ -59,7 +65,8 @@ class ValueHead(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Returns the values in units of the spread, around the mean."""
-        return self.map(hidden_states.to(self.map.weight.dtype)).squeeze(-1)
+        values: Tensor = self.map(hidden_states.to(self.map.weight.dtype))  # (..., 1)
+        return values.squeeze(-1)
 
     def denormalize(self, values: Tensor) -> Tensor:
         """Returns rewards for what `forward` returned."""
@@ -111,7 +118,7 @@ class PolicyWithValueHead(nn.Module):
 
     _keys_to_ignore_on_save = None  # transformers' Trainer looks it up where weights are loaded
 
-    def __init__(self, policy: PreTrainedModel, temperature: float, *, critic: bool = True):
+    def __init__(self, policy: LanguageModel, temperature: float, *, critic: bool = True):
         super().__init__()
         self.policy = policy
         self.temperature = temperature
@@ -166,6 +173,7 @@ class PolicyWithValueHead(nn.Module):
         with torch.autocast(before.device.type, enabled=False):  # the head is in fp32, and so are its values
             values = self.value_head(before) * mask
         balance = balancing_loss(output.router_logits, text_config, attention_mask) if balanced else None
+        assert scores.entropy is not None
         return AnswerTokens(scores.log_probs, scores.entropy, values, balance)
 
 
@@ -174,4 +182,6 @@ def balancing_loss(router_logits: Any, config: PreTrainedConfig, attention_mask:
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     experts = getattr(config, "num_experts", None) or config.num_local_experts
-    return load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)
+    loss = load_balancing_loss_func(router_logits, experts, config.num_experts_per_tok, attention_mask)
+    assert isinstance(loss, Tensor)  # a number where there are no routers
+    return loss

@@ -149,7 +149,8 @@ def set_counters(trainer: Any, values: dict[str, Any]) -> None:
 
 def loss_since_log(trainer: Any) -> torch.Tensor:
     """Returns a copy of the sum of the losses since the last log, a scalar on the device."""
-    return trainer._tr_loss.clone()
+    summed: torch.Tensor = trainer._tr_loss
+    return summed.clone()
 
 
 def set_loss_since_log(trainer: Any, loss: torch.Tensor) -> None:
@@ -164,7 +165,8 @@ def average_loss_over_all_steps(trainer: Any) -> None:
 
 def train_metrics(trainer: Any) -> dict[str, list[float]]:
     """Returns TRL's figures since the last log, which are averaged then; empty for transformers' trainers."""
-    return getattr(trainer, "_metrics", {}).get("train", {})
+    figures: dict[str, list[float]] = getattr(trainer, "_metrics", {}).get("train", {})
+    return figures
 
 
 def pop_eval_metrics(trainer: Any) -> dict[str, float]:

@@ -7,6 +7,7 @@ Weight decay falls on matrices only: never on norms, biases and embeddings (Losh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_optimizer
@@ -43,10 +44,12 @@ class SophiaG(SophiaH):
         super().__init__(params, p=1.0, update_period=2**62, **kwargs)
         self.hessian: list[Tensor] | None = None
 
-    def step(self, closure: Any = None) -> Any:
+    def step(  # type: ignore[override]  # as in SophiaH
+        self, closure: Callable[[], float] | None = None, hessian: list[Tensor] | None = None
+    ) -> float | None:
         """Does one update with the estimate that was handed over, if there is one."""
-        hessian, self.hessian = self.hessian, None
-        return super().step(closure, hessian=hessian)
+        estimate, self.hessian = self.hessian if hessian is None else hessian, None
+        return super().step(closure, hessian=estimate)
 
 
 class Muon(pytorch_optimizer.Muon):
@@ -74,7 +77,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     rest = [p for _, p in others]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    adam = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
+    adam: dict[str, Any] = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
     match config.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True, **adam)
@@ -108,7 +111,8 @@ def split_parameters(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[t
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)
     }
-    matrices, others = [], []
+    matrices: list[tuple[str, Tensor]] = []
+    others: list[tuple[str, Tensor]] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and id(parameter) not in embeddings
@@ -128,7 +132,7 @@ def gauss_newton_diagonal(
     """
     rows = max(1, len(inputs["input_ids"]) // 2)
     part = {name: value[:rows] for name, value in inputs.items() if torch.is_tensor(value) and name in READ}
-    plain = getattr(model, "module", model)
+    plain: Any = getattr(model, "module", model)
     reads_apart = plain.config.is_encoder_decoder  # then the labels are read as well
     given = {
         name: value

@@ -66,7 +66,10 @@ class LengthGrouped(SeededOrder):
 
     def order(self, epoch: int) -> list[int]:
         """Returns the indices of all rows in the order of an epoch."""
-        return get_length_grouped_indices(self.lengths, self.batch, generator=self._generator(epoch))
+        order: list[int] = get_length_grouped_indices(
+            self.lengths, self.batch, generator=self._generator(epoch)
+        )
+        return order
 
 
 class RolloutOrder(SeededOrder):
@@ -119,4 +122,4 @@ class RepeatedOrder(RepeatSampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch whose indices come next; the trainer does before each."""
-        self.generator.manual_seed(self.seed + epoch)
+        self.generator.manual_seed((self.seed or 0) + epoch)

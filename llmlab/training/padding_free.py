@@ -129,8 +129,9 @@ def answers_alone() -> Iterator[None]:
 
     So its trainers compute what `models.log_probs` does, by which a cached reference was computed.
     """
-    import trl.trainer.utils as trl_utils  # here: TRL takes seconds to import
+    from trl.trainer import utils  # here: TRL takes seconds to import
 
+    trl_utils: Any = utils
     before = trl_utils._use_triton
     trl_utils._use_triton = lambda device: True
     try:

@@ -17,9 +17,13 @@ from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.models.load import load_scorer
 from llmlab.models.resolve import resolve_model
+from llmlab.models.typed import moved
 from llmlab.rewards import BUILT_IN, Answer
 from llmlab.rewards.model import scores
 from llmlab.trust import TRUSTED
+
+# (prompts, texts of the answers, columns of the rows) -> one number an answer
+Judge = Callable[[list[Any], list[str], dict[str, Any]], list[float]]
 
 
 def reward_function(source: RewardSource, device: str) -> Callable[..., list[float]]:
@@ -94,10 +98,10 @@ def untrusted(sources: Iterable[RewardSource]) -> list[str]:
     return [source.name for source in sources if source.kind == "function" and source.name not in TRUSTED]
 
 
-def _built_in(source: RewardSource) -> Callable[[list, list[str], dict], list[float]]:
+def _built_in(source: RewardSource) -> Judge:
     function = BUILT_IN[source.name]
 
-    def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> list[float]:
+    def rewards(prompts: list[Any], texts: list[str], columns: dict[str, Any]) -> list[float]:
         right = columns.get("answer") or [""] * len(texts)
         return [
             function(Answer(text, _text(prompt), answer or "", source.setting or ""))
@@ -107,7 +111,7 @@ def _built_in(source: RewardSource) -> Callable[[list, list[str], dict], list[fl
     return rewards
 
 
-def _own(source: RewardSource) -> Callable[[list, list[str], dict], Any]:
+def _own(source: RewardSource) -> Judge:
     if source.name not in TRUSTED:
         raise LabError(f"the reward {source.name!r} was not agreed to", remedy=f"add --trust {source.name}")
     module, _, name = source.name.partition(":")
@@ -125,7 +129,7 @@ def _own(source: RewardSource) -> Callable[[list, list[str], dict], Any]:
     finally:
         sys.path.pop(0)
 
-    def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> Any:
+    def rewards(prompts: list[Any], texts: list[str], columns: dict[str, Any]) -> Any:
         own = {
             key: value
             for key, value in columns.items()
@@ -136,12 +140,14 @@ def _own(source: RewardSource) -> Callable[[list, list[str], dict], Any]:
     return rewards
 
 
-def _scored(source: RewardSource, device: str) -> Callable[[list, list[str], dict], list[float]]:
+def _scored(source: RewardSource, device: str) -> Judge:
     ref = resolve_model(source.name)
     tokenizer = load_tokenizer(ref.where)
-    model = load_scorer(ref, pad=tokenizer.pad_token_id).to(device).eval().requires_grad_(False)
+    model = moved(load_scorer(ref, pad=tokenizer.pad_token_id), device)
+    model.eval()
+    model.requires_grad_(False)
 
-    def rewards(prompts: list, texts: list[str], columns: dict[str, Any]) -> list[float]:
+    def rewards(prompts: list[Any], texts: list[str], columns: dict[str, Any]) -> list[float]:
         turns = [
             [*(prompt if isinstance(prompt, list) else user(prompt)), {"role": "assistant", "content": text}]
             for prompt, text in zip(prompts, texts, strict=True)
@@ -151,7 +157,7 @@ def _scored(source: RewardSource, device: str) -> Callable[[list, list[str], dic
     return rewards
 
 
-def _text(value: Any) -> str:
+def _text(value: str | list[dict[str, str]]) -> str:
     return value[-1]["content"] if isinstance(value, list) else value
 
 

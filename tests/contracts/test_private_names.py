@@ -62,7 +62,7 @@ def test_a_trainers_module_looks_at_import(monkeypatch):
     gone = Private("trl.DPOTrainer", "_gone", "a test")
     monkeypatch.setattr("llmlab.training.compat.PRIVATE", (gone,))
     with pytest.raises(LabError, match="has no `_gone`"):
-        importlib.reload(importlib.import_module("llmlab.training.methods.dpo"))
+        importlib.reload(importlib.import_module("llmlab.training.trainers.dpo"))
 
 
 def trees():

@@ -22,7 +22,8 @@ from llmlab.models.load import is_backbone_of, load_model
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
-from llmlab.training.methods.dual_head import entropy, prepare, refuse_other_logits, shares_prompts
+from llmlab.training.methods.dual_head import prepare, refuse_other_logits, shares_prompts
+from llmlab.training.trainers.dual_head import entropy
 from tests.conftest import write_rows
 
 

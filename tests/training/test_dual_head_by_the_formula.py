@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from llmlab.data.dual_head import DualHeadCollator
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM
-from llmlab.training.methods.dual_head import DualHeadTrainer
+from llmlab.training.trainers.dual_head import DualHeadTrainer
 
 LAMBDA_R, LAMBDA_G, BETA_R = 0.7, 0.2, 0.3
 

@@ -17,8 +17,8 @@ from llmlab.training import rewards
 from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
 from llmlab.training.methods import grpo
-from llmlab.training.methods.grpo import GRPOTrainer, group_figures
 from llmlab.training.rewards import reward_function
+from llmlab.training.trainers.grpo import GRPOTrainer, group_figures
 from tests.conftest import write_rows
 from tests.training.conftest import grpo_config
 from tests.waiting import PATIENCE

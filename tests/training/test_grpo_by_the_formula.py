@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.models.adapters import frozen_copy
 from llmlab.models.load import load_model
-from llmlab.training.methods.grpo import GRPOTrainer
+from llmlab.training.trainers.grpo import GRPOTrainer
 from tests.conftest import small_model
 
 SIZE, BETA, CLIP, PROMPTS = 4, 0.3, 0.05, ["Who is 1?", "Who is 22?", "Who is 333?", "Who is 4?"]

@@ -8,7 +8,7 @@ import trl
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from llmlab.training.methods.reward import RewardTrainer
+from llmlab.training.trainers.reward import RewardTrainer
 from tests.conftest import POSITIONS, position_options, small_config
 
 PAD, END = 0, 2

@@ -30,12 +30,12 @@ from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
 from llmlab.training.engine.run_dir import run_lock
 from llmlab.training.methods import dpo
-from llmlab.training.methods.dpo import DPOTrainer
 from llmlab.training.order import LengthGrouped, SeededOrder
 from llmlab.training.reference import scorer as reference
 from llmlab.training.reference.cache import SUMS, TOKENS, ReferenceCache, caches, item_key
 from llmlab.training.reference.scorer import reference_values
 from llmlab.training.trainers.base import LabTrainerMixin
+from llmlab.training.trainers.dpo import DPOTrainer
 from llmlab.ui.cache import clear, matching
 from tests.conftest import small_model
 from tests.waiting import PATIENCE

@@ -23,7 +23,8 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.down_proj(self.activation(self.up_proj(hidden_states)))
+        out: Tensor = self.down_proj(self.activation(self.up_proj(hidden_states)))
+        return out
 
 
 class GatedFeedForward(nn.Module):
@@ -38,7 +39,8 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        return self.down_proj(self.gated(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+        out: Tensor = self.down_proj(self.gated(self.gate_proj(hidden_states), self.up_proj(hidden_states)))
+        return out
 
 
 FEED_FORWARDS: dict[str, Callable[[LabConfig], nn.Module]] = {

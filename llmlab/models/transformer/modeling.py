@@ -7,18 +7,19 @@ the loss is computed without holding all logits; ask for them with `skip_logits=
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llmlab.models.transformer.attention import Attention
@@ -127,14 +128,13 @@ class LabModel(LabPreTrainedModel):
                     :, -inputs_embeds.shape[1] :
                 ]  # the others are relative
 
-        if not isinstance(attention_mask, dict):
+        mask: Any  # in the form that the kernel takes
+        if isinstance(attention_mask, dict):
+            mask = attention_mask[self.config.layer_types[0]]
+        else:
             make = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
             # a cache made here is empty: without it the library sees packed rows for what they are
-            attention_mask = make(
-                self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids
-            )
-        else:
-            attention_mask = attention_mask[self.config.layer_types[0]]
+            mask = make(self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids)
 
         encoded = self.positions(
             inputs_embeds, position_ids, self._key_distance(inputs_embeds, past_key_values)
@@ -143,7 +143,7 @@ class LabModel(LabPreTrainedModel):
         if self.dropout:
             hidden_states = F.dropout(hidden_states, self.dropout, self.training)
         if encoded.position_bias is None and self.config._attn_implementation == "sdpa":
-            attention_mask = additive(attention_mask, hidden_states)
+            mask = additive(mask, hidden_states)
         if encoded.position_bias is not None:
             if self.config._attn_implementation.startswith("flash"):
                 raise ValueError("flash attention cannot add alibi's bias: use sdpa, flex_attention or eager")
@@ -153,7 +153,7 @@ class LabModel(LabPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                attention_mask=attention_mask,
+                attention_mask=mask,
                 rotation=encoded.rotation,
                 position_ids=position_ids,
                 past_key_values=past_key_values,

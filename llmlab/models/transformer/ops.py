@@ -11,6 +11,8 @@ Each is a plain formula with its derivative; `benchmarks/speed.py` measures what
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ CACHE_ELEMENTS = 1 << 17  # rows worked on together: 512 KB in fp32
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor) -> Tensor:
         """hidden (N, D), weight (V, D), labels (N,), count (): returns the summed loss divided by count."""
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         tokens, vocab = hidden.shape[0], weight.shape[0]
@@ -53,9 +55,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     exps.div_(total).scatter_add_(1, target, minus_one[: len(target)]).to(w.dtype)
                 )  # softmax - one_hot
                 factor = scale[part].unsqueeze(1)
-                if needs_hidden:
+                if grad_hidden is not None:
                     torch.mm(grad_logits, w, out=grad_hidden[part]).mul_(factor)
-                if needs_weight:
+                if grad_weight is not None:
                     scaled = (h_part * factor).to(w.dtype)
                     if w.dtype != torch.float32:  # products of half-precision slices are summed in fp32
                         product = (grad_logits.t() @ scaled).float()
@@ -70,7 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         whole = grad_loss.device.type == "cpu" and grad_loss == 1  # a look that costs nothing only on the CPU
@@ -101,12 +103,13 @@ def linear_cross_entropy(
     if count is None:
         count = (shifted != IGNORED).sum()
     count = torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
-    return _LinearCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, shifted, count)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return cast(Tensor, _LinearCrossEntropy.apply(flat, weight, shifted, count))
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         scale = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(eps))  # (..., 1)
@@ -115,7 +118,7 @@ class _RMSNorm(torch.autograd.Function):
         return normed.mul_(weight) if weight.dtype == x.dtype else normed * weight
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         normed = x.float() * scale
         grad_wide = grad.float()
@@ -136,7 +139,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if torch.compiler.is_compiling():  # the compiler fuses the plain formula itself
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
-    return _RMSNorm.apply(x, weight, eps)
+    return cast(Tensor, _RMSNorm.apply(x, weight, eps))
 
 
 def _rows_in_cache(x: Tensor) -> list[slice]:
@@ -147,7 +150,7 @@ def _rows_in_cache(x: Tensor) -> list[slice]:
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         flat_gate, flat_up = gate.flatten(0, -2), up.flatten(0, -2)
         out = torch.empty_like(flat_gate)
@@ -156,7 +159,7 @@ class _SwiGLU(torch.autograd.Function):
         return out.view_as(gate)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         flat_gate, flat_up, flat_grad = gate.flatten(0, -2), up.flatten(0, -2), grad.flatten(0, -2)
         grad_gate, grad_up = torch.empty_like(flat_gate), torch.empty_like(flat_gate)
@@ -171,7 +174,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """Returns silu(gate) * up, all of one shape (..., D); silu(gate) is not kept for the backward pass."""
     if torch.compiler.is_compiling():
         return F.silu(gate) * up
-    return _SwiGLU.apply(gate, up)
+    return cast(Tensor, _SwiGLU.apply(gate, up))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -186,12 +189,12 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return _rotate(x, cos, sin)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotate(grad, cos, -sin), None, None
 
@@ -203,4 +206,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return _Rotate.apply(x, cos, sin)
+    return cast(Tensor, _Rotate.apply(x, cos, sin))

@@ -8,7 +8,7 @@ gets and does not know which encoding it was.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +98,7 @@ class Yarn(Rotary):
 class _RopeView:
     """The few attributes that the library's YaRN reads of a configuration."""
 
-    def __init__(self, parameters: dict, config: LabConfig):
+    def __init__(self, parameters: dict[str, Any], config: LabConfig):
         self.rope_parameters = parameters
         self.head_dim = config.head_dim
         self.hidden_size = config.d_model
@@ -122,6 +122,7 @@ class Alibi(nn.Module):
         """hidden_states (B, T, D), position_ids (B, T), key_distance (T, keys)."""
         # within a document the distance of two tokens is the same counted from any origin, so restarts do not
         # matter
+        assert key_distance is not None  # `LabModel` makes it for ALiBi
         bias = -self.slopes.float()[:, None, None] * key_distance  # (H, T, keys)
         return Encoded(hidden_states, position_bias=bias.to(hidden_states.dtype).unsqueeze(0))
 

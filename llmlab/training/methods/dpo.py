@@ -9,85 +9,32 @@ loss = -log sigmoid(beta * [(log pi(y+|x) - log ref(y+|x)) - (log pi(y-|x) - log
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-import trl
 from datasets import Dataset
 from peft import PeftModel
+from rich.console import Console
+from trl.trainer.dpo_config import DPOConfig as Arguments
 
 from llmlab.config import DPOConfig
 from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
-from llmlab.models.adapters import set_dropout
 from llmlab.models.load import load_model, stop_at_turn_ends
 from llmlab.models.policy import load_policy, refuse_encoder_decoders
 from llmlab.models.resolve import resolve_model
-from llmlab.training import compat
+from llmlab.models.typed import moved
 from llmlab.training.engine.arguments import rows_per_step
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.held_out import pair_weights
 from llmlab.training.order import LengthGrouped, SeededOrder
-from llmlab.training.padding_free import answers_alone, make_padding_free, packing_leaks
+from llmlab.training.padding_free import packing_leaks
 from llmlab.training.reference.scorer import with_reference
-from llmlab.training.trainers.base import LabTrainerMixin
+from llmlab.training.trainers.dpo import DPOTrainer
 
 TRAIN = "\0train"  # no validation source has this name
-
-
-compat.check(compat.DPO)
-
-
-class DPOTrainer(LabTrainerMixin, trl.DPOTrainer):
-    """TRL's trainer on pairs that are tokenised already, so that what is counted as answer is decided in one
-    place.
-
-    Args:
-        padding_free: whether the sequences of a batch share rows.
-        order: of the training pairs.
-        adapter_dropout: dropout of the adapter; of the model itself there is none.
-        **kwargs: of TRL's trainer.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        order: SeededOrder | None = None,
-        padding_free: bool = False,
-        adapter_dropout: float = 0.0,
-        **kwargs: Any,
-    ):
-        self._wanted = order
-        super().__init__(*args, **kwargs)
-        set_dropout(self.model, adapter_dropout)
-        if self.ref_model is not None:
-            set_dropout(self.ref_model, 0.0)
-        if padding_free:
-            make_padding_free(
-                self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-            )
-            if self.ref_model is not None:
-                make_padding_free(self.ref_model)
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def held_out_weights(self, inputs: Any) -> dict[str, float]:
-        """Returns the pairs of a batch, and its tokens for what is a mean over tokens."""
-        return pair_weights(inputs)
-
-    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Returns the pairs as they are: their reference columns are there (`reference.with_reference`)."""
-        return dataset
-
-    def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-        with answers_alone():
-            return super()._compute_loss(*args, **kwargs)
-
-    def _make_order(self, library: Any) -> Any:
-        return self._wanted or super()._make_order(library)
 
 
 def order_of_pairs(pairs: Dataset, config: DPOConfig, rows_per_step: int) -> SeededOrder:
@@ -115,7 +62,7 @@ def prepare(config: DPOConfig, device: str, precision: str, reporter: Reporter) 
     sequential = config.reference == "sequential"
     if sequential:
         together = {TRAIN: data.train, **data.eval}
-        read = {TRAIN: order.first(config.max_steps * rows_per_step(config))}
+        read: dict[str, Sequence[int]] = {TRAIN: order.first(config.max_steps * rows_per_step(config))}
         read |= {name: range(min(len(rows), config.eval_rows)) for name, rows in data.eval.items()}
         made, note = with_reference(together, read, config, tokenizer, device, precision, reporter)
         data.train, data.eval = made.pop(TRAIN), made
@@ -123,9 +70,9 @@ def prepare(config: DPOConfig, device: str, precision: str, reporter: Reporter) 
     model, _ = load_policy(policy, config, device, precision)
     stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    if config.padding_free and packing_leaks(
-        model.to(device) if device != "cpu" and config.quantised == "none" else model
-    ):
+    if config.quantised == "none":
+        moved(model, device)
+    if config.padding_free and packing_leaks(model):
         raise LabError(
             f"`padding_free`: {type(model).__name__} lets answers in one row see each other with this"
             " attention backend",
@@ -141,7 +88,7 @@ def prepare(config: DPOConfig, device: str, precision: str, reporter: Reporter) 
         tokenizer=tokenizer,
         data=data,
         arguments=partial(
-            trl.DPOConfig,
+            Arguments,
             beta=config.beta,
             loss_type=[config.loss_type],
             label_smoothing=0.0 if config.inapplicable("label_smoothing") else config.label_smoothing,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from transformers import Trainer, TrainingArguments
+from rich.console import Console
+from transformers import TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
 from llmlab.data.packing import PackedCollator, takes_bounds
@@ -15,20 +16,11 @@ from llmlab.errors import LabError
 from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.models.device import attention_kernel
 from llmlab.models.load import load_model
+from llmlab.models.typed import moved
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.padding_free import packing_leaks
-from llmlab.training.trainers.base import LabTrainerMixin
-
-
-class BaseTrainer(LabTrainerMixin, Trainer):
-    """The library's trainer; the loss never needs all logits at once, in validation neither."""
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Asks the model for the loss alone."""
-        return super().compute_loss(
-            model, {**inputs, "skip_logits": True, "use_cache": False}, *args, **kwargs
-        )
+from llmlab.training.trainers.pretrain import BaseTrainer
 
 
 def prepare(config: PretrainConfig, device: str, precision: str, reporter: Reporter) -> Job:
@@ -61,7 +53,7 @@ def prepare(config: PretrainConfig, device: str, precision: str, reporter: Repor
             )
     else:
         model = LabForCausalLM._from_config(lab_config, attn_implementation=kernel)
-    if takes_bounds(model) and packing_leaks(model.to(device)):
+    if takes_bounds(model) and packing_leaks(moved(model, device)):
         raise LabError(
             f'`attention_backend` "{config.attention_backend}" lets packed documents see each other',
             remedy='use "sdpa"',

@@ -10,41 +10,19 @@ from typing import Any
 
 import torch
 import trl
+from rich.console import Console
+from trl.trainer.reward_config import RewardConfig as Arguments
 
 from llmlab.config import RewardConfig
 from llmlab.data.prepare import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
-from llmlab.models.adapters import add_adapter, set_dropout
+from llmlab.models.adapters import add_adapter
 from llmlab.models.load import load_scorer
 from llmlab.models.policy import loading_kwargs
 from llmlab.models.resolve import resolve_model
-from llmlab.training import compat
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
-from llmlab.training.held_out import pair_weights
-from llmlab.training.trainers.base import LabTrainerMixin
-
-compat.check("trl.RewardTrainer")
-
-
-class RewardTrainer(LabTrainerMixin, trl.RewardTrainer):
-    """TRL's trainer on pairs that are tokenised already.
-
-    Args:
-        adapter_dropout: dropout of the adapter; of the model itself there is none.
-        **kwargs: of TRL's trainer.
-    """
-
-    def __init__(self, *args: Any, adapter_dropout: float = 0.0, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        set_dropout(self.model, adapter_dropout)
-
-    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        return dataset
-
-    def held_out_weights(self, inputs: Any) -> dict[str, float]:
-        """Returns the pairs of a batch, and its tokens for what is a mean over tokens."""
-        return pair_weights(inputs)
+from llmlab.training.trainers.reward import RewardTrainer
 
 
 def prepare(config: RewardConfig, device: str, precision: str, reporter: Reporter) -> Job:
@@ -69,7 +47,7 @@ def prepare(config: RewardConfig, device: str, precision: str, reporter: Reporte
         tokenizer=tokenizer,
         data=data,
         arguments=partial(
-            trl.RewardConfig,
+            Arguments,
             max_length=config.max_length,
             center_rewards_coefficient=config.center_rewards or None,
         ),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import transformers
 import trl
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.sft_config import SFTConfig as Arguments
 
 from llmlab.config import SFTConfig
 from llmlab.data.packing import PackedCollator, takes_bounds
@@ -21,21 +22,7 @@ from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.held_out import EACH, learned_tokens
 from llmlab.training.padding_free import packing_leaks
-from llmlab.training.trainers.base import LabTrainerMixin
-
-
-class Seq2SeqTrainer(LabTrainerMixin, transformers.Seq2SeqTrainer):
-    """The library's trainer of encoder-decoders: the prompt is read by the encoder,
-    the answer is learned by the decoder.
-    """
-
-    def held_out_weights(self, inputs: Any) -> dict[str, float]:
-        """Returns the tokens of the answers, of which the first is predicted too."""
-        return {EACH: learned_tokens(inputs["labels"], shifted=False)}
-
-
-class SFTTrainer(LabTrainerMixin, trl.SFTTrainer):
-    """TRL's trainer on rows that are tokenised, masked and packed already."""
+from llmlab.training.trainers.sft import Seq2SeqTrainer, SFTTrainer
 
 
 def prepare(config: SFTConfig, device: str, precision: str, reporter: Reporter) -> Job:
@@ -62,7 +49,7 @@ def prepare(config: SFTConfig, device: str, precision: str, reporter: Reporter) 
         tokenizer=tokenizer,
         data=data,
         arguments=partial(
-            trl.SFTConfig, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}
+            Arguments, max_length=config.max_length, dataset_kwargs={"skip_prepare_dataset": True}
         ),
         trainer=partial(
             SFTTrainer, data_collator=PackedCollator(tokenizer.pad_token_id, bounds=takes_bounds(model))

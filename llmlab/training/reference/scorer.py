@@ -33,6 +33,7 @@ from llmlab.models.identity import weights_fingerprint
 from llmlab.models.load import load_model
 from llmlab.models.log_probs import score_labels
 from llmlab.models.policy import loading_kwargs
+from llmlab.models.typed import moved
 from llmlab.runs.folder import find_model
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.memory import free_memory
@@ -111,7 +112,7 @@ def load_reference(config: DPOConfig, device: str, precision: str) -> PreTrained
     if config.adapter != "none" and config.quantised != "none" and not isinstance(model, PeftModel):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     elif "device_map" not in kwargs:
-        model = model.to(device)
+        moved(model, device)
     return model.eval().requires_grad_(False)
 
 

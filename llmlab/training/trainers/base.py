@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, pstdev
 from typing import Any
 
 import torch
-from accelerate.data_loader import DataLoaderShard
-from torch.utils.data import RandomSampler
+from torch.utils.data import Dataset, RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.models.headers import tensor_sizes
@@ -37,10 +33,10 @@ from llmlab.training.engine.state import (
     save_state,
     take_snapshot,
 )
-from llmlab.training.held_out import EACH, HeldOutBatches, HeldOutFigures, learned_tokens
 from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.training.order import SeededOrder
 from llmlab.training.trainers.saving import save_model
+from llmlab.training.trainers.validation import HeldOutMixin
 
 compat.check(compat.TRAINER)
 
@@ -104,7 +100,7 @@ class _Hooks(TrainerCallback):
         self.trainer.take_snapshot()
 
 
-class LabTrainerMixin:
+class LabTrainerMixin(HeldOutMixin):
     """Checkpoints that are complete and hold all of a run; updates that would break the weights are skipped;
     Sophia's curvature; held-out figures over all rows.
 
@@ -131,10 +127,11 @@ class LabTrainerMixin:
         self._suspects: tuple[str, ...] = ()
         self._aside: Path | None = None
         self._resumed_step = -1
-        callbacks = list(callbacks or [])
+        watching = [*(callbacks or []), _Hooks(self)]
         if services and services.best_by:
-            callbacks.insert(0, BestModel(services.run, services.best_by, self.save_as))
-        super().__init__(*args, callbacks=[*callbacks, _Hooks(self)], **kwargs)
+            watching.insert(0, BestModel(services.run, services.best_by, self.save_as))
+        kwargs["callbacks"] = watching
+        super().__init__(*args, **kwargs)
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Returns what else must survive a stop, by the name of its file in a checkpoint."""
@@ -321,115 +318,17 @@ class LabTrainerMixin:
 
     # Validation
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoaderShard:
-        """Returns the batches of this process: every held-out row once, in order, over all processes."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        rows = self.eval_dataset[rows] if isinstance(rows, str) else rows
-        args = self.args
-        batches = HeldOutBatches(
-            len(rows), args.per_device_eval_batch_size, args.process_index, args.world_size
-        )
-        return DataLoaderShard(
-            rows,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            _drop_last=True,  # no row comes twice: there is none to take off again
-        )
-
-    def prediction_step(
-        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, None, None]:
-        """Reads a batch of a validation, and notes its figures."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs).detach().mean()
-        self._held_out.add(*self.held_out_batch(inputs, loss))
-        return loss, None, None
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """Puts figures over all tokens or rows in the place of means over batches."""
-        self._held_out = HeldOutFigures(dataloader.batch_sampler.shares)
-        with self._router_loss_left_out():
-            output = super().evaluation_loop(dataloader, *args, **kwargs)
-        found = self.held_out_figures(self._held_out.totals(self._over_processes))
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.pop(f"{prefix}_loss", None)
-        output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
-        return output
-
-    def held_out_batch(self, inputs: Any, loss: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
-        """Returns the figures of the batch that was just read, and what they are means over, by name."""
-        return {"loss": loss.item(), **compat.pop_eval_metrics(self)}, self.held_out_weights(inputs)
-
-    def held_out_weights(self, inputs: Any) -> dict[str, float]:
-        """Returns what the figures of a batch are means over: here the tokens that are learned."""
-        return {EACH: learned_tokens(inputs["labels"])}
-
-    def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:
-        """Returns the held-out figures, made of the means over all rows."""
-        return totals
-
-    @contextmanager
-    def _router_loss_left_out(self) -> Iterator[None]:
-        """Leaves out the loss that balances a mixture's experts: it is one of a whole batch,
-        not a mean over its tokens.
-        """
-        about = self.model.config.get_text_config()
-        by_model, by_trl = (
-            getattr(about, "output_router_logits", None),
-            getattr(self, "aux_loss_enabled", None),
-        )
-        if by_model:
-            about.output_router_logits = False
-        if by_trl:
-            self.aux_loss_enabled = False
-        try:
-            yield
-        finally:
-            if by_model:
-                about.output_router_logits = by_model
-            if by_trl:
-                self.aux_loss_enabled = by_trl
-
-    def _over_processes(self, sums: torch.Tensor) -> torch.Tensor:
-        if self.accelerator.num_processes == 1:
-            return sums
-        return self.accelerator.reduce(sums.to(self.accelerator.device), "sum").cpu()
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Returns the held-out figures; of several sources each by itself, their mean,
-        and the spread of the losses.
-        """
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        whole = eval_dataset is None  # not one of several sources, for which this is called again
-        if whole and self.snapshot is not None:
+    def evaluate(
+        self,
+        eval_dataset: Dataset[Any] | dict[str, Dataset[Any]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Returns the held-out figures; a stop within the validation does it again."""
+        whole = eval_dataset is None and self.snapshot is not None  # not one of several sources
+        if whole:
             self.take_snapshot(eval_due=True)
-        figures = super().evaluate(eval_dataset, *args, **kwargs)
-        if isinstance(chosen, dict):
-            figures = self._over_sources(figures, list(chosen))
-        if whole and self.snapshot is not None:
+        figures = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if whole:
             self.take_snapshot()
         return figures
-
-    def _over_sources(self, figures: dict[str, float], names: list[str]) -> dict[str, float]:
-        together = over_sources(figures, names)
-        self.log(together)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, together)
-        return {**figures, **together}
-
-
-def over_sources(figures: dict[str, float], names: list[str]) -> dict[str, float]:
-    """Returns the mean over the sources of every `eval_<source>_...` figure,
-    and the standard deviation of the losses.
-    """
-    kinds = [key.removeprefix(f"eval_{names[0]}_") for key in figures if key.startswith(f"eval_{names[0]}_")]
-    means = {}
-    for kind in kinds:
-        values = [figures[f"eval_{name}_{kind}"] for name in names]
-        if not kind.endswith(("runtime", "per_second", "num_tokens")):
-            means[f"eval_{kind}"] = fmean(values)
-        if kind == "loss":
-            means["eval_loss_spread"] = pstdev(values)
-    return means

@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import GenerationConfig, PreTrainedModel, Trainer
+from transformers import GenerationConfig, Trainer
 
 from llmlab.config import PPOConfig
 from llmlab.data.rendering import render
 from llmlab.models.adapters import add_reference_adapter, reference_adapter, set_dropout
 from llmlab.models.log_probs import score_answers
-from llmlab.models.value_head import AnswerTokens, PolicyWithValueHead
+from llmlab.models.typed import LanguageModel, moved
+from llmlab.models.value_head import AnswerTokens, PolicyWithValueHead, ValueHead
 from llmlab.training.advantages import (
     clipped_policy_loss,
     clipped_value_loss,
@@ -108,11 +108,11 @@ class PPOTrainer(LabTrainerMixin, Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: LanguageModel,
         *,
         config: PPOConfig,
         rewards: Sequence[Reward],
-        reference: PreTrainedModel | None,
+        reference: LanguageModel | None,
         ends: Sequence[int],
         **kwargs: Any,
     ):
@@ -124,7 +124,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         held = config.kl_coef > 0
         if held and reference is None:
             add_reference_adapter(model)
-        self.reference = reference.to(self.accelerator.device) if held and reference is not None else None
+        self.reference = moved(reference, self.accelerator.device) if held and reference is not None else None
         set_dropout(model, config.adapter_dropout)
         self.eval_dataset = with_row_numbers(self.eval_dataset)
         # names that TRL's trainers have for the same, which `engine.state` keeps with a checkpoint
@@ -140,15 +140,15 @@ class PPOTrainer(LabTrainerMixin, Trainer):
     @property
     def together(self) -> PolicyWithValueHead:
         """Policy and value head, without what processes wrap around them."""
-        return self.accelerator.unwrap_model(self.model)
+        return cast(PolicyWithValueHead, self.accelerator.unwrap_model(self.model))
 
     @property
-    def policy(self) -> PreTrainedModel | PeftModel:
+    def policy(self) -> LanguageModel:
         """What is trained to answer."""
         return self.together.policy
 
     @property
-    def value_head(self) -> nn.Module:
+    def value_head(self) -> ValueHead:
         """The critic's own weights."""
         return self.together.value_head
 
@@ -169,22 +169,24 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         """Whether the next update begins with new answers."""
         return self.state.global_step % self.updates_per_rollout == 0
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns the prompts of the rollout that each update belongs to."""
         own, processes = self.config.batch_size, self.args.world_size
-        rows = len(self.train_dataset)
-        self.order = RolloutOrder(rows, own * processes, self.updates_per_rollout, self.args.seed)
-        loader = DataLoader(
-            self.train_dataset,
+        rows = cast(Any, self.train_dataset)  # rows that are stored, never a stream
+        self.order = RolloutOrder(len(rows), own * processes, self.updates_per_rollout, self.args.seed)
+        loader: DataLoader[Any] = DataLoader(
+            rows,
             batch_size=own,
             sampler=self.order,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             drop_last=True,
         )
-        return self.accelerator.prepare(loader)
+        return cast(DataLoader[Any], self.accelerator.prepare(loader))
 
-    def training_step(self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(  # type: ignore[override]  # a batch is rows, of which a rollout makes tensors
+        self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """Does an update on the next mini-batch; rolls out first when there are no answers left."""
         update = self.state.global_step % self.updates_per_rollout
         kept = self._buffered_inputs  # those of a checkpoint of an older version have other names
@@ -195,9 +197,10 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             parts = spread_over_updates(
                 len(inputs), self.mini_batches, self.args.seed, self.state.global_step, first
             )
-            self._buffered_inputs = [{name: value[part] for name, value in rollout.items()} for part in parts]
-        mini_batch = self._buffered_inputs[update % self.mini_batches]
-        return super().training_step(model, mini_batch, *args, **kwargs)
+            kept = [{name: value[part] for name, value in rollout.items()} for part in parts]
+            self._buffered_inputs = kept
+        mini_batch = kept[update % self.mini_batches]
+        return cast(Tensor, super().training_step(model, mini_batch, *args, **kwargs))
 
     # Rollout
 
@@ -341,7 +344,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
 
     def _sum(self, value: Tensor) -> Tensor:
         """Returns the sum of a number over all processes."""
-        return self.accelerator.reduce(value, "sum")
+        return cast(Tensor, self.accelerator.reduce(value, "sum"))
 
     def _update_stats(self, returns: Tensor, mask: Tensor) -> None:
         """Shows the value head the returns of all processes."""
@@ -379,16 +382,18 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             }
         )
         if config.critic:
-            before, returns = map(self.value_head.normalize, (inputs["old_values"], inputs["returns"]))
+            normalize = self.value_head.normalize
+            before, returns = normalize(inputs["old_values"]), normalize(inputs["returns"])
             value_loss = clipped_value_loss(tokens.values, before, returns, config.value_clip_range)
-            moved = (tokens.values - before).abs() > config.value_clip_range
-            self._note(**{"value_loss": mean(value_loss), "clip_ratio/value": mean(moved.float())})
+            outside = (tokens.values - before).abs() > config.value_clip_range
+            self._note(**{"value_loss": mean(value_loss), "clip_ratio/value": mean(outside.float())})
             loss = loss + config.vf_coef * value_loss
-        total = (loss * mask).sum() / everyone * self.accelerator.num_processes
+        total: Tensor = (loss * mask).sum() / everyone * self.accelerator.num_processes
         if tokens.balance is None:
             return total
         self._note(aux_loss=self.accelerator.reduce(tokens.balance.detach(), "mean").item())
-        return total + self.together.balance_weight * tokens.balance
+        balance: Tensor = self.together.balance_weight * tokens.balance
+        return total + balance
 
     # Figures
 
@@ -404,7 +409,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             noted.clear()
         super().log(logs, *args, **kwargs)
 
-    def prediction_step(
+    def prediction_step(  # type: ignore[override]  # a batch is rows; a validation has no loss
         self, model: nn.Module, inputs: Rows, *args: Any, **kwargs: Any
     ) -> tuple[None, None, None]:
         """Answers held-out prompts, each row the same way whatever the batch, and notes what they score."""
@@ -426,7 +431,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the policy as a plain model folder with its tokenizer; every process takes part."""
-        folder, state = output_dir or self.args.output_dir, None
+        folder, state = str(output_dir or self.args.output_dir), None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # the weights lie in parts
             whole = self.accelerator.get_state_dict(self.model_wrapped)
             state = {k.removeprefix("policy."): v for k, v in whole.items() if k.startswith("policy.")}

@@ -6,16 +6,15 @@ import os
 import shutil
 from pathlib import Path
 
-from transformers import Trainer
-
 from llmlab.models.identity import base_of, note_base
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.manifest import write_manifest
+from llmlab.training.trainers.library import LibraryTrainer
 
 LEFT_OUT = ("training_args.bin", "README.md")  # a pickle, and a card that says nothing of this run
 
 
-def save_model(trainer: Trainer, target: Path, disk: FullDisk, **facts: object) -> None:
+def save_model(trainer: LibraryTrainer, target: Path, disk: FullDisk, **facts: object) -> None:
     """Saves model and tokenizer: written aside, manifest last, then renamed; waits for room.
 
     Args:
@@ -24,11 +23,12 @@ def save_model(trainer: Trainer, target: Path, disk: FullDisk, **facts: object) 
         disk: waits for room on a full one.
         **facts: for the manifest.
     """
-    needed = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    trained = (p for p in trainer.model.parameters() if p.requires_grad)
+    needed = sum(p.numel() * p.element_size() for p in trained)
     disk.retry(lambda: _save_model(trainer, target, **facts), target.parent, needed)
 
 
-def _save_model(trainer: Trainer, target: Path, **facts: object) -> None:
+def _save_model(trainer: LibraryTrainer, target: Path, **facts: object) -> None:
     aside = target.with_name(f".{target.name}-{os.getpid()}")
     configuration = trainer.model.config
     cached, configuration.use_cache = (

@@ -12,12 +12,11 @@ gate.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file
@@ -26,119 +25,22 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation.configuration_utils import GenerationConfig
+from transformers.generation.utils import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file
 
 from llmlab.errors import LabError
+from llmlab.models.dual_head.config import LabDualHeadConfig
+from llmlab.models.dual_head.gate import Gate
 from llmlab.models.identity import check_base
-from llmlab.models.transformer.attention import Attention
-from llmlab.models.transformer.config import LabConfig
 from llmlab.models.transformer.ops import SLICE_ELEMENTS
+from llmlab.models.typed import dtype_of
 
 WEIGHTS = "model.safetensors"
-
-
-class LabDualHeadConfig(PreTrainedConfig):
-    """Configuration of `LabDualHeadForCausalLM`.
-
-    Args:
-        backbone_config: of the frozen model, or its dictionary.
-        backbone: the name the frozen model is loaded by.
-        gating_num_heads: attention heads of the gate.
-        gating_size: width of the gate's last layer; None for a quarter of the backbone's.
-        gating_layer_norm: whether the gate reads normed hidden states.
-        gating_dropout: of the gate's attention and last layer.
-        rm_bias: whether the reward head has a bias.
-        rm_dropout: of the hidden states before the reward head.
-        **kwargs: of every configuration.
-    """
-
-    model_type = "llmlab_dual_head"
-    sub_configs = {"backbone_config": AutoConfig}
-    keys_to_ignore_at_inference = ["past_key_values"]
-
-    def __init__(
-        self,
-        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
-        backbone: str = "",
-        gating_num_heads: int = 8,
-        gating_size: int | None = None,
-        gating_layer_norm: bool = True,
-        gating_dropout: float = 0.1,
-        rm_bias: bool = False,
-        rm_dropout: float = 0.1,
-        **kwargs: Any,
-    ):
-        if isinstance(backbone_config, dict):
-            backbone_config = CONFIG_MAPPING[backbone_config["model_type"]](**backbone_config)
-        # a copy: what the library sets for all parts of a model would reach into the backbone that is loaded
-        # already
-        self.backbone_config = copy.deepcopy(backbone_config) if backbone_config is not None else LabConfig()
-        self.backbone = backbone
-        about = self.backbone_config
-        self.vocab_size, self.hidden_size = about.vocab_size, about.hidden_size
-        # one layer more than the backbone's, so that its cache has a place for the gate's keys and values
-        self.num_hidden_layers = about.num_hidden_layers + 1
-        self.num_attention_heads = about.num_attention_heads
-        self.max_position_embeddings = getattr(about, "max_position_embeddings", None)
-        self.sliding_window = getattr(about, "sliding_window", None)
-        kind = (
-            "sliding_attention"
-            if self.sliding_window and getattr(about, "use_sliding_window", True)
-            else "full_attention"
-        )
-        kinds = getattr(about, "layer_types", None) or [kind] * about.num_hidden_layers
-        self.layer_types = [*kinds, "full_attention"]
-        self.gating_num_heads = gating_num_heads
-        self.gating_size = gating_size or max(1, about.hidden_size // 4)
-        self.gating_layer_norm, self.gating_dropout = gating_layer_norm, gating_dropout
-        self.rm_bias, self.rm_dropout = rm_bias, rm_dropout
-        self.initializer_range = getattr(about, "initializer_range", None) or 0.02
-        self.use_cache = kwargs.pop("use_cache", True)
-        for name in ("layer_types", "num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads"):
-            kwargs.pop(name, None)  # they follow from the backbone's
-        for name in ("max_position_embeddings", "sliding_window", "initializer_range"):
-            kwargs.pop(name, None)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(self, name, kwargs.pop(name, getattr(about, name, None)))
-        kwargs["tie_word_embeddings"] = False
-        super().__init__(**kwargs)
-
-
-class Gate(nn.Module):
-    """alpha_t from the hidden states up to t, by causal attention (Vaswani et al.
-    2017) and one small layer.
-    """
-
-    def __init__(self, config: LabDualHeadConfig):
-        super().__init__()
-        width = config.hidden_size
-        # biases and no positions: what counts is what was said, not where
-        self.config = LabConfig(
-            d_model=width,
-            n_heads=config.gating_num_heads,
-            n_layers=1,
-            attention_type="mha",
-            attention_bias=True,
-            dropout=config.gating_dropout,
-        )
-        self.config._attn_implementation = "sdpa"
-        self.norm = nn.LayerNorm(width) if config.gating_layer_norm else nn.Identity()
-        self.attention = Attention(self.config, layer_idx=config.num_hidden_layers - 1)
-        self.narrow = nn.Linear(width, config.gating_size)
-        self.score = nn.Linear(config.gating_size, 1)
-        self.dropout = nn.Dropout(config.gating_dropout)
-
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None = None) -> Tensor:
-        """hidden_states (B, T, D) -> alpha (B, T), each between 0 and 1, in fp32."""
-        hidden_states = self.norm(hidden_states.to(self.score.weight.dtype))
-        attended, _ = self.attention(hidden_states, mask, past_key_values=cache)
-        return torch.sigmoid(self.score(self.dropout(F.gelu(self.narrow(attended)))).squeeze(-1).float())
 
 
 @dataclass
@@ -225,7 +127,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
     # What is saved and what is loaded
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the arguments of transformers' go to the backbone
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,
@@ -262,9 +164,8 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
                 config.backbone, **{name: kwargs[name] for name in kept if name in kwargs}
             )
         model = cls(config, backbone)
-        weights = load_file(
-            cached_file(where, WEIGHTS, local_files_only=bool(kwargs.get("local_files_only")))
-        )
+        file = cached_file(where, WEIGHTS, local_files_only=bool(kwargs.get("local_files_only")))
+        weights = load_file(str(file))
         lacking = set(model.state_dict()) ^ set(weights)
         wrong = [
             name
@@ -278,16 +179,18 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
                 remedy="use the config.json they were saved with",
             )
         model.load_state_dict(weights, strict=False)
-        dtype = backbone.get_input_embeddings().weight.dtype
         for part in (model.lm_head, model.rm_head, model.gate):
-            part.to(dtype)
+            part.to(dtype_of(backbone.get_input_embeddings()))
         with contextlib.suppress(OSError):  # else it is the backbone's
             model.generation_config = GenerationConfig.from_pretrained(where)
-        return model.eval()
+        model.eval()
+        return model
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(  # type: ignore[override]  # torch has two overloads of it
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """Returns the weights of heads and gate; those of the backbone are where they came from."""
-        found = super().state_dict(*args, **kwargs)
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         for name in [name for name in found if name.startswith(f"{prefix}backbone.")]:
             del found[name]
@@ -316,11 +219,12 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the backbone's embedding."""
-        return self.backbone.get_input_embeddings()
+        return cast(nn.Module, self.backbone.get_input_embeddings())
 
     def get_output_embeddings(self) -> nn.Module:
         """Returns the language-model head."""
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
     # What it computes
 
@@ -342,7 +246,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         alignment: float | None = None,
-        head: str = "fused",
+        head: Literal["fused", "reward"] = "fused",
         chosen_at: Tensor | None = None,
         **kwargs: Any,
     ) -> DualHeadOutput | AnswerScores:
@@ -366,6 +270,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
             **kwargs: for the backbone.
         """
         if chosen_at is not None:
+            assert input_ids is not None and labels is not None
             return self.score_answers(input_ids, labels, chosen_at, attention_mask, position_ids, **kwargs)
         alignment = self.alignment if alignment is None else alignment
         if use_cache and past_key_values is None:
@@ -374,6 +279,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         mask = None
         if gated:  # before the backbone's turn: its layers tell how much came earlier
             given = input_ids if input_ids is not None else inputs_embeds
+            assert given is not None
             like = torch.empty(*given.shape[:2], 0, dtype=self.lm_head.weight.dtype, device=given.device)
             mask = create_causal_mask(
                 self.gate.config, like, attention_mask, past_key_values, position_ids=position_ids
@@ -389,7 +295,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         )
         hidden = out.last_hidden_state
         alpha = self.gate(hidden, mask, past_key_values) if gated else None
-        self.last_alpha = alpha[:, -1].detach() if gated and not self.training else None
+        self.last_alpha = None if alpha is None or self.training else alpha[:, -1].detach()
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = hidden[:, kept]
         if head == "reward":
@@ -418,7 +324,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> AnswerScores:
         """Returns the scores of the answers of a batch (shapes: see `DualHeadCollator`)."""
         if attention_mask is not None:
-            attention_mask = attention_mask.to(self.get_input_embeddings().weight.dtype)
+            attention_mask = attention_mask.to(dtype_of(self.get_input_embeddings()))
         hidden = self.hidden(
             input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state  # (R, T, D)
@@ -433,7 +339,8 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
     def reward_logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> z_RM (..., V)."""
-        return self.rm_head(self.rm_dropout(hidden.to(self.rm_head.weight.dtype)))
+        z: Tensor = self.rm_head(self.rm_dropout(hidden.to(self.rm_head.weight.dtype)))
+        return z
 
     def fused_logits(self, hidden: Tensor, alpha: Tensor | None, alignment: float = 1.0) -> Tensor:
         """hidden (..., D) and alpha (...) -> z (..., V).
@@ -441,8 +348,9 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         z = z_LM + a alpha (z_RM - z_LM) with a = `alignment`; below 1 the backbone's own head takes the place
         of z_LM by 1 - a, so that turning alignment down ends at the backbone.
         """
-        if alignment == 0:
-            return self.backbone.get_output_embeddings()(hidden)
+        if alpha is None or alignment == 0:
+            own: Tensor = self.backbone.get_output_embeddings()(hidden)
+            return own
         plain = self.lm_head(hidden.to(self.lm_head.weight.dtype))
         reward = self.reward_logits(hidden)
         if alignment < 1:
@@ -495,8 +403,10 @@ def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:
     """Returns the model of a folder, a GGUF file or a hub id by the library alone."""
     path = Path(name)
     if path.suffix == ".gguf":
-        return AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
-    return AutoModelForCausalLM.from_pretrained(name, **kwargs)
+        found = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
+    else:
+        found = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    return cast(PreTrainedModel, found)
 
 
 def check_fits(config: LabDualHeadConfig, backbone: PreTrainedModel) -> None:
