@@ -54,10 +54,10 @@ def open_session(checkpoint: str, set_: list[str] | None) -> ChatSession:
     find_model(checkpoint)
     from llmlab.chat.session import ChatSession
     from llmlab.libraries import quiet_libraries
-    from llmlab.models.load import load_model
-    from llmlab.screen import warn
     from llmlab.models.device import choose_device
+    from llmlab.models.load import load_model
     from llmlab.models.typed import moved
+    from llmlab.screen import warn
 
     quiet_libraries(warn)
     model, tokenizer = load_model(checkpoint)

@@ -96,10 +96,10 @@ def _measured(checkpoint: str, sources: list[SourceConfig], how: dict[str, Any])
     """Returns the figures of a model on each source."""
     from llmlab.evaluation.sources import measure
     from llmlab.libraries import quiet_libraries
-    from llmlab.models.load import load_model
-    from llmlab.screen import warn
     from llmlab.models.device import choose_device
+    from llmlab.models.load import load_model
     from llmlab.models.typed import moved
+    from llmlab.screen import warn
 
     quiet_libraries(warn)
     model, tokenizer = load_model(checkpoint)
@@ -117,10 +117,9 @@ def _rewarded(
     """Returns the mean reward of a model's answers, and how often it wins against another."""
     from llmlab.evaluation.wins import judged, load_speakers
     from llmlab.libraries import quiet_libraries
+    from llmlab.models.device import choose_device
     from llmlab.screen import warn
     from llmlab.training.rewards import refuse_untrusted, weighted
-    from llmlab.models.device import choose_device
-    from llmlab.training.rewards import agree, weighted
 
     quiet_libraries(warn)
     trust_rewards(rewards)

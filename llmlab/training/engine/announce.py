@@ -8,9 +8,8 @@ from typing import Any
 
 from llmlab import __version__
 from llmlab.config.sources import shares, short_names
-from llmlab.models.load import attention_in_use
-from llmlab.planning.plan import Plan
 from llmlab.models.device import attention_in_use
+from llmlab.planning.plan import Plan
 from llmlab.training.engine.arguments import effective_batch
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.job import Job

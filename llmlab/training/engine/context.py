@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.models.load import choose_device, choose_precision
-from llmlab.training.engine.reporter import Reporter
 from llmlab.models.device import choose_device, choose_precision
+from llmlab.training.engine.reporter import Reporter
 from llmlab.trust import secret_in
 
 

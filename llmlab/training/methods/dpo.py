@@ -14,7 +14,6 @@ from functools import partial
 
 from datasets import Dataset
 from peft import PeftModel
-from rich.console import Console
 from trl.trainer.dpo_config import DPOConfig as Arguments
 
 from llmlab.config import DPOConfig
@@ -28,7 +27,6 @@ from llmlab.models.typed import moved
 from llmlab.training.engine.arguments import rows_per_step
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
-from llmlab.training.held_out import pair_weights
 from llmlab.training.order import LengthGrouped, SeededOrder
 from llmlab.training.padding_free import packing_leaks
 from llmlab.training.reference.scorer import with_reference

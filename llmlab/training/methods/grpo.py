@@ -11,9 +11,6 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head
 from trl.trainer.grpo_config import GRPOConfig as Arguments
 
 from llmlab.config import GRPOConfig
@@ -24,8 +21,6 @@ from llmlab.models.adapters import frozen_copy
 from llmlab.models.load import stop_at_turn_ends
 from llmlab.models.policy import load_policy
 from llmlab.models.resolve import resolve_model
-from llmlab.models.transformer.modeling import real_positions
-from llmlab.training import compat
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter

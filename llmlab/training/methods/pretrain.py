@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from transformers import Trainer, TrainingArguments
-from rich.console import Console
 from transformers import TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config

@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import trl
-from rich.console import Console
 from trl.trainer.reward_config import RewardConfig as Arguments
 
 from llmlab.config import RewardConfig

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import transformers
-import trl
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig as Arguments
 
@@ -20,7 +18,6 @@ from llmlab.models.policy import load_policy
 from llmlab.models.resolve import ModelRef, resolve_model
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
-from llmlab.training.held_out import EACH, learned_tokens
 from llmlab.training.padding_free import packing_leaks
 from llmlab.training.trainers.sft import Seq2SeqTrainer, SFTTrainer
 
