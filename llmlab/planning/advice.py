@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from llmlab.config import LabBaseConfig, PretrainConfig
-from llmlab.config import LabBaseConfig, ModelConfig, PretrainConfig
 from llmlab.config.adapters import AdapterOptions
 from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.loader import apply_changes
