@@ -11,7 +11,8 @@ from rich.text import Text
 from llmlab.config import load_config
 from llmlab.config.base import KindConfig
 from llmlab.errors import LabError
-from llmlab.ui.forms import FIXED, show
+from llmlab.ui.explanations import show
+from llmlab.ui.form_state import FIXED
 
 
 def configs_table(files: list[Path]) -> Table:

@@ -1,12 +1,13 @@
-"""One question at the terminal: questionary's own, with a way back,
-an explanation and a line of live figures below.
+"""One question at the terminal: questionary's own, with a way back, an explanation and a line of live figures
+below. Where the person goes instead of answering is a value that is returned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, Generic, TypeVar
 
 import questionary
 from prompt_toolkit.application import Application
@@ -17,110 +18,221 @@ from questionary.prompts.common import InquirerControl
 
 from llmlab.readable import said
 
+T = TypeVar("T")
 QUICK = 0.05  # seconds until a lone Escape is one, and not the beginning of an arrow key
 EXPLAINS = "? explains · "
 HINT = f"Esc back · {EXPLAINS}Ctrl+C leaves"
 
 
-class Cancelled(Exception):
-    """The person left."""
+class Navigation(Enum):
+    """Where the person goes instead of answering."""
+
+    BACK = "the previous question"
+    LEAVE = "out of what is being asked"
 
 
-class Back(Exception):
-    """The person wants the previous question."""
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What the person answered."""
+
+    value: T
 
 
-@dataclass
-class Explain(Exception):
-    """The person wants to know more.
+Reply = Answer[T] | Navigation
+
+
+@dataclass(frozen=True)
+class Question(Generic[T]):
+    """A question of questionary, and how its result is read.
 
     Attributes:
-        typed: what stood in the line.
+        asked: the question; it can be asked once.
+        read: returns the answer that questionary's result stands for.
     """
 
-    typed: str | None = None
+    asked: questionary.Question
+    read: Callable[[Any], T]
+
+
+@dataclass(frozen=True)
+class Option(Generic[T]):
+    """A line that can be chosen: its words, what it stands for, and a key that points at it."""
+
+    label: str
+    value: T
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A line between options."""
+
+    label: str
+
+
+@dataclass(frozen=True)
+class _Explain:
+    """The person wants to know more; `typed` stood in the line, None where there is none."""
+
+    typed: str | None
+
+
+def text(
+    question: str, default: str = "", *, validate: Callable[[str], bool | str] | None = None
+) -> Question[str]:
+    """Returns a question that is answered by a line.
+
+    Args:
+        question: its words.
+        default: what stands in the line.
+        validate: returns True or what is wrong with a line.
+    """
+    return Question(questionary.text(said(question), default=default, validate=validate), str)
+
+
+def confirm(question: str, *, default: bool = True) -> Question[bool]:
+    """Returns a question of yes or no."""
+    return Question(questionary.confirm(said(question), default=default), bool)
+
+
+def select(
+    question: str, options: Sequence[Option[T] | Heading], *, default: T | None = None, **how: Any
+) -> Question[T]:
+    """Returns a question with a list to choose from, in the letters that this terminal has.
+
+    Args:
+        question: its words.
+        options: what can be chosen, and headings between.
+        default: the value that is pointed at; left out, the first one.
+        **how: of questionary's `select`.
+    """
+    choices: list[questionary.Choice] = []
+    values: list[T | None] = []
+    for number, option in enumerate(options):
+        if isinstance(option, Heading):
+            choices.append(questionary.Separator(said(option.label)))
+            values.append(None)
+        else:
+            choices.append(questionary.Choice(said(option.label), number, shortcut_key=option.key))
+            values.append(option.value)
+    first = values.index(default) if default is not None else None
+    asked = questionary.select(
+        said(question), choices, default=choices[first] if first is not None else None, **_looks(how)
+    )
+    return Question(asked, lambda number: _chosen(options[number]))
+
+
+def plain(labels: Iterable[str]) -> list[Option[str]]:
+    """Returns options that stand for their own words."""
+    return [Option(label, label) for label in labels]
 
 
 def ask(
-    question: questionary.Question,
-    *,
-    below: Callable[[Any], str] | None = None,
-    back: bool = True,
-    explains: bool = False,
-) -> Any:
-    """Returns the answer.
+    question: Question[T], *, below: Callable[[object], str] | None = None, back: bool = True
+) -> Reply[T]:
+    """Returns the answer, or where the person goes: LEAVE on Ctrl+C and Ctrl+D, BACK on Escape and Shift+Tab.
 
     Args:
-        question: of questionary.
+        question: to ask.
         below: from the answer as it stands, typed or pointed at, the lines below the question.
-        back: whether there is a previous question.
-        explains: whether "?" is answered.
-
-    Raises:
-        Cancelled: on Ctrl+C.
-        Back: on Escape or Shift+Tab.
-        Explain: on "?" in a line that was not touched.
+        back: whether there is a previous question; without one, BACK is never returned.
     """
-    app = question.application
+    reply = _ask(question, below, back=back, explains=False)
+    assert not isinstance(reply, _Explain)
+    return reply
+
+
+def ask_explained(
+    make: Callable[[str | None], Question[T]],
+    explain: Callable[[], None],
+    *,
+    below: Callable[[object], str] | None = None,
+    back: bool = True,
+) -> Reply[T]:
+    """As `ask`; "?" in a line that was not touched explains, and asks again.
+
+    Args:
+        make: makes the question, from the text that stood in its line before an explanation.
+        explain: shows the explanation.
+        below: as in `ask`.
+        back: as in `ask`.
+    """
+    typed: str | None = None
+    while isinstance(reply := _ask(make(typed), below, back=back, explains=True), _Explain):
+        explain()
+        typed = reply.typed
+    return reply
+
+
+def _ask(
+    question: Question[T], below: Callable[[object], str] | None, *, back: bool, explains: bool
+) -> Reply[T] | _Explain:
+    app = question.asked.application
     at_first = _standing(app)
     keys = KeyBindings()
 
-    def leave(event: KeyPressEvent, error: Exception) -> None:
-        event.app.exit(exception=error, style="class:aborting")
+    def end(event: KeyPressEvent, reply: Navigation | _Explain) -> None:
+        event.app.exit(result=reply, style="class:aborting")
 
     if back:
 
         @keys.add("escape", eager=True)
         @keys.add("s-tab", eager=True)
         def _(event: KeyPressEvent) -> None:
-            leave(event, Back())
+            end(event, Navigation.BACK)
 
     if explains:
 
-        @keys.add("?", eager=True, filter=Condition(lambda: _standing(app) in ("", at_first)))
+        def is_untouched() -> bool:
+            return _standing(app) in ("", at_first)
+
+        @keys.add("?", eager=True, filter=Condition(is_untouched))
         def _(event: KeyPressEvent) -> None:
-            leave(event, Explain(_typed(app)))
+            end(event, _Explain(_typed(app)))
 
     app.key_bindings = merge_key_bindings([app.key_bindings, keys]) if app.key_bindings else keys
     app.ttimeoutlen = QUICK
     if below is not None:
-        text = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", said(below(_standing(app))))])
-        old = app.layout
-        for (
-            window
-        ) in old.find_all_windows():  # the lines stand below the question, not at the bottom of the screen
-            window.dont_extend_height = to_filter(True)
-        under = ConditionalContainer(Window(text, dont_extend_height=True, wrap_lines=True), filter=~is_done)
-        app.layout = Layout(HSplit([old.container, under]), focused_element=old.current_window)
-    answer = question.ask(kbi_msg="")
-    if answer is None:
-        raise Cancelled
-    return answer
+        _show_below(app, lambda: below(_value(question, _standing(app))))
+    try:
+        result = question.asked.ask(kbi_msg="")
+    except EOFError:  # Ctrl+D in an empty line
+        return Navigation.LEAVE
+    if result is None:  # Ctrl+C
+        return Navigation.LEAVE
+    return result if isinstance(result, Navigation | _Explain) else Answer(question.read(result))
 
 
-def select(question: str, choices: Sequence[Any], **kwargs: Any) -> questionary.Question:
-    """Returns questionary's question, in the letters that this terminal has.
-
-    Args:
-        question: its words.
-        choices: texts, or questionary's own choices and separators.
-        **kwargs: of questionary.
-    """
-    made = [
-        questionary.Choice(said(choice), choice) if isinstance(choice, str) else choice for choice in choices
-    ]
-    for choice in made:
-        if isinstance(choice.title, str):
-            choice.title = said(choice.title)
-    return questionary.select(said(question), made, pointer=said("»"), **kwargs)
+def _show_below(app: Application[Any], lines: Callable[[], str]) -> None:
+    """Adds lines below a question, which go when it is answered."""
+    shown = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", said(lines()))])
+    old = app.layout
+    for window in old.find_all_windows():  # they stand below the question, not at the bottom of the screen
+        window.dont_extend_height = to_filter(True)
+    under = ConditionalContainer(Window(shown, dont_extend_height=True, wrap_lines=True), filter=~is_done)
+    app.layout = Layout(HSplit([old.container, under]), focused_element=old.current_window)
 
 
-def _typed(app: Application) -> str | None:
+def _looks(how: dict[str, Any]) -> dict[str, Any]:
+    return {"pointer": said("»"), **how}
+
+
+def _chosen(option: Option[T] | Heading) -> T:
+    assert isinstance(option, Option)  # a heading cannot be pointed at
+    return option.value
+
+
+def _value(question: Question[T], standing: object) -> object:
+    """Returns what the answer would be: a typed text as it is, a choice as the value that it stands for."""
+    return standing if isinstance(standing, str) else question.read(standing)
+
+
+def _typed(app: Application[Any]) -> str | None:
     return app.current_buffer.text if app.layout.buffer_has_focus else None
 
 
-def _standing(app: Application) -> Any:
-    """Returns what the answer would be now: the typed text, or the value of the choice that is pointed at."""
+def _standing(app: Application[Any]) -> object:
+    """Returns the text that is typed, or the number of the choice that is pointed at."""
     for control in app.layout.find_all_controls():
         if isinstance(control, InquirerControl):
             return control.get_pointed_at().value

@@ -6,7 +6,8 @@ from llmlab.cli import parse_changes
 from llmlab.config import KINDS, GRPOConfig, PretrainConfig, SFTConfig, SourceConfig, apply_changes
 from llmlab.config.base import in_words
 from llmlab.errors import LabError
-from llmlab.ui.forms import _parse, explanation
+from llmlab.ui.explanations import explanation
+from llmlab.ui.fields import parse_typed
 
 WHOLE = {
     "4,000": 4000,
@@ -23,14 +24,14 @@ REALS = {"1e-3": 1e-3, "0.5": 0.5, ".5": 0.5, "5e-6": 5e-6, "1_0": 10.0}
 
 @pytest.mark.parametrize("text, value", WHOLE.items())
 def test_whole_numbers(text, value):
-    assert _parse(SFTConfig, "max_steps", text) == value
+    assert parse_typed(SFTConfig, "max_steps", text) == value
     made = apply_changes(SFTConfig(warmup_steps=0), parse_changes([f"max_steps={text}"])).max_steps
     assert made == value and isinstance(made, int)
 
 
 @pytest.mark.parametrize("text, value", REALS.items())
 def test_real_numbers(text, value):
-    assert _parse(SFTConfig, "learning_rate", text) == value
+    assert parse_typed(SFTConfig, "learning_rate", text) == value
     assert apply_changes(SFTConfig(), parse_changes([f"learning_rate={text}"])).learning_rate == value
 
 
@@ -43,14 +44,14 @@ def test_nested_options_and_lines():
 
 
 def test_percentages_where_a_share_is_asked_for():
-    assert _parse(SFTConfig, "eval_fraction", "20%") == 0.2
+    assert parse_typed(SFTConfig, "eval_fraction", "20%") == 0.2
     assert apply_changes(SFTConfig(), parse_changes(["eval_fraction=2.5%"])).eval_fraction == 0.025
-    assert _parse(SourceConfig, "weight", "70 %") == 0.7
+    assert parse_typed(SourceConfig, "weight", "70 %") == 0.7
     for name in ("learning_rate", "max_steps"):
         with pytest.raises(LabError, match=name):
-            _parse(SFTConfig, name, "20%")
+            parse_typed(SFTConfig, name, "20%")
     with pytest.raises(LabError, match=r"eval_fraction.*less than 1"):
-        _parse(SFTConfig, "eval_fraction", "120%")
+        parse_typed(SFTConfig, "eval_fraction", "120%")
 
 
 @pytest.mark.parametrize(
@@ -59,13 +60,13 @@ def test_percentages_where_a_share_is_asked_for():
 )
 def test_what_could_mean_something_else_is_refused(text):
     with pytest.raises(LabError, match="max_steps"):
-        _parse(SFTConfig, "max_steps", text)
+        parse_typed(SFTConfig, "max_steps", text)
     with pytest.raises(LabError, match="max_steps"):
         apply_changes(SFTConfig(warmup_steps=0), parse_changes([f"max_steps={text}"]))
 
 
 def test_texts_stay_texts():
-    assert _parse(SFTConfig, "name", "4k") == "4k"
+    assert parse_typed(SFTConfig, "name", "4k") == "4k"
     assert apply_changes(SFTConfig(), parse_changes(["name=1_000"])).name == "1_000"
     assert parse_changes(["a=0.5", "b=[1e3]"]) == {"a": 0.5, "b": [1000.0]}
 

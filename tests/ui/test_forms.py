@@ -13,10 +13,14 @@ from rich.console import Console
 from llmlab.config import KINDS, SFTConfig, SourceConfig, preset, save_config
 from llmlab.config.rewards import RewardSource
 from llmlab.errors import LabError
-from llmlab.ui import drafts
-from llmlab.ui.forms import ADVANCED, FIXED, Form, _parse, ask_field, explanation, fill_in
+from llmlab.ui import drafts, prompts
+from llmlab.ui.explanations import explanation
+from llmlab.ui.fields import ask_option, parse_typed
+from llmlab.ui.form_state import ADVANCED, FIXED, FormState
+from llmlab.ui.forms import Form, fill_in
+from llmlab.ui.prompts import Answer, Navigation, text
 
-ENTER, CLEAR, DOWN, BACK, CTRL_C = "\r", "\x15", "\x1b[B", "\x1b[Z", "\x03"
+ENTER, CLEAR, DOWN, BACK, ESCAPE, CTRL_C, CTRL_D = "\r", "\x15", "\x1b[B", "\x1b[Z", "\x1b", "\x03", "\x04"
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +100,10 @@ def test_what_was_answered_is_kept_as_a_draft():
 def test_a_damaged_draft_harms_nothing():
     folder = drafts.DRAFTS
     folder.mkdir()
-    for text in ("{", "[1]", '{"d_model": "x", "attention_type": 3, "no_such": 1, "n_layers": 3}'):
-        (folder / "model.json").write_text(text)
+    for content in ("{", "[1]", '{"d_model": "x", "attention_type": 3, "no_such": 1, "n_layers": 3}'):
+        (folder / "model.json").write_text(content)
         found = drafts.kept(type(preset("tiny")))
-        assert found == ({"n_layers": 3} if "n_layers" in text else {})
+        assert found == ({"n_layers": 3} if "n_layers" in content else {})
 
 
 def test_a_question_mark_in_a_list_loses_no_line():
@@ -161,13 +165,13 @@ def test_what_an_explanation_says_is_so(cls):
         if default is not None and not (
             isinstance(default, list) and default and hasattr(default[0], "line")
         ):
-            assert _parse(cls, name, typed(default)) == default, name
+            assert parse_typed(cls, name, typed(default)) == default, name
         for choice, advice in info.choices.items():
-            assert _parse(cls, name, choice) == choice and f"{choice} {advice}" in shown
+            assert parse_typed(cls, name, choice) == choice and f"{choice} {advice}" in shown
         annotation = str(field.annotation)
         if (info.choices or "int" in annotation or "float" in annotation) and "list" not in annotation:
             with pytest.raises(LabError, match=f"`{name}`"):
-                _parse(cls, name, "a whale")
+                parse_typed(cls, name, "a whale")
         step = 1 if "int" in annotation else 1e-6
         for words, inside, outside in (
             ("at least", 0, -step),
@@ -177,9 +181,9 @@ def test_what_an_explanation_says_is_so(cls):
         ):
             for said in re.findall(rf"(?:Must be|and) {words} ([-+\d.,e]*\d)", shown):
                 bound = float(said) if step != 1 else int(said.replace(",", ""))
-                assert _parse(cls, name, json.dumps(bound + inside)) == bound + inside, name
+                assert parse_typed(cls, name, json.dumps(bound + inside)) == bound + inside, name
                 with pytest.raises(LabError, match=f"`{name}`"):
-                    _parse(cls, name, json.dumps(bound + outside))
+                    parse_typed(cls, name, json.dumps(bound + outside))
                 bounds += 1
     assert bounds or cls is RewardSource
 
@@ -197,9 +201,9 @@ def test_every_option_is_reached_by_some_answers(cls):
             values[other] = allowed[0]
             for further, more in cls.options()[other].applies_when.items():
                 values[further] = more[0]
-        form = Form(cls, values, values, Console())
-        form._advanced = True
-        assert name in form.steps() and ADVANCED in form.steps()
+        state = FormState(cls, values)
+        state.advanced = True
+        assert name in state.steps() and ADVANCED in state.steps()
 
 
 def test_a_question_mark_shows_the_value_of_the_preset():
@@ -208,7 +212,7 @@ def test_a_question_mark_shows_the_value_of_the_preset():
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text("?" + ENTER)
         values = {name: getattr(config, name) for name in type(config).model_fields}
-        Form(type(config), values, dict(values), console, "small").ask("n_layers", back=False)
+        Form(FormState(type(config), values, "small"), console).ask("n_layers", back=False)
     shown = console.export_text()
     assert f"small has {config.n_layers}; the default is 24." in shown and "Default: 24" not in shown
 
@@ -217,5 +221,35 @@ def test_a_question_mark_explains_and_asks_again():
     console = Console(record=True, width=100, file=io.StringIO())
     with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
         keyboard.send_text("?" + CLEAR + "0.002" + ENTER)
-        assert ask_field(SFTConfig, "learning_rate", 1e-5, console) == 0.002
+        assert ask_option(SFTConfig, "learning_rate", 1e-5, console) == Answer(0.002)
     assert "Presets, after published recipes" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "back", "expected"),
+    [
+        (ESCAPE, True, Navigation.BACK),
+        (BACK, True, Navigation.BACK),
+        (CTRL_C, True, Navigation.LEAVE),
+        (CTRL_D, True, Navigation.LEAVE),  # in an empty line
+        (ENTER, True, Answer("")),
+        (ESCAPE + "x" + ENTER, False, Answer("x")),  # there is nothing to go back to
+    ],
+)
+def test_where_a_person_goes_is_what_a_question_returns(key, back, expected):
+    with create_pipe_input() as keyboard, create_app_session(input=keyboard, output=DummyOutput()):
+        keyboard.send_text(key)
+        assert prompts.ask(text("Which one?"), back=back) == expected
+
+
+def test_going_on_at_the_review_comes_back_to_it():
+    """Nothing is asked again."""
+    keys = ENTER * 2 + CLEAR + "192" + ENTER * 20
+    made, shown = answer(preset("tiny"), keys)
+    assert made is not None
+    steps = len(
+        FormState(type(made), {name: getattr(made, name) for name in type(made).model_fields}).steps()
+    )
+    keys = ENTER * 2 + CLEAR + "192" + ENTER * (steps - 2) + CTRL_C + DOWN + ENTER + ENTER
+    made, shown = answer(preset("tiny"), keys)
+    assert made.d_model == 192 and shown.count("review") == 2

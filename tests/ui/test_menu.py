@@ -11,7 +11,8 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from llmlab.config import SFTConfig, load_config, preset, save_config
-from llmlab.ui import drafts, menu
+from llmlab.runs.folder import all_runs
+from llmlab.ui import commands, config_files, drafts, menu, pickers, saved, train
 
 ENTER, DOWN, CTRL_C, ESCAPE, CLEAR = "\r", "\x1b[B", "\x03", "\x1b[Z", "\x15"
 
@@ -21,7 +22,7 @@ def desk(tmp_path, monkeypatch):
     """A folder, what is started from the menu, and a way to press keys."""
     monkeypatch.chdir(tmp_path)
     started = []
-    monkeypatch.setattr(menu, "_llmlab", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(commands, "llmlab", lambda *arguments: started.append(arguments))
 
     def press(act, keys):
         console = Console(record=True, width=120, file=io.StringIO())
@@ -37,7 +38,7 @@ def test_a_name_that_is_taken_is_not_replaced_without_a_word(desk):
     folder, press, _ = desk
     save_config(preset("tiny"), folder / "model_configs" / "tiny.json")
     keys = ENTER + "n" + ENTER  # offered again as tiny-2
-    made, shown = press(lambda console: menu._save(preset("small"), "tiny", console), keys)
+    made, shown = press(lambda console: config_files.save_as(preset("small"), "tiny", console), keys)
     assert made.name == "tiny-2.json" and load_config(made) == preset("small") and "saved as" in shown
     assert load_config(folder / "model_configs" / "tiny.json") == preset("tiny")
 
@@ -45,7 +46,9 @@ def test_a_name_that_is_taken_is_not_replaced_without_a_word(desk):
 @pytest.mark.parametrize("key", [CTRL_C, ESCAPE])
 def test_a_config_that_is_not_saved_is_kept_as_a_draft(desk, key):
     _, press, _ = desk
-    made, shown = press(lambda console: menu._save(SFTConfig(learning_rate=0.25), "sft", console), key)
+    made, shown = press(
+        lambda console: config_files.save_as(SFTConfig(learning_rate=0.25), "sft", console), key
+    )
     assert made is None and "kept as" in shown and drafts.kept(SFTConfig)["learning_rate"] == 0.25
 
 
@@ -53,13 +56,16 @@ def test_configs_are_copied_compared_and_deleted(desk):
     folder, press, _ = desk
     for name, rate in (("a", 0.25), ("b", 0.5)):
         save_config(SFTConfig(learning_rate=rate), folder / "model_configs" / f"{name}.json")
-    press(menu.saved, ENTER + DOWN * 3 + ENTER * 2)  # the first, duplicate, under the name that is offered
+    press(saved.saved, ENTER + DOWN * 3 + ENTER * 2)  # the first, duplicate, under the name that is offered
     assert load_config(folder / "model_configs" / "a-2.json") == SFTConfig(learning_rate=0.25)
     _, shown = press(
-        lambda console: menu.with_config(menu.CONFIGS / "a.json", console), DOWN * 4 + ENTER + DOWN + ENTER
+        lambda console: saved.with_config(config_files.CONFIGS / "a.json", console),
+        DOWN * 4 + ENTER + DOWN + ENTER,
     )
     assert "learning_rate │ 0.25 │ 0.5" in shown
-    press(lambda console: menu.with_config(menu.CONFIGS / "a-2.json", console), DOWN * 5 + ENTER + "y")
+    press(
+        lambda console: saved.with_config(config_files.CONFIGS / "a-2.json", console), DOWN * 5 + ENTER + "y"
+    )
     assert not (folder / "model_configs" / "a-2.json").exists()
 
 
@@ -67,7 +73,7 @@ def test_a_config_that_no_longer_validates_says_why_and_can_be_deleted(desk):
     folder, press, _ = desk
     (folder / "model_configs").mkdir()
     (folder / "model_configs" / "old.json").write_text('{"kind": "sft", "learning_rate": "[fast]"}')
-    _, shown = press(menu.saved, ENTER + ENTER + "n")
+    _, shown = press(saved.saved, ENTER + ENTER + "n")
     assert "'[fast]'" in shown and (folder / "model_configs" / "old.json").exists()
 
 
@@ -81,7 +87,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
         )
         if status == "done":
             (run / "final" / "config.json").write_text("{}")
-    runs = {run.path.name: run for run in menu.all_runs()}
+    runs = {run.path.name: run for run in all_runs()}
     for name, keys in (
         ("a", ENTER),
         ("b", ENTER),
@@ -89,7 +95,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
         ("c", DOWN + ENTER),
         ("c", DOWN * 2 + ENTER),
     ):
-        press(lambda console, name=name: menu.with_run(runs[name], console), keys)
+        press(lambda console, name=name: saved.with_run(runs[name], console), keys)
     assert started == [
         ("run", "checkpoints/a"),
         ("chat", "checkpoints/b"),
@@ -125,14 +131,14 @@ def test_a_model_that_is_typed_is_checked_at_once(desk, brought):
     folder, press, _ = desk
     (folder / "empty").mkdir()
     keys = "banana" + ENTER + CLEAR + "empty" + ENTER + CLEAR + "./none" + ENTER + CLEAR + brought + ENTER
-    made, shown = press(lambda console: menu.type_model("sft", console), keys)
+    made, shown = press(lambda console: pickers.type_model("sft", console), keys)
     assert made == brought
     assert (
         "banana: there is no such model" in shown
         and "empty: is no checkpoint" in shown
         and "./none: there is no such" in shown
     )
-    made, shown = press(lambda console: menu.type_model("sft", console), "some/model" + ENTER)
+    made, shown = press(lambda console: pickers.type_model("sft", console), "some/model" + ENTER)
     assert made == "some/model" and "not checked (offline)" in shown
 
 
@@ -169,12 +175,12 @@ def test_a_reward_model_judges_and_is_not_trained(desk, monkeypatch, brought):
     record = {"status": "running", "config": {"kind": "reward"}, "result": "final", "started": "1"}
     (run / "run.json").write_text(json.dumps(record))
     monkeypatch.setattr(
-        menu, "_llmlab", lambda *_: (run / "run.json").write_text(json.dumps({**record, "status": "done"}))
+        commands, "llmlab", lambda *_: (run / "run.json").write_text(json.dumps({**record, "status": "done"}))
     )
     asked = []
     monkeypatch.setattr("llmlab.ui.forms.fill_in", lambda config, console, **_: asked.append(config))
     keys = ENTER + ENTER + brought + ENTER + ENTER  # the next step, another model, its name, the defaults
-    press(lambda console: menu.run_and_go_on(run, "reward", console), keys)
+    press(lambda console: train.run_and_go_on(run, "reward", console), keys)
     assert (asked[0].kind, asked[0].policy_checkpoint, asked[0].reward_model[0].name) == (
         "grpo",
         brought,

@@ -1,0 +1,16 @@
+"""Commands of the lab, started by the menu: each is a process of its own, as from the command line."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+
+def llmlab(*arguments: str) -> None:
+    """Runs a command and waits for it; Ctrl+C is for that process, which may have to save first."""
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,65 @@
+"""The config files at hand: which there are, and where a new one is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from llmlab.errors import LabError
+from llmlab.files import read_object
+from llmlab.ui.pickers import answer
+from llmlab.ui.prompts import confirm, text
+
+if TYPE_CHECKING:
+    from llmlab.config import KindConfig
+
+CONFIGS = Path("model_configs")
+
+
+def saved_configs() -> list[Path]:
+    """Returns the saved configs by name."""
+    return sorted(CONFIGS.glob("*.json"))
+
+
+def kind_of(path: Path) -> str:
+    """Returns the kind that a config file says it is, without validating it:
+    the menu has to be there at once.
+    """
+    try:
+        return str(read_object(path).get("kind"))
+    except (OSError, ValueError):
+        return ""
+
+
+def unused_name(path: Path) -> Path:
+    """Returns the first of NAME-2, NAME-3 ... that is not there."""
+    number = 2
+    while path.with_stem(f"{path.stem}-{number}").exists():
+        number += 1
+    return path.with_stem(f"{path.stem}-{number}")
+
+
+def save_as(config: KindConfig, name: str, console: Console) -> Path | None:
+    """Saves a config where the person says; None where they do not, and then it is kept as a draft."""
+    from llmlab.config import save_config
+    from llmlab.ui import drafts
+
+    target = CONFIGS / f"{name}.json"
+    while typed := answer(text("Save as", str(target))):
+        target = Path(typed)
+        if target.exists() and not answer(confirm(f"{target} exists. Replace it?")):
+            target = unused_name(target)
+            continue
+        try:
+            path = save_config(config, target)
+        except LabError as error:
+            console.print(str(error), style="red")
+            continue
+        console.print(f"saved as {path}")
+        return path
+    values = {option: getattr(config, option) for option in type(config).model_fields}
+    kept = drafts.keep(type(config), values)
+    console.print(f"kept as {kept}: the next form of this kind offers it")
+    return None

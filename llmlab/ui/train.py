@@ -1,0 +1,157 @@
+"""The menu's way from a form to a trained model, and to what naturally comes next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from llmlab.runs.folder import RUNS, all_runs
+from llmlab.ui import commands
+from llmlab.ui.config_files import kind_of, save_as, saved_configs
+from llmlab.ui.pickers import IN_THE_FORM, answer, pick, pick_model, pick_reward
+from llmlab.ui.prompts import Option, select, text
+
+if TYPE_CHECKING:
+    from llmlab.config import KindConfig
+    from llmlab.config.training import TrainingConfig
+
+NEW_SHAPE = "a new one: configure it now"
+DEFAULTS = "the defaults"
+RUN, MEASURE = "run it", "measure three steps first"
+
+
+def configure_model(console: Console) -> Path | None:
+    """Asks for an architecture, from a preset on, saves it, and returns its file;
+    None where the person left.
+    """
+    from llmlab.config import MODEL_PRESETS, preset
+    from llmlab.planning.parameters import count_parameters
+    from llmlab.ui.forms import fill_in
+    from llmlab.ui.units import short_count
+
+    counts = {name: short_count(count_parameters(preset(name)).total) for name in MODEL_PRESETS}
+    shapes = [Option(f"{name:14} {count:>5} parameters", name) for name, count in counts.items()]
+    name = answer(select("Start from which shape?", shapes))
+    config = fill_in(preset(name), console, origin=name) if name else None
+    return save_as(config, name, console) if name and config else None
+
+
+def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -> None:
+    """Asks for a training config, saves it, and runs it if the person wants; then offers what naturally comes
+    next.
+
+    Args:
+        kind: of the config.
+        console: where it is shown.
+        checkpoint: to start from; "" asks.
+        reward: what answers are rewarded for; "" asks where the kind needs one.
+    """
+    from llmlab.config.training import TrainingConfig
+    from llmlab.training.registry import STAGES
+    from llmlab.ui.forms import fill_in
+
+    starts = STAGES[kind].needs
+    start = _from_a_model(kind, console, checkpoint, reward) if starts else _from_a_shape(kind, console)
+    config = fill_in(start, console) if start else None
+    path = save_as(config, kind, console) if config else None
+    if not path:
+        return
+    assert isinstance(config, TrainingConfig)
+    _before(config, console)
+    while (choice := pick("Run it now?", [RUN, MEASURE])) == MEASURE:
+        commands.llmlab("check", str(path), "--measure")
+    if choice:
+        run_and_go_on(path, kind, console)
+
+
+def run_and_go_on(path: Path, kind: str, console: Console) -> None:
+    """Runs a config of a kind, or goes on with a run; when it made a model,
+    offers the natural next steps with it filled in.
+    """
+    from llmlab.training.registry import STAGES
+
+    before = {run.path: run.status for run in all_runs(RUNS)}
+    commands.llmlab("run", str(path))
+    ended = [run for run in all_runs(RUNS) if run.status == "done" and before.get(run.path) != "done"]
+    if not ended or not ended[0].result():
+        return
+    made = str(ended[0].path)
+    steps = {f"{STAGES[next_kind].title} with it": next_kind for next_kind in STAGES[kind].then}
+    talk = ["Talk to it"] if kind != "reward" else []
+    picked = pick(f"{made} is made. What now?", [*talk, *steps], back="back to the menu")
+    if picked in talk:
+        commands.llmlab("chat", made)
+    elif picked in steps and kind == "reward":  # it judges what another model says
+        train(steps[picked], console, reward=made)
+    elif picked in steps:
+        train(steps[picked], console, checkpoint=made)
+
+
+def _from_a_model(kind: str, console: Console, checkpoint: str, reward: str) -> KindConfig | None:
+    """Returns the config to begin a form with, of a method that starts from a model; None for none."""
+    from llmlab.config import METHOD_PRESETS
+    from llmlab.config.loader import kind_class
+    from llmlab.config.rollouts import RolloutConfig
+    from llmlab.config.training import TrainingConfig
+    from llmlab.training.registry import STAGES
+
+    cls = kind_class(kind)
+    assert issubclass(cls, TrainingConfig)
+    question = f"Start from which model? ({STAGES[kind].needs})"
+    picked = checkpoint or pick_model(question, kind, console)
+    if not picked:
+        return None
+    values: dict[str, Any] = {cls.STARTS_FROM: picked}
+    if issubclass(cls, RolloutConfig):
+        reward = reward or pick_reward(console)
+        if not reward:
+            return None
+        if reward != IN_THE_FORM:
+            values["reward_model"] = [reward]
+    sizes = METHOD_PRESETS.get(kind, {})
+    size = DEFAULTS
+    if sizes:
+        size = pick("Settings for a model of about which size?", [DEFAULTS, *sizes])
+    return cls(**values, **sizes.get(size, {})) if size else None
+
+
+def _from_a_shape(kind: str, console: Console) -> KindConfig | None:
+    """Returns the config to begin a form with, of base training; None for none."""
+    from llmlab.config import parse_config
+
+    shapes = [str(path) for path in saved_configs() if kind_of(path) == "model"]
+    picked = pick("Which model?", [*shapes, NEW_SHAPE])
+    if picked == NEW_SHAPE:
+        picked = str(configure_model(console) or "")
+    if not picked or not offer_tokenizer(Path(picked), console):
+        return None
+    return parse_config({"kind": kind, "model": picked})
+
+
+def offer_tokenizer(model: Path, console: Console) -> bool:
+    """Trains the tokenizer that a model config names where its folder is missing;
+    returns whether base training can go on.
+    """
+    from llmlab.config import ModelConfig, load_config
+
+    shape = load_config(model)
+    assert isinstance(shape, ModelConfig)
+    name = shape.tokenizer_name
+    if Path(name).exists() or not name.startswith((".", "/", "checkpoints/")):
+        return True
+    console.print(f"this model reads with a tokenizer in {name}, which does not exist yet", style="yellow")
+    question = f"Train one of {shape.vocab_size:,} tokens on (a file, a folder, a hub id, llmlab:moby-dick)"
+    source = answer(text(question, "llmlab:moby-dick"))
+    if not source:
+        return False
+    commands.llmlab("tokenizer", source, "--vocab-size", str(shape.vocab_size), "-o", name)
+    return Path(name).exists()
+
+
+def _before(config: TrainingConfig, console: Console) -> None:
+    from llmlab.ui.preflight import of_the_data
+
+    for part in of_the_data(config):
+        console.print(part)
