@@ -72,11 +72,13 @@ def command_line(arguments: list[str] | None = None) -> int:
         LabError: when the command is not known, cannot be read so, or cannot do what is asked.
     """
     try:
-        return app(arguments, standalone_mode=False) or 0
+        code: int | None = app(arguments, standalone_mode=False)
+        return code or 0
     except typer.Abort:
         raise KeyboardInterrupt from None
     except typer.TyperException as error:
-        place = error.ctx.command_path if getattr(error, "ctx", None) else "llmlab"
+        context: typer.Context | None = getattr(error, "ctx", None)
+        place = context.command_path if context else "llmlab"
         raise LabError(
             error.format_message().rstrip("."), remedy=f"`{place} -h` says what can be given"
         ) from None

@@ -37,8 +37,10 @@ def verify_caches(
         lines, whole = verified(existing(cache_dir))
         typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
+    from llmlab.config import DPOConfig
+
     loaded = load_for_run(config, None)
-    if loaded.kind != "dpo" or loaded.reference != "sequential":
+    if not isinstance(loaded, DPOConfig) or loaded.reference != "sequential":
         raise LabError('is no "dpo" config with a sequential reference', where=str(config))
     from llmlab.libraries import quiet_libraries
     from llmlab.screen import warn

@@ -24,29 +24,28 @@ def new(
     yes: Annotated[bool, typer.Option("--yes", help="Take the defaults and ask nothing.")] = False,
 ) -> None:
     """Fill in the form for one config and save it."""
-    from llmlab.config import apply_changes, save_config
+    from llmlab.config import KindConfig, apply_changes, save_config
     from llmlab.config.loader import kind_class
     from llmlab.config.presets import method_preset
     from llmlab.config.presets import preset as model_preset
     from llmlab.models.resolve import with_newest
 
     cls = kind_class(kind)
-    start = (
-        cls()
-        if not preset
-        else model_preset(preset)
-        if kind == "model"
-        else cls(**method_preset(kind, preset))
-    )
+    start: KindConfig
+    if preset and kind == "model":
+        start = model_preset(preset)
+    else:
+        start = cls(**{"kind": kind, **(method_preset(kind, preset) if preset else {})})
     config = with_newest(apply_changes(start, parse_changes(set_)), required=False)
     if not yes:
         if not sys.stdin.isatty():
             raise LabError("stdin is not a terminal", remedy="add --yes and --set KEY=VALUE")
         from llmlab.ui.forms import fill_in
 
-        config = fill_in(config, origin=preset or "")
-        if config is None:
+        filled_in = fill_in(config, origin=preset or "")
+        if filled_in is None:
             raise typer.Exit(130)
+        config = filled_in
     name = preset if preset and kind == "model" else f"{kind}-{preset}" if preset else kind
     path = save_config(config, output or Path("model_configs") / f"{name}.json")
     typer.echo(visible(str(path)))

@@ -29,8 +29,10 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Train as a config says; progress on stderr, the result on stdout."""
+    from llmlab.config.training import TrainingConfig
+
     loaded = load_for_run(config, set_)
-    if loaded.kind == "model":
+    if not isinstance(loaded, TrainingConfig):
         raise LabError(
             "is a model, which cannot be run",
             where=str(config),

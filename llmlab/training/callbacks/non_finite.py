@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,9 @@ class NonFiniteGuard(TrainerCallback):
         self.in_a_row = 0
         self._losses: deque[float] = deque(maxlen=RECENT)
 
-    def note(self, step: int, bad: bool, norm: Any, rows: tuple[str, ...], *, fp16: bool = False) -> None:
+    def note(
+        self, step: int, bad: bool, norm: torch.Tensor | float, rows: tuple[str, ...], *, fp16: bool = False
+    ) -> None:
         """Takes in one update.
 
         Raises:
@@ -91,7 +93,7 @@ class NonFiniteGuard(TrainerCallback):
                 )
         self._losses.append(loss)
 
-    def check_weights(self, model: Any, checkpoint: str) -> None:
+    def check_weights(self, model: torch.nn.Module, checkpoint: str) -> None:
         """Looks at the weights before a checkpoint counts, in all processes at once: each may hold a part of
         its own.
 
@@ -120,7 +122,7 @@ def suspects(trainer: Any, model: Any, inputs: Any) -> tuple[str, ...]:
     rows = inputs.get("input_ids")
     if not torch.is_tensor(rows):
         return ("(rows without text)",)
-    alone = range(len(rows))
+    alone: Sequence[int] = range(len(rows))
     tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value) and value.dim() == 2}
     if len(rows) > 1 and "labels" in tensors and all(len(value) == len(rows) for value in tensors.values()):
         parts = [{name: value[i : i + 1] for name, value in tensors.items()} for i in alone]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 from transformers import (
     GenerationConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -19,6 +18,7 @@ from transformers import (
 
 from llmlab.data.prepare import Prepared
 from llmlab.data.rendering import decode_answer, render
+from llmlab.models.typed import LanguageModel
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.stop import Stopped
 
@@ -32,9 +32,9 @@ def opening(data: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     for rows in data.eval.values():
         for row in rows.select(range(min(len(rows), 1))):
             if "prompt" in row:
-                return tokenizer(render(tokenizer, row["prompt"], generate=True), add_special_tokens=False)[
-                    "input_ids"
-                ]
+                text = render(tokenizer, row["prompt"], generate=True)
+                tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+                return tokens
             parts = {
                 name: [int(token) for token in row[name]] for name in row if name.endswith(("ids", "labels"))
             }
@@ -42,9 +42,7 @@ def opening(data: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[int]:
                 return parts["prompt_ids"]
             ids = parts.get("chosen_ids") or parts.get("input_ids") or []
             labels = parts.get("chosen_labels") or parts.get("labels") or []
-            if labels and len(labels) != len(
-                ids
-            ):  # of an encoder-decoder: the prompt is a sequence by itself
+            if labels and len(labels) != len(ids):  # an encoder-decoder: the prompt is a sequence by itself
                 return ids
             return ids[: next((place for place, label in enumerate(labels) if label >= 0), 0) or OPENING]
     return []
@@ -67,7 +65,7 @@ class Samples(TrainerCallback):
     def __init__(
         self,
         folder: RunFolder,
-        model: PreTrainedModel,
+        model: LanguageModel,
         tokenizer: PreTrainedTokenizerBase,
         prompt: list[int],
         length: int,
@@ -99,7 +97,7 @@ class Samples(TrainerCallback):
             if state.global_step >= state.max_steps:
                 raise  # no forward pass comes after this one
             return  # the next forward pass is stopped as well; the evaluation before this is complete
-        prompt = self.tokenizer.decode(self.prompt, skip_special_tokens=True)
+        prompt = str(self.tokenizer.decode(self.prompt, skip_special_tokens=True))
         self.folder.log_sample({"step": state.global_step, "prompt": prompt, "answer": said})
         self.show(state.global_step, prompt, said)
 

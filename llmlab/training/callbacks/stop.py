@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received = 0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # as `signal.signal` returns them
 
     def __enter__(self) -> StopOnSignal:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -33,7 +34,7 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             raise KeyboardInterrupt
         self.received = number
@@ -42,13 +43,13 @@ class StopOnSignal(TrainerCallback):
         """Returns whether an end was asked for."""
         return bool(self.received)
 
-    def watch(self, model: Any) -> None:
+    def watch(self, model: torch.nn.Module) -> None:
         """Looks for a signal before every forward pass of a model: micro-steps, validations,
         tokens of an answer.
         """
         model.register_forward_pre_hook(self._look)
 
-    def _look(self, module: Any, inputs: Any) -> None:
+    def _look(self, module: torch.nn.Module, inputs: object) -> None:
         if self.received:
             raise Stopped
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from llmlab.data.stream import PackedStream
 from llmlab.runs.checkpoint import Checkpoint
@@ -18,7 +17,7 @@ class StreamPosition:
 
     FILE = "data_position.json"
 
-    def __init__(self, rows: Any, rows_per_step: int):
+    def __init__(self, rows: object, rows_per_step: int):
         self.stream = rows if isinstance(rows, PackedStream) else None
         self.rows_per_step = rows_per_step
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
+from llmlab.data.stream import PackedStream
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.job import Job
@@ -81,10 +82,11 @@ def resolve_max_steps(config: TrainingConfig, job: Job) -> TrainingConfig:
     """Returns the config with the steps that its epochs take where it counts in epochs,
     at most its `max_steps`.
     """
-    epochs = getattr(config, "epochs", None)
+    epochs, rows = getattr(config, "epochs", None), job.data.train
     if not epochs:
         return config
-    steps = min(config.max_steps, max(1, math.ceil(len(job.data.train) * epochs / rows_per_step(config))))
+    assert not isinstance(rows, PackedStream)  # base training alone reads streams, and it counts no epochs
+    steps = min(config.max_steps, max(1, math.ceil(len(rows) * epochs / rows_per_step(config))))
     return apply_changes(config, {"max_steps": steps, "warmup_steps": min(config.warmup_steps, steps // 10)})
 
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llmlab.errors import LabError
 from llmlab.files import read_object
@@ -182,7 +182,7 @@ def _reason(error: Exception) -> str:
     return shortened((text.strip().splitlines() or [type(error).__name__])[0], 200)
 
 
-def _alike(value: Any, other: Any) -> bool:
+def _alike(value: object, other: object) -> bool:
     """Returns whether a value has the type of another; numbers are alike,
     lists where they hold what is alike.
     """
@@ -192,13 +192,13 @@ def _alike(value: Any, other: Any) -> bool:
     return _number(value) if _number(other) else isinstance(value, type(other))
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, float) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
     )
 
 
-def _count(value: Any) -> bool:
+def _count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and _number(value) and value >= 0
 
 
@@ -249,7 +249,7 @@ def _lab_state_fault(state: dict[str, Any]) -> str:
     return ""
 
 
-def _figure(value: Any) -> bool:
+def _figure(value: object) -> bool:
     return value is None or isinstance(value, (int, float))
 
 
@@ -272,7 +272,7 @@ def _position_fault(place: dict[str, Any], step: int) -> str:
     return ""
 
 
-def _is_reader(place: Any) -> bool:
+def _is_reader(place: object) -> bool:
     if not isinstance(place, dict):
         return False
     mark, inside = place.get("mark"), place.get("inside", "missing")

@@ -84,7 +84,7 @@ def halve_micro_batch(config: TrainingConfig, folder: Path) -> TrainingConfig:
             exit_code=1,
             remedy="lower `max_length`, set `gradient_checkpointing`, or use an adapter",
         )
-    values = {name: size // 2, "output_dir": str(folder)}
+    values: dict[str, object] = {name: size // 2, "output_dir": str(folder)}
     if name == "batch_size":
-        values["gradient_accumulation_steps"] = config.gradient_accumulation_steps * 2
+        values["gradient_accumulation_steps"] = config.accumulation_steps * 2
     return apply_changes(config, values)

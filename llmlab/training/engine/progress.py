@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from llmlab.models.typed import LanguageModel
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.keys import KEYS, Keys
@@ -57,7 +59,11 @@ def samples(context: RunContext, job: Job, folder: RunFolder) -> list[TrainerCal
         return []
     prompt = opening(job.data, job.tokenizer)
     show = context.reporter.sample
-    return [Samples(folder, job.model, job.tokenizer, prompt, length, show)] if prompt else []
+    return (
+        [Samples(folder, cast(LanguageModel, job.model), job.tokenizer, prompt, length, show)]
+        if prompt
+        else []
+    )
 
 
 def flops_per_token(model: PreTrainedModel) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmlab.config import load_config
+from llmlab.config import PretrainConfig, load_config
 from llmlab.config.options import OptionInfo
 from llmlab.config.training import TrainingConfig
 from llmlab.data.sources import contents_hash
@@ -177,7 +177,7 @@ def as_run(config: TrainingConfig) -> dict[str, Any]:
     links are followed.
     """
     data = config.to_json_dict()
-    if config.kind == "pretrain" and isinstance(config.model, str):
+    if isinstance(config, PretrainConfig) and isinstance(config.model, str):
         with suppress(LabError):  # said when it is loaded
             data["model"] = load_config(config.model).to_json_dict()
     for name in STARTING_POINTS:
@@ -293,7 +293,7 @@ def _block(known: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refuse_parts(checkpoint: Path, written_by: Any) -> None:
+def _refuse_parts(checkpoint: Path, written_by: object) -> None:
     """Refuses a checkpoint whose weights several processes wrote in parts, where this job cannot put them
     together.
 
@@ -335,7 +335,7 @@ def _part(name: str, before: dict[str, Any], now: dict[str, Any]) -> tuple[str, 
     return name, was, is_now
 
 
-def _differences(before: Any, now: dict[str, Any]) -> set[str]:
+def _differences(before: object, now: dict[str, Any]) -> set[str]:
     if not isinstance(before, dict):
         return set()
     changed = {name for name in now if name in before and before[name] != now[name]} - {"output_dir", "name"}

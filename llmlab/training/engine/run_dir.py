@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from llmlab.config import PretrainConfig
 from llmlab.config.sources import mixture_name
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
@@ -52,7 +53,7 @@ def candidate_folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
 
 def name_parts(config: TrainingConfig) -> list[str]:
     """Returns model, data and kind, for the name of a run."""
-    if config.kind == "pretrain":
+    if isinstance(config, PretrainConfig):
         shape = config.model
         model = Path(shape).stem if isinstance(shape, str) else f"{shape.d_model}x{shape.n_layers}"
     else:

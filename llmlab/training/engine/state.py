@@ -111,7 +111,8 @@ def save_state(trainer: Any, snapshot: TrainerSnapshot, folder: Path) -> None:
         "micro_batch": trainer.args.per_device_train_batch_size,
     }
     if snapshot.rollouts is not None:
-        tensors, layout = {}, []
+        tensors: dict[str, torch.Tensor] = {}
+        layout: list[dict[str, object]] = []
         for index, rollout in enumerate(snapshot.rollouts):
             plain = {name: value for name, value in rollout.items() if not torch.is_tensor(value)}
             layout.append({name: value for name, value in plain.items() if _is_plain(value)})
@@ -170,7 +171,7 @@ def load_state(trainer: Any, folder: Path) -> bool:
     loss = torch.tensor(state["loss"], device=trainer.args.device)
     _restore(trainer, state["counters"], loss, state["figures"], rollouts)
     compat.average_loss_over_all_steps(trainer)
-    return state["eval_due"]
+    return bool(state["eval_due"])
 
 
 def _restore(
