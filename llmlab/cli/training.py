@@ -41,28 +41,33 @@ def run(
     if dry_run:
         from llmlab.planning.plan import make_plan
         from llmlab.training.inputs import check_inputs
+        from llmlab.ui.inputs import unchecked_line
         from llmlab.ui.plan import plan_table
 
         show(plan_table(make_plan(loaded)))
-        for line in check_inputs(loaded):
-            typer.echo(visible(line))
+        for unchecked in check_inputs(loaded):
+            typer.echo(visible(unchecked_line(unchecked)))
         return
     from llmlab.config.rollouts import RolloutConfig
     from llmlab.libraries import quiet_libraries
+    from llmlab.models.hub import HubAnswer
     from llmlab.screen import warn
     from llmlab.training.engine.distributed import destroy_process_group, is_main
     from llmlab.training.engine.job import exit_code
     from llmlab.training.engine.run import run as train
     from llmlab.training.inputs import check_inputs
+    from llmlab.ui.inputs import unchecked_line
     from llmlab.ui.reporters import result_line, run_reporter
 
     quiet_libraries(warn)
     trust_names(trust)
     if isinstance(loaded, RolloutConfig):
         trust_rewards(loaded.reward_model)
-    for line in check_inputs(loaded):
-        if is_main() and "cannot be reached" in line:  # the libraries will ask again and again, for a minute
-            typer.echo(visible(f"{line}; trying all the same"), err=True)
+    for unchecked in check_inputs(loaded):
+        if (
+            is_main() and unchecked.answer is HubAnswer.UNREACHABLE
+        ):  # the libraries will ask again, for a minute
+            typer.echo(visible(f"{unchecked_line(unchecked)}; trying all the same"), err=True)
     try:
         result = train(loaded, resume=resume, reporter=run_reporter())
         if is_main():

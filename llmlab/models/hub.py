@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,25 @@ from llmlab.errors import LabError
 Repository = Literal["model", "dataset"]
 ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 TIMEOUT = 5.0  # seconds until the hub counts as out of reach
-NOT_CHECKED = "not checked (offline)"
 # ids without an owner, from before there were owners; whatever else has none is no id
 WITHOUT_OWNER = re.compile(
     r"(distil)?gpt2(-medium|-large|-xl)?|openai-gpt|t5-(small|base|large|3b|11b)|(distil|xlm-)?roberta-\w+|ctrl|transfo-xl-wt103"
     r"|(distil)?bert-[\w-]+|albert-[\w-]+|xlnet-[\w-]+|camembert-base|xlm-[\w-]+"
 )
+
+
+class HubAnswer(Enum):
+    """What is known of a hub id."""
+
+    DOWNLOADED = "it was downloaded before"
+    FOUND = "the hub has it"
+    OFFLINE = "the hub was not to be asked"
+    UNREACHABLE = "the hub did not answer"
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether there is such a repository."""
+        return self in (HubAnswer.DOWNLOADED, HubAnswer.FOUND)
 
 
 def offline() -> bool:
@@ -26,9 +40,10 @@ def offline() -> bool:
     return any(value in ("1", "ON", "YES", "TRUE") for value in said)
 
 
-def look_up(name: str, kind: Repository, *, known: bool = False, ask: bool = True) -> tuple[str, Path | None]:
-    """Returns what is known of a hub id, in words ("on the hub", "not checked (offline)"), and where it was
-    downloaded to.
+def look_up(
+    name: str, kind: Repository, *, known: bool = False, ask: bool = True
+) -> tuple[HubAnswer, Path | None]:
+    """Returns what is known of a hub id, and where it was downloaded to.
 
     Args:
         name: the id.
@@ -46,15 +61,15 @@ def look_up(name: str, kind: Repository, *, known: bool = False, ask: bool = Tru
             remedy="no file or folder here has this name, and no hub id looks like this",
         )
     if folder := _downloaded(name, kind):
-        return "downloaded before", folder
-    said = NOT_CHECKED if not ask or offline() else _ask(name, kind)
-    if said.startswith("not checked") and "/" not in name and not known and not WITHOUT_OWNER.fullmatch(name):
+        return HubAnswer.DOWNLOADED, folder
+    answer = HubAnswer.OFFLINE if not ask or offline() else _ask(name, kind)
+    if not answer.is_sure and "/" not in name and not known and not WITHOUT_OWNER.fullmatch(name):
         raise LabError(
             f"there is no such {kind}",
             where=name,
             remedy="no file or folder here has this name, and a hub id is owner/name",
         )
-    return said, None
+    return answer, None
 
 
 def _downloaded(name: str, kind: Repository) -> Path | None:
@@ -67,7 +82,7 @@ def _downloaded(name: str, kind: Repository) -> Path | None:
     return None
 
 
-def _ask(name: str, kind: Repository) -> str:
+def _ask(name: str, kind: Repository) -> HubAnswer:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -86,5 +101,5 @@ def _ask(name: str, kind: Repository) -> str:
     except (
         Exception
     ):  # of the client and its transport, in many kinds: no network, a proxy, a server in trouble
-        return "not checked (offline: the hub cannot be reached)"
-    return "on the hub"
+        return HubAnswer.UNREACHABLE
+    return HubAnswer.FOUND

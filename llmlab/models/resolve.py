@@ -15,7 +15,7 @@ from llmlab.config.training import NEWEST, TrainingConfig
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.headers import whole
-from llmlab.models.hub import look_up
+from llmlab.models.hub import HubAnswer, look_up
 from llmlab.runs.folder import RUNS, RunFolder, all_runs, find_model
 from llmlab.runs.manifest import PICKLES
 
@@ -142,9 +142,9 @@ def with_newest(config: Config, *, required: bool = True) -> Config:
     )
 
 
-def check_model(name: str, use: str, *, ask: bool = True) -> str:
+def check_model(name: str, use: str, *, ask: bool = True) -> Path | HubAnswer:
     """Returns where a model was found, after a look at all of it that is on this machine: its path, or what
-    the hub says.
+    is known of the hub id.
 
     Args:
         name: as a person gives it.
@@ -163,11 +163,11 @@ def check_model(name: str, use: str, *, ask: bool = True) -> str:
     where = Path(find_model(name, tokenizer=use == "tokenizer"))
     if where.exists():
         refuse_misfit(where, use)
-        return str(where)
-    said, folder = look_up(name, "model", ask=ask)
+        return where
+    answer, folder = look_up(name, "model", ask=ask)
     if folder:
         refuse_misfit(folder, use)
-    return said
+    return answer
 
 
 def misfit(where: Path, use: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
@@ -12,43 +13,52 @@ from llmlab.config.training import TrainingConfig
 from llmlab.data.catalogue import entry, real_id
 from llmlab.data.sources import local_files
 from llmlab.errors import LabError
-from llmlab.models.hub import look_up
+from llmlab.models.hub import HubAnswer, look_up
 from llmlab.models.resolve import check_model
 from llmlab.runs.folder import find_model
 
 
-def check_inputs(config: KindConfig) -> list[str]:
+@dataclass(frozen=True)
+class Unchecked:
+    """What only the hub can have and could not be looked up: the option, the name, and why."""
+
+    option: str
+    name: str
+    answer: HubAnswer
+
+
+def check_inputs(config: KindConfig) -> list[Unchecked]:
     """Looks for everything that a run reads: models, tokenizer, datasets. Nothing is downloaded.
 
     Returns:
-        A line for each that only the hub can have and that could not be looked up: "policy_checkpoint: a/b:
-        not checked ...".
+        What could not be looked up.
 
     Raises:
         LabError: with the first that is not there, cannot be read, or does not fit its use.
     """
-    lines = []
+    unchecked: list[Unchecked] = []
 
-    def note(option: str, name: str, found: str) -> None:
-        if found.startswith("not checked"):
-            lines.append(f"{option}: {name}: {found}")
+    def note(option: str, name: str, answer: HubAnswer | None) -> None:
+        if answer is not None and not answer.is_sure:
+            unchecked.append(Unchecked(option, name, answer))
 
     shape = getattr(config, "model", None) if isinstance(config, PretrainConfig) else config
     shape = load_config(shape) if isinstance(shape, str) else shape
     if isinstance(shape, ModelConfig):
         note("tokenizer_name", shape.tokenizer_name, check_tokenizer(shape.tokenizer_name))
     if not isinstance(config, TrainingConfig):
-        return lines
+        return unchecked
     for option, name, use in _models(config):
         found = check_model(name, use)
-        note(option, name, found)
-        if option == config.STARTS_FROM and Path(found).exists():
-            check_tokenizer(found)
+        if isinstance(found, HubAnswer):
+            note(option, name, found)
+        elif option == config.STARTS_FROM:
+            check_tokenizer(str(found))
     for source in [*config.datasets, *config.eval_datasets]:
         if not local_files(source.name, source.split):
             known = entry(source.name, source.subset) is not None
             note("datasets", source.line(), look_up(real_id(source.name), "dataset", known=known)[0])
-    return lines
+    return unchecked
 
 
 def _models(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
@@ -66,8 +76,8 @@ def _models(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
                 yield "reward_model", reward.name, "score"
 
 
-def check_tokenizer(name: str) -> str:
-    """Returns where a tokenizer was found: its folder or file, which loads, or what the hub says.
+def check_tokenizer(name: str) -> HubAnswer | None:
+    """Returns what is known of a tokenizer that only the hub can have; None for one that is here and loads.
 
     Raises:
         LabError: when there is none of this name, or it does not load.
@@ -85,4 +95,4 @@ def check_tokenizer(name: str) -> str:
         return look_up(name, "model")[0]
     logging.set_verbosity_error()
     load_tokenizer(name)
-    return name
+    return None

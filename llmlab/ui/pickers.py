@@ -7,8 +7,9 @@ from typing import TypeVar
 from rich.console import Console
 
 from llmlab.errors import LabError
-from llmlab.models.hub import NOT_CHECKED
+from llmlab.models.hub import HubAnswer
 from llmlab.models.resolve import check_model, runs_for
+from llmlab.ui.inputs import WORDS
 from llmlab.ui.prompts import Answer, Option, Question, ask, plain, select, text
 
 T = TypeVar("T")
@@ -68,8 +69,8 @@ def type_model(use: str, console: Console) -> str:
         except LabError as error:
             console.print(str(error), style="red", markup=False, highlight=False)
             continue
-        if where.startswith(NOT_CHECKED[:11]):
-            console.print(f"{name}: {where}", style="yellow", markup=False, highlight=False)
+        if isinstance(where, HubAnswer) and not where.is_sure:
+            console.print(f"{name}: {WORDS[where]}", style="yellow", markup=False, highlight=False)
         return name
     return ""
 

@@ -19,6 +19,7 @@ from llmlab.training.inputs import check_inputs
 from llmlab.training.registry import STAGES
 from llmlab.ui.cache import reference_plan
 from llmlab.ui.data import Learned, sources_table
+from llmlab.ui.inputs import unchecked_line
 from llmlab.ui.plan import plan_table
 from llmlab.ui.units import size
 
@@ -30,8 +31,8 @@ def show(config: KindConfig, console: Console) -> None:
         LabError: when a source or a model cannot be used.
     """
     console.print(plan_table(make_plan(config)))
-    for line in check_inputs(config):
-        console.print(Text(line, style="yellow"))
+    for unchecked in check_inputs(config):
+        console.print(Text(unchecked_line(unchecked), style="yellow"))
     if not isinstance(config, TrainingConfig):
         return
     console.print(sources_table(config, STAGES[config.kind].shapes))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,7 +108,7 @@ def test_a_model_that_does_not_fit_is_refused_by_what_it_is(lab, tmp_path, use, 
 def test_a_brought_model_is_looked_at_whole(lab, tmp_path):
     model, _ = lab
     folder = model(tmp_path / "brought")
-    assert check_model("brought", "dpo") == "brought"
+    assert check_model("brought", "dpo") == Path("brought")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(LabError, match=r"model\.safetensors is cut off"):
