@@ -70,8 +70,6 @@ PRIVATE = (
     Private(DPO, "_precompute_ref_logps", "they were computed before, in a phase of their own"),
     Private(DPO, "_prepare_dataset", "rows are rendered, tokenised and cached by the lab"),
     Private("trl.RewardTrainer", "_prepare_dataset", "the same"),
-    Private("torch.optim.lr_scheduler.LRScheduler", "_last_lr", "what is logged as the rate", attribute=True),
-    Private(MODEL, "_from_config", "a new model with a chosen attention kernel; transformers' own way"),
     Private("transformers.PreTrainedConfig", "_attn_implementation", "the kernel in use; there is no getter"),
     *(
         Private(MODEL, name, ADDING)

@@ -31,7 +31,8 @@ from llmlab.models.resolve import resolve_model
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.rewards import refuse_untrusted, reward_function
-from llmlab.training.trainers.ppo import PPOTrainer, Reward
+from llmlab.training.rollouts import Reward
+from llmlab.training.trainers.ppo import PPOTrainer
 
 
 def prepare(config: PPOConfig, device: str, precision: str, reporter: Reporter) -> Job:

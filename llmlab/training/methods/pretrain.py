@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
 from llmlab.data.packing import PackedCollator, takes_bounds
@@ -50,7 +50,7 @@ def prepare(config: PretrainConfig, device: str, precision: str, reporter: Repor
                 remedy="take the config it was made with",
             )
     else:
-        model = LabForCausalLM._from_config(lab_config, attn_implementation=kernel)
+        model = AutoModelForCausalLM.from_config(lab_config, attn_implementation=kernel)
     if takes_bounds(model) and packing_leaks(moved(model, device)):
         raise LabError(
             f'`attention_backend` "{config.attention_backend}" lets packed documents see each other',

@@ -276,11 +276,10 @@ class LabTrainerMixin(HeldOutMixin):
                 group.update(values)
         if changed & SCHEDULE:
             self.lr_scheduler.base_lrs = fresh_base
-            step, factors = self.lr_scheduler.last_epoch, self.lr_scheduler.lr_lambdas
-            for group, base, factor in zip(self.optimizer.param_groups, fresh_base, factors, strict=True):
-                group["initial_lr"], group["lr"] = base, base * factor(step)
-            # what is logged
-            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+            for group, base in zip(self.optimizer.param_groups, fresh_base, strict=True):
+                group["initial_lr"] = base
+            self.lr_scheduler.last_epoch -= 1
+            self.lr_scheduler.step()  # to the same place again, with the new rates
 
     # Checkpoints
 
