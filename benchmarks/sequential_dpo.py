@@ -95,8 +95,8 @@ def job(kind: str, given: argparse.Namespace) -> None:
 
     if kind == "ours":
         from llmlab.training.engine import run as engine
-        from llmlab.training.methods import dpo
         from llmlab.training.reference import scorer as reference
+        from llmlab.training.trainers import dpo
 
         clocked(dpo.DPOTrainer)
         dpo.DPOTrainer.save_as = lambda *a, **k: Path(given.folder).mkdir(exist_ok=True)

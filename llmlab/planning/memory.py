@@ -115,7 +115,7 @@ def training_memory(
         * _own_layer(config.d_model, config.kv_heads * config.head_dim, config.d_ff, config.gated)
     )
     head = 4.0 * config.vocab_size * config.d_model  # the head's gradient is made beside the others
-    return _at_the_peak(
+    return StepBytes(
         weights=parameters * 4 + (parameters * 2 if value == 2 else 0),
         gradients=parameters * 4,
         optimizer=parameters * 4 * STATE_VALUES[optimizer],
@@ -127,45 +127,48 @@ def training_memory(
             tokens * 2.5 * config.d_model + tokens * length
         ),  # with the mask that keeps packed documents apart
         logits=4 * min(LOGITS_ALIVE, tokens * config.vocab_size) + head,
-        checkpointing=gradient_checkpointing,
-        accumulates=accumulates,
-    )
+    ).at_the_peak(checkpointing=gradient_checkpointing, accumulates=accumulates)
 
 
-def _at_the_peak(
-    *,
-    weights: float,
-    gradients: float,
-    optimizer: float,
-    layer: float,
-    layers: int,
-    between: float,
-    beside: float,
-    logits: float,
-    checkpointing: bool,
-    accumulates: bool,
-) -> TrainingMemory:
-    """Returns what is alive when most is: at the loss, or in the backward pass of a layer made anew, or at
-    the update.
+@dataclass(frozen=True)
+class StepBytes:
+    """Bytes of a training step by what they are for.
 
-    Args:
-        weights: bytes of all weights.
+    Attributes:
+        weights: all of them.
         gradients: of those that train.
-        optimizer: of its state.
+        optimizer: its state.
         layer: that a layer keeps for its backward pass.
-        layers: how many.
+        layers: how many layers there are.
         between: of the hidden states that one layer hands to the next.
         beside: that is kept once, whatever the layers do.
         logits: that the loss takes.
-        checkpointing: whether layers are made anew.
-        accumulates: whether gradients of earlier micro-batches are there already.
     """
-    kept = beside + (between if checkpointing else layer) * layers
-    again = RECOMPUTED * layer if checkpointing else 0.0
-    parts = (kept, logits) if logits >= again else (kept + again, 0.0)
-    if not accumulates:  # gradients come as activations go
-        gradients = max(0.0, gradients - sum(parts))
-    return TrainingMemory(weights, gradients, optimizer, *parts)
+
+    weights: float
+    gradients: float
+    optimizer: float
+    layer: float
+    layers: int
+    between: float
+    beside: float
+    logits: float
+
+    def at_the_peak(self, *, checkpointing: bool, accumulates: bool) -> TrainingMemory:
+        """Returns what is alive when most is: at the loss, or in the backward pass of a layer made anew, or
+        at the update.
+
+        Args:
+            checkpointing: whether layers are made anew.
+            accumulates: whether gradients of earlier micro-batches are there already.
+        """
+        kept = self.beside + (self.between if checkpointing else self.layer) * self.layers
+        again = RECOMPUTED * self.layer if checkpointing else 0.0
+        parts = (kept, self.logits) if self.logits >= again else (kept + again, 0.0)
+        gradients = self.gradients
+        if not accumulates:  # gradients come as activations go
+            gradients = max(0.0, gradients - sum(parts))
+        return TrainingMemory(self.weights, gradients, self.optimizer, *parts)
 
 
 def _own_layer(width: int, kv_width: int, feed_forward: int, gated: bool) -> float:
@@ -236,7 +239,7 @@ def _of_checkpoint(
     own = shape.kind == "llmlab"
     mask = wide * tokens * length  # rows are packed, or padded; the library's kernel keeps one for each layer
     head = 0 if adapted else 4 * shape.vocabulary * shape.width  # its gradient is made beside the others
-    made = _at_the_peak(
+    made = StepBytes(
         weights=weights,
         gradients=4 * trained,
         optimizer=4 * trained * STATE_VALUES[config.optimizer],
@@ -245,9 +248,7 @@ def _of_checkpoint(
         between=wide * tokens * shape.width,
         beside=wide * tokens * 2.5 * shape.width + (mask if own else 0),
         logits=_tile(config, rows * scored, shape.vocabulary, wide, on_gpu) + head if scored else 0.0,
-        checkpointing=config.gradient_checkpointing,
-        accumulates=config.accumulation_steps > 1,
-    )
+    ).at_the_peak(checkpointing=config.gradient_checkpointing, accumulates=config.accumulation_steps > 1)
     if not isinstance(config, RolloutConfig):
         return made
     answers = config.batch_size * length * 2 * shape.layers * shape.kv_heads * shape.head_dim * wide

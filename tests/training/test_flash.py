@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, modeling_flash_attention
 from llmlab.data.packing import PackedCollator, document_bounds, takes_bounds
 from llmlab.training.optimizers import gauss_newton_diagonal
 from llmlab.training.padding_free import make_padding_free, packing_leaks
-from llmlab.training.reference.scorer import reference_values
+from llmlab.training.reference.scorer import Scoring, reference_values
 from tests.conftest import small_model
 
 
@@ -133,7 +133,7 @@ def test_answers_in_one_row_have_the_values_of_the_plain_kernel(models):
         (list(range(20, 24)), [31], [32, 33]),
         ([7, 8], [41, 42], [43]),
     ]
-    wanted, found = (reference_values(model, items, 0, "fp32", packed=True) for model in models)
+    wanted, found = (reference_values(model, items, Scoring("cpu", "fp32", 0)) for model in models)
     for one, other in zip(wanted, found, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 

@@ -453,8 +453,9 @@ def test_values_are_the_plain_sums_over_answers(llama, kind, packed):
     rng = random.Random(1)
     say = lambda n: [rng.randrange(3, 97) for _ in range(n)]  # noqa: E731
     items = [(say(rng.randint(1, 20)), say(rng.randint(1, 12)), say(rng.randint(1, 12))) for _ in range(9)]
-    sums = reference_values(model, items, 0, "fp32", packed=packed)
-    tokens = reference_values(model, items, 0, "fp32", packed=packed, stores=TOKENS)
+    how = reference.Scoring("cpu", "fp32", 0, packed=packed)
+    sums = reference_values(model, items, how)
+    tokens = reference_values(model, items, how, stores=TOKENS)
     for index in (1, 2):
         plain = answer_log_probs(model, [item[0] for item in items], [item[index] for item in items], 0)
         torch.testing.assert_close(
@@ -559,10 +560,8 @@ def test_a_cache_serves_items_of_any_number_of_answers(tmp_path):
         items,
         keys,
         lambda: model,
+        reference.Scoring("cpu", "fp32", 0),
         SILENT,
-        device="cpu",
-        precision="fp32",
-        pad=0,
     )
     assert filled.computed == 2 and cache.get(keys[0]).shape == (1,)
 

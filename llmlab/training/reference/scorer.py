@@ -20,7 +20,7 @@ import psutil
 import torch
 from datasets import Dataset
 from peft import PeftModel, prepare_model_for_kbit_training
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import DPOConfig
 from llmlab.data.prepare import dpo_data
@@ -82,7 +82,38 @@ class Filled:
         )
 
 
-def description(config: DPOConfig, tokenizer: Any, precision: str, stores: str = SUMS) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Scoring:
+    """How a reference computes.
+
+    Attributes:
+        device: where.
+        precision: of its products.
+        pad: id that fills rows.
+        per_pass: items in one pass; None for as many as fill `TOKENS_AT_ONCE` tokens.
+        packed: whether sequences share rows.
+    """
+
+    device: str
+    precision: str
+    pad: int
+    per_pass: int | None = None
+    packed: bool = True
+
+    @classmethod
+    def of(
+        cls, config: DPOConfig, tokenizer: PreTrainedTokenizerBase, device: str, precision: str
+    ) -> Scoring:
+        """Returns what a config says."""
+        assert isinstance(tokenizer.pad_token_id, int)
+        return cls(
+            device, precision, tokenizer.pad_token_id, config.reference_batch_size, config.padding_free
+        )
+
+
+def description(
+    config: DPOConfig, tokenizer: PreTrainedTokenizerBase, precision: str, stores: str = SUMS
+) -> dict[str, Any]:
     """Returns everything beside the token ids that the values of a reference depend on."""
     name = config.reference_checkpoint or config.policy_checkpoint
     return {
@@ -120,7 +151,7 @@ def with_reference(
     datasets: dict[str, Dataset],
     read: dict[str, Sequence[int]],
     config: DPOConfig,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     device: str,
     precision: str,
     reporter: Reporter,
@@ -151,12 +182,8 @@ def with_reference(
             [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
             [keys[name][index] for name, indices in read.items() for index in indices],
             lambda: load_reference(config, device, precision),
+            Scoring.of(config, tokenizer, device, precision),
             reporter,
-            device=device,
-            precision=precision,
-            pad=tokenizer.pad_token_id,
-            per_pass=config.reference_batch_size,
-            packed=config.padding_free,
         )
     filled.left = len({key for part in keys.values() for key in part if key not in cache})
     made = {}
@@ -187,13 +214,8 @@ def fill(
     items: list[Item],
     keys: list[bytes],
     load: Callable[[], PreTrainedModel],
+    how: Scoring,
     reporter: Reporter,
-    *,
-    device: str,
-    precision: str,
-    pad: int,
-    per_pass: int | None = None,
-    packed: bool = True,
 ) -> Filled:
     """Computes and stores the values of all items that the cache does not hold.
 
@@ -202,12 +224,8 @@ def fill(
         items: prompt and answers as token ids.
         keys: of the items.
         load: loads the reference; called only when something is missing.
+        how: the reference computes.
         reporter: told of progress, faults and notes.
-        device: where the reference computes.
-        precision: of its products.
-        pad: id that fills rows.
-        per_pass: items in one pass; left out, as many as fill `TOKENS_AT_ONCE` tokens.
-        packed: whether sequences share rows.
 
     Raises:
         LabError: when the reference gives values that are no numbers, or the disk is full.
@@ -218,12 +236,12 @@ def fill(
     missing = cache.missing(keys)
     if not len(cache) and (other := nearest_difference(cache.folder.parent, cache.description)):
         reporter.warning(f"reference cache: {other}")
-    before = memory_now(device)
+    before = memory_now(how.device)
     peak = before
     mine = missing[int(_rank()) :: processes()]
     if missing:
         model = load()
-        peak = memory_now(device)
+        peak = memory_now(how.device)
         order = sorted(
             mine, key=lambda index: -sum(map(len, items[index]))
         )  # the longest first: memory fails at once or never
@@ -231,18 +249,13 @@ def fill(
         done_values: list[Any] = []
         sealed = time.perf_counter()
         with reporter.counting("reference", "pairs", len(mine)) as advance:
-            for part in _passes(order, items, per_pass):
+            for part in _passes(order, items, how.per_pass):
                 values = reference_values(
-                    model,
-                    [items[index] for index in part],
-                    pad,
-                    precision,
-                    packed=packed,
-                    stores=cache.description.get("stores", SUMS),
+                    model, [items[index] for index in part], how, stores=cache.description.get("stores", SUMS)
                 )
                 done_keys += [keys[index] for index in part]
                 done_values += values
-                peak = max(peak, memory_now(device))
+                peak = max(peak, memory_now(how.device))
                 advance(len(part))
                 if len(done_keys) >= PART_ITEMS or time.perf_counter() - sealed > PART_SECONDS:
                     _seal(cache, done_keys, done_values)
@@ -264,7 +277,7 @@ def fill(
         computed=len(missing),
         known=len(set(keys)) - len(missing),
         seconds=time.perf_counter() - began,
-        memory=(before, peak, memory_now(device)),
+        memory=(before, peak, memory_now(how.device)),
     )
 
 
@@ -290,11 +303,12 @@ def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
             "holds none of this config's pairs" + (f" ({other})" if other else ""), where=config.cache_dir
         )
     keys = [keys[index * len(keys) // min(count, len(keys))] for index in range(min(count, len(keys)))]
+    how = Scoring.of(config, tokenizer, device, precision)
     model = load_reference(config, device, precision)
     largest = 0.0
     for part in _passes(list(range(len(keys))), [known[key] for key in keys], config.reference_batch_size):
         items = [known[keys[index]] for index in part]
-        values = reference_values(model, items, tokenizer.pad_token_id, precision, packed=config.padding_free)
+        values = reference_values(model, items, how)
         for index, value in zip(part, values, strict=True):
             largest = max(
                 largest,
@@ -307,20 +321,18 @@ def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
 def reference_values(
     model: PreTrainedModel,
     items: Sequence[Item],
-    pad: int,
-    precision: str,
+    how: Scoring,
     *,
-    packed: bool = True,
     stores: str = SUMS,
 ) -> list[Any]:
     """Returns log ref(y|x) of every answer of each item: sums over its tokens, or with `stores: tokens` each
     token's.
 
-    Prompt and padding never count. Sequences share rows of the longest one's width when `packed`.
+    Prompt and padding never count. Sequences share rows of the longest one's width when `how.packed`.
     """
     sequences = [(list(item[0]), list(answer)) for item in items for answer in item[1:]]
     width, device = max(len(prompt) + len(answer) for prompt, answer in sequences), model.device
-    ids = torch.full((len(sequences), width), pad)
+    ids = torch.full((len(sequences), width), how.pad)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
     for row, (prompt, answer) in enumerate(sequences):
         length = len(prompt) + len(answer)
@@ -329,9 +341,9 @@ def reference_values(
         mask[row, :length] = 1
     labels[:, 0] = IGNORED  # the first token of a sequence follows from nothing
     ids, mask, labels = (part.to(device) for part in (ids, mask, labels))
-    kind = torch.bfloat16 if precision == "bf16" else torch.float16
-    with torch.autocast(device.type, dtype=kind, enabled=precision != "fp32"):
-        if packed:
+    kind = torch.bfloat16 if how.precision == "bf16" else torch.float16
+    with torch.autocast(device.type, dtype=kind, enabled=how.precision != "fp32"):
+        if how.packed:
             log_probs = packed_log_probs(model, ids, mask, labels)
         else:
             log_probs = score_labels(model, ids, labels, attention_mask=mask)
