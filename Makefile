@@ -17,7 +17,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml requirements.lock
 quickstart: install
 	$(BIN)/llmlab quickstart --minutes $(MINUTES)
 
-# what can be asked before every commit; the tests that take over 1.5 seconds are left out
+# what can be asked before every commit; the tests that take a second or more are left out
 check: install
 	$(MAKE) --no-print-directory static
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile

@@ -101,6 +101,7 @@ def test_commands_in_the_text_and_their_options_exist():
             raise AssertionError(f"{page}: {code}: there is no command {words[1]!r}")
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_run_one_after_the_other(base_run, tmp_path, monkeypatch):
     """In an empty folder; `run` shows its plan and checks all that it would read, `evaluate` is left out."""
     monkeypatch.chdir(tmp_path)

@@ -26,6 +26,7 @@ def llmlab(*arguments, **environment):
     return done.returncode, done.stdout.decode("ascii"), done.stderr.decode("ascii")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [ASCII, C_LOCALE], ids=["encoding", "locale"])
 def test_a_pipe_of_plain_letters(environment, tmp_path):
     code, out, _ = llmlab("methods", **environment)

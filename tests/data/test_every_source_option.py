@@ -65,6 +65,7 @@ def what_is_learned_from(kind, source, tokenizer):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROWS)
 def test_none_is_ignored(kind, tmp_path):
     assert OPTIONS.keys() == SourceConfig.options().keys() - {"name"}

@@ -99,6 +99,7 @@ def nasty(seed):
     return "".join(draw.choice(kinds)(draw.choice([1, 2, 3, 7, 40, 150])) for _ in range(40))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_pieces_do_not_show_in_the_tokens(reader, seed):
     text = nasty(seed)

@@ -95,6 +95,7 @@ def lengths_like(name, count=10_000):
     return np.exp(np.interp(rng.random(count), [0, 0.5, 0.9, 0.95, 0.99, 1], logs)).astype(int), 8192
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["short", "medium", "long-tailed"])
 def test_at_most_one_percent_is_padding(name):
     lengths, length = lengths_like(name)

@@ -26,6 +26,7 @@ def value(item):
     return [np.float32(sum(part) / 7 + len(part)) for part in item[1:]]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(items=items, data=st.data())
 def test_any_order_subset_and_repetition_finds_its_own_values(tmp_path_factory, items, data):
@@ -161,6 +162,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_clear_leaves_alone_what_another_process_fills(tmp_path):
     def cleared(*arguments):
         return CliRunner().invoke(app, ["cache", "clear", *arguments, "--yes", "--cache-dir", str(tmp_path)])

@@ -95,6 +95,7 @@ def write(path, row, count=16):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_model_of_gemmas_format_stops_behind_its_answer(tmp_path):
     folder, tokenizer = gemma(tmp_path / "model")
     data = write(tmp_path / "hi.jsonl", {"prompt": "Hello", "completion": "Hi!"})

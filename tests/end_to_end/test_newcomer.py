@@ -108,6 +108,7 @@ def test_each_addition_touches_as_many_files_as_the_page_promises():
     assert {title: len(touched(diff)) for title, diff in sections().items() if diff} == FILES
 
 
+@pytest.mark.slow
 def test_what_a_newcomer_adds_works(copy, base_run, tmp_path):
     rows = [{"asked": f"Will it rain on day {i}?", "said": "Aye." if i % 2 else "Nay."} for i in range(24)]
     arguments = [str(base_run.folder), write_rows(tmp_path / "rows.jsonl", rows), str(tmp_path)]

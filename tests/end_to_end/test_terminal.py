@@ -204,6 +204,7 @@ def test_a_signal_in_the_menu_ends_it_quietly(desk):
     term.child.kill(signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_terminal_that_is_closed_in_a_form_keeps_the_draft(desk, number):
     folder, open_terminal = desk

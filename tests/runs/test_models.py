@@ -78,6 +78,7 @@ def test_a_run_that_is_resumed_keeps_the_model_it_began_with(lab, tmp_path):
     assert with_newest(DPOConfig(name="other")).policy_checkpoint == "checkpoints/newer"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_no_pointer_and_an_old_one_is_still_a_name(base_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = run(base_config("checkpoints/first", max_steps=2, warmup_steps=0, sample_tokens=0))

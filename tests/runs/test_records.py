@@ -87,6 +87,7 @@ def test_a_record_that_is_no_file_is_not_opened(folder):
     assert read_record(folder) == ({}, "is a pipe or a device, not a file") and "damaged" in looked_at("runs")
 
 
+@pytest.mark.slow
 def test_entries_that_are_null_or_missing_are_fine(folder):
     for name in GOOD_RECORD:
         for other in (

@@ -88,6 +88,7 @@ def trained(tmp_path, tokenizer):
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 def test_auto_takes_what_the_architecture_supports(trained, family):
     best = "sdpa" if family == "Llama" else "eager"
@@ -112,6 +113,7 @@ def test_a_reward_model_is_held_to_the_same(trained):
         trained("Bloom", RewardConfig, row, attention_backend="sdpa")
 
 
+@pytest.mark.slow
 def test_an_explicit_choice_is_taken(trained):
     assert trained("Llama", attention_backend="eager")[0] == "eager"
 

@@ -40,6 +40,7 @@ def test_a_compiled_run_is_the_plain_one(base_config, tmp_path, compiler):
         torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_one_message(base_config, tmp_path, monkeypatch):
     import torch._inductor.config as inductor
 

@@ -190,6 +190,7 @@ def test_a_damaged_checkpoint_is_one_message_and_offers_the_one_before(base_run,
     assert "code" not in message or "pickle" in message, "of garbage nobody knows that it would run code"
 
 
+@pytest.mark.slow
 def test_code_in_a_file_of_torch_is_told_and_not_run(base_run, checkpoint, tmp_path):
     (checkpoint / "optimizer.pt").write_bytes(hostile(tmp_path / "ran"))
     assert "holds code (posix.system) that would run when it is read; nothing of it was run" in refusal(
@@ -198,6 +199,7 @@ def test_code_in_a_file_of_torch_is_told_and_not_run(base_run, checkpoint, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_the_older_checkpoint_that_is_offered_is_taken(base_run, checkpoint):
     (checkpoint / "optimizer.pt").write_bytes(GARBAGE)
     refusal(base_run, checkpoint)

@@ -280,6 +280,7 @@ def test_a_quantised_backbone(config):
     assert result.model and "eval_reward_accuracy" in result.metrics
 
 
+@pytest.mark.slow
 def test_what_is_no_backbone_is_refused(config, tmp_path):
     made = CohereConfig(
         vocab_size=64,

@@ -163,6 +163,7 @@ def test_bounds_are_those_of_the_documents():
     assert bounds["cu_seq_lens_q"].tolist() == [0, 2, 5, 6, 10] and bounds["max_length_k"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_hands_the_bounds_to_the_kernel(base_config, tmp_path, monkeypatch):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

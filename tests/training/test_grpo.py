@@ -85,6 +85,7 @@ def test_with_adapters_one_model_is_policy_and_reference(policy, tmp_path, adapt
     )
 
 
+@pytest.mark.slow
 def test_groups_are_never_mixed_across_prompts(policy, tmp_path, monkeypatch):
     seen = []
     real = GRPOTrainer._generate_and_score_completions
@@ -106,6 +107,7 @@ def test_groups_are_never_mixed_across_prompts(policy, tmp_path, monkeypatch):
     assert len({prompt for _, prompts in seen for prompt in prompts}) > 4
 
 
+@pytest.mark.slow
 def test_weighted_rewards_and_advantages_by_the_formula(policy, tmp_path, monkeypatch):
     kept = {}
     calculate, score = GRPOTrainer._calculate_rewards, GRPOTrainer._generate_and_score_completions

@@ -180,6 +180,7 @@ destroy_process_group()
         assert list(RunFolder(tmp_path / f"{kind}-two").record["validation_rows"].values()) == [HELD_OUT]
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_all_tokens_of_the_rows(configs, base_run, tmp_path):
     """Summed up token by token, one row at a time, outside of the trainer."""
     config = configs("pretrain", 8, tmp_path / "run")

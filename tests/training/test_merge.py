@@ -57,6 +57,7 @@ def test_merged_logits_are_the_adapters(policy, tmp_path, adapter):
     )
 
 
+@pytest.mark.slow
 def test_an_adapter_whose_base_has_changed_is_refused(policy, base_run, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(policy, base)

@@ -130,6 +130,7 @@ def test_held_out_loss_is_without_the_balancing_loss_of_a_batch(mixture, kind, a
         assert found[0] == pytest.approx(math.log(2), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixture", ["mixtral"], indirect=True)
 def test_ppo_balances_the_experts_and_answers_whatever_the_config_says_of_router_logits(mixture, tmp_path):
     """With `output_router_logits` in its config, transformers would compute the loss at every token."""

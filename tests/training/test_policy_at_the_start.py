@@ -175,6 +175,7 @@ def preference(kind, policy, folder, **changes):
     return kind(**{**values, **more, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reference, make",
     [("sequential", "full"), ("sequential", "adapter"), ("live", "adapter"), ("live", "nested")],

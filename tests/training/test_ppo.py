@@ -200,6 +200,7 @@ def loss_by_hand(model, head, row):
     return ((policy_loss + 0.7 * value_loss) * mask).sum() / mask.sum()
 
 
+@pytest.mark.slow
 def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(policy, tmp_path, monkeypatch):
     """With gamma and lambda 1 and no KL every token of an answer returns its score;
     old values are of the states before them.
@@ -245,6 +246,7 @@ def test_a_rollout_pays_what_the_rewards_say_less_a_penalty_without_an_end(polic
     assert len(prompts) == len(set(prompts)) == 64  # each is answered once
 
 
+@pytest.mark.slow
 def test_one_update_of_the_trainer_has_loss_and_gradients_of_the_formula(policy, tmp_path, monkeypatch):
     """The loss of answers of two tokens, written down from the definitions on a copy of the model in double
     precision.
@@ -376,6 +378,7 @@ def test_one_update_of_two_tokens_equals_finite_differences():
     assert advantages[0, 0].item() == pytest.approx(-0.005 + 0.4 - 0.2 + 0.95 * 0.595)
 
 
+@pytest.mark.slow
 def test_the_options_of_answers_reach_the_policy_and_weights_the_reward(policy, tmp_path, monkeypatch):
     """None of these values is a default of this package or of transformers."""
     seen, generate = [], GenerationMixin.generate

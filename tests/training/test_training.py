@@ -54,6 +54,7 @@ def test_a_replayed_config_gives_the_same_losses(base_run, base_config, tmp_path
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_resume_continues_as_if_never_stopped(base_run, base_config, tmp_path):
     import shutil
 
@@ -89,6 +90,7 @@ def test_a_run_killed_behind_its_last_step_does_no_other_step(base_run, base_con
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_not_overwritten(base_run, base_config):
     result = run(base_config(base_run.folder, max_steps=2, warmup_steps=0))
     assert result.folder.name == "base-2" and RunFolder(base_run.folder).record["step"] == 30
@@ -110,6 +112,7 @@ def test_vocabulary_smaller_than_the_tokenizers(base_config, shape, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, rate", [("adamw", 3e-3), ("adafactor", 3e-2), ("lion", 1e-3), ("sophia", 3e-3), ("muon", 3e-3)]
 )
@@ -210,6 +213,7 @@ def dpo_config(sft_run, folder, **changes):
     return DPOConfig(**{**values, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["sequential", "live"])
 def test_dpo_learns_the_preference(sft_run, tmp_path, reference):
     result = run(dpo_config(sft_run, tmp_path, reference=reference))
@@ -217,6 +221,7 @@ def test_dpo_learns_the_preference(sft_run, tmp_path, reference):
     assert result.metrics["eval_rewards/accuracies"] > 0.9
 
 
+@pytest.mark.slow
 def test_dpo_loss_is_the_formulas(sft_run, tmp_path):
     result = run(dpo_config(sft_run, tmp_path, beta=0.3))
     policy, tokenizer = load_model(str(result.folder / "final"))

@@ -69,6 +69,7 @@ def test_a_bad_row_costs_one_update_and_is_named(base_run, tmp_path, monkeypatch
     assert result.model
 
 
+@pytest.mark.slow
 def test_a_run_that_stays_broken_stops_at_the_last_good_checkpoint(base_run, tmp_path, monkeypatch):
     break_rows(monkeypatch, load_tokenizer(str(base_run.model)), "Who is", times=10_000, after=5)
     with pytest.raises(
@@ -83,12 +84,14 @@ def test_a_run_that_stays_broken_stops_at_the_last_good_checkpoint(base_run, tmp
     assert all(torch.isfinite(p).all() for p in weights.parameters()) and folder.record["status"] == "stopped"
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_never_sealed(base_run, tmp_path):
     with pytest.raises(LabError, match="the weights are not finite; checkpoint-1 was not saved"):
         run(config(base_run, tmp_path, learning_rate=1e38, save_every=1))
     assert RunFolder(tmp_path / "run").latest_valid_checkpoint()[0] is None
 
 
+@pytest.mark.slow
 def test_after_too_many_skips_the_error_names_step_and_rows(base_run, tmp_path, monkeypatch):
     break_rows(monkeypatch, load_tokenizer(str(base_run.model)), "Who is", times=1000)
     with pytest.raises(

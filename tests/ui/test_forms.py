@@ -36,6 +36,7 @@ def answer(config, keys):
     return made, console.export_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [preset("tiny"), *(cls() for cls in KINDS.values())], ids=lambda c: c.kind)
 def test_enter_keeps_everything(config):
     made, shown = answer(config, ENTER * 60)
@@ -54,6 +55,7 @@ def test_a_combination_that_cannot_be_is_asked_again():
     assert "use 128 or 136" in shown and made.d_model == 136
 
 
+@pytest.mark.slow
 def test_fields_that_do_not_apply_are_not_asked():
     _, shown = answer(preset("llama-7b"), ENTER * 60)
     assert "Attention type" in shown and "Key/value heads" not in shown
@@ -77,6 +79,7 @@ def test_ctrl_c_leaves():
     assert made is None and not drafts.kept(type(preset("tiny")))
 
 
+@pytest.mark.slow
 def test_back_keeps_the_answers():
     keys = ENTER * 2 + CLEAR + "192" + ENTER + BACK + BACK + CLEAR + "4096" + ENTER * 60
     made, _ = answer(preset("tiny"), keys)
@@ -85,6 +88,7 @@ def test_back_keeps_the_answers():
     assert made == preset("tiny")
 
 
+@pytest.mark.slow
 def test_what_was_answered_is_kept_as_a_draft():
     typed = ENTER * 2 + CLEAR + "192" + ENTER
     made, shown = answer(preset("tiny"), typed + CTRL_C + ENTER)
@@ -106,6 +110,7 @@ def test_a_damaged_draft_harms_nothing():
         assert found == ({"n_layers": 3} if "n_layers" in content else {})
 
 
+@pytest.mark.slow
 def test_a_question_mark_in_a_list_loses_no_line():
     made, shown = answer(SFTConfig(), ENTER + CLEAR + "b.jsonl" + ENTER + "?" + "c.jsonl" + ENTER * 60)
     assert [source.line() for source in made.datasets] == ["b.jsonl", "c.jsonl"] and "Default" in shown
@@ -124,6 +129,7 @@ def test_base_training_takes_the_file_of_a_model_config(tmp_path):
     assert "not a checkpoint" not in shown
 
 
+@pytest.mark.slow
 def test_lists_are_asked_line_by_line(tmp_path):
     data = tmp_path / "rows.jsonl"
     keys = (

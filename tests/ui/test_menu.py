@@ -142,6 +142,7 @@ def test_a_model_that_is_typed_is_checked_at_once(desk, brought):
     assert made == "some/model" and "not checked (offline)" in shown
 
 
+@pytest.mark.slow
 def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
     _, press, _ = desk
     for name in ("configure_model", "train", "test_model", "saved", "look_at_data", "compare_methods"):
