@@ -31,7 +31,7 @@ LENGTH = 512
 def corpus(megabytes: int, folder: Path) -> Path:
     """Writes Moby-Dick again and again, each copy's words changed a little, as JSONL of about this size."""
     from llmlab.config import SourceConfig
-    from llmlab.data.prepare import document_texts
+    from llmlab.data.packed_text import document_texts
 
     texts = list(document_texts(SourceConfig(name="llmlab:moby-dick")))
     target = folder / f"{megabytes}mb.jsonl"
@@ -49,7 +49,7 @@ def corpus(megabytes: int, folder: Path) -> Path:
 def tokenise(file: str) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from llmlab.config import PretrainConfig, SourceConfig
-    from llmlab.data.prepare import document_texts, pretrain_data
+    from llmlab.data.packed_text import document_texts, pretrain_data
     from llmlab.data.tokenizer import train_tokenizer
     from llmlab.libraries import quiet_libraries
 

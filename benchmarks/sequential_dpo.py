@@ -31,7 +31,7 @@ def pairs(path: Path, count: int) -> None:
     median 25 words).
     """
     from llmlab.config import SourceConfig
-    from llmlab.data.prepare import document_texts
+    from llmlab.data.packed_text import document_texts
 
     words = " ".join(document_texts(SourceConfig(name="llmlab:moby-dick", max_rows=30))).split()
     rng = random.Random(0)
@@ -52,7 +52,7 @@ def job(kind: str, given: argparse.Namespace) -> None:
     import torch
 
     from llmlab.config import DPOConfig
-    from llmlab.data.prepare import dpo_data
+    from llmlab.data.pairs import dpo_data
     from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
     from llmlab.libraries import quiet_libraries
     from llmlab.models.policy import load_policy

@@ -130,7 +130,7 @@ def quickstart(
 
 
 def _base(folder: Path, scale: Scale, report: Report, console: Console) -> str:
-    from llmlab.data.prepare import document_texts
+    from llmlab.data.packed_text import document_texts
     from llmlab.data.tokenizer import save_tokenizer, train_tokenizer
 
     console.rule("1 of 4: tokenizer and base training on Moby-Dick")

@@ -76,7 +76,7 @@ def compiler():
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory, own_cache):
-    from llmlab.data.prepare import document_texts
+    from llmlab.data.packed_text import document_texts
     from llmlab.data.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")

@@ -15,7 +15,7 @@ from llmlab.config.base import option_info
 from llmlab.config.chat import ChatSettings
 from llmlab.config.loader import KINDS, kind_class
 from llmlab.config.sources import SourceConfig
-from llmlab.data.prepare import document_texts
+from llmlab.data.packed_text import document_texts
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

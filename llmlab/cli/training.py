@@ -89,7 +89,7 @@ def tokenizer(
     """Train a byte-level BPE tokenizer on your text."""
     from llmlab.config import SourceConfig
     from llmlab.config.base import validate
-    from llmlab.data.prepare import document_texts
+    from llmlab.data.packed_text import document_texts
     from llmlab.data.tokenizer import save_tokenizer, train_tokenizer
 
     parsed = [validate(SourceConfig, source) for source in sources]

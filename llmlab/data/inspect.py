@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmlab.config import SourceConfig
-from llmlab.data.canonical import RowCounter, each_row, open_source
+from llmlab.data.opening import each_row, open_source
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
+from llmlab.data.pipeline import SourceRows
 from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair
 from llmlab.data.schemas import SHAPES, InvalidRow, Row, to_messages
 from llmlab.errors import LabError
@@ -103,34 +104,22 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
         LabError: when it cannot be read or its columns fit no shape.
     """
     opened = open_source(source, SHAPES)
-    counter, rows, content, labels = RowCounter(), [], Counter(), Counter()
-    first: dict[str, int] = {}
-    number = -1
+    source_rows = SourceRows(opened, compare=True)
+    rows: list[Row] = []
     for number, raw in enumerate(islice(each_row(opened.rows), limit)):
-        row = opened.read(number, raw, counter)
-        if row is None:
-            continue
-        rows.append(row)
-        key = repr(row)
-        content[key] += 1
-        if content[key] == 2:
-            first.setdefault("again", number)
-        if "choices" in row:
-            labels[row["completion"]] += 1
-    notes = counter.notes(source)
-    if again := sum(count - 1 for count in content.values()):
-        doubles = RowCounter()
-        doubles.add("the same as an earlier row", first["again"], again)
-        notes += doubles.notes(source, "found" if source.duplicates == "keep" else "left out")
-    complete = number + 1 < limit or (not opened.is_stream and len(opened.rows) == number + 1)
+        if (row := source_rows.take(number, raw)) is not None:
+            rows.append(row)
+    read = source_rows.counter.read
+    labels = Counter(row["completion"] for row in rows if "choices" in row)
+    complete = read < limit or (not opened.is_stream and len(opened.rows) == read)
     found = Inspection(
         source,
-        number + 1,
+        read,
         complete,
         opened.mapping.shape,
         opened.mapping.columns,
         opened.mapping.prompt,
-        notes,
+        source_rows.notes(),
         dict(labels),
         {},
     )
@@ -140,9 +129,9 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
         ]
         try:
             found.lengths = lengths_of(chosen, tokenizer)
-        except InvalidRow as fault:
+        except InvalidRow as invalid:
             raise LabError(
-                fault.reason, where=source.name, remedy="another `--tokenizer` may have a template for it"
+                invalid.reason, where=source.name, remedy="another `--tokenizer` may have a template for it"
             ) from None
         found.percentiles = {
             part: [int(value) for value in np.percentile(values, PERCENTILES, method="higher")]

@@ -16,6 +16,8 @@ from llmlab.data.rendering import IGNORED
 if TYPE_CHECKING:
     import pyarrow as pa
 
+POSITION = "stream_position"  # of a streamed row and of a batch: the place behind it, which no model reads
+
 
 def documents_table(columns: dict[str, list[np.ndarray]]) -> pa.Table:
     """Returns documents, one array of tokens each, as a table of int32 list columns."""
@@ -45,6 +47,9 @@ def pack(table: pa.Table, length: int, how: str) -> pa.Table:
     values = {name: _flat(table.column(name)) for name in names}
     sizes = np.diff(_offsets(table.column(names[0])))
     sizes = sizes[sizes > 0]
+    if not len(sizes):
+        nothing = _lists(np.empty(0, np.int32), np.empty(0, np.int64))
+        return pa.table(dict.fromkeys((*names, "seq_lengths"), nothing))
     if how == "end_to_end":
         total = int(sizes.sum())
         cuts = np.union1d(np.cumsum(sizes), np.append(np.arange(length, total, length), total)).astype(
@@ -96,7 +101,7 @@ class PackedCollator:
 
     Rows come with `seq_lengths` of their documents, or as one document each. Shorter rows are filled with
     padding that is a document of its own. The first token of a document is never a label: it would be
-    predicted from another document.
+    predicted from another document. Of a stream, the place behind the last row goes with the batch.
     """
 
     def __init__(self, pad_token_id: int, *, bounds: bool = False):
@@ -125,6 +130,7 @@ class PackedCollator:
             "labels": torch.from_numpy(labels),
             "position_ids": position_ids,
             **(document_bounds(position_ids) if self.bounds else {}),
+            **({POSITION: rows[-1][POSITION]} if POSITION in rows[-1] else {}),
         }
 
 

@@ -15,8 +15,8 @@ from transformers.utils import logging
 
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig, load_config
 from llmlab.config.training import TrainingConfig
-from llmlab.data.canonical import RowCounter, open_source
 from llmlab.data.inspect import sample_pieces
+from llmlab.data.pipeline import SourceRows
 from llmlab.data.schemas import InvalidRow
 from llmlab.data.sources import local_files
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
@@ -92,7 +92,7 @@ def first_row(config: TrainingConfig, shapes: tuple[str, ...]) -> RowPreview | N
     try:
         tokenizer = load_tokenizer(name)
         ends = ensure_chat_template(tokenizer)
-        row = next((row for _, row in open_source(source, shapes).canonical(RowCounter())), None)
+        row = next((row for _, row in SourceRows.of(source, shapes)), None)
         preview = RowPreview(sample_pieces(row, tokenizer) if row else [])
     except (LabError, InvalidRow, OSError):  # told by the table of the sources
         return None
@@ -108,7 +108,7 @@ def _hashes(source: SourceConfig, shapes: tuple[str, ...]) -> Iterator[bytes]:
     if not local_files(source.name, source.split):
         return
     try:
-        for _, row in islice(open_source(source, shapes).canonical(RowCounter()), COMPARED):
+        for _, row in islice(SourceRows.of(source, shapes), COMPARED):
             text = json.dumps(row, sort_keys=True, default=str)
             yield hashlib.blake2b(text.encode(), digest_size=16).digest()
     except (LabError, OSError):  # told by the table of the sources

@@ -1,26 +1,27 @@
 """Text as an endless or a single stream of packed rows: sources are mixed, tokenised and packed in windows.
 
-Stored and streamed corpora go through the same steps; memory is bounded by the window. The state of a stream
-is its place in every source at the start of the window and the number of rows given since: a few hundred
-bytes.
+Stored and streamed corpora go through the same steps; memory is bounded by the window. Every row comes with
+the place behind it (`stream_position`): a few hundred bytes that are part of a checkpoint.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from llmlab.data.canonical import OpenSource, RowCounter
-from llmlab.data.mixture import is_held_out, sources_at
-from llmlab.data.packing import documents_table, pack, table_rows
+from llmlab.data.mixture import sources_at
+from llmlab.data.packing import POSITION, documents_table, pack, table_rows
+from llmlab.data.pipeline import SourceRows
+from llmlab.data.schemas import InvalidRow, Row
 from llmlab.data.sources import GOES_ON, damaged
+from llmlab.data.stream_position import LanePositions, SourcePosition, StreamPosition, WindowPosition
 from llmlab.data.text import encode_texts
 from llmlab.errors import LabError
 
@@ -31,85 +32,106 @@ if TYPE_CHECKING:
 CHUNK = 1024  # positions of the mixture drawn at once
 HEAD = 5000  # rows of a stream that are looked through for held-out ones
 BATCH = 100  # rows read at once; a resumed stream reads at most so many again
-SNAPSHOTS = 64  # states kept of a stream, the newest ones
-Window = list[Any]
 
 
-def _repeated(opened: OpenSource) -> frozenset[int]:
-    """Returns the numbers of the rows that repeat an earlier one: known before reading, so that a resumed run
-    leaves them out as well.
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What is tokenised: a text, or a canonical row of another shape.
+
+    Attributes:
+        row: canonical.
+        number: of the row in its source.
+        source: where it comes from.
+        counted: whether it is taken from there for the first time.
+        goes_on: whether the next row of a text file is the same document: no end of text follows then.
     """
-    seen: set[bytes] = set()
-    again = []
-    for number, row in opened.canonical(RowCounter()):
-        content = hashlib.sha256(repr(row).encode()).digest()[:16]
-        if content in seen:
-            again.append(number)
-        seen.add(content)
-    return frozenset(again)
+
+    row: Row
+    number: int
+    source: SourceRows
+    counted: bool = True
+    goes_on: bool = False
+
+    def drop(self, invalid: InvalidRow) -> None:
+        """Leaves it out: it cannot be tokenised.
+
+        Raises:
+            LabError: when it is malformed and its source's `bad_rows` says to stop there.
+        """
+        self.source.drop(self.number, invalid, count=self.counted)
+
+    @property
+    def characters(self) -> int:
+        """Its size."""
+        if "text" in self.row:
+            return len(self.row["text"])
+        turns = self.row.get("messages") or self.row["prompt"]
+        return sum(len(turn["content"]) for turn in turns) + len(self.row.get("completion", ""))
 
 
-class Unfinished(str):
-    """A piece of a text file whose document goes on in the next row: no end of text follows it."""
+Window = list[Document]
 
 
 class Reader:
     """The documents of one source in order, from any place on;
     `passes` counts how often it ran out and began again.
+
+    Args:
+        source: its rows.
+        head_only: whether it ends after `HEAD` rows.
     """
 
-    def __init__(self, opened: OpenSource, fraction: float, *, held_out: bool):
-        self.opened, self.fraction, self.held_out = opened, fraction, held_out
-        stored = not opened.is_stream
-        self.rows = opened.rows.to_iterable_dataset() if stored else opened.rows
-        self.head_only = opened.config.streaming and held_out  # nobody reads a whole stream for validation
-        self.counter = RowCounter()
+    def __init__(self, source: SourceRows, *, head_only: bool = False):
+        opened = source.opened
+        self.source, self.head_only = source, head_only
+        self.rows: Any = opened.rows if opened.is_stream else opened.rows.to_iterable_dataset()
         self.passes = 0
-        self._again = _repeated(opened) if opened.config.duplicates == "drop" else frozenset()
         self._begin()
 
     def _begin(self) -> None:
         self._number = 0  # rows read in this pass
         self._mark: dict[str, Any] = {"number": 0, "library": None}
-        self._given = 0  # documents given of the last row
-        self._pending: deque[Any] = deque()
-        self._batch: deque[Any] = deque()
-        self._batches: Iterator[dict[str, list]] | None = None
+        self._batch: deque[Row] = deque()
+        self._batches: Iterator[dict[str, list[Any]]] | None = None
 
-    def next(self) -> Any:
-        """Returns the next document: text, or a canonical row of another shape.
+    def restart(self) -> None:
+        """Goes to the beginning; rows are counted no more."""
+        self.passes = 0
+        self.source.stop_counting()
+        self._begin()
+
+    def next(self) -> Document:
+        """Returns the next document.
 
         Raises:
             StopIteration: when the source is exhausted; the next call begins again.
         """
-        while not self._pending:
-            if not self._read():
-                self.passes += 1
-                self._begin()
-                raise StopIteration
-        self._given += 1
-        return self._pending.popleft()
-
-    def state(self) -> dict[str, Any]:
-        """Returns the place as JSON data."""
-        inside = self._given if self._pending else None  # None: between two rows
-        return {"passes": self.passes, "number": self._number, "inside": inside, "mark": self._mark}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes to a place."""
+        while (raw := self._raw()) is not None:
+            number = self._number - 1
+            if (row := self.source.take(number, raw)) is not None:
+                return Document(row, number, self.source, self.source.counting, raw.get(GOES_ON) is True)
+        self.passes += 1
+        self.source.stop_counting()
         self._begin()
-        self.passes, self._mark, self._number = state["passes"], state["mark"], state["mark"]["number"]
-        while self._number < state["number"] and self._read():
-            pass
-        self._given = state["inside"] or 0
-        keep = list(self._pending)[self._given :] if state["inside"] is not None else []
-        self._pending = deque(keep)
+        raise StopIteration
 
-    def _read(self) -> bool:
-        """Makes the next row's documents the pending ones; returns whether there was a row."""
+    def position(self) -> SourcePosition:
+        """Returns the place."""
+        return SourcePosition(self.passes, self._number, self._mark)
+
+    def restore(self, place: SourcePosition) -> None:
+        """Goes to a place; at most a batch of rows is read again."""
+        self._begin()
+        self.passes, self._mark, self._number = place.passes, place.mark, place.mark["number"]
+        while self._number < place.number and self._raw() is not None:
+            pass
+
+    def _raw(self) -> Row | None:
+        """Returns the next row as the source has it; None at its end."""
         if self._batches is None:
             self.rows.load_state_dict(self._mark["library"])
             self._batches = self.rows.iter(batch_size=BATCH)  # unlike iter(), whole in every loader process
+        assert self._batches is not None
         try:
             if not self._batch:
                 self._mark = {
@@ -121,40 +143,47 @@ class Reader:
                     dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
                 )
         except StopIteration:
-            return False
+            return None
         except LabError:
             raise
-        except Exception as error:  # the readers of the library raise many kinds
-            raise damaged(self.opened.config, error) from None
-        row, number = self._batch.popleft(), self._number
-        if self.head_only and number >= HEAD:
-            return False
+        except Exception as error:  # the readers of datasets raise many kinds
+            raise damaged(self.source.opened.config, error) from None
+        if self.head_only and self._number >= HEAD:
+            return None
         self._number += 1
-        self._pending = deque(self._documents(number, row))
-        self._given = 0
-        return True
-
-    def _documents(self, number: int, row: Any) -> list[Any]:
-        if self.fraction:
-            held = is_held_out(np.array([number]), self.fraction)[0]
-            if bool(held) != self.held_out:
-                return []
-        if number in self._again:
-            self.counter.add("the same as an earlier row", number)
-            return []
-        made = self.opened.read(number, row, self.counter)
-        if made is None:
-            return []
-        if "text" not in made:
-            return [made]
-        return [Unfinished(made["text"]) if row.get(GOES_ON) is True else made["text"]]
+        return self._batch.popleft()
 
 
-class PackedStream(IterableDataset):
-    """Packed rows of a mixture of sources.
+@dataclass
+class _IdlePasses:
+    """Passes over an endless stream that gave no row although windows were packed.
+
+    Attributes:
+        limit: how many in a row mean that none will come: after one for each lane, every lane has seen all
+            windows, or sees the same ones forever.
+        windows: packed in this pass.
+        rows: given before this pass.
+        passes: without a row.
+    """
+
+    limit: int
+    windows: int = 0
+    rows: int = -1
+    passes: int = 0
+
+    def too_many(self, rows: int) -> bool:
+        """Returns whether to give up, at the beginning of a pass."""
+        if self.windows:
+            self.passes = self.passes + 1 if rows == self.rows else 0
+        self.windows, self.rows = 0, rows
+        return self.passes >= self.limit
+
+
+class PackedStream(IterableDataset[dict[str, Any]]):
+    """Packed rows of a mixture of sources, each with the place behind it.
 
     Args:
-        readers: makes the readers of the sources, fresh ones at each call.
+        readers: makes the readers of the sources.
         shares: of each source, adding up to 1.
         encode: from documents to a table of token lists.
         length: tokens of a row.
@@ -180,99 +209,131 @@ class PackedStream(IterableDataset):
         self.make_readers, self.shares, self.encode, self.length = readers, shares, encode, length
         self.packing, self.seed, self.stop, self.endless = packing, seed, stop, endless
         self.window = min(max(2_000_000, 1024 * length), 32_000_000)  # characters
-        self.snapshot_every = 0  # rows; 0 takes no snapshots
-        self.snapshots: deque[dict[str, Any]] = deque(maxlen=SNAPSHOTS)
-        self.start: dict[str, Any] | None = None
-        self.counters: list[RowCounter] = []
-        self.left_out: Counter[str] = Counter()  # rows that gave no tokens, by reason
+        self.readers: list[Reader] = []  # of the newest iteration
+        self._start = LanePositions.at_start(1)
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Yields rows; of several loader processes each takes every n-th window."""
+    def state_dict(self) -> dict[str, Any]:
+        """Returns where the next iteration begins."""
+        return self._start.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Lets the next iteration begin where `LanePositions.state_dict` says."""
+        self._start = LanePositions.from_state_dict(state)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yields rows, the place behind each under `POSITION`; of several loader processes each packs the
+        windows of one lane.
+
+        Raises:
+            LabError: when a pass over an endless stream gave nothing.
+        """
         worker = get_worker_info()
-        share, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        number, lanes = (worker.id, worker.num_workers) if worker else (0, 1)
         if worker:  # a copy of this process without its threads, which the tokenizer would wait for
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        state = self.start or {"rows": 0, "inside": 0, "windows": None}
-        given, skip = state["rows"], state["inside"]
-        for number, (place, documents) in enumerate(self.windows(state["windows"])):
-            if number % of != share:
+        start = self._start.in_lanes(lanes)
+        place = start.lanes[(start.turn + number) % lanes]  # the loader asks its first process first
+        rows, skip = place.rows, place.inside
+        idle = _IdlePasses(limit=lanes)
+        for window, documents in self.windows(place.windows):
+            if window.position == 0 and idle.too_many(rows):
+                break
+            if window.number % lanes != place.lane:
                 continue
-            inside = 0
-            for row in table_rows(pack(self.encode(documents), self.length, self.packing)):
+            idle.windows += 1
+            table = pack(self.encode(documents), self.length, self.packing)
+            for inside, row in enumerate(table_rows(table), 1):
                 if skip:
                     skip -= 1
-                    inside += 1
                     continue
-                if self.snapshot_every and given % self.snapshot_every == 0:
-                    self.snapshots.append({"rows": given, "inside": inside, "windows": place})
-                given += 1
-                inside += 1
-                yield row
+                rows += 1
+                yield {**row, POSITION: StreamPosition(rows, inside, window, place.lane)}
+        if self.endless:
+            why = "; ".join(self.notes()) or "its sources are empty"
+            raise LabError(
+                f"the stream holds nothing to train on: {why}",
+                where="datasets",
+                remedy="raise `max_length` or look at the rows: `llmlab data inspect`",
+            )
 
     def notes(self) -> list[str]:
         """Returns what was left out of the stream so far, one line a reason;
         counted in the process that reads it.
         """
-        counts = sum((Counter(counter.counts) for counter in self.counters), start=Counter()) + self.left_out
+        counts = Counter[str]()
+        for reader in self.readers:
+            counts.update(reader.source.counter.left_out)
         return [f"left out {count:,} rows of the stream: {reason}" for reason, count in counts.items()]
 
-    def tables(self) -> Iterator[pa.Table]:
-        """Yields the packed rows of one window after the other; the next window is tokenised beside it."""
-        windows = (documents for _, documents in self.windows(None))
+    def tables(self) -> Iterator[tuple[pa.Table, int]]:
+        """Yields the packed rows of one window after the other and the bytes of its texts; the next window is
+        tokenised beside it.
+        """
+
+        def encode(documents: Window) -> tuple[pa.Table, int]:
+            size = sum(len(document.row.get("text", "").encode()) for document in documents)
+            return self.encode(documents), size
+
         with ThreadPoolExecutor(1) as pool:
             ahead = None
-            for documents in windows:
-                ready, ahead = ahead, pool.submit(self.encode, documents)
+            for _, documents in self.windows(None):
+                ready, ahead = ahead, pool.submit(encode, documents)
                 if ready:
-                    yield pack(ready.result(), self.length, self.packing)
+                    table, size = ready.result()
+                    yield pack(table, self.length, self.packing), size
             if ahead:
-                yield pack(ahead.result(), self.length, self.packing)
+                table, size = ahead.result()
+                yield pack(table, self.length, self.packing), size
 
-    def windows(self, state: dict[str, Any] | None) -> Iterator[tuple[dict[str, Any], Window]]:
-        """Yields (the state before it, documents) of each window, from a state on."""
+    def windows(self, place: WindowPosition | None) -> Iterator[tuple[WindowPosition, Window]]:
+        """Yields (the place before it, documents) of each window, from a place on."""
+        self.readers = self.make_readers()
+        position, done, number = 0, set[int](), 0
+        if place:
+            position, done, number = place.position, set(place.done), place.number
+            for reader, at in zip(self.readers, place.readers, strict=True):
+                reader.restore(at)
         while True:
-            readers = self.make_readers()
-            self.counters = [reader.counter for reader in readers]
-            position, done = (state["position"], set(state["done"])) if state else (0, set())
-            for reader, place in zip(readers, state["readers"] if state else [], strict=bool(state)):
-                reader.restore(place)
-            state, over, first = None, False, position == 0
+            over, first = False, position == 0
             while not over:
-                place = {
-                    "position": position,
-                    "done": sorted(done),
-                    "readers": [reader.state() for reader in readers],
-                }
-                documents, position, over = self._fill(readers, position, done)
+                before = WindowPosition(
+                    position, tuple(sorted(done)), tuple(reader.position() for reader in self.readers), number
+                )
+                documents, position, over = self._fill(position, done)
                 if documents:
-                    yield place, documents
+                    yield before, documents
+                    number += 1
                 elif first:
                     return  # there is nothing at all
                 first = False
             if not self.endless:
                 return
+            position, done = 0, set()
+            for reader in self.readers:
+                reader.restart()
 
-    def _fill(self, readers: list[Reader], position: int, done: set[int]) -> tuple[Window, int, bool]:
+    def _fill(self, position: int, done: set[int]) -> tuple[Window, int, bool]:
         """Returns the documents of a window, the position behind it, and whether the mixture is over."""
-        documents, size = [], 0
+        documents: Window = []
+        size = 0
         wanted = {index for index, share in enumerate(self.shares) if share}
         while True:
             for index in sources_at(position, CHUNK, self.shares, self.seed).tolist():
                 if size >= self.window:
                     return documents, position, False
                 try:
-                    document = readers[index].next()
+                    document = self.readers[index].next()
                 except StopIteration:
                     done.add(index)
                     if self.stop == "first_exhausted" or done >= wanted:
                         return documents, position, True
                     try:
-                        document = readers[index].next()
+                        document = self.readers[index].next()
                     except StopIteration:  # it holds nothing
                         return documents, position, True
                 position += 1
                 documents.append(document)
-                size += len(document) if isinstance(document, str) else _characters(document)
+                size += document.characters
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Window], pa.Table]:
@@ -281,17 +342,12 @@ def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Window], pa.Table]:
     """
     end = tokenizer.eos_token_id
 
-    def encode(texts: Window) -> pa.Table:
-        ids = encode_texts(tokenizer, texts)
+    def encode(documents: Window) -> pa.Table:
+        ids = encode_texts(tokenizer, [document.row["text"] for document in documents])
         closed = [
-            each if isinstance(text, Unfinished) else np.append(each, np.int32(end))
-            for each, text in zip(ids, texts, strict=True)
+            each if document.goes_on else np.append(each, np.int32(end))
+            for each, document in zip(ids, documents, strict=True)
         ]
         return documents_table({"input_ids": closed})
 
     return encode
-
-
-def _characters(row: dict[str, Any]) -> int:
-    turns = row.get("messages") or row["prompt"]
-    return sum(len(turn["content"]) for turn in turns) + len(row.get("completion", ""))

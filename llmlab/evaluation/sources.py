@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
-from llmlab.data.canonical import RowCounter, open_source
 from llmlab.data.packing import PackedCollator, takes_bounds
+from llmlab.data.pipeline import SourceRows
 from llmlab.data.rendering import IGNORED, tokenize_apart, tokenize_conversation
 from llmlab.data.schemas import InvalidRow, Row, to_messages
 from llmlab.data.text import encode_texts
@@ -91,14 +90,13 @@ def measure(
         LabError: when the source cannot be read, no row is left, `by` "generate" has no right answers to
             compare with, or a length is given for rows that are not read in that way.
     """
-    opened = open_source(source, MEASURES, piece=WHOLE)
-    counter = RowCounter()
-    rows = [row for _, row in islice(opened.canonical(counter), source.max_rows)]
+    source_rows = SourceRows.of(source, MEASURES, piece=WHOLE)
+    rows = source_rows.first(source.max_rows)
     if not rows:
         raise LabError(
-            "has no row that can be measured", where=source.name, remedy="; ".join(counter.notes(source))
+            "has no row that can be measured", where=source.name, remedy="; ".join(source_rows.notes())
         )
-    found = Measured(source.short(), len(rows), {}, notes=counter.notes(source))
+    found = Measured(source.short(), len(rows), {}, notes=source_rows.notes())
     if kind := _read_whole(rows, by):
         refuse_lengths(max_length, stride, kind, source.name)
     elif "text" not in rows[0]:

@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
-from llmlab.data.canonical import RowCounter, open_source
-from llmlab.data.prepare import prompt_shapes
+from llmlab.data.pipeline import SourceRows
+from llmlab.data.prompts import prompt_of, prompt_shapes
 from llmlab.data.schemas import Row
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
@@ -44,7 +43,7 @@ class Speaker:
 
     def answers(self, rows: list[Row], batch_size: int, max_new_tokens: int) -> list[str]:
         """Returns the greedy answer to each row's prompt."""
-        asked = [("", row.get("prompt") or row["messages"][:-1], "") for row in rows]
+        asked = [("", prompt_of(row), "") for row in rows]
         with _alone(self.model) if self.plain else nullcontext():
             made = answer(
                 self.model, self.tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens
@@ -93,11 +92,11 @@ def judged(
     Raises:
         LabError: when the source has no prompts.
     """
-    opened, counter = open_source(source, prompt_shapes(source)), RowCounter()
-    rows = [row for _, row in islice(opened.canonical(counter), source.max_rows)]
+    source_rows = SourceRows.of(source, prompt_shapes(source))
+    rows = source_rows.first(source.max_rows)
     if not rows:
-        raise LabError("has no prompts to answer", where=source.name, remedy="; ".join(counter.notes(source)))
-    prompts = [row.get("prompt") or row["messages"][:-1] for row in rows]
+        raise LabError("has no prompts to answer", where=source.name, remedy="; ".join(source_rows.notes()))
+    prompts = [prompt_of(row) for row in rows]
     right = [row.get("answer") or row.get("completion") or row.get("chosen") or "" for row in rows]
     values = [
         reward(prompts, speaker.answers(rows, batch_size, max_new_tokens), right) for speaker in speakers
@@ -107,4 +106,4 @@ def judged(
         figures["reward_of_the_other"] = sum(values[1]) / len(rows)
         figures["win_rate"] = sum(one > other for one, other in zip(*values, strict=True)) / len(rows)
         figures["ties"] = sum(one == other for one, other in zip(*values, strict=True)) / len(rows)
-    return Measured(source.short(), len(rows), figures, notes=counter.notes(source))
+    return Measured(source.short(), len(rows), figures, notes=source_rows.notes())

@@ -157,7 +157,8 @@ def _pairs(config: DPOConfig) -> tuple[int, float]:
     """Returns the number of local pairs and the tokens of one, prompt twice,
     estimated from its characters.
     """
-    from llmlab.data.canonical import RowCounter, open_source
+    from llmlab.data.opening import open_source
+    from llmlab.data.pipeline import SourceRows
     from llmlab.data.sources import local_files
 
     count, characters, looked = 0, 0.0, 0
@@ -166,7 +167,7 @@ def _pairs(config: DPOConfig) -> tuple[int, float]:
             continue
         opened = open_source(source, ("preference",))
         count += len(opened.rows)
-        for _, row in islice(opened.canonical(RowCounter()), LOOKED_AT):
+        for _, row in islice(SourceRows(opened), LOOKED_AT):
             prompt = sum(len(turn["content"]) for turn in row["prompt"])
             characters += 2 * prompt + len(row["chosen"]) + len(row["rejected"])
             looked += 1

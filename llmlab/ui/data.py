@@ -193,7 +193,7 @@ def sources_table(config: TrainingConfig, shapes: tuple[str, ...]) -> Table:
     Raises:
         LabError: when a source on this machine cannot be used. One that the hub has to give is not looked at.
     """
-    from llmlab.data.canonical import open_source
+    from llmlab.data.opening import open_source
     from llmlab.data.sources import local_files
 
     table = Table("data", "share", "rows", "read as", title_justify="left")

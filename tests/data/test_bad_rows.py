@@ -9,8 +9,9 @@ import zstandard
 from datasets import Dataset
 
 from llmlab.config import DPOConfig, SFTConfig, SourceConfig
+from llmlab.data.conversations import sft_data
 from llmlab.data.inspect import inspect
-from llmlab.data.prepare import dpo_data, sft_data
+from llmlab.data.pairs import dpo_data
 from llmlab.data.sources import load_rows
 from llmlab.data.tokenizer import _cut_words, load_tokenizer, train_tokenizer
 from llmlab.errors import LabError

@@ -14,7 +14,8 @@ import pytest
 
 from llmlab.config import PretrainConfig, SFTConfig
 from llmlab.data.cache import cached, read_rows, write_tables
-from llmlab.data.prepare import pretrain_data, sft_data
+from llmlab.data.conversations import sft_data
+from llmlab.data.packed_text import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer
 from tests.waiting import PATIENCE
 

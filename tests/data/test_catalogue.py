@@ -6,10 +6,11 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from llmlab.config import SourceConfig
-from llmlab.data.canonical import RowCounter, open_source
 from llmlab.data.catalogue import CATALOGUE, entry, entry_like, real_id
+from llmlab.data.opening import open_source
+from llmlab.data.packed_text import document_texts
 from llmlab.data.parsers import conversations_of_tree
-from llmlab.data.prepare import document_texts
+from llmlab.data.pipeline import SourceRows
 from llmlab.errors import LabError
 
 S, N, F = Value("string"), Value("int64"), Value("float64")
@@ -398,7 +399,7 @@ def read(tmp_path, key, features, row, needed):
     Dataset.from_list([row], features=Features(features)).to_parquet(path)
     name, _, subset = key.partition("|")
     source = SourceConfig(name=str(path), like=f"{name}/{subset}" if subset else name)
-    return next(made for _, made in open_source(source, needed).canonical(RowCounter()))
+    return next(made for _, made in SourceRows.of(source, needed))
 
 
 @pytest.mark.parametrize("key", REAL)
@@ -466,7 +467,7 @@ def test_message_trees_become_every_conversation_that_ends_with_an_answer(tmp_pa
     path = tmp_path / "tree.parquet"
     Dataset.from_list(rows).to_parquet(path)
     opened = open_source(SourceConfig(name=str(path)), ("messages", "prompt_completion"))
-    assert len(list(opened.canonical(RowCounter()))) == 2
+    assert len(list(SourceRows(opened))) == 2
 
 
 def test_names_of_earlier_days_and_subsets():
@@ -487,16 +488,13 @@ def test_what_is_said_by_hand_wins(tmp_path):
         labels=["ham", "spam"],
         prompt="Mail: {body}\nVerdict:",
     )
-    rows = [row for _, row in open_source(by_hand, ("prompt_completion",)).canonical(RowCounter())]
+    rows = [row for _, row in SourceRows.of(by_hand, ("prompt_completion",))]
     assert (
         rows[1]["prompt"][0]["content"] == "Mail: mail 1\nVerdict:"
         and [r["completion"] for r in rows] == ["ham", "spam"] * 2
     )
     mapped = SourceConfig(name=str(path), columns={"prompt": "body", "completion": "text"})
-    assert (
-        next(r for _, r in open_source(mapped, ("prompt_completion",)).canonical(RowCounter()))["completion"]
-        == "x"
-    )
+    assert next(r for _, r in SourceRows.of(mapped, ("prompt_completion",)))["completion"] == "x"
     assert list(document_texts(SourceConfig(name=str(path), columns={"text": "body"}))) == [
         f"mail {i}" for i in range(4)
     ]

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, SourceConfig
+from llmlab.data.conversations import sft_data
 from llmlab.data.mapping import RowMapping
 from llmlab.data.messages import parse_conversation
+from llmlab.data.packed_text import pretrain_data
 from llmlab.data.packing import PackedCollator
-from llmlab.data.prepare import dpo_data, pretrain_data, sft_data
+from llmlab.data.pairs import dpo_data
 from llmlab.data.rendering import assistant_spans, tokenize_conversation
 from llmlab.data.schemas import InvalidRow
 from llmlab.data.sources import load_rows
@@ -160,7 +162,7 @@ def test_base_data_is_cached_whole_and_held_out_apart(tokenizer, monkeypatch, tm
     monkeypatch.setenv("LLMLAB_CACHE", str(tmp_path))
     config = PretrainConfig(datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)], eval_fraction=0.1)
     first = pretrain_data(config, tokenizer, 64)
-    monkeypatch.setattr("llmlab.data.prepare._write_packed", lambda *_: pytest.fail("was built twice"))
+    monkeypatch.setattr("llmlab.data.packed_text.write_tables", lambda *_: pytest.fail("was built twice"))
     again = pretrain_data(config, tokenizer, 64)
     assert first.facts == again.facts and first.eval
     assert np.array_equal(first.train[3]["input_ids"], again.train[3]["input_ids"])
@@ -175,7 +177,7 @@ def test_a_failed_build_leaves_no_cache(tokenizer, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llmlab.data.prepare.write_tables", full)
+    monkeypatch.setattr("llmlab.data.packed_text.write_tables", full)
     config = PretrainConfig(datasets=[SourceConfig(name="llmlab:moby-dick", max_rows=20)])
     with pytest.raises(LabError, match="No space left"):
         pretrain_data(config, tokenizer, 64)

@@ -9,7 +9,10 @@ import pytest
 
 from llmlab.config import SourceConfig
 from llmlab.config.loader import kind_class
-from llmlab.data.prepare import dpo_data, dual_head_data, pretrain_data, prompts_data, sft_data
+from llmlab.data.conversations import sft_data
+from llmlab.data.packed_text import pretrain_data
+from llmlab.data.pairs import dpo_data, dual_head_data
+from llmlab.data.prompts import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 

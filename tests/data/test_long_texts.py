@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from llmlab.config import PretrainConfig, SourceConfig
-from llmlab.data.prepare import document_texts, pretrain_data
+from llmlab.data.packed_text import document_texts, pretrain_data
 from llmlab.data.text import encode_texts
 from llmlab.data.tokenizer import load_tokenizer
 

@@ -7,15 +7,27 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from llmlab.config import PretrainConfig, SFTConfig, SourceConfig
 from llmlab.config.base import validate
 from llmlab.config.sources import mixture_name, short_names
+from llmlab.data.conversations import sft_data
 from llmlab.data.mixture import is_held_out, mixture, sources_at
-from llmlab.data.packing import documents_table, pack, padding_share, row_lengths, table_rows
-from llmlab.data.prepare import pretrain_data, sft_data
+from llmlab.data.packed_text import pretrain_data
+from llmlab.data.packing import (
+    POSITION,
+    PackedCollator,
+    documents_table,
+    pack,
+    padding_share,
+    row_lengths,
+    table_rows,
+)
+from llmlab.data.stream_position import LanePositions
 from llmlab.errors import LabError
 from tests.conftest import write_rows
 
@@ -136,20 +148,63 @@ def rows_of(stream, count):
 def test_a_stream_goes_on_from_any_place(tokenizer, three_sources, packing, stop):
     config = PretrainConfig(datasets=three_sources, eval_fraction=0.1, packing=packing, mixture_stop=stop)
 
-    def fresh():
-        stream = pretrain_data(config, tokenizer, 48).train
-        stream.window = 30_000  # several windows, and several passes over the smallest source
-        stream.snapshot_every = 1
-        return stream
+    stream = several_windows(tokenizer, config)
+    whole = list(itertools.islice(stream, 3000))
+    for number in range(0, 2900, 137):
+        place = LanePositions((whole[number][POSITION],))
+        again = several_windows(tokenizer, config)
+        again.load_state_dict(json.loads(json.dumps(place.state_dict())))
+        encoded = []
+        again.encode = noting(again.encode, encoded)
+        assert rows_of(again, 20) == [row["input_ids"].tolist() for row in whole[number + 1 : number + 21]]
+        assert len(encoded) <= 2, "nothing before the window is tokenised again"
 
-    stream = fresh()
-    stream.snapshots = type(stream.snapshots)()  # without a limit
-    whole = rows_of(stream, 3000)
-    places = list(stream.snapshots)
-    for place in places[::137]:
-        again = fresh()
-        again.start = json.loads(json.dumps(place))
-        assert rows_of(again, 20) == whole[place["rows"] : place["rows"] + 20]
+
+def noting(function, calls):
+    return lambda argument: calls.append(argument) or function(argument)
+
+
+def several_windows(tokenizer, config):
+    stream = pretrain_data(config, tokenizer, 48).train
+    stream.window = 30_000  # and several passes over the smallest source
+    return stream
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of fewer cores
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_a_stream_goes_on_from_any_place_in_each_loader_process(tokenizer, three_sources, workers):
+    config = PretrainConfig(datasets=three_sources, eval_fraction=0.1)
+
+    def batches(stream, count, workers=workers):
+        loader = DataLoader(stream, 8, num_workers=workers, collate_fn=PackedCollator(0))
+        return list(itertools.islice(loader, count))
+
+    whole = batches(several_windows(tokenizer, config), 320)
+    if workers == 1:
+        alone = batches(several_windows(tokenizer, config), 320, workers=0)
+        assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(whole, alone, strict=True))
+    for step in (1, 7, 300):
+        place = LanePositions.at_start(workers).after(batch[POSITION] for batch in whole[:step])
+        again = several_windows(tokenizer, config)
+        again.load_state_dict(json.loads(json.dumps(place.state_dict())))
+        for before, after in zip(whole[step : step + 20], batches(again, 20), strict=True):
+            assert torch.equal(before["input_ids"], after["input_ids"])
+            assert before[POSITION] == after[POSITION]
+    assert place.rows == 300 * 8 and min(lane.windows.number for lane in place.lanes) > 0
+
+
+def test_another_number_of_loader_processes_leaves_no_row_out(tokenizer, tmp_path):
+    name = write_rows(tmp_path / "a.jsonl", [{"text": f"chapter {i} of the whale" * 9} for i in range(900)])
+    config = PretrainConfig(datasets=[{"name": name, "streaming": True}], eval_fraction=0)
+    loader = DataLoader(several_windows(tokenizer, config), 8, num_workers=2, collate_fn=PackedCollator(0))
+    seen = list(itertools.islice(loader, 70))
+    place = LanePositions.at_start(2).after(batch[POSITION] for batch in seen)
+    again = several_windows(tokenizer, config)
+    again.load_state_dict(place.state_dict())
+    texts = [b["input_ids"].flatten().tolist() for b in seen] + rows_of(again, 3000)
+    words = tokenizer.decode([token for text in texts for token in text])
+    assert all(f"chapter {i} of" in words for i in range(0, 900, 10))
 
 
 def test_a_stream_holds_out_what_training_never_sees(tokenizer, three_sources):

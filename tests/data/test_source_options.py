@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from llmlab.config import GRPOConfig, PPOConfig, PretrainConfig, SFTConfig, SourceConfig
-from llmlab.data.prepare import pretrain_data, prompts_data, sft_data
+from llmlab.data.conversations import sft_data
+from llmlab.data.packed_text import pretrain_data
+from llmlab.data.prompts import prompts_data
 from llmlab.data.sources import load_rows
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from llmlab.config import GRPOConfig, SFTConfig
-from llmlab.data.prepare import prompts_data, sft_data
+from llmlab.data.conversations import sft_data
+from llmlab.data.prompts import prompts_data
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 

@@ -29,7 +29,7 @@ import torch
 import llmlab
 from llmlab.config import ModelConfig, load_config, parse_config, preset, SourceConfig, SFTConfig
 from llmlab.config.chat import ChatSettings
-from llmlab.data.canonical import RowCounter, open_source
+from llmlab.data.pipeline import SourceRows
 from llmlab.chat.generation import stream
 from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.models.load import load_model
@@ -48,7 +48,7 @@ mlp = LabForCausalLM(LabConfig.from_model_config(shape)).model.layers[0].mlp
 out["relu2"] = mlp.activation(x).tolist()
 
 source = SourceConfig(name=rows, like="example/weather")
-row = next(iter(open_source(source, ("prompt_completion",)).canonical(RowCounter())))[1]
+row = next(iter(SourceRows.of(source, ("prompt_completion",))))[1]
 out["row"] = [row["prompt"], row["completion"]]
 
 model, tokenizer = load_model(base)

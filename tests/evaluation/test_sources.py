@@ -11,8 +11,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from llmlab.config import SFTConfig, SourceConfig
+from llmlab.data.conversations import sft_data
 from llmlab.data.packing import PackedCollator
-from llmlab.data.prepare import sft_data
 from llmlab.data.schemas import choice, user
 from llmlab.data.sources import load_rows
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer

@@ -23,7 +23,7 @@ from llmlab.config import (
     load_config,
     save_config,
 )
-from llmlab.data.prepare import pretrain_data
+from llmlab.data.packed_text import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 from llmlab.models.load import load_model

@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, MixtralConfig, T5Config, T5ForConditionalGeneration
 
 from llmlab.config import PretrainConfig
-from llmlab.data.prepare import Prepared
+from llmlab.data.pipeline import Prepared
 from llmlab.training.engine.arguments import trainer_arguments
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.job import Job

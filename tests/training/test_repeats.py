@@ -112,5 +112,5 @@ def test_a_stream_resumed_with_other_workers_says_what_that_means(
     stop_after(monkeypatch, 8)
     assert run(first).stopped_by
     stop_after(monkeypatch, 1000)
-    run(first.model_copy(update={"dataloader_workers": 1}), reporter=told)
-    assert "`dataloader_workers` 0 -> 1: a stream comes in another order" in told.text
+    run(first.model_copy(update={"dataloader_workers": 2}), reporter=told)
+    assert "`dataloader_workers` 0 -> 2: a stream goes on in another order" in told.text

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from llmlab.config import RewardConfig
-from llmlab.data.prepare import dpo_data
+from llmlab.data.pairs import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.models.load import load_model, load_scorer

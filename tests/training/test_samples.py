@@ -8,7 +8,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 
 from llmlab.config import SFTConfig
-from llmlab.data.prepare import Prepared
+from llmlab.data.pipeline import Prepared
 from llmlab.models.load import load_model
 from llmlab.runs.folder import RunFolder, read_json
 from llmlab.runs.manifest import MANIFEST

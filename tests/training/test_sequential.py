@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmlab.config import DPOConfig, SFTConfig, load_config, save_config
-from llmlab.data.prepare import dpo_data
+from llmlab.data.pairs import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.models.identity import weights_fingerprint

@@ -36,7 +36,7 @@ def test_base_run_learns_and_leaves_what_the_house_says(base_run):
 
 
 def test_bits_per_byte_is_the_loss_over_the_bytes(base_run, base_config, tokenizer):
-    from llmlab.data.prepare import pretrain_data
+    from llmlab.data.packed_text import pretrain_data
 
     held_out = pretrain_data(base_config(base_run.folder), tokenizer, 64).eval["moby-dick"]
     text = "".join(tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in held_out)
@@ -226,7 +226,7 @@ def test_dpo_loss_is_the_formulas(sft_run, tmp_path):
     result = run(dpo_config(sft_run, tmp_path, beta=0.3))
     policy, tokenizer = load_model(str(result.folder / "final"))
     reference, _ = load_model(str(sft_run.folder))
-    from llmlab.data.prepare import dpo_data
+    from llmlab.data.pairs import dpo_data
 
     rows = dpo_data(dpo_config(sft_run, tmp_path, beta=0.3), tokenizer).eval["pairs"]
     ratios = []

@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from llmlab.data.prepare import Prepared
+from llmlab.data.pipeline import Prepared
 from llmlab.data.rendering import decode_answer, render
 from llmlab.models.typed import LanguageModel
 from llmlab.runs.folder import RunFolder

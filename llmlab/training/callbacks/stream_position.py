@@ -3,50 +3,64 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from llmlab.data.packing import POSITION
 from llmlab.data.stream import PackedStream
+from llmlab.data.stream_position import LanePositions
 from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.folder import read_json
 
 
-class StreamPosition:
-    """Keeps the place in a stream with every checkpoint; stored rows need none,
+class StreamProgress:
+    """Follows a stream batch by batch, and keeps its place with every checkpoint; stored rows need none:
     their order follows from seed and step.
+
+    Args:
+        rows: to train on.
+        rows_per_batch: that all processes together take at once.
+        batches_per_step: micro-batches of an update.
+        workers: loader processes; each has a lane of the stream.
     """
 
     FILE = "data_position.json"
 
-    def __init__(self, rows: object, rows_per_step: int):
+    def __init__(self, rows: object, *, rows_per_batch: int, batches_per_step: int, workers: int):
         self.stream = rows if isinstance(rows, PackedStream) else None
-        self.rows_per_step = rows_per_step
+        self.rows_per_batch, self.rows_per_step = rows_per_batch, rows_per_batch * batches_per_step
+        self.lanes = max(1, workers)
+        self._now = self._before = LanePositions.at_start(self.lanes)
 
-    def restore(self, checkpoint: Checkpoint | None, workers: int) -> bool:
+    def restore(self, checkpoint: Checkpoint | None) -> bool:
         """Sets the stream to the place of a checkpoint; returns whether it did, else the rows have to be read
         again.
-
-        With loader processes the stream lives in them, where its place cannot be taken: then it is read
-        again.
         """
-        if self.stream is None or workers:
+        if self.stream is None:
             return False
-        self.stream.snapshot_every = self.rows_per_step
         place = read_json(checkpoint.path / self.FILE) if checkpoint else {}
         if place.get("rows_per_step") != self.rows_per_step:  # another batch size or number of processes
             return False
-        self.stream.start = place["stream"]
+        self._now = self._before = LanePositions.from_state_dict(place["stream"]).in_lanes(self.lanes)
+        self.stream.load_state_dict(self._now.state_dict())
         return True
 
+    def follow(self, batches: Iterable[dict[str, Any]]) -> None:
+        """Takes the places off the batches of an update that is about to be made."""
+        if self.stream is None:
+            return
+        places = [batch.pop(POSITION).rounded_up(self.rows_per_batch) for batch in batches]
+        self._before, self._now = self._now, self._now.after(places)
+
     def write(self, folder: Path, step: int) -> None:
-        """Writes into a checkpoint the place of the first row that is not trained on yet
-        (the loader has read further).
+        """Writes into a checkpoint the place of the first row that is not trained on yet: the batches of an
+        update that was broken off do not count.
         """
         if self.stream is None:
             return
-        trained = step * self.rows_per_step
-        known = [place for place in self.stream.snapshots if place["rows"] <= trained]
-        if not known:
-            return
-        place = known[-1]
-        place = {**place, "rows": trained, "inside": place["inside"] + trained - place["rows"]}
-        (folder / self.FILE).write_text(json.dumps({"rows_per_step": self.rows_per_step, "stream": place}))
+        for place in (self._now, self._before):
+            if place.rows == step * self.rows_per_step:
+                state = {"rows_per_step": self.rows_per_step, "stream": place.state_dict()}
+                (folder / self.FILE).write_text(json.dumps(state))
+                return

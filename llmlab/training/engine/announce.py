@@ -55,6 +55,7 @@ def run_facts(context: RunContext, job: Job) -> dict[str, Any]:
         "trained_parameters": job.trained_parameters,
         "data": job.data.facts,
         "data_notes": job.data.notes,
+        "data_rows": job.data.sources,
         "validation_rows": {name: min(config.eval_rows, len(rows)) for name, rows in job.data.eval.items()},
         "parent": job.parent,
         "seed": config.seed,

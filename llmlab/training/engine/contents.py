@@ -257,28 +257,46 @@ def _position_fault(place: dict[str, Any], step: int) -> str:
     stream, rows_per_step = place.get("stream"), place.get("rows_per_step")
     if not _count(rows_per_step) or not isinstance(stream, dict):
         return "holds no place in a stream"
-    windows, inside = stream.get("windows"), stream.get("inside")
-    if stream.get("rows") != step * rows_per_step or not _count(inside) or inside > stream["rows"]:
+    lanes = stream.get("lanes", [stream])  # an older version had one lane
+    if not isinstance(lanes, list) or not lanes or not _is_lane(stream.get("turn", 0), len(lanes)):
+        return "holds no places in a stream"
+    for number, lane in enumerate(lanes):
+        if not isinstance(lane, dict) or not all(_count(lane.get(name)) for name in ("rows", "inside")):
+            return "holds no place in a stream"
+        if lane.get("lane", 0) != number or lane["inside"] > lane["rows"]:
+            return "holds a place in the stream that is not that of its step"
+        if fault := _window_fault(lane.get("windows", "missing")):
+            return fault
+    if sum(lane["rows"] for lane in lanes) != step * rows_per_step:
         return "holds a place in the stream that is not that of its step"
-    if not isinstance(windows, dict | None):
-        return "holds no place in a stream"
+    return ""
+
+
+def _window_fault(windows: object) -> str:
     if windows is None:
         return ""
+    if not isinstance(windows, dict):
+        return "holds no place in a stream"
     readers, done = windows.get("readers"), windows.get("done")
-    if not _count(windows.get("position")) or not isinstance(done, list) or not all(map(_count, done)):
+    if not all(_count(value) for value in (windows.get("position"), windows.get("number", 0))):
+        return "holds no place in a mixture"
+    if not isinstance(done, list) or not all(map(_count, done)):
         return "holds no place in a mixture"
     if not isinstance(readers, list) or not all(map(_is_reader, readers)):
         return "holds no places in its sources"
     return ""
 
 
+def _is_lane(value: object, lanes: int) -> bool:
+    return _count(value) and value < lanes
+
+
 def _is_reader(place: object) -> bool:
     if not isinstance(place, dict):
         return False
-    mark, inside = place.get("mark"), place.get("inside", "missing")
+    mark = place.get("mark")
     return (
         all(_count(place.get(name)) for name in ("passes", "number"))
-        and (inside is None or _count(inside))
         and isinstance(mark, dict)
         and _count(mark.get("number"))
         and isinstance(mark.get("library", ""), dict | None)

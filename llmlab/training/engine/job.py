@@ -11,7 +11,7 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from llmlab.config.training import TrainingConfig
-from llmlab.data.prepare import Prepared
+from llmlab.data.pipeline import Prepared
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.trainers.base import LabTrainerMixin
 

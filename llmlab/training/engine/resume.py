@@ -253,11 +253,11 @@ def _changes(
         plain = not any(isinstance(values.get(name), (list, dict)) for values in (before, now))
         told = f"`{name}` {before.get(name)} -> {now.get(name)}" if plain else f"`{name}` has changed"
         reporter.warning(f"{told}: {_resume_note(config, name)}")
-    if "dataloader_workers" in changed and any(source.streaming for source in config.datasets):
+    streams = any(source.streaming for source in config.datasets)
+    workers = {before.get("dataloader_workers"), config.dataloader_workers}
+    if "dataloader_workers" in changed and workers != {0, 1} and streams:  # one process reads as none does
         told = f"`dataloader_workers` {before.get('dataloader_workers')} -> {now.get('dataloader_workers')}"
-        reporter.warning(
-            f"{told}: a stream comes in another order, so some rows come twice and some not at all"
-        )
+        reporter.warning(f"{told}: a stream goes on in another order, and some of its rows come again")
     for name, found in reads["data"].items():
         if _block(known, "data").get(name, found) != found:
             source, note = name.rsplit(" ", 1)[0], _resume_note(config, "datasets")

@@ -23,7 +23,7 @@ from llmlab.training import compat
 from llmlab.training.callbacks.metrics import MetricsWriter
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
 from llmlab.training.callbacks.stop import StopOnSignal, Stopped
-from llmlab.training.callbacks.stream_position import StreamPosition
+from llmlab.training.callbacks.stream_position import StreamProgress
 from llmlab.training.engine.announce import bytes_written, outline, run_facts
 from llmlab.training.engine.arguments import (
     effective_batch,
@@ -152,8 +152,13 @@ def _build_trainer(
     checkpoints: CheckpointWriter,
 ) -> LabTrainerMixin:
     config = context.config
-    stream = StreamPosition(job.data.train, rows_per_step(config))
-    restored = stream.restore(plan.checkpoint, config.dataloader_workers)
+    stream = StreamProgress(
+        job.data.train,
+        rows_per_batch=rows_per_step(config) // config.accumulation_steps,
+        batches_per_step=config.accumulation_steps,
+        workers=config.dataloader_workers,
+    )
+    restored = stream.restore(plan.checkpoint)
     guard = NonFiniteGuard(folder, context.reporter.warning, config.max_skipped_steps)
     endless = stream.stream is not None
     metrics = MetricsWriter(folder, job.data.bytes_per_token, checkpoints.disk, endless=endless)

@@ -17,7 +17,7 @@ from peft import PeftModel
 from trl.trainer.dpo_config import DPOConfig as Arguments
 
 from llmlab.config import DPOConfig
-from llmlab.data.prepare import dpo_data
+from llmlab.data.pairs import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.models.load import load_model, stop_at_turn_ends

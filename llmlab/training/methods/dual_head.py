@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from llmlab.config import DualHeadConfig
 from llmlab.data.dual_head import DualHeadCollator
-from llmlab.data.prepare import dual_head_data
+from llmlab.data.pairs import dual_head_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM

@@ -14,7 +14,7 @@ from functools import partial
 from trl.trainer.grpo_config import GRPOConfig as Arguments
 
 from llmlab.config import GRPOConfig
-from llmlab.data.prepare import prompts_data
+from llmlab.data.prompts import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models.adapters import frozen_copy

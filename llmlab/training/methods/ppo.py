@@ -22,7 +22,7 @@ from functools import partial
 from transformers import TrainingArguments
 
 from llmlab.config import PPOConfig
-from llmlab.data.prepare import prompts_data
+from llmlab.data.prompts import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.models.adapters import frozen_copy
 from llmlab.models.load import stop_at_turn_ends

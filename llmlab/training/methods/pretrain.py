@@ -7,8 +7,8 @@ from functools import partial
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
+from llmlab.data.packed_text import pretrain_data
 from llmlab.data.packing import PackedCollator, takes_bounds
-from llmlab.data.prepare import pretrain_data
 from llmlab.data.tokenizer import load_tokenizer, token_ids
 from llmlab.errors import LabError
 from llmlab.models import LabConfig, LabForCausalLM

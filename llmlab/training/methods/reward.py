@@ -12,7 +12,7 @@ import torch
 from trl.trainer.reward_config import RewardConfig as Arguments
 
 from llmlab.config import RewardConfig
-from llmlab.data.prepare import dpo_data
+from llmlab.data.pairs import dpo_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.models.adapters import add_adapter
 from llmlab.models.load import load_scorer

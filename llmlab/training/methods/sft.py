@@ -9,8 +9,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig as Arguments
 
 from llmlab.config import SFTConfig
+from llmlab.data.conversations import sft_data
 from llmlab.data.packing import PackedCollator, takes_bounds
-from llmlab.data.prepare import sft_data
 from llmlab.data.tokenizer import ensure_chat_template
 from llmlab.errors import LabError
 from llmlab.models.load import stop_at_turn_ends

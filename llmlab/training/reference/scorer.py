@@ -23,7 +23,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import DPOConfig
-from llmlab.data.prepare import dpo_data
+from llmlab.data.pairs import dpo_data
 from llmlab.data.rendering import IGNORED
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.data.tokens import tokenizer_hash

@@ -16,7 +16,7 @@ from llmlab.runs.folder import RunFolder
 from llmlab.training import compat
 from llmlab.training.callbacks.best_model import BestModel
 from llmlab.training.callbacks.non_finite import NonFiniteGuard, suspects
-from llmlab.training.callbacks.stream_position import StreamPosition
+from llmlab.training.callbacks.stream_position import StreamProgress
 from llmlab.training.engine.checkpointing import CheckpointWriter
 from llmlab.training.engine.contents import (
     check_optimizer,
@@ -62,7 +62,7 @@ class RunServices:
     run: RunFolder
     checkpoints: CheckpointWriter
     guard: NonFiniteGuard
-    stream: StreamPosition
+    stream: StreamProgress
     best_by: str = ""
     changed: frozenset[str] = frozenset()
 
@@ -171,6 +171,15 @@ class LabTrainerMixin(HeldOutMixin):
         return SeededOrder(len(library), self.args.seed) if isinstance(library, RandomSampler) else library
 
     # One update
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the micro-batches of an update and what their loss is a mean over; of a stream, its place
+        is followed.
+        """
+        samples, items = super().get_batch_samples(*args, **kwargs)
+        if self.services:
+            self.services.stream.follow(samples)
+        return samples, items
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Does the step, then the estimate where one is due."""

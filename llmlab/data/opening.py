@@ -1,11 +1,9 @@
-"""A source that is open for reading: its raw rows, and how each becomes canonical; what was left out,
-and why.
-"""
+"""A source that is open for reading: its raw rows, and how each becomes canonical."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,32 +20,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 LOOKED_AT_FIRST = 1000  # rows that are checked before any work is done on a source
-
-
-@dataclass
-class RowCounter:
-    """Rows that were left out or changed: reason -> how many, and which was the first (counted from 0)."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    first: dict[str, int] = field(default_factory=dict)
-
-    def add(self, reason: str, number: int, count: int = 1) -> None:
-        """Counts a row."""
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        self.first.setdefault(reason, number)
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return sum(self.counts.values())
-
-    def notes(self, source: SourceConfig, verb: str = "left out") -> list[str]:
-        """Returns one line for each reason, with the place of the first row."""
-        return [
-            f"{verb} {count:,} row{'s' if count > 1 else ''}: {reason} (first:"
-            f" {row_place(source, self.first[reason])})"
-            for reason, count in self.counts.items()
-        ]
 
 
 @dataclass
@@ -69,44 +41,34 @@ class OpenSource:
         """Whether the rows come as they are read, their number unknown."""
         return not hasattr(self.rows, "__len__")
 
-    def read(self, number: int, row: Row, counter: RowCounter) -> Row | None:
-        """Returns the canonical row, or None for one that is left out (and counted).
-
-        Raises:
-            LabError: when the row is of a wrong form and the source's `bad_rows` says to stop there.
-        """
-        try:
-            return self.mapping(row)
-        except InvalidRow as fault:
-            if fault.malformed and self.config.bad_rows == "stop":
-                raise self.bad_row(number, fault.reason) from None
-            counter.add(fault.reason, number)
-            return None
-
-    def bad_row(self, number: int, reason: str) -> LabError:
-        """Returns the message about a row of a wrong form."""
+    def malformed(self, number: int, reason: str) -> LabError:
+        """Returns the message about a malformed row."""
         return LabError(
             reason,
             where=row_place(self.config, number),
             remedy='fix it, or set the source\'s `bad_rows` to "drop"',
         )
 
+    def refuse_malformed(self, number: int, invalid: InvalidRow) -> None:
+        """Ends the run at a malformed row, where the source's `bad_rows` says so.
+
+        Raises:
+            LabError: with the place of the row.
+        """
+        if invalid.malformed and self.config.bad_rows == "stop":
+            raise self.malformed(number, invalid.reason) from None
+
     def look(self, count: int = LOOKED_AT_FIRST) -> None:
         """Reads the first rows, so that what is wrong everywhere is told before any work is done.
 
         Raises:
-            LabError: when one is of a wrong form.
+            LabError: when one is malformed.
         """
-        counter = RowCounter()
         for number, row in enumerate(islice(each_row(self.rows), count)):
-            self.read(number, row, counter)
-
-    def canonical(self, counter: RowCounter) -> Iterator[tuple[int, Row]]:
-        """Yields number and canonical row of all rows that are not left out."""
-        for number, row in enumerate(each_row(self.rows)):
-            made = self.read(number, row, counter)
-            if made is not None:
-                yield number, made
+            try:
+                self.mapping(row)
+            except InvalidRow as invalid:
+                self.refuse_malformed(number, invalid)
 
 
 def open_source(

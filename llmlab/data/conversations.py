@@ -1,0 +1,155 @@
+"""Conversations as tokens with labels, for SFT: stored or streamed, packed or not, of decoders and
+encoder-decoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmlab.config import DualHeadConfig, SFTConfig
+from llmlab.config.sources import shares
+from llmlab.data.cache import cached, read_rows, write_tables
+from llmlab.data.packed_text import PackedSources
+from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
+from llmlab.data.pipeline import Prepared
+from llmlab.data.rendering import IGNORED, tokenize_apart, tokenize_conversation
+from llmlab.data.schemas import CONVERSATIONS, InvalidRow, Row, to_messages
+from llmlab.data.tokens import require_rows, tokenise_sources, tokenizer_hash
+from llmlab.errors import LabError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from llmlab.data.stream import Window
+
+COLUMNS = ("input_ids", "labels")
+
+
+def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, apart: bool = False) -> Prepared:
+    """Returns conversations as `input_ids` and `labels`, packed (then with `seq_lengths`) where the config
+    says so.
+
+    Args:
+        config: of the run.
+        tokenizer: with a chat template.
+        apart: for encoder-decoders, whose `input_ids` are the prompt and whose `labels` are the last answer.
+
+    Raises:
+        LabError: when a source has no conversations, or none with anything to learn within `max_length`.
+    """
+    make = partial(apart_tokens if apart else conversation_tokens, tokenizer, config)
+    key: dict[str, Any] = {
+        "method": "sft",
+        "tokenizer": tokenizer_hash(tokenizer),
+        "loss_on": config.loss_on,
+        "max_length": config.max_length,
+        "overlong": config.overlong,
+    }
+    if apart:
+        key["apart"] = True
+    if any(source.streaming for source in config.datasets):
+        return _streamed(config, make, key)
+    tokens = tokenise_sources(config, CONVERSATIONS, make, key, COLUMNS)
+    train = tokens.mixed()
+    require_rows(train, "no row has anything to learn", tokens.notes)
+    facts: dict[str, Any] = {
+        "train_rows": len(train),
+        **tokens.counts(),
+        "eval_rows": sum(len(rows) for rows in tokens.held_out.values()),
+    }
+    held = tokens.held_out
+    if config.packing:
+        train = _packed(config, key, train, [part.key for part in tokens.parts])
+        held = {
+            name: _packed(config, key, rows, ["held out", tokens.held_out_keys[name]])
+            for name, rows in held.items()
+        }
+        facts["padding"] = round(padding_share(row_lengths(train), config.max_length), 4)
+    facts["train_sequences"] = len(train)
+    return Prepared(train, held, facts, notes=tokens.notes, sources=tokens.sources)
+
+
+def conversation_tokens(
+    tokenizer: PreTrainedTokenizerBase, config: SFTConfig | DualHeadConfig, row: Row
+) -> dict[str, Any]:
+    """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, and whether it was
+    `cut`.
+
+    Raises:
+        InvalidRow: when it is too long and to be dropped, or has nothing to learn within `max_length`.
+    """
+    made = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
+    cut = len(made["input_ids"]) > config.max_length
+    if cut and config.overlong == "drop":
+        raise InvalidRow(f"longer than `max_length` {config.max_length}")
+    labels = made["labels"][: config.max_length]
+    if all(label == IGNORED for label in labels[1:]):
+        raise InvalidRow(f"nothing to learn within `max_length` {config.max_length}")
+    return {"input_ids": made["input_ids"][: config.max_length], "labels": labels, "cut": cut}
+
+
+def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
+    """Returns `input_ids` and `labels` of a row for an encoder-decoder, at most `max_length` each, and
+    whether it was `cut`.
+
+    Raises:
+        InvalidRow: when it is too long and to be dropped, or does not end with an answer.
+    """
+    turns = to_messages(row)
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise InvalidRow("does not end with an answer")
+    made = tokenize_apart(tokenizer, turns)
+    cut = max(map(len, made.values())) > config.max_length
+    if cut and config.overlong == "drop":
+        raise InvalidRow(f"longer than `max_length` {config.max_length}")
+    return {**{name: ids[: config.max_length] for name, ids in made.items()}, "cut": cut}
+
+
+def _streamed(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key: dict[str, Any]) -> Prepared:
+    """Conversations tokenised and packed as they arrive; the head of each stream is held out."""
+    if not config.packing:
+        raise LabError(
+            "a streamed source needs `packing`",
+            where="datasets",
+            remedy='set "packing" to true, or "streaming" to false',
+        )
+
+    def encode(documents: Window) -> pa.Table:
+        made = []
+        for document in documents:
+            try:
+                made.append(make(document.row))
+            except InvalidRow as invalid:
+                document.drop(invalid)
+        return documents_table({name: [np.array(row[name], np.int32) for row in made] for name in COLUMNS})
+
+    packed = PackedSources(config, CONVERSATIONS, encode, config.max_length, "best_fit")
+    packed.look()
+    held = packed.validation(key)
+    facts = {"train_rows": "streamed", "eval_rows": sum(len(rows) for rows in held.rows.values())}
+    train = packed.training(config.datasets, endless=True)
+    return Prepared(train, held.rows, facts, notes=held.notes, sources=held.sources)
+
+
+def _packed(config: SFTConfig, key: dict[str, Any], rows: Dataset, parts: list[str]) -> Dataset:
+    def build(folder: Path) -> dict[str, Any]:
+        table = pack(rows.with_format("arrow")[:], config.max_length, "best_fit")
+        write_tables([table], folder / "rows.arrow")
+        return {}
+
+    mixed = {
+        "parts": parts,
+        "shares": shares(config.datasets),
+        "seed": config.seed,
+        "stop": config.mixture_stop,
+        "rows": len(rows),
+    }
+    folder, _ = cached({**key, "packed": mixed}, build)
+    return read_rows(folder / "rows.arrow")
