@@ -90,8 +90,9 @@ def test_what_a_stream_left_out_is_told(base_config, tmp_path):
             max_steps=6,
         )
     )
-    (note,) = RunFolder(result.folder).record["data_notes"]
-    assert "rows of the stream: empty text" in note
+    held_out, trained = RunFolder(result.folder).record["data_notes"]
+    assert "held-out rows: left out 10 rows: empty text" in held_out
+    assert "rows of the stream: empty text" in trained
 
 
 def test_weights_of_mixture_and_sources_by_themselves(base_config, tmp_path):
