@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llmlab.data.rendering import IGNORED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAYS = 0.85  # sharing a prompt takes a dense attention mask: it has to save at least this much
 
@@ -33,7 +36,7 @@ class DualHeadCollator:
     def __init__(self, pad_token_id: int, *, share: bool):
         self.pad_token_id, self.share = pad_token_id, share
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Returns the batch of `rows`."""
         import torch
 
@@ -85,7 +88,7 @@ class DualHeadCollator:
         return made
 
 
-def answers_apart(parts: list[list[np.ndarray]], longest: int) -> tuple[Any, Any]:
+def answers_apart(parts: list[list[np.ndarray]], longest: int) -> tuple[Tensor, Tensor]:
     """Returns `position_ids` (B, T) and the additive mask (B, 1, T, T) of rows of prompt,
     first and second answer.
     """
@@ -99,8 +102,8 @@ def answers_apart(parts: list[list[np.ndarray]], longest: int) -> tuple[Any, Any
             segments[index, start:end] = segment
         positions[index, : ends[1]] = np.arange(ends[1])
         positions[index, ends[1] : ends[2]] = len(prompt) + np.arange(len(second))
-    segment = torch.from_numpy(segments)
-    seen = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
+    part = torch.from_numpy(segments)
+    seen = (part[:, :, None] == part[:, None, :]) | (part[:, None, :] == 0)
     seen &= torch.ones(longest, longest, dtype=torch.bool).tril()
     mask = torch.zeros(seen.shape).masked_fill_(~seen, torch.finfo(torch.float32).min)
     return torch.from_numpy(positions), mask.unsqueeze(1)

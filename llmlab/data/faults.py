@@ -299,7 +299,7 @@ def _count(file: Path, kind: str) -> int | None:
     if kind == "parquet":
         import pyarrow.parquet as pq
 
-        return pq.ParquetFile(file).metadata.num_rows
+        return int(pq.ParquetFile(file).metadata.num_rows)
     if kind == "json" and not _is_array(file):
         return sum(1 for line in _lines(file) if line.strip())
     return None

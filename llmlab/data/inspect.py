@@ -15,7 +15,7 @@ from llmlab.config import SourceConfig
 from llmlab.data.opening import each_row, open_source
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.pipeline import SourceRows
-from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair
+from llmlab.data.rendering import IGNORED, decode, tokenize_conversation, tokenize_pair
 from llmlab.data.schemas import SHAPES, InvalidRow, Row, to_messages
 from llmlab.errors import LabError
 
@@ -214,17 +214,17 @@ def sample_pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[tuple[st
             tokenizer, row["prompt"], row["chosen"], row["rejected"], WITHOUT_LIMIT, WITHOUT_LIMIT
         )
         return [
-            (tokenizer.decode(pair["prompt_ids"]), False),
-            (tokenizer.decode(pair["chosen_ids"]), True),
+            (decode(tokenizer, pair["prompt_ids"]), False),
+            (decode(tokenizer, pair["chosen_ids"]), True),
             ("\n  or, rejected:\n", False),
-            (tokenizer.decode(pair["rejected_ids"]), True),
+            (decode(tokenizer, pair["rejected_ids"]), True),
         ]
     if "answer" in row:
         pair = tokenize_pair(
             tokenizer, row["prompt"], row["answer"], row["answer"], WITHOUT_LIMIT, WITHOUT_LIMIT
         )
         return [
-            (tokenizer.decode(pair["prompt_ids"]), False),
+            (decode(tokenizer, pair["prompt_ids"]), False),
             (f"\n  the right answer: {row['answer']}", False),
         ]
     made = tokenize_conversation(tokenizer, to_messages(row), "assistant")
@@ -233,6 +233,6 @@ def sample_pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[tuple[st
     learned = [label != IGNORED for label in made["labels"]]
     for end in range(1, len(learned) + 1):
         if end == len(learned) or learned[end] != learned[start]:
-            pieces.append((tokenizer.decode(made["input_ids"][start:end]), learned[start]))
+            pieces.append((decode(tokenizer, made["input_ids"][start:end]), learned[start]))
             start = end
     return pieces

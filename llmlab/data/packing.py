@@ -65,7 +65,7 @@ def pack(table: pa.Table, length: int, how: str) -> pa.Table:
             {**made, "seq_lengths": _lists(pieces.astype(np.int32), np.bincount(rows, minlength=len(tokens)))}
         )
     from datasets import Dataset
-    from trl import pack_dataset
+    from trl.data_utils import pack_dataset
 
     whole, rest = np.divmod(sizes, length)
     counts = whole + (rest > 0)

@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, InvalidRow, Messages
-from llmlab.data.templates import SECONDS, TooLong, TooMuch, apply_template
+from llmlab.data.template_bounds import TooMuch
+from llmlab.data.templates import SECONDS, TooLong, apply_template
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -93,8 +94,8 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
             return None
         for token in tokenizer(after, add_special_tokens=False)["input_ids"] if found else []:
             if token in added:
-                return token
-            if tokenizer.decode([token]).strip():
+                return int(token)
+            if decode(tokenizer, [token]).strip():
                 break
     return None
 
@@ -112,7 +113,12 @@ def decode_answer(tokenizer: PreTrainedTokenizerBase, ids: list[int], ends: int 
     whether or not the tokenizer calls them special.
     """
     closing = {ends} if isinstance(ends, int) else set(ends or ())
-    return tokenizer.decode([token for token in ids if token not in closing], skip_special_tokens=True)
+    return decode(tokenizer, [token for token in ids if token not in closing], skip_special_tokens=True)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+    """Returns the text of a list of tokens."""
+    return str(tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 def _closed_at(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> tuple[int, bool]:
@@ -120,7 +126,7 @@ def _closed_at(tokenizer: PreTrainedTokenizerBase, text: str, start: int) -> tup
     and whether there is such a token.
     """
     end = turn_end(tokenizer)
-    mark = tokenizer.decode([end]).strip() if end is not None else ""
+    mark = decode(tokenizer, [end]).strip() if end is not None else ""
     place = text.rfind(mark, start) if mark else -1
     return (place + len(mark), True) if place >= 0 else (len(text.rstrip("\n")), False)
 

@@ -262,8 +262,8 @@ def _from_files(
 
 def damaged(source: SourceConfig, error: BaseException) -> LabError:
     """Returns what is wrong with a source whose reading failed: file, row, and what to do."""
-    while not isinstance(error, LabError) and (error.__cause__ or error.__context__):
-        error = error.__cause__ or error.__context__
+    while not isinstance(error, LabError) and (cause := error.__cause__ or error.__context__):
+        error = cause
     if isinstance(error, LabError):
         return error
     files = local_files(source.name, source.split)
@@ -291,7 +291,8 @@ def open_text(file: Path) -> TextIO:
     """Opens a text file, unpacking .gz and .zst."""
     import fsspec
 
-    return fsspec.open(str(file), "rt", encoding="utf-8", compression="infer").open()
+    opened: TextIO = fsspec.open(str(file), "rt", encoding="utf-8", compression="infer").open()
+    return opened
 
 
 def _documents(files: list[str], piece: int, changed: Any = None) -> Iterator[dict[str, Any]]:

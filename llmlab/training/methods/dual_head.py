@@ -129,8 +129,9 @@ def shares_prompts(model: PreTrainedModel, longest: int) -> bool:
         }
         if share and "attention_mask" not in batch:
             return False
-        mask = batch.get("attention_mask")
-        mask = None if mask is None else mask.to(model.get_input_embeddings().weight.dtype)
+        mask, embedding = batch.get("attention_mask"), model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        mask = None if mask is None else mask.to(embedding.dtype)
         try:
             out = model.base_model(
                 input_ids=batch["input_ids"],
