@@ -227,8 +227,8 @@ class TrainingConfig(KindConfig):
     sample_tokens: int = option(
         48,
         "Sample",
-        "Tokens of the answer to a held-out prompt that is taken with every validation (`samples.jsonl`); 0"
-        " takes none.",
+        "Tokens generated from a held-out prompt at every validation and kept in `samples.jsonl`; 0 turns it"
+        " off.",
         unit="tokens",
         advanced=True,
         ge=0,

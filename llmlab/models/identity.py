@@ -37,7 +37,7 @@ def weights_fingerprint(name: str, *, download: bool = True) -> str:
         LabError: when there is no such checkpoint.
     """
     where = Path(find_model(name))
-    if not where.exists():  # a hub id: its files in the library's cache, whose names are their hashes
+    if not where.exists():  # a hub id: its files in huggingface_hub's cache, whose names are their hashes
         from huggingface_hub import snapshot_download
 
         try:
@@ -45,7 +45,7 @@ def weights_fingerprint(name: str, *, download: bool = True) -> str:
         except Exception:  # not downloaded yet
             try:
                 where = Path(snapshot_download(name, local_files_only=not download))
-            except Exception as error:  # the library raises many kinds for one situation
+            except Exception as error:  # huggingface_hub raises many kinds for one situation
                 text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                 raise LabError(
                     f"is not on this machine and the hub did not give it ({text})",

@@ -230,7 +230,7 @@ def safely(name: str) -> dict[str, bool]:
 
 
 def refuse_code(error: Exception, name: str) -> None:
-    """Turns the library's refusal of a repository's own code into ours.
+    """Turns transformers' refusal of a repository's own code into ours.
 
     Raises:
         LabError: when `error` is that.

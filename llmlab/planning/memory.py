@@ -1,7 +1,7 @@
 """An estimate of the peak memory of a training step, by part.
 
 What the backward pass keeps was counted, tensor by tensor, on both implementations (the lab's transformer and
-the library's Llama), and what is alive at the peak with torch's profiler: `benchmarks/memory.py --allocated`
+transformers' Llama), and what is alive at the peak with torch's profiler: `benchmarks/memory.py --allocated`
 counts it again.
 """
 
@@ -220,7 +220,7 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
 def _of_checkpoint(
     config: OnCheckpoint, shape: CheckpointShape, precision: str, on_gpu: bool
 ) -> TrainingMemory:
-    """A model of the library's, or the lab's own, trained whole or through an adapter."""
+    """A model of transformers', or the lab's own, trained whole or through an adapter."""
     wide = 4 if precision == "fp32" else 2
     adapted = config.adapter != "none"
     trained = adapter_parameters(config, shape) if adapted else shape.parameters
@@ -237,7 +237,7 @@ def _of_checkpoint(
     rows, length, scored = _batch(config)
     tokens = rows * length
     own = shape.kind == "llmlab"
-    mask = wide * tokens * length  # rows are packed, or padded; the library's kernel keeps one for each layer
+    mask = wide * tokens * length  # rows are packed, or padded; transformers' kernel keeps one for each layer
     head = 0 if adapted else 4 * shape.vocabulary * shape.width  # its gradient is made beside the others
     made = StepBytes(
         weights=weights,
@@ -311,7 +311,7 @@ def _layer(config: OnCheckpoint, shape: CheckpointShape) -> float:
         return _own_layer(width, shape.kv_heads * shape.head_dim, forward, shape.gated)
     wanted = _adapted_groups(config) if adapted else ("attention", "ffn")
     inputs = 3 if shape.gated else 2  # of the feed-forward's nonlinearity and product, which are kept anyway
-    # without adapters the library's norms keep what they made of their input, too; with a mask its kernel
+    # without adapters transformers' norms keep what they made of their input, too; with a mask its kernel
     # wants keys and values for every head
     widths = 5 + ("ffn" in wanted) if adapted else 8
     layer: float = (

@@ -96,7 +96,7 @@ class HeldOutFigures:
             name: (total / weight).item() for name, (total, weight) in zip(names, sums, strict=True) if weight
         }
         for name in found:
-            if choose := CHOSEN.get(name.rsplit("/")[-1][:4]):  # the library has looked at all processes
+            if choose := CHOSEN.get(name.rsplit("/")[-1][:4]):  # TRL has looked at all processes
                 found[name] = choose(
                     value for f, _ in self.batches if not math.isnan(value := f.get(name, math.nan))
                 )

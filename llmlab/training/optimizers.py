@@ -35,7 +35,7 @@ class SophiaG(SophiaH):
     """Sophia with the Gauss-Newton-Bartlett estimate given from outside (Liu et al. 2023, algorithms 2 and
     3).
 
-    The library's class clips the update and keeps the moments; its own Hutchinson estimate needs second
+    pytorch-optimizer's class clips the update and keeps the moments; its own Hutchinson estimate needs second
     derivatives, which memory-saving losses do not have, so the curvature comes in through `hessian` before
     the step.
     """

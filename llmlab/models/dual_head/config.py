@@ -45,7 +45,7 @@ class LabDualHeadConfig(PreTrainedConfig):
     ):
         if isinstance(backbone_config, dict):
             backbone_config = CONFIG_MAPPING[backbone_config["model_type"]](**backbone_config)
-        # a copy: what the library sets for all parts of a model would reach into the backbone that is loaded
+        # a copy: what transformers sets for all parts of a model would reach into the backbone that is loaded
         # already
         self.backbone_config = copy.deepcopy(backbone_config) if backbone_config is not None else LabConfig()
         self.backbone = backbone

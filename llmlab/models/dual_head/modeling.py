@@ -45,7 +45,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass
 class DualHeadOutput(CausalLMOutputWithPast):
-    """What the library's decoders return, and the gate.
+    """What transformers' decoders return, and the gate.
 
     Attributes:
         alpha: how much of each next token's distribution is the reward head's, (B, T); None where the gate
@@ -400,7 +400,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:
-    """Returns the model of a folder, a GGUF file or a hub id by the library alone."""
+    """Returns the model of a folder, a GGUF file or a hub id by transformers alone."""
     path = Path(name)
     if path.suffix == ".gguf":
         found = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)

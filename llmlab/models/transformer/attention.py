@@ -1,4 +1,4 @@
-"""Causal self-attention with shared key/value heads; the kernel is the library's (sdpa, flex,
+"""Causal self-attention with shared key/value heads; the kernel is transformers' (sdpa, flex,
 flash or eager).
 """
 

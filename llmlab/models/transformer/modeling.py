@@ -133,7 +133,7 @@ class LabModel(LabPreTrainedModel):
             mask = attention_mask[self.config.layer_types[0]]
         else:
             make = create_sliding_window_causal_mask if self.config.sliding_window else create_causal_mask
-            # a cache made here is empty: without it the library sees packed rows for what they are
+            # a cache made here is empty: without it transformers sees packed rows for what they are
             mask = make(self.config, inputs_embeds, attention_mask, given_cache, position_ids=position_ids)
 
         encoded = self.positions(

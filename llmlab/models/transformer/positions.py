@@ -84,7 +84,7 @@ class Yarn(Rotary):
 
     @staticmethod
     def frequencies(config: LabConfig, device: torch.device | None = None) -> tuple[Tensor, float]:
-        """Returns the library's YaRN frequencies for this configuration, and its attention factor."""
+        """Returns transformers' YaRN frequencies for this configuration, and its attention factor."""
         parameters = {
             "rope_type": "yarn",
             "rope_theta": config.rope_theta,
@@ -96,7 +96,7 @@ class Yarn(Rotary):
 
 
 class _RopeView:
-    """The few attributes that the library's YaRN reads of a configuration."""
+    """The few attributes that transformers' YaRN reads of a configuration."""
 
     def __init__(self, parameters: dict[str, Any], config: LabConfig):
         self.rope_parameters = parameters
@@ -106,7 +106,7 @@ class _RopeView:
         self.max_position_embeddings = config.max_seq_len
 
     def standardize_rope_params(self) -> None:
-        """The parameters are given in the library's current form."""
+        """The parameters are given in transformers' current form."""
 
 
 class Alibi(nn.Module):

@@ -66,7 +66,7 @@ def trainer_arguments(context: RunContext, job: Job, run_dir: Path) -> dict[str,
         ddp_find_unused_parameters=processes() > 1
         and may_be_unreached(job.model),  # to look for them costs a walk each step
         include_num_input_tokens_seen="all",
-        # as in the main process: else each replica turns the library's warnings on again
+        # as in the main process: else each replica turns torch's warnings on again
         log_level_replica="passive",
         remove_unused_columns=False,
         disable_tqdm=True,

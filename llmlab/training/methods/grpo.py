@@ -58,7 +58,7 @@ def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter)
             beta=0.0,  # the reference is handed to the trainer, which then sets it
             num_generations=config.group_size,
             num_generations_eval=1,
-            generation_batch_size=config.batch_size * processes(),  # the library counts all processes
+            generation_batch_size=config.batch_size * processes(),  # TRL counts all processes
             max_completion_length=config.max_new_tokens,
             temperature=config.grpo_temperature,
             top_k=config.top_k,

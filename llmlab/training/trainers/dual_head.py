@@ -22,13 +22,13 @@ def entropy(alpha: Tensor) -> Tensor:
 
 
 class DualHeadTrainer(LabTrainerMixin, Trainer):
-    """The library's trainer with the three-part loss.
+    """transformers' trainer with the three-part loss.
 
     Args:
         lambda_r: weight of the preference.
         lambda_g: weight of the gate's entropy.
         beta_r: steepness of the preference.
-        **kwargs: of the library's trainer.
+        **kwargs: of transformers' trainer.
     """
 
     def __init__(self, *args: Any, lambda_r: float, lambda_g: float, beta_r: float, **kwargs: Any):

@@ -133,7 +133,7 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
     def held_out_batch(self, inputs: Any, loss: torch.Tensor) -> tuple[dict[str, float], dict[str, float]]:
         """Returns the figures of a batch of answers, and of how many answers or tokens they are means."""
         rows, figures = len(inputs["completion_ids"]), compat.pop_eval_metrics(self)
-        together = rows * self.accelerator.num_processes  # answers that the library's deviations are over
+        together = rows * self.accelerator.num_processes  # answers that TRL's deviations are over
         return {"loss": loss.item(), **squares(figures, together)}, answer_weights(rows, figures)
 
     def held_out_figures(self, totals: dict[str, float]) -> dict[str, float]:

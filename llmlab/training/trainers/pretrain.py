@@ -10,7 +10,7 @@ from llmlab.training.trainers.base import LabTrainerMixin
 
 
 class BaseTrainer(LabTrainerMixin, Trainer):
-    """The library's trainer; the loss never needs all logits at once, in validation neither."""
+    """transformers' trainer; the loss never needs all logits at once, in validation neither."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Asks the model for the loss alone."""

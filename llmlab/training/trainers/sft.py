@@ -13,7 +13,7 @@ from llmlab.training.trainers.base import LabTrainerMixin
 
 # transformers' could also generate in a validation, for which its methods have more arguments
 class Seq2SeqTrainer(LabTrainerMixin, transformers.Seq2SeqTrainer):  # type: ignore[misc]
-    """The library's trainer of encoder-decoders: the prompt is read by the encoder,
+    """transformers' trainer of encoder-decoders: the prompt is read by the encoder,
     the answer is learned by the decoder.
     """
 
