@@ -49,7 +49,7 @@ class MetricsWriter(TrainerCallback):
             if isinstance(value, (int, float)) and math.isfinite(value)
         }
         self._add_bits(figures)
-        if self.endless:  # a stream has no epochs, and transformers would count them from where it was resumed
+        if self.endless:  # transformers would count a stream's epochs from where it was resumed
             figures.pop("epoch", None)
         line = {"step": state.global_step, **figures}
         self.disk.retry(lambda: self.folder.log(line), self.folder.path)
