@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from llmlab.config.training import TrainingConfig
-from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
 from llmlab.libraries import quiet_within
-from llmlab.models.adapters import without_adapter
 from llmlab.models.resolve import with_newest
 from llmlab.planning.plan import make_plan
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
-from llmlab.training import compat
-from llmlab.training.callbacks.metrics import MetricsWriter
-from llmlab.training.callbacks.non_finite import NonFiniteGuard
 from llmlab.training.callbacks.stop import StopOnSignal, Stopped
-from llmlab.training.callbacks.stream_position import StreamProgress
 from llmlab.training.engine.announce import bytes_written, outline, run_facts
 from llmlab.training.engine.arguments import (
     effective_batch,
     resolve_max_steps,
-    rows_per_step,
-    trainer_arguments,
 )
+from llmlab.training.engine.assembly import build_trainer
 from llmlab.training.engine.checkpointing import CheckpointWriter
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import (
@@ -50,12 +41,12 @@ from llmlab.training.engine.errors import (
 )
 from llmlab.training.engine.job import Job, Prepare, RunResult
 from llmlab.training.engine.memory import free_memory, tune_malloc
+from llmlab.training.engine.outcome import finish, held_out_figures, load_without_training, note
 from llmlab.training.engine.progress import keys_of, progress_callbacks
 from llmlab.training.engine.reporter import SILENT, Reporter
 from llmlab.training.engine.resume import ResumePlan, as_run, resolve_resume
-from llmlab.training.optimizers import build_optimizer
 from llmlab.training.registry import STAGES
-from llmlab.training.trainers.base import LabTrainerMixin, RunServices
+from llmlab.training.trainers.base import LabTrainerMixin
 from llmlab.trust import redact
 
 
@@ -108,7 +99,7 @@ def _attempt(context: RunContext, resume: str) -> RunResult:
         disk = FullDisk(context.reporter.warning, stop.heard)
         checkpoints = CheckpointWriter(folder, context.config.save_total_limit, recorded, disk)
         callbacks = progress_callbacks(context, job, folder, keys, disk)
-        trainer = _build_trainer(context, plan, job, folder, stop, callbacks, checkpoints)
+        trainer = build_trainer(context, plan, job, folder, stop, callbacks, checkpoints)
         result = _fit(context, plan, job, trainer, folder, stop)
         context.reporter.result(result)
         return result
@@ -142,56 +133,6 @@ def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict
     return folder
 
 
-def _build_trainer(
-    context: RunContext,
-    plan: ResumePlan,
-    job: Job,
-    folder: RunFolder,
-    stop: StopOnSignal,
-    callbacks: list[TrainerCallback],
-    checkpoints: CheckpointWriter,
-) -> LabTrainerMixin:
-    config = context.config
-    stream = StreamProgress(
-        job.data.train,
-        rows_per_batch=rows_per_step(config) // config.accumulation_steps,
-        batches_per_step=config.accumulation_steps,
-        workers=config.dataloader_workers,
-    )
-    restored = stream.restore(plan.checkpoint)
-    guard = NonFiniteGuard(folder, context.reporter.warning, config.max_skipped_steps)
-    endless = stream.stream is not None
-    metrics = MetricsWriter(folder, job.data.bytes_per_token, checkpoints.disk, endless=endless)
-    trainer = job.trainer(
-        model=job.model,
-        args=job.arguments(
-            **trainer_arguments(context, job, folder.path),
-            eval_on_start=bool(job.data.eval) and plan.checkpoint is None,  # the figures before training
-            ignore_data_skip=restored,
-        ),
-        train_dataset=job.data.train,
-        eval_dataset=_eval_sets(job, config.eval_rows),
-        processing_class=job.tokenizer,
-        callbacks=[metrics, guard, stop, *callbacks],
-        optimizers=(build_optimizer(job.model, config), None),
-        services=RunServices(
-            run=folder,
-            checkpoints=checkpoints,
-            guard=guard,
-            stream=stream,
-            best_by=job.best_by if job.data.eval else "",
-            changed=plan.changed,
-        ),
-    )
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
-    if processes() == 1 and not config.compile:
-        stop.watch(without_adapter(job.model))  # answers are generated without the wrapper of an adapter
-        if trainer.model is not job.model:  # PPO: the policy with its value head
-            stop.watch(trainer.model)
-    return trainer
-
-
 def _fit(
     context: RunContext,
     plan: ResumePlan,
@@ -204,88 +145,31 @@ def _fit(
     try:
         with stop:
             if plan.step >= context.config.max_steps:
-                _load_without_training(trainer, plan)  # killed behind the last step: one more would be done
+                load_without_training(trainer, plan)  # killed behind the last step: one more would be done
             else:
                 trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
-            return _finish(context, job, trainer, folder, stop)
+            return finish(context, job, trainer, folder, stop)
     except Stopped:
         trainer.save_snapshot()
-        _note(folder, status="stopped", step=trainer.state.global_step)
+        note(folder, status="stopped", step=trainer.state.global_step)
         return RunResult(folder.path, None, held_out_figures(folder), stop.received, context.seconds())
     except (KeyboardInterrupt, LabError):
-        _note(folder, status="stopped")
+        note(folder, status="stopped")
         raise
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error) and context.config.out_of_memory == "halve" and processes() == 1:
             context.reporter.close()
             trainer.save_snapshot()
-            _note(folder, status="stopped")
+            note(folder, status="stopped")
             raise OutOfMemory(folder.path) from None
-        _note(folder, status="failed", error=redact(str(error)[:500]))
+        note(folder, status="failed", error=redact(str(error)[:500]))
         if is_out_of_memory(error):
             raise out_of_memory(folder.path) from None
         if is_compile_error(error):
             raise compile_failed(folder.path, error) from None
         raise
     except OSError as error:
-        _note(folder, status="stopped")
+        note(folder, status="stopped")
         raise write_failed(folder.path, error) from None
     finally:
         context.reporter.close()
-
-
-def _load_without_training(trainer: LabTrainerMixin, plan: ResumePlan) -> None:
-    assert plan.checkpoint is not None
-    trainer.state = TrainerState.load_from_json(str(plan.checkpoint.path / "trainer_state.json"))
-    compat.load_checkpoint(trainer, str(plan.checkpoint))
-
-
-def _finish(
-    context: RunContext, job: Job, trainer: LabTrainerMixin, folder: RunFolder, stop: StopOnSignal
-) -> RunResult:
-    config, last = context.config, trainer.state.global_step
-    if isinstance(job.data.train, PackedStream) and (notes := job.data.train.notes()):
-        _note(folder, data_notes=job.data.notes + notes)
-        context.reporter.warning("\n".join(notes))
-    if stop.received and last < config.max_steps:
-        _note(folder, status="stopped", step=last)
-        return RunResult(folder.path, None, held_out_figures(folder), stop.received, context.seconds())
-    logged = trainer.state.log_history  # the same in every process, unlike the file
-    if job.data.eval and not any(line.get("step") == last and job.best_by in line for line in logged):
-        trainer.evaluate()
-    has_best = (folder.path / "best").is_dir()
-    if not config.save_best_only or not has_best:
-        trainer.save_as("final", step=last)
-    result = folder.path / ("best" if has_best and config.save_best_only else "final")
-    metrics, seconds = held_out_figures(folder), context.seconds()
-    if is_main():
-        folder.update(
-            status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1)
-        )
-    return RunResult(folder.path, result, metrics, 0, seconds)
-
-
-def _eval_sets(job: Job, count: int) -> Dataset | dict[str, Dataset] | None:
-    """Returns at most `count` held-out rows of each source: one dataset, several by name, or None."""
-    rows = {name: rows.select(range(min(count, len(rows)))) for name, rows in job.data.eval.items()}
-    return rows if len(rows) > 1 else next(iter(rows.values()), None)
-
-
-def _note(folder: RunFolder, **changes: Any) -> None:
-    if is_main():
-        with suppress(
-            LabError
-        ):  # on a full disk the run's record stays as it was, which a resume can do with
-            folder.update(**changes)
-
-
-def held_out_figures(folder: RunFolder) -> dict[str, float]:
-    """Returns the first and the last value of every held-out figure, and the last training loss."""
-    figures: dict[str, float] = {}
-    for line in folder.metrics():
-        for key, value in line.items():
-            if key.startswith("eval_") and not key.endswith(("runtime", "per_second", "num_tokens")):
-                figures[f"before_{key}" if line["step"] == 0 else key] = value
-            elif key == "loss":
-                figures["train_loss"] = value
-    return figures

@@ -1,0 +1,75 @@
+"""How a run ends: the last validation, the model that is kept, the record."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from transformers import TrainerState
+
+from llmlab.data.stream import PackedStream
+from llmlab.errors import LabError
+from llmlab.runs.folder import RunFolder
+from llmlab.training import compat
+from llmlab.training.callbacks.stop import StopOnSignal
+from llmlab.training.engine.context import RunContext
+from llmlab.training.engine.distributed import (
+    is_main,
+)
+from llmlab.training.engine.job import Job, RunResult
+from llmlab.training.engine.resume import ResumePlan
+from llmlab.training.trainers.base import LabTrainerMixin
+
+
+def load_without_training(trainer: LabTrainerMixin, plan: ResumePlan) -> None:
+    """Loads a checkpoint as the trainer's state: of a run that was stopped behind its last step."""
+    assert plan.checkpoint is not None
+    trainer.state = TrainerState.load_from_json(str(plan.checkpoint.path / "trainer_state.json"))
+    compat.load_checkpoint(trainer, str(plan.checkpoint))
+
+
+def finish(
+    context: RunContext, job: Job, trainer: LabTrainerMixin, folder: RunFolder, stop: StopOnSignal
+) -> RunResult:
+    """Does what is left behind the last step, or behind a stop, and returns the result."""
+    config, last = context.config, trainer.state.global_step
+    if isinstance(job.data.train, PackedStream) and (notes := job.data.train.notes()):
+        note(folder, data_notes=job.data.notes + notes)
+        context.reporter.warning("\n".join(notes))
+    if stop.received and last < config.max_steps:
+        note(folder, status="stopped", step=last)
+        return RunResult(folder.path, None, held_out_figures(folder), stop.received, context.seconds())
+    logged = trainer.state.log_history  # the same in every process, unlike the file
+    if job.data.eval and not any(line.get("step") == last and job.best_by in line for line in logged):
+        trainer.evaluate()
+    has_best = (folder.path / "best").is_dir()
+    if not config.save_best_only or not has_best:
+        trainer.save_as("final", step=last)
+    result = folder.path / ("best" if has_best and config.save_best_only else "final")
+    metrics, seconds = held_out_figures(folder), context.seconds()
+    if is_main():
+        folder.update(
+            status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1)
+        )
+    return RunResult(folder.path, result, metrics, 0, seconds)
+
+
+def note(folder: RunFolder, **changes: Any) -> None:
+    """Changes a run's record, from the main process."""
+    if is_main():
+        with suppress(
+            LabError
+        ):  # on a full disk the run's record stays as it was, which a resume can do with
+            folder.update(**changes)
+
+
+def held_out_figures(folder: RunFolder) -> dict[str, float]:
+    """Returns the first and the last value of every held-out figure, and the last training loss."""
+    figures: dict[str, float] = {}
+    for line in folder.metrics():
+        for key, value in line.items():
+            if key.startswith("eval_") and not key.endswith(("runtime", "per_second", "num_tokens")):
+                figures[f"before_{key}" if line["step"] == 0 else key] = value
+            elif key == "loss":
+                figures["train_loss"] = value
+    return figures
