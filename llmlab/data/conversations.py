@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from llmlab.data.stream import Window
+    from llmlab.data.reader import Window
 
 COLUMNS = ("input_ids", "labels")
 

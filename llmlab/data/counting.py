@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from llmlab.config import SourceConfig
-from llmlab.data.sources import row_place
+from llmlab.data.local import row_place
 
 REPEATED = "the same as an earlier row"
 

@@ -8,9 +8,29 @@ than by chance.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 GOLDEN = (5**0.5 - 1) / 2
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the sources of a stream are mixed.
+
+    Attributes:
+        shares: of each source, adding up to 1.
+        seed: of the order.
+        stop: "first_exhausted" ends before a source would be repeated, "all_exhausted" once every row was
+            seen.
+        endless: begins again when it is over.
+    """
+
+    shares: list[float]
+    seed: int
+    stop: str
+    endless: bool = False
 
 
 def sources_at(start: int, count: int, shares: list[float], seed: int) -> np.ndarray:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, entry_like, mapping_for
+from llmlab.data.local import row_place
 from llmlab.data.mapping import RowMapping
 from llmlab.data.parsers import TREE_COLUMNS, conversations_of_tree
 from llmlab.data.recognition import ByHand, choose_mapping
 from llmlab.data.schemas import CONVERSATIONS, InvalidRow, Row
-from llmlab.data.sources import PIECE, load_rows, row_place
+from llmlab.data.sources import PIECE, load_rows
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:

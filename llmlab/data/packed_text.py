@@ -12,9 +12,11 @@ from llmlab.config import PretrainConfig, SFTConfig, SourceConfig
 from llmlab.config.sources import shares, short_names
 from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.counting import SourceCounts, told
+from llmlab.data.mixture import Mix
 from llmlab.data.opening import OpenSource, open_source
 from llmlab.data.packing import row_lengths
 from llmlab.data.pipeline import Prepared, SourceRows
+from llmlab.data.reader import HEAD, Reader, Window
 from llmlab.data.schemas import CONVERSATIONS
 from llmlab.data.sources import PIECE, fingerprint
 from llmlab.data.tokens import tokenizer_hash
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-    from llmlab.data.stream import PackedStream, Reader, Window
+    from llmlab.data.stream import PackedStream
 
 CHARACTERS = 8  # of a token, generously
 
@@ -74,8 +76,6 @@ class PackedSources:
 
         A streamed source gives those among its first `HEAD` rows.
         """
-        from llmlab.data.stream import HEAD
-
         made = Validation()
         own = bool(self.config.eval_datasets)
         sources = self.config.eval_datasets or (self.config.datasets if self.fraction else [])
@@ -100,22 +100,13 @@ class PackedSources:
     ) -> PackedStream:
         from llmlab.data.stream import PackedStream
 
-        return PackedStream(
-            readers,
-            [1.0] if len(sources) == 1 else shares(sources),
-            self.encode,
-            self.length,
-            packing=self.packing,
-            seed=self.config.seed,
-            stop=self.config.mixture_stop,
-            endless=endless,
-        )
+        weights = [1.0] if len(sources) == 1 else shares(sources)
+        mix = Mix(weights, self.config.seed, self.config.mixture_stop, endless)
+        return PackedStream(readers, mix, self.encode, self.length, packing=self.packing)
 
     def _readers(
         self, sources: list[SourceConfig], *, held_out: bool = False, head_only: bool = False
     ) -> list[Reader]:
-        from llmlab.data.stream import Reader
-
         return [
             Reader(
                 SourceRows(self._open(source), fraction=self.fraction, held_out=held_out),

@@ -16,9 +16,9 @@ from transformers.utils import logging
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.data.inspect import sample_pieces
+from llmlab.data.local import local_files
 from llmlab.data.pipeline import SourceRows
 from llmlab.data.schemas import InvalidRow
-from llmlab.data.sources import local_files
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.runs.folder import find_model

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, real_id
-from llmlab.data.faults import SCANNED_OF_STREAM, explain, not_utf8, numbered, unbounded
+from llmlab.data.faults import SCANNED_OF_STREAM, explain, not_utf8, unbounded
+from llmlab.data.local import COMPRESSED, HASHED_WHOLE, SHIPPED, file_kind, local_files, readable_files
 from llmlab.errors import LabError
-from llmlab.files import in_home
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-SHIPPED = {
-    "llmlab:moby-dick": {"train": "moby-dick.jsonl"},
-    "llmlab:spam-mails": {"train": "spam-mails.train.jsonl.gz", "test": "spam-mails.test.jsonl.gz"},
-}
-TEXT_FILES = (".txt", ".md")
-TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow"}
-COMPRESSED = (".gz", ".zst")
 PIECE = 20_000  # characters: a long text file becomes rows of at least this length, cut between paragraphs
 GOES_ON = "_goes_on"  # the column that says whether the next row of a text file is the same document
-MOST_ENTRIES = 100_000  # of a folder and those inside it
-HASHED_WHOLE = 4 << 30  # bytes: larger files are told apart by size and time
 
 
 def load_rows(
@@ -66,97 +54,6 @@ def load_rows(
     return rows
 
 
-def local_files(name: str, split: str = "train") -> list[Path]:
-    """Returns the files behind a name, sorted; empty when it is the id of a hub dataset.
-
-    Raises:
-        LabError: when a shipped corpus, a path or a folder's content does not exist, or part of a folder
-            cannot be read.
-    """
-    if name.startswith("llmlab:"):
-        if name not in SHIPPED:
-            raise LabError(f"no corpus {name!r} ships with llmlab", remedy=f"there is {', '.join(SHIPPED)}")
-        if split not in SHIPPED[name]:
-            raise LabError(
-                f"has no split {split!r}", where=name, remedy=f"there is {', '.join(SHIPPED[name])}"
-            )
-        return [Path(str(resources.files("llmlab.data") / "corpus" / SHIPPED[name][split]))]
-    path = in_home(name)
-    if path.is_dir():
-        files = sorted(_inside(path))
-        if not files:
-            raise LabError(
-                "no readable files in this folder", where=name, remedy=f"readable are {_readable()}"
-            )
-        return _of_split(files, path, split)
-    if path.exists():
-        if not path.is_file():
-            raise LabError(
-                "is a pipe or a device, not a file", where=name, remedy="write what it gives to a file first"
-            )
-        if not _kind(path):
-            raise LabError(
-                f"files of type {path.suffix or 'unknown'!r} cannot be read",
-                where=name,
-                remedy=f"readable are {_readable()}",
-            )
-        return _of_split([path], path, split)
-    if (path.suffix and _kind(path)) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise LabError("there is no such file or folder", where=name)
-    return []
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    """Yields the files below a folder that can hold rows."""
-
-    def unreadable(error: OSError) -> None:
-        raise LabError(
-            f"cannot be read ({error.strerror})",
-            where=str(error.filename),
-            remedy="make it readable, or take it out of the folder",
-        )
-
-    seen = 0
-    for place, folders, names in os.walk(folder, onerror=unreadable):
-        seen += len(folders) + len(names)
-        if seen > MOST_ENTRIES:
-            raise LabError(
-                f"has more than {MOST_ENTRIES:,} entries",
-                where=str(folder),
-                remedy="name the folder with the data alone",
-            )
-        for file in (Path(place, name) for name in names if not name.startswith(".")):
-            if _kind(file) and file.is_file():
-                yield file
-
-
-def _of_split(files: list[Path], path: Path, split: str) -> list[Path]:
-    """Returns the files of a split: all of them are "train", another split are those in a folder or with a
-    name of its own.
-
-    Raises:
-        LabError: when there are none.
-    """
-    if split == "train":
-        return files
-    inside = [
-        (file, (*file.relative_to(path).parts[:-1], re.split(r"[.-]", file.name)[0]))
-        for file in files
-        if file != path
-    ]
-    found = [file for file, parts in inside if split in parts]
-    if not found:
-        raise LabError(
-            f"`split` {split!r}: no such split in these files",
-            where=str(path),
-            remedy=(
-                f"leave it out, or name the files themselves; of a folder, files `{split}.*` or `{split}-*`"
-                " are that split"
-            ),
-        )
-    return found
-
-
 def fingerprint(source: SourceConfig) -> str:
     """Returns a text that changes whenever the rows of the source do, or the way they are read."""
     how = source.model_dump(mode="json", exclude={"weight", "name"})
@@ -175,58 +72,12 @@ def fingerprint(source: SourceConfig) -> str:
     return digest.hexdigest()
 
 
-def contents_hash(source: SourceConfig) -> str:
-    """Returns a hash of the files behind a source, whatever they are called and whenever they were written;
-    "" for the hub.
-
-    Of a file above `HASHED_WHOLE` bytes its size, its beginning and its end are hashed.
-
-    Raises:
-        LabError: when they do not exist.
-        OSError: when they cannot be read.
-    """
-    files = local_files(source.name, source.split)
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        with open(file, "rb") as content:
-            if size <= HASHED_WHOLE:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-                continue
-            digest.update(f"{size}".encode() + content.read(1 << 20))
-            content.seek(-(1 << 20), 2)
-            digest.update(content.read())
-    return digest.hexdigest() if files else ""
-
-
-def row_place(source: SourceConfig, number: int) -> str:
-    """Returns where row `number` (counted from 0) of a source is: file and row, counted from 1."""
-    files = [] if source.name in SHIPPED else local_files(source.name, source.split)
-    if source.max_rows and not source.streaming:
-        return f"{source.name}, row {number + 1} of {source.max_rows:,}"
-    return (
-        numbered(files, [_kind(file) for file in files], number)
-        if files
-        else f"{source.name}, row {number + 1}"
-    )
-
-
-def _readable() -> str:
-    return " ".join((*TEXT_FILES, *TABLES)) + ", each also .gz and .zst"
-
-
-def _kind(path: Path) -> str:
-    """Returns "text", a table format, or "" for what cannot be read."""
-    suffix = Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-    return "text" if suffix in TEXT_FILES else TABLES.get(suffix, "")
-
-
 def _from_files(
     files: list[Path], source: SourceConfig, stream: bool, piece: int
 ) -> Dataset | IterableDataset:
     from datasets import Dataset, IterableDataset, load_dataset
 
-    kinds = {_kind(file) for file in files}
+    kinds = {file_kind(file) for file in files}
     if len(kinds) > 1:
         raise LabError(
             f"mixes {' and '.join(sorted(kinds))} files", where=source.name, remedy="name one kind at a time"
@@ -268,7 +119,7 @@ def damaged(source: SourceConfig, error: BaseException) -> LabError:
         return error
     files = local_files(source.name, source.split)
     if files:
-        return explain(files, _kind(files[0]), error)
+        return explain(files, file_kind(files[0]), error)
     text = (" ".join(str(error).split()) or type(error).__name__)[:200]
     return LabError(
         f"reading failed ({text})", where=source.name, exit_code=1, remedy="check the network and start again"
@@ -284,7 +135,9 @@ def _check_readable(file: Path, kind: str) -> None:
     if not head.strip():
         raise LabError("is empty", where=str(file), remedy="there is nothing to learn from it")
     if kind in ("text", "json", "csv") and file.suffix not in COMPRESSED and b"\0" in head:
-        raise LabError("is a binary file, not text", where=str(file), remedy=f"readable are {_readable()}")
+        raise LabError(
+            "is a binary file, not text", where=str(file), remedy=f"readable are {readable_files()}"
+        )
 
 
 def open_text(file: Path) -> TextIO:
@@ -346,7 +199,7 @@ def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
             f"the dataset {source.name!r} is not on this machine and the hub did not give it"
             f" ({type(error).__name__}){hint}",
             remedy=(
-                f"check the id and the network, or use a local file or folder ({_readable()}) or"
+                f"check the id and the network, or use a local file or folder ({readable_files()}) or"
                 f" {', '.join(SHIPPED)}"
             ),
         ) from None

@@ -11,7 +11,7 @@ from llmlab.config.base import KindConfig
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.data.catalogue import entry, real_id
-from llmlab.data.sources import local_files
+from llmlab.data.local import local_files
 from llmlab.errors import LabError
 from llmlab.models.hub import HubAnswer, look_up
 from llmlab.models.resolve import check_model

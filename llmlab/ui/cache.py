@@ -157,9 +157,9 @@ def _pairs(config: DPOConfig) -> tuple[int, float]:
     """Returns the number of local pairs and the tokens of one, prompt twice,
     estimated from its characters.
     """
+    from llmlab.data.local import local_files
     from llmlab.data.opening import open_source
     from llmlab.data.pipeline import SourceRows
-    from llmlab.data.sources import local_files
 
     count, characters, looked = 0, 0.0, 0
     for source in [*config.datasets, *config.eval_datasets]:

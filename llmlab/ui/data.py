@@ -193,8 +193,8 @@ def sources_table(config: TrainingConfig, shapes: tuple[str, ...]) -> Table:
     Raises:
         LabError: when a source on this machine cannot be used. One that the hub has to give is not looked at.
     """
+    from llmlab.data.local import local_files
     from llmlab.data.opening import open_source
-    from llmlab.data.sources import local_files
 
     table = Table("data", "share", "rows", "read as", title_justify="left")
     parts = [

@@ -222,7 +222,7 @@ def test_a_folder_with_an_entry_that_cannot_be_read_is_one_message(tmp_path, mon
     monkeypatch.setattr(os, "scandir", refuse)  # a superuser may read anything
     with pytest.raises(LabError, match=r"secret: cannot be read \(Permission denied\)"):
         load_rows(SourceConfig(name=str(tmp_path / "a")))
-    monkeypatch.setattr("llmlab.data.sources.MOST_ENTRIES", 2)
+    monkeypatch.setattr("llmlab.data.local.MOST_ENTRIES", 2)
     write(tmp_path / "a" / "more.jsonl", [GOOD])
     with pytest.raises(LabError, match="has more than 2 entries"):
         load_rows(SourceConfig(name=str(tmp_path / "a")))

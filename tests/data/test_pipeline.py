@@ -156,7 +156,8 @@ def test_what_is_left_out_of_the_validation_of_a_stream_is_told(tmp_path, tokeni
 
 @pytest.mark.parametrize("max_rows, read", [(None, 5), (8, 8)])
 def test_validation_reads_the_head_of_a_stream(max_rows, read, tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("llmlab.data.stream.HEAD", 5)
+    for module in ("reader", "packed_text"):
+        monkeypatch.setattr(f"llmlab.data.{module}.HEAD", 5)
     path = write(tmp_path / "a.jsonl", [filled("pretrain", n) for n in range(40)])
     streamed = {"name": path, "streaming": True}
     data = pretrain_data(

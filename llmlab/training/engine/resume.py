@@ -18,7 +18,7 @@ from typing import Any
 from llmlab.config import PretrainConfig, load_config
 from llmlab.config.options import OptionInfo
 from llmlab.config.training import TrainingConfig
-from llmlab.data.sources import contents_hash
+from llmlab.data.local import contents_hash
 from llmlab.errors import LabError
 from llmlab.models.identity import known_weights
 from llmlab.runs.checkpoint import Checkpoint
