@@ -16,14 +16,15 @@ def runs(
     name: Annotated[str | None, typer.Argument(help="The run to verify.")] = None,
 ) -> None:
     """Every run with its status, parent and best figure."""
-    from llmlab.ui.runs import runs_table, verify_run
+    from llmlab.runs.verify import verify_run
+    from llmlab.ui.runs import runs_table
 
     if action is None:
         show(runs_table())
     elif action == "verify" and name:
-        lines, whole = verify_run(name)
-        typer.echo(visible("\n".join(lines)))
-        raise typer.Exit(0 if whole else 2)
+        faults = verify_run(name)
+        typer.echo(visible("\n".join(f"{path}: {fault or 'whole'}" for path, fault in faults.items())))
+        raise typer.Exit(2 if any(faults.values()) else 0)
     elif action == "verify":
         raise LabError(
             "`runs verify` needs the name of a run", remedy="`llmlab runs` lists them: llmlab runs verify RUN"

@@ -1,5 +1,5 @@
-"""What can be said of a run's rows before it: one as the model will see it, and rows that are held out and
-trained on as well. Only what is on this machine is looked at.
+"""What can be said of a run's data before it: each source, a row as the model will see it, and rows that are
+held out and trained on as well. Only what is on this machine is looked at.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from pathlib import Path
 from transformers.utils import logging
 
 from llmlab.config import ModelConfig, PretrainConfig, SourceConfig, load_config
+from llmlab.config.sources import shares
 from llmlab.config.training import TrainingConfig
+from llmlab.data.catalogue import Entry, entry
 from llmlab.data.inspect import sample_pieces
 from llmlab.data.local import local_files
+from llmlab.data.opening import open_source
 from llmlab.data.pipeline import SourceRows
 from llmlab.data.schemas import InvalidRow
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
@@ -62,6 +65,43 @@ class RowPreview:
     def learned(self) -> str:
         """What bears loss."""
         return "".join(piece for piece, learned in self.pieces if learned)
+
+
+@dataclass(frozen=True)
+class SourceLook:
+    """A source of a run, as a look at its first rows found it.
+
+    Attributes:
+        source: that was looked at.
+        share: of the training rows; None where it is held out.
+        known: its entry in the catalogue, where it has one.
+        opened: its rows (None for a stream) and the shape that they are read as; None where only the hub has
+            it, which is not asked.
+    """
+
+    source: SourceConfig
+    share: float | None
+    known: Entry | None
+    opened: tuple[int | None, str] | None
+
+
+def look_at_sources(config: TrainingConfig, shapes: tuple[str, ...]) -> list[SourceLook]:
+    """Returns each source of a run, training data first.
+
+    Raises:
+        LabError: when a source on this machine cannot be used.
+    """
+    held_out: list[float | None] = [None] * len(config.eval_datasets)
+    sources = [*config.datasets, *config.eval_datasets]
+    looks = []
+    for source, share in zip(sources, [*shares(config.datasets), *held_out], strict=True):
+        opened = None
+        if local_files(source.name, source.split):
+            rows = open_source(source, shapes)
+            rows.look()
+            opened = (None if rows.is_stream else len(rows.rows), rows.mapping.shape)
+        looks.append(SourceLook(source, share, entry(source.name, source.subset), opened))
+    return looks
 
 
 def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Overlap]:

@@ -11,14 +11,13 @@ from rich.text import Text
 
 from llmlab.config import SourceConfig
 from llmlab.config.base import validate
-from llmlab.config.sources import shares
 from llmlab.data.catalogue import CATALOGUE, Entry, entry, real_id
 from llmlab.data.inspect import PERCENTILES, Inspection
 from llmlab.errors import LabError
 from llmlab.screen import styled
 
 if TYPE_CHECKING:
-    from llmlab.config.training import TrainingConfig
+    from llmlab.data.preview import SourceLook
     from llmlab.evaluation.sources import Measured
 
 BARS = 12
@@ -187,34 +186,18 @@ def about(known: Entry) -> Table:
     return table
 
 
-def sources_table(config: TrainingConfig, shapes: tuple[str, ...]) -> Table:
-    """Returns each source of a run as a look at its first rows finds it.
-
-    Raises:
-        LabError: when a source on this machine cannot be used. One that the hub has to give is not looked at.
-    """
-    from llmlab.data.local import local_files
-    from llmlab.data.opening import open_source
-
+def sources_table(looks: list[SourceLook]) -> Table:
+    """Returns each source of a run as a look at its first rows found it."""
     table = Table("data", "share", "rows", "read as", title_justify="left")
-    parts = [
-        *zip(config.datasets, (f"{share:.1%}" for share in shares(config.datasets)), strict=True),
-        *((source, "held out") for source in config.eval_datasets),
-    ]
-    for source, share in parts:
-        known = entry(source.name, source.subset)
-        if not local_files(source.name, source.split):
-            table.add_row(
-                source.line(),
-                share,
-                known.rows if known else "?",
-                f"{known.becomes if known else '?'} (on the hub)",
-            )
-            continue
-        opened = open_source(source, shapes)
-        opened.look()
-        rows = "streamed" if opened.is_stream else f"{len(opened.rows):,}"
-        table.add_row(source.line(), share, rows, opened.mapping.shape.replace("_", " + "))
+    for look in looks:
+        share = "held out" if look.share is None else f"{look.share:.1%}"
+        if look.opened is None:
+            rows = look.known.rows if look.known else "?"
+            becomes = f"{look.known.becomes if look.known else '?'} (on the hub)"
+        else:
+            count, shape = look.opened
+            rows, becomes = "streamed" if count is None else f"{count:,}", shape.replace("_", " + ")
+        table.add_row(look.source.line(), share, rows, becomes)
     return table
 
 

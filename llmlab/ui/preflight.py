@@ -11,13 +11,13 @@ from llmlab.config import DPOConfig
 from llmlab.config.base import KindConfig
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
-from llmlab.data.preview import COMPARED, Overlap, RowPreview, first_row, overlaps
+from llmlab.data.preview import COMPARED, Overlap, RowPreview, first_row, look_at_sources, overlaps
 from llmlab.planning.measured import Measured
 from llmlab.planning.memory import predicted
 from llmlab.planning.plan import make_plan
 from llmlab.training.inputs import check_inputs
 from llmlab.training.registry import STAGES
-from llmlab.ui.cache import reference_plan
+from llmlab.ui.cache import reference_table
 from llmlab.ui.data import Learned, sources_table
 from llmlab.ui.inputs import unchecked_line
 from llmlab.ui.plan import plan_table
@@ -35,11 +35,11 @@ def show(config: KindConfig, console: Console) -> None:
         console.print(Text(unchecked_line(unchecked), style="yellow"))
     if not isinstance(config, TrainingConfig):
         return
-    console.print(sources_table(config, STAGES[config.kind].shapes))
+    console.print(sources_table(look_at_sources(config, STAGES[config.kind].shapes)))
     for part in of_the_data(config):
         console.print(part)
     if isinstance(config, DPOConfig):
-        console.print(reference_plan(config))
+        console.print(reference_table(config))
 
 
 def of_the_data(config: TrainingConfig) -> Iterator[RenderableType]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from rich.table import Table
@@ -10,12 +9,11 @@ from rich.table import Table
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.readable import shortened
-from llmlab.runs.folder import MODELS, RECORD, RUNS, RunFolder, all_runs, find_model
-from llmlab.runs.manifest import GONE, MANIFEST, verify
+from llmlab.runs.folder import RECORD, RunFolder, all_runs, find_model
+from llmlab.runs.lineage import lineage
+from llmlab.runs.manifest import MANIFEST, verify
 
 FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_loss")
-
-BEING_REPLACED = 2.0  # seconds that a model may be missing for, between two renames
 
 
 def runs_table() -> Table:
@@ -100,59 +98,6 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
     fault = verify(folder) if (folder / MANIFEST).is_file() else "was not made by this lab"
     rows.append(("seal", fault or "whole"))
     return rows
-
-
-def lineage(run: Path) -> list[str]:
-    """Returns a run and what it came from, youngest first."""
-    names, seen = [], set()
-    current: Path | None = run
-    while current is not None and current not in seen:
-        seen.add(current)
-        names.append(str(current))
-        parent = RunFolder(current).record.get("parent")
-        if not parent:
-            break
-        path = Path(parent)
-        try:
-            current = path.resolve().parent if path.name in ("best", "final") or path.is_symlink() else None
-        except (OSError, RuntimeError):  # a name that no file can have, links in a circle
-            current = None
-        if current is None:
-            names.append(parent)
-        else:
-            current = current.relative_to(Path.cwd()) if current.is_relative_to(Path.cwd()) else current
-    return names
-
-
-def verify_run(name: str) -> tuple[list[str], bool]:
-    """Returns a line for each checkpoint and model of a run, and whether all are whole.
-
-    The run may be at work: what it removes meanwhile is left out.
-
-    Raises:
-        LabError: when there is no such run.
-    """
-    folder = next((p for p in (Path(name), RUNS / name) if p.is_dir()), None)
-    if folder is None:
-        raise LabError("there is no such run", where=name, remedy="`llmlab runs` lists them")
-    found = [*(one.path for one in RunFolder(folder).checkpoints()), *(folder / model for model in MODELS)]
-    faults = {path: fault for path in found if (fault := _checked(path)) != GONE}
-    if not faults:
-        raise LabError("holds no checkpoints", where=name)
-    return [f"{path}: {fault or 'whole'}" for path, fault in faults.items()], not any(faults.values())
-
-
-def _checked(path: Path) -> str:
-    """Returns what `verify` says of a folder; where a run is just replacing it,
-    of the one that takes its place.
-    """
-    until = time.monotonic() + BEING_REPLACED
-    while (fault := verify(path)) == GONE and time.monotonic() < until:
-        if not path.is_dir():
-            if not path.with_name(f".{path.name}-old").is_dir() and not path.is_dir():
-                break
-            time.sleep(0.01)
-    return fault
 
 
 def _counted(number: int | None) -> str:

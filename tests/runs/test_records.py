@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from llmlab.cli import app
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder, all_runs, read_record
+from llmlab.runs.verify import verify_run
 from llmlab.training.engine.run import run
 from llmlab.ui import menu
-from llmlab.ui.runs import verify_run
 from tests.fuzzing import GOOD_RECORD, nested, record
 from tests.waiting import PATIENCE
 
@@ -121,14 +121,14 @@ def test_a_run_that_saves_and_removes_meanwhile_is_not_called_damaged(base_confi
     def look():
         while not over.is_set():
             try:
-                lines, whole = verify_run(str(tmp_path / "run"))
+                faults = verify_run(str(tmp_path / "run"))
             except LabError as error:
                 if looks:
                     false.append(str(error))
                 continue
-            looks.append(lines)
-            if not whole:
-                false.append("\n".join(lines))
+            looks.append(faults)
+            if any(faults.values()):
+                false.append(str(faults))
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -148,5 +148,5 @@ def test_a_run_that_saves_and_removes_meanwhile_is_not_called_damaged(base_confi
         looking.join(PATIENCE)
     assert looks and not false, f"{len(false)} of {len(looks)}: {false[:3]}"
     (tmp_path / "run" / "best" / "config.json").write_text("{}")
-    lines, whole = verify_run(str(tmp_path / "run"))
-    assert not whole and any("best: config.json has" in line for line in lines)
+    faults = verify_run(str(tmp_path / "run"))
+    assert faults[tmp_path / "run" / "best"].startswith("config.json has")
