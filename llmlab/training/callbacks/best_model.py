@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,7 +30,7 @@ class BestModel(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: dict[str, Any] | None = None,
+        metrics: dict[str, float] | None = None,
         **kwargs: object,
     ) -> None:
         """Saves when the held-out figure is the best so far; the untrained model is never the best."""

@@ -77,12 +77,12 @@ class NonFiniteGuard(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: dict[str, object] | None = None,
         **kwargs: object,
     ) -> None:
         """Compares a loss with the recent ones."""
         loss = (logs or {}).get("loss")
-        if loss is None or not math.isfinite(loss):
+        if not isinstance(loss, (int, float)) or not math.isfinite(loss):
             return
         if len(self._losses) >= RECENT // 2:
             mean, spread = statistics.fmean(self._losses), statistics.stdev(self._losses)

@@ -13,7 +13,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from llmlab.files import read_object
 from llmlab.training import compat
+
+if TYPE_CHECKING:
+    from llmlab.training.trainers.base import LabTrainerMixin
 
 STATE, ROLLOUTS = "lab_state", "rollouts"
 
@@ -31,7 +34,7 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Returns its state."""
 
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> Any:
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> object:
         """Takes a state that `state_dict` returned."""
 
 
@@ -56,13 +59,13 @@ class TrainerSnapshot:
     loss: torch.Tensor
     metrics: dict[str, list[float]]
     tokens: Any
-    flops: float
+    flops: int
     rollouts: list[dict[str, Any]] | None
     eval_due: bool
     parts: dict[str, dict[str, torch.Tensor]]
 
 
-def take_snapshot(trainer: Any, *, eval_due: bool = False) -> TrainerSnapshot:
+def take_snapshot(trainer: LabTrainerMixin, *, eval_due: bool = False) -> TrainerSnapshot:
     """Returns the state that a trainer is in."""
     generators = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -84,7 +87,7 @@ def take_snapshot(trainer: Any, *, eval_due: bool = False) -> TrainerSnapshot:
     )
 
 
-def restore_snapshot(trainer: Any, snapshot: TrainerSnapshot) -> None:
+def restore_snapshot(trainer: LabTrainerMixin, snapshot: TrainerSnapshot) -> None:
     """Puts a trainer into an earlier state; its weights and optimizer are there already."""
     random.setstate(snapshot.generators["python"])
     np.random.set_state(snapshot.generators["numpy"])
@@ -98,12 +101,12 @@ def restore_snapshot(trainer: Any, snapshot: TrainerSnapshot) -> None:
         part.load_state_dict(snapshot.parts[name])
 
 
-def save_state(trainer: Any, snapshot: TrainerSnapshot, folder: Path) -> None:
+def save_state(trainer: LabTrainerMixin, snapshot: TrainerSnapshot, folder: Path) -> None:
     """Writes all of a snapshot that transformers does not. Every process writes its own; parts, which are the
     same in all, are written by the first one.
     """
     suffix = _suffix(trainer)
-    state = {
+    state: dict[str, object] = {
         "counters": snapshot.counters,
         "loss": snapshot.loss.item(),
         "figures": snapshot.metrics,
@@ -130,7 +133,7 @@ def save_state(trainer: Any, snapshot: TrainerSnapshot, folder: Path) -> None:
             save_file(contiguous, folder / f"{name}.safetensors")
 
 
-def load_parts(trainer: Any, folder: Path) -> None:
+def load_parts(trainer: LabTrainerMixin, folder: Path) -> None:
     """Puts the states of a checkpoint into the trainer's `Stateful` parts.
 
     Raises:
@@ -140,7 +143,7 @@ def load_parts(trainer: Any, folder: Path) -> None:
         part.load_state_dict(load_file(folder / f"{name}.safetensors"))
 
 
-def load_state(trainer: Any, folder: Path) -> bool:
+def load_state(trainer: LabTrainerMixin, folder: Path) -> bool:
     """Puts what `save_state` wrote into a trainer, without its parts; returns whether an evaluation is due.
 
     Raises:
@@ -175,7 +178,7 @@ def load_state(trainer: Any, folder: Path) -> bool:
 
 
 def _restore(
-    trainer: Any,
+    trainer: LabTrainerMixin,
     counters: dict[str, Any],
     loss: torch.Tensor,
     metrics: dict[str, list[float]],
@@ -190,9 +193,9 @@ def _restore(
     compat.set_rollouts(trainer, rollouts)
 
 
-def _suffix(trainer: Any) -> str:
+def _suffix(trainer: LabTrainerMixin) -> str:
     return f"_{trainer.args.process_index}" if trainer.args.world_size > 1 else ""
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
