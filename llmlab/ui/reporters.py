@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from llmlab.errors import LabError
 from llmlab.readable import visible
 from llmlab.runs.folder import LOG
 from llmlab.screen import screen
@@ -207,8 +208,15 @@ class RunLog(LineReporter):
 
     def result(self, result: RunResult) -> None:
         """Writes how the run ended; what comes then is another run's."""
-        self._append(result_line(result), False)
-        self._path = None
+        self._end(result_line(result))
+
+    def failed(self, error: LabError) -> None:
+        """Writes why the run ended, as the command line says it."""
+        self._end(f"error: {error}")
+
+    def _end(self, line: str) -> None:
+        self._append(line, False)
+        self._path, self._waiting = None, []
 
     def _append(self, line: Text | str, warning: bool) -> None:
         text = redact(visible(str(line)))
@@ -304,6 +312,11 @@ class Several:
         """Hands it to each."""
         for reporter in self.reporters:
             reporter.result(result)
+
+    def failed(self, error: LabError) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.failed(error)
 
 
 def outline_lines(outline: Outline) -> Iterator[tuple[str, bool]]:

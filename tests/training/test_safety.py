@@ -19,9 +19,10 @@ from llmlab.data.sources import load_rows
 from llmlab.errors import LabError
 from llmlab.models import LabForCausalLM
 from llmlab.models.load import load_model
-from llmlab.runs.folder import RunFolder
+from llmlab.runs.folder import LOG, RunFolder
 from llmlab.runs.manifest import MANIFEST, verify, write_manifest
 from llmlab.training.engine.run import run
+from llmlab.ui.reporters import RunLog
 from tests.fuzzing import Hostile
 from tests.training.conftest import sft_config, stopped_run
 from tests.waiting import PATIENCE, until
@@ -212,7 +213,9 @@ def test_out_of_memory(base_run, tmp_path, monkeypatch, wanted, told):
     monkeypatch.setattr(LabForCausalLM, "__call__", limited)
     if wanted == "stop":
         with pytest.raises(LabError, match=r'out of memory.*`out_of_memory` "halve"'):
-            run(sft_config(base_run, tmp_path, packing=False))
+            run(sft_config(base_run, tmp_path, packing=False), reporter=RunLog())
+        log = (tmp_path / "run" / LOG).read_text().splitlines()
+        assert log[-1].startswith("error: ") and "out of memory" in log[-1], "the last line says why"
         return
     result = run(sft_config(base_run, tmp_path, packing=False, out_of_memory="halve"), reporter=told)
     assert "going on with 4 x 2 x 1 = 8" in told.text

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from llmlab.errors import LabError
 from llmlab.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ class Reporter(Protocol):
         """Takes how the run ended; nothing comes after it."""
         ...
 
+    def failed(self, error: LabError) -> None:
+        """Takes why the run ended without a result; the caller of `run` gets the error as well."""
+        ...
+
 
 class Silent:
     """A reporter that says nothing: of tests, and of all processes of a job but the main one."""
@@ -205,6 +210,9 @@ class Silent:
         """Says nothing."""
 
     def result(self, result: RunResult) -> None:
+        """Says nothing."""
+
+    def failed(self, error: LabError) -> None:
         """Says nothing."""
 
 

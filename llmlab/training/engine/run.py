@@ -72,6 +72,9 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
         while True:
             try:
                 return _attempt(context, resume)
+            except LabError as error:
+                reporter.failed(error)
+                raise
             except OutOfMemory as error:
                 context, resume = context.with_config(halve_micro_batch(context.config, error.folder)), "auto"
                 reporter.warning(
