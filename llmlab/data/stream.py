@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHUNK = 1024  # positions of the mixture drawn at once
+MIN_WINDOW, MAX_WINDOW = 2_000_000, 32_000_000  # characters
+ROWS_OF_A_WINDOW = 1024  # about; within these bounds
 
 
 @dataclass
@@ -78,7 +80,7 @@ class PackedStream(IterableDataset[dict[str, Any]]):
         super().__init__()
         self.make_readers, self.mix, self.encode = readers, mix, encode
         self.length, self.packing = length, packing
-        self.window = min(max(2_000_000, 1024 * length), 32_000_000)  # characters
+        self.window = min(max(MIN_WINDOW, ROWS_OF_A_WINDOW * length), MAX_WINDOW)  # characters
         self.readers: list[Reader] = []  # of the newest iteration
         self._start = LanePositions.at_start(1)
 

@@ -95,6 +95,16 @@ def test_rows_that_are_there_twice_and_stay_are_told(kind, tmp_path, tokenizer):
     assert f"kept 2 rows: the same as an earlier row (first: {path}, row 3)" in data.notes
 
 
+@pytest.mark.parametrize("kind", ["pretrain", "sft"])
+def test_rows_are_told_where_they_are_now(kind, tmp_path, tokenizer):
+    """Their tokens were stored when the file had another name."""
+    rows = [filled(kind, n) for n in range(5)] + [{**filled(kind, 9), list(ROWS[kind])[-1]: ""}]
+    for name in ("before", "after"):
+        path = write(tmp_path / f"{name}.jsonl", rows)
+        notes = READ[kind](config(kind, path), tokenizer).notes
+        assert len(notes) == 1 and notes[0].endswith(f"(first: {path}, row 6)")
+
+
 def test_rows_that_come_again_are_counted_once(tmp_path, tokenizer):
     short = write(tmp_path / "a.jsonl", [{"text": text} for text in ("Ahab", " ", "Ahab")])
     long = write(tmp_path / "b.jsonl", [filled("pretrain", n) for n in range(40)])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from llmlab.config import save_config
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
+from tests.training.stages import stop_after
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow  # trains
@@ -76,6 +77,23 @@ def test_one_process(base_config, tmp_path, streaming, workers):
     assert (whole / "checkpoint-6" / "data_position.json").exists() == streaming
     cut_back(whole, again)
     run(job(base_config, again, data, dataloader_workers=workers))
+    same_ending(whole, again)
+
+
+def test_a_stream_goes_on_in_every_loader_process(base_config, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmlab.data.stream.MIN_WINDOW", 1500)
+    monkeypatch.setattr("llmlab.data.stream.ROWS_OF_A_WINDOW", 1)
+    data = sources(tmp_path, streaming=True)
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    options = dict(dataloader_workers=2, gradient_accumulation_steps=3, eval_fraction=0.0, save_every=100)
+    run(job(base_config, whole, data, **options))
+    stop_after(monkeypatch, 16)  # in the sixth update; the other process gives the next batch
+    assert run(job(base_config, again, data, **options)).stopped_by
+    place = json.loads((again / "checkpoint-5" / "data_position.json").read_text())["stream"]
+    assert place["turn"] == 1 and [lane["rows"] for lane in place["lanes"]] == [16, 14]
+    assert min(lane["windows"]["number"] for lane in place["lanes"]) > 0, "nothing before is read again"
+    stop_after(monkeypatch, 1000)
+    run(job(base_config, again, data, **options))
     same_ending(whole, again)
 
 
