@@ -106,6 +106,8 @@ class Reader:
         """Goes to a place; at most a batch of rows is read again."""
         self._begin()
         self.passes, self._mark, self._number = place.passes, place.mark, place.mark["number"]
+        if place.passes:
+            self.source.stop_counting()
         while self._number < place.number and self._raw() is not None:
             pass
 

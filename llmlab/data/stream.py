@@ -6,6 +6,7 @@ the place behind it (`stream_position`): a few hundred bytes that are part of a 
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -57,6 +58,20 @@ class _IdlePasses:
         return self.passes >= self.limit
 
 
+class StreamFault(Exception):
+    """A `LabError` in a loader process: torch hands on the text of an exception, behind a traceback."""
+
+    @classmethod
+    def of(cls, error: LabError) -> StreamFault:
+        """Returns the fault that stands for an error."""
+        return cls(json.dumps([error.what, error.where, error.remedy, error.exit_code]))
+
+    def error(self) -> LabError:
+        """Returns the error that it stands for."""
+        what, where, remedy, exit_code = json.loads(str(self).strip().rsplit("\n", 1)[-1].partition(": ")[2])
+        return LabError(what, where=where, remedy=remedy, exit_code=exit_code)
+
+
 class PackedStream(IterableDataset[dict[str, Any]]):
     """Packed rows of a mixture of sources, each with the place behind it.
 
@@ -100,42 +115,55 @@ class PackedStream(IterableDataset[dict[str, Any]]):
             LabError: when a pass over an endless stream gave nothing.
         """
         worker = get_worker_info()
-        number, lanes = (worker.id, worker.num_workers) if worker else (0, 1)
-        if worker:  # a copy of this process without its threads, which the tokenizer would wait for
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        if worker is None:
+            yield from self._rows(0, 1)
+            return
+        # a copy of this process without its threads, which the tokenizer would wait for
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        try:
+            yield from self._rows(worker.id, worker.num_workers)
+        except LabError as error:
+            raise StreamFault.of(error) from None
+
+    def _rows(self, number: int, lanes: int) -> Iterator[dict[str, Any]]:
+        """Yields the rows of a lane: of the process `number`, where the loader asks number 0 first."""
         start = self._start.in_lanes(lanes)
-        place = start.lanes[(start.turn + number) % lanes]  # the loader asks its first process first
+        place = start.lanes[(start.turn + number) % lanes]
         rows, skip = place.rows, place.inside
+        before = Counter(place.left_out)  # of the windows before; resumed inside one, of that one as well
+        known = place.inside > 0
         idle = _IdlePasses(limit=lanes)
+        counted = Counter[str]()  # by the readers, before the window at hand was read
         for window, documents in self.windows(place.windows):
             if window.position == 0 and idle.too_many(rows):
                 break
             if window.number % lanes != place.lane:
+                counted = self._left_out()
                 continue
             idle.windows += 1
             table = pack(self.encode(documents), self.length, self.packing)
+            left_out = before if known else before + (self._left_out() - counted)
+            known = False
             for inside, row in enumerate(table_rows(table), 1):
                 if skip:
                     skip -= 1
                     continue
                 rows += 1
-                yield {**row, POSITION: StreamPosition(rows, inside, window, place.lane)}
+                yield {**row, POSITION: StreamPosition(rows, inside, window, place.lane, dict(left_out))}
+            before, counted = left_out, self._left_out()
         if self.mix.endless:
-            why = "; ".join(self.notes()) or "its sources are empty"
+            reasons = [f"left out {count:,} rows: {reason}" for reason, count in self._left_out().items()]
             raise LabError(
-                f"the stream holds nothing to train on: {why}",
+                f"the stream holds nothing to train on: {'; '.join(reasons) or 'its sources are empty'}",
                 where="datasets",
                 remedy="raise `max_length` or look at the rows: `llmlab data inspect`",
             )
 
-    def notes(self) -> list[str]:
-        """Returns what was left out of the stream so far, one line a reason;
-        counted in the process that reads it.
-        """
+    def _left_out(self) -> Counter[str]:
         counts = Counter[str]()
         for reader in self.readers:
             counts.update(reader.source.counter.left_out)
-        return [f"left out {count:,} rows of the stream: {reason}" for reason, count in counts.items()]
+        return counts
 
     def tables(self) -> Iterator[tuple[pa.Table, int]]:
         """Yields the packed rows of one window after the other and the bytes of its texts; the next window is
@@ -160,17 +188,18 @@ class PackedStream(IterableDataset[dict[str, Any]]):
     def windows(self, place: WindowPosition | None) -> Iterator[tuple[WindowPosition, Window]]:
         """Yields (the place before it, documents) of each window, from a place on."""
         self.readers = self.make_readers()
-        position, done, number = 0, set[int](), 0
+        position, done, number, rounds = 0, set[int](), 0, 0
         if place:
-            position, done, number = place.position, set(place.done), place.number
+            position, done, number, rounds = place.position, set(place.done), place.number, place.rounds
             for reader, at in zip(self.readers, place.readers, strict=True):
+                if rounds:
+                    reader.source.stop_counting()
                 reader.restore(at)
         while True:
             over, first = False, position == 0
             while not over:
-                before = WindowPosition(
-                    position, tuple(sorted(done)), tuple(reader.position() for reader in self.readers), number
-                )
+                places = tuple(reader.position() for reader in self.readers)
+                before = WindowPosition(position, tuple(sorted(done)), places, number, rounds)
                 documents, position, over = self._fill(position, done)
                 if documents:
                     yield before, documents
@@ -180,7 +209,7 @@ class PackedStream(IterableDataset[dict[str, Any]]):
                 first = False
             if not self.mix.endless:
                 return
-            position, done = 0, set()
+            position, done, rounds = 0, set(), rounds + 1
             for reader in self.readers:
                 reader.restart()
 

@@ -7,6 +7,7 @@ that is resumed begins at the window in which it stopped, in every lane, and rea
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -37,12 +38,14 @@ class WindowPosition:
         done: numbers of the sources that ran out in this pass over the mixture.
         readers: places in the sources.
         number: windows before it, of all lanes.
+        rounds: whole passes over the mixture before it; what is left out is counted in the first one.
     """
 
     position: int
     done: tuple[int, ...]
     readers: tuple[SourcePosition, ...]
     number: int = 0
+    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ class StreamPosition:
         inside: rows given of the window `windows`; more than it has reach into the lane's next ones.
         windows: the place before the window; None at the beginning of the stream.
         lane: which one.
+        left_out: reason -> source rows that this lane's windows left out.
     """
 
     rows: int = 0
     inside: int = 0
     windows: WindowPosition | None = None
     lane: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def rounded_up(self, multiple: int) -> StreamPosition:
         """Returns the place behind the whole batch of all processes that this process's row is part of."""
@@ -83,8 +88,10 @@ class StreamPosition:
                     for reader in windows["readers"]
                 ),
                 windows.get("number", 0),  # older checkpoints have one lane, where it says nothing
+                windows.get("rounds", 0),
             )
-        return cls(state["rows"], state["inside"], windows, state.get("lane", 0))
+        lane, left_out = state.get("lane", 0), state.get("left_out", {})
+        return cls(state["rows"], state["inside"], windows, lane, dict(left_out))
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,13 @@ class LanePositions:
         """Rows given by all lanes."""
         return sum(place.rows for place in self.lanes)
 
+    def notes(self) -> list[str]:
+        """Returns what was left out of the stream so far, one line a reason."""
+        counts = Counter[str]()
+        for place in self.lanes:
+            counts.update(place.left_out)
+        return [f"left out {count:,} rows of the stream: {reason}" for reason, count in counts.items()]
+
     def after(self, places: Iterable[StreamPosition]) -> LanePositions:
         """Returns the places behind further batches, one place a batch, in their order."""
         lanes, turn = list(self.lanes), self.turn
@@ -125,7 +139,10 @@ class LanePositions:
             return self
         behind = min(self.lanes, key=lambda place: place.windows.number if place.windows else -1)
         lanes = [StreamPosition(windows=behind.windows, lane=lane) for lane in range(count)]
-        lanes[0] = replace(lanes[0], rows=self.rows)
+        left_out = Counter[str]()
+        for place in self.lanes:
+            left_out.update(place.left_out)
+        lanes[0] = replace(lanes[0], rows=self.rows, left_out=dict(left_out))
         return LanePositions(tuple(lanes))
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmlab.config import save_config
+from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
 from tests.training.stages import stop_after
@@ -97,20 +98,34 @@ def test_a_stream_goes_on_in_every_loader_process(base_config, tmp_path, monkeyp
     same_ending(whole, again)
 
 
-def test_what_a_stream_left_out_is_told(base_config, tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_stream_left_out_is_told(base_config, tmp_path, monkeypatch, workers):
+    """Over a stop, and in loader processes as well."""
+    monkeypatch.setattr("llmlab.data.stream.MIN_WINDOW", 1500)
+    monkeypatch.setattr("llmlab.data.stream.ROWS_OF_A_WINDOW", 1)
     rows = [{"text": "the whale " * 5 if i % 3 else " "} for i in range(300)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = run(
-        job(
-            base_config,
-            tmp_path / "run",
-            [{"name": str(tmp_path / "a.jsonl"), "streaming": True}],
-            max_steps=6,
-        )
-    )
-    held_out, trained = RunFolder(result.folder).record["data_notes"]
-    assert "held-out rows: left out 10 rows: empty text" in held_out
-    assert "rows of the stream: empty text" in trained
+    data = [{"name": str(tmp_path / "a.jsonl"), "streaming": True}]
+    options = dict(batch_size=20, gradient_accumulation_steps=1, max_steps=12, eval_every=12, eval_rows=4)
+    config = job(base_config, tmp_path / "run", data, dataloader_workers=workers, **options)
+    stop_after(monkeypatch, 4)
+    assert run(config).stopped_by
+    stop_after(monkeypatch, 1000)
+    run(config)
+    held_out, trained = RunFolder(tmp_path / "run").record["data_notes"]
+    assert held_out.startswith("held-out rows: left out 10 rows: empty text")
+    assert trained == "left out 90 rows of the stream: empty text"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_malformed_row_far_behind_ends_the_run_with_its_place(base_config, tmp_path, workers):
+    rows = [{"text": "the whale " * 20} for _ in range(1100)] + [{"text": None}]
+    name = tmp_path / "a.jsonl"
+    name.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = job(base_config, tmp_path / "run", [{"name": str(name), "streaming": True}], eval_fraction=0.0)
+    with pytest.raises(LabError) as caught:
+        run(config.model_copy(update={"dataloader_workers": workers}))
+    assert str(caught.value).startswith(f"{name}, row 1101: no value in column 'text': fix it")
 
 
 def test_weights_of_mixture_and_sources_by_themselves(base_config, tmp_path):

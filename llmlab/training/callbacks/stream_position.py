@@ -53,6 +53,10 @@ class StreamProgress:
         places = [batch.pop(POSITION).rounded_up(self.rows_per_batch) for batch in batches]
         self._before, self._now = self._now, self._now.after(places)
 
+    def notes(self) -> list[str]:
+        """Returns what was left out of the stream since the run began, one line a reason."""
+        return self._now.notes()
+
     def write(self, folder: Path, step: int) -> None:
         """Writes into a checkpoint the place of the first row that is not trained on yet: the batches of an
         update that was broken off do not count.

@@ -263,6 +263,9 @@ def _position_fault(place: dict[str, Any], step: int) -> str:
     for number, lane in enumerate(lanes):
         if not isinstance(lane, dict) or not all(_count(lane.get(name)) for name in ("rows", "inside")):
             return "holds no place in a stream"
+        left_out = lane.get("left_out", {})
+        if not isinstance(left_out, dict) or not all(map(_count, left_out.values())):
+            return "does not say what was left out of the stream"
         if lane.get("lane", 0) != number or lane["inside"] > lane["rows"]:
             return "holds a place in the stream that is not that of its step"
         if fault := _window_fault(lane.get("windows", "missing")):
@@ -278,7 +281,10 @@ def _window_fault(windows: object) -> str:
     if not isinstance(windows, dict):
         return "holds no place in a stream"
     readers, done = windows.get("readers"), windows.get("done")
-    if not all(_count(value) for value in (windows.get("position"), windows.get("number", 0))):
+    if not all(
+        _count(value)
+        for value in (windows.get("position"), windows.get("number", 0), windows.get("rounds", 0))
+    ):
         return "holds no place in a mixture"
     if not isinstance(done, list) or not all(map(_count, done)):
         return "holds no place in a mixture"

@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import TrainerState
 
-from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.training import compat
@@ -33,7 +32,7 @@ def finish(
 ) -> RunResult:
     """Does what is left behind the last step, or behind a stop, and returns the result."""
     config, last = context.config, trainer.state.global_step
-    if isinstance(job.data.train, PackedStream) and (notes := job.data.train.notes()):
+    if trainer.services and (notes := trainer.services.stream.notes()):
         note(folder, data_notes=job.data.notes + notes)
         context.reporter.warning("\n".join(notes))
     if stop.received and last < config.max_steps:

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset, RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmlab.data.stream import StreamFault
 from llmlab.models.headers import tensor_sizes
 from llmlab.runs.folder import RunFolder
 from llmlab.training import compat
@@ -176,7 +177,10 @@ class LabTrainerMixin(HeldOutMixin):
         """Returns the micro-batches of an update and what their loss is a mean over; of a stream, its place
         is followed.
         """
-        samples, items = super().get_batch_samples(*args, **kwargs)
+        try:
+            samples, items = super().get_batch_samples(*args, **kwargs)
+        except StreamFault as fault:
+            raise fault.error() from None
         if self.services:
             self.services.stream.follow(samples)
         return samples, items
