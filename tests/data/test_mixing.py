@@ -160,6 +160,20 @@ def test_a_stream_goes_on_from_any_place(tokenizer, three_sources, packing, stop
         assert len(encoded) <= 2, "nothing before the window is tokenised again"
 
 
+def test_the_place_of_an_older_checkpoint_is_taken(tokenizer, three_sources):
+    config = PretrainConfig(datasets=three_sources, eval_fraction=0.1)
+    whole = list(itertools.islice(several_windows(tokenizer, config), 1500))
+    place = whole[1400][POSITION]
+    readers = [
+        {"passes": at.passes, "number": at.number, "inside": None, "mark": at.mark}
+        for at in place.windows.readers
+    ]
+    windows = {"position": place.windows.position, "done": list(place.windows.done), "readers": readers}
+    again = several_windows(tokenizer, config)
+    again.load_state_dict({"rows": place.rows, "inside": place.inside, "windows": windows})
+    assert rows_of(again, 20) == [row["input_ids"].tolist() for row in whole[1401:1421]]
+
+
 def noting(function, calls):
     return lambda argument: calls.append(argument) or function(argument)
 
