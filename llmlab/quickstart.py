@@ -235,7 +235,9 @@ def _compare(report: Report, stage: str, before: Answers, after: Answers) -> Non
 
 def _either_style(answers: Answers) -> float:
     """Returns the share of answers that are right, bare or as a sentence."""
-    return sum(in_either_style(right, given) for _, _, right, given in answers.rows) / len(answers.rows)
+    return sum(in_either_style(right, prediction) for _, _, right, prediction in answers.rows) / len(
+        answers.rows
+    )
 
 
 def _grpo(
@@ -281,8 +283,8 @@ def _grpo(
     after = _answers(str(result.model), test, console)
     _compare(report, "GRPO", before, after)
     seen: dict[str, tuple[str, str, str]] = {}
-    for task, question, right, given in after.rows:
-        seen.setdefault(task, (question, right, given))
+    for task, question, right, prediction in after.rows:
+        seen.setdefault(task, (question, right, prediction))
     report.samples = list(seen.values())[:3]
     return str(result.model)
 
@@ -357,8 +359,10 @@ def _own_mistakes(
     console.print(
         f"asking the fine-tuned model {len(rows):,} questions; those not wanted become the rejected answers"
     )
-    given = answer(model, tokenizer, rows, batch_size=256, max_new_tokens=LONGEST, temperature=1.0)
-    pairs = [(question, right, wrong) for _, question, right, wrong in given.rows if wrong and wrong != right]
+    answers = answer(model, tokenizer, rows, batch_size=256, max_new_tokens=LONGEST, temperature=1.0)
+    pairs = [
+        (question, right, wrong) for _, question, right, wrong in answers.rows if wrong and wrong != right
+    ]
     if len(pairs) < at_least:  # a model that is nearly always right: answers to other questions stand in
         shifted = zip(rows, rows[1:] + rows[:1], strict=True)
         pairs += [(q, right, other) for (_, q, right), (_, _, other) in shifted if other != right]
@@ -428,8 +432,12 @@ def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: floa
     unbroken = not out.is_terminal  # what reads a pipe breaks lines itself
     out.print(STYLES, highlight=False, soft_wrap=unbroken)
     half = 1.96 * math.sqrt(0.25 / asked)
-    about = f"{asked} held-out questions: 95 % of such shares are within +-{half:.1%} or less of the true one"
-    out.print(f"{about}. GRPO and DPO both start from the SFT model.", highlight=False, soft_wrap=unbroken)
+    uncertainty = (
+        f"{asked} held-out questions: 95 % of such shares are within +-{half:.1%} or less of the true one"
+    )
+    out.print(
+        f"{uncertainty}. GRPO and DPO both start from the SFT model.", highlight=False, soft_wrap=unbroken
+    )
     figures = [{"stage": s, "figure": f, "before": b, "after": a} for s, f, b, a in report.rows]
     record = {"figures": figures, "minutes": report.minutes, "seconds": round(seconds, 1), "model": policy}
     write_text_atomically(folder / "quickstart.json", json.dumps(record, indent=2) + "\n")

@@ -59,9 +59,9 @@ def bounded(message: str) -> str:
     if len(message) <= LONGEST:
         return message
     lines = message.split("\n")
-    kept = [shortened(line) for line in lines[:MOST_LINES]]
+    shown = [shortened(line) for line in lines[:MOST_LINES]]
     return "\n".join(
-        [*kept, *([f"and {len(lines) - MOST_LINES:,} lines more"] if len(lines) > MOST_LINES else [])]
+        [*shown, *([f"and {len(lines) - MOST_LINES:,} lines more"] if len(lines) > MOST_LINES else [])]
     )
 
 

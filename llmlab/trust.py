@@ -48,10 +48,10 @@ def secret_in(text: str) -> str:
     """Returns the name of the variable whose secret value is in a text,
     "a secret" for what has the shape of one, else "".
     """
-    found = next((f"the value of {name}" for name, value in _secrets().items() if value in text), "")
-    return found or ("a secret" if SHAPES.search(text) else "")
+    name_of_secret = next((f"the value of {name}" for name, value in _secrets().items() if value in text), "")
+    return name_of_secret or ("a secret" if SHAPES.search(text) else "")
 
 
 def _secrets() -> dict[str, str]:
-    known = {name: os.environ.get(name, "") for name in SECRETS}
-    return {name: value for name, value in known.items() if len(value) >= SHORTEST and os.sep not in value}
+    values = {name: os.environ.get(name, "") for name in SECRETS}
+    return {name: value for name, value in values.items() if len(value) >= SHORTEST and os.sep not in value}

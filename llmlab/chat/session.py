@@ -279,12 +279,12 @@ def _lines(source: TextIO) -> Iterator[str]:
 def from_pipe(sessions: list[ChatSession]) -> None:
     """Answers each line of standard input by itself; of two models, each answer behind the model's name."""
     for line in _lines(sys.stdin):
-        if not (said := line.strip()):
+        if not (prompt := line.strip()):
             continue
         for session in sessions:
             if len(sessions) > 1:
                 print(f"{visible(session.name)}: ", end="")
-            session.reply(said, lambda piece: print(visible(piece), end="", flush=True))
+            session.reply(prompt, lambda piece: print(visible(piece), end="", flush=True))
             print(flush=True)
             session.messages.clear()
 
@@ -320,7 +320,7 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
     interrupted = False
     while True:
         try:
-            said = prompt.prompt().strip()
+            line = prompt.prompt().strip()
         except EOFError:
             break
         except KeyboardInterrupt:
@@ -330,18 +330,18 @@ def chat(session: ChatSession, console: Console, against: ChatSession | None = N
             console.print("Ctrl+C once more to leave", style="dim")
             continue
         interrupted = False
-        if not said:
+        if not line:
             continue
         try:
-            if said.startswith("/"):
-                if not session.command(said, console):
+            if line.startswith("/"):
+                if not session.command(line, console):
                     break
                 if against:  # one set of settings; conversations are forgotten together
                     against.settings = session.settings.model_copy(update={"show_alpha": False})
                     against.messages = against.messages if session.messages else []
             elif against:
-                answer_side_by_side(sessions, said, console)
+                answer_side_by_side(sessions, line, console)
             else:
-                answer_at_terminal(session, said, console)
+                answer_at_terminal(session, line, console)
         except LabError as error:
             console.print(str(error), style="red")

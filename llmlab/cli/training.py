@@ -93,9 +93,9 @@ def tokenizer(
     from llmlab.data.tokenizer import save_tokenizer, train_tokenizer
 
     parsed = [validate(SourceConfig, source) for source in sources]
-    made = train_tokenizer((text for source in parsed for text in document_texts(source)), vocab_size)
-    save_tokenizer(made, output)
-    typer.echo(visible(f"{output}: {len(made):,} tokens"))
+    trained = train_tokenizer((text for source in parsed for text in document_texts(source)), vocab_size)
+    save_tokenizer(trained, output)
+    typer.echo(visible(f"{output}: {len(trained):,} tokens"))
 
 
 def merge(

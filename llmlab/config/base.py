@@ -114,9 +114,9 @@ def no_text(data: Any) -> str:
         place, value = waiting.pop()
         if isinstance(value, dict):
             waiting += [(f"{place}.{key}" if place else str(key), key) for key in value]
-            waiting += [(f"{place}.{key}" if place else str(key), held) for key, held in value.items()]
+            waiting += [(f"{place}.{key}" if place else str(key), inner) for key, inner in value.items()]
         elif isinstance(value, list):
-            waiting += [(place, held) for held in value]
+            waiting += [(place, inner) for inner in value]
         elif isinstance(value, str) and "\0" in value:
             return f"`{shortened(place, 100)}` holds a NUL character"
         elif (
@@ -163,10 +163,10 @@ def as_number(cls: type[LabBaseConfig], name: str, text: str) -> Any:
     """
     field = cls.model_fields.get(name)
     kinds = set(members(field.annotation)) if field else set()
-    found = NUMBER.fullmatch(text.strip())
-    if not found or str in kinds or not kinds & {int, float} or len(text) > 40:
+    match = NUMBER.fullmatch(text.strip())
+    if not match or str in kinds or not kinds & {int, float} or len(text) > 40:
         return text
-    digits, unit = re.sub("[,_]", "", found[1]), found[2].lower()
+    digits, unit = re.sub("[,_]", "", match[1]), match[2].lower()
     if unit == "%" and not _is_share(field):
         return text
     if float not in kinds and "." in digits and not unit and "e" not in digits.lower():
@@ -189,7 +189,7 @@ def _is_share(field: Any) -> bool:
 
 def _likeliest(faults: list[ErrorDetails]) -> list[ErrorDetails]:
     """Returns the faults without those of the other branches of a union (pydantic reports every branch)."""
-    kept = []
+    likeliest = []
     for fault in faults:
         beside = [other for other in faults if other is not fault and len(fault["loc"]) > 1]
         other_branch = any(
@@ -197,8 +197,8 @@ def _likeliest(faults: list[ErrorDetails]) -> list[ErrorDetails]:
             for other in beside
         )
         if not (fault["type"].endswith("_type") and other_branch):
-            kept.append(fault)
-    return kept
+            likeliest.append(fault)
+    return likeliest
 
 
 def _explain(cls: type[LabBaseConfig], fault: ErrorDetails) -> str:
@@ -286,9 +286,9 @@ STARTS = (
 
 def _suggest(name: str, owner: type[LabBaseConfig] | None) -> str:
     names = [
-        known
+        option_name
         for field, info in (owner.options() if owner else {}).items()
-        for known in (field, *info.aliases)
+        for option_name in (field, *info.aliases)
     ]
     if name in STARTS and (start := getattr(owner, "STARTS_FROM", "")):
         return f": here the model to begin with is `{start}`"
@@ -330,7 +330,7 @@ def members(annotation: Any) -> list[Any]:
 
 def _flat(annotation: Any) -> list[Any]:
     inner = [] if typing.get_origin(annotation) is Literal else typing.get_args(annotation)
-    return [found for arg in inner for found in _flat(arg)] or [annotation]
+    return [inner_type for arg in inner for inner_type in _flat(arg)] or [annotation]
 
 
 def _literals(owner: type[LabBaseConfig] | None, path: list[int | str]) -> list[Any]:

@@ -90,15 +90,15 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
             remedy=f"one of {', '.join(KINDS)}",
         )
     try:
-        made = validate(kind_class(data["kind"]), {**data, "schema_version": SCHEMA_VERSION})
+        config = validate(kind_class(data["kind"]), {**data, "schema_version": SCHEMA_VERSION})
     except LabError as error:
         raise error.at(where) if where else error from None
     if version < SCHEMA_VERSION:
-        made._migrated = (
+        config._migrated = (
             f"schema {version} was read as schema {SCHEMA_VERSION}:"
             f" {'; '.join(changed) or 'nothing had to change'}"
         )
-    return made
+    return config
 
 
 def load_config(path: str | Path) -> KindConfig:
@@ -147,12 +147,12 @@ def apply_changes(config: K, changes: dict[str, Any]) -> K:
         LabError: when an option is unknown or the result does not validate.
     """
     cls = type(config)
-    given = {
+    set_options = {
         "kind",
         "schema_version",
         *config.model_fields_set,
     }  # defaults may follow from other options: warm-up from steps
-    data = {name: value for name, value in config.to_json_dict().items() if name in given}
+    data = {name: value for name, value in config.to_json_dict().items() if name in set_options}
     aliases = {alias: name for name, info in cls.options().items() for alias in info.aliases}
     for key, value in changes.items():
         *parents, last = key.split(".")
@@ -182,5 +182,5 @@ def apply_changes(config: K, changes: dict[str, Any]) -> K:
 
 def schema(kind: str) -> dict[str, Any]:
     """Returns the JSON Schema of a kind, for editors."""
-    made = kind_class(kind).model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+    json_schema = kind_class(kind).model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema}

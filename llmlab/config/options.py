@@ -84,5 +84,5 @@ def option(
 def option_info(field_info: FieldInfo) -> OptionInfo:
     """Returns what is known of an option; a field not made by `option` has its title and description only."""
     extra = field_info.json_schema_extra if isinstance(field_info.json_schema_extra, dict) else {}
-    known: dict[str, Any] = {key: extra[key] for key in _SCHEMA_KEYS if key in extra}
-    return OptionInfo(field_info.title or "", field_info.description or "", **known)
+    metadata: dict[str, Any] = {key: extra[key] for key in _SCHEMA_KEYS if key in extra}
+    return OptionInfo(field_info.title or "", field_info.description or "", **metadata)

@@ -37,14 +37,16 @@ def bounded_environment() -> BoundedEnvironment:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     theirs = _compile_jinja_template("").environment
-    made = BoundedEnvironment(
+    environment = BoundedEnvironment(
         trim_blocks=theirs.trim_blocks,
         lstrip_blocks=theirs.lstrip_blocks,
         extensions=[type(extension) for extension in theirs.extensions.values()],
     )
-    made.filters.update({name: bounded_filter(name, function) for name, function in theirs.filters.items()})
-    made.globals.update(theirs.globals)
-    return made
+    environment.filters.update(
+        {name: bounded_filter(name, function) for name, function in theirs.filters.items()}
+    )
+    environment.globals.update(theirs.globals)
+    return environment
 
 
 class BoundedFormatter(SandboxedFormatter):
@@ -59,10 +61,10 @@ class BoundedFormatter(SandboxedFormatter):
         check(value)
         for width in DIGITS.findall(format_spec):
             check_size(int(width[:20]))
-        made = super().format_field(value, format_spec)
-        self.made += len(made)
+        text = super().format_field(value, format_spec)
+        self.made += len(text)
         check_size(self.made)
-        return made
+        return text
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         """Returns the value as `!r` or `!s` writes it."""

@@ -71,7 +71,7 @@ def _whole(folder: Path) -> dict[str, Any] | None:
     """Returns the facts of a folder whose files are what they were when it was built, else None."""
     try:
         sums, facts = read_object(folder / SUMS), read_object(folder / FACTS)
-        if FACTS in sums and all(_sum(folder / name) == known for name, known in sums.items()):
+        if FACTS in sums and all(_sum(folder / name) == expected for name, expected in sums.items()):
             return facts
     except (OSError, ValueError):
         pass

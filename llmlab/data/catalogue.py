@@ -413,17 +413,17 @@ def real_id(name: str) -> str:
 
 def entry(name: str, subset: str | None = None) -> Entry | None:
     """Returns what is known of a dataset, or None. GLUE's tasks are told apart by their subset."""
-    same = [known for known in CATALOGUE if known.id == real_id(name)]
+    same = [dataset for dataset in CATALOGUE if dataset.id == real_id(name)]
     if len(same) <= 1:
         return same[0] if same else None
-    return next((known for known in same if subset in known.subsets), None)
+    return next((dataset for dataset in same if subset in dataset.subsets), None)
 
 
 def entry_like(text: str) -> Entry | None:
     """Returns the entry that `like` names: an id, or an id and a subset after one more slash."""
-    found = entry(text)
+    dataset = entry(text)
     head, _, subset = text.rpartition("/")
-    return found or (entry(head, subset) if head else None)
+    return dataset or (entry(head, subset) if head else None)
 
 
 def mapping_for(known: Entry | None, needed: tuple[str, ...]) -> RowMapping | None:

@@ -64,16 +64,16 @@ def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, apart: bo
         **tokens.counts(),
         "eval_rows": sum(len(rows) for rows in tokens.held_out.values()),
     }
-    held = tokens.held_out
+    held_out = tokens.held_out
     if config.packing:
         train = _packed(config, key, train, [part.key for part in tokens.parts])
-        held = {
+        held_out = {
             name: _packed(config, key, rows, ["held out", tokens.held_out_keys[name]])
-            for name, rows in held.items()
+            for name, rows in held_out.items()
         }
         facts["padding"] = round(padding_share(row_lengths(train), config.max_length), 4)
     facts["train_sequences"] = len(train)
-    return Prepared(train, held, facts, notes=tokens.notes, sources=tokens.sources)
+    return Prepared(train, held_out, facts, notes=tokens.notes, sources=tokens.sources)
 
 
 def conversation_tokens(
@@ -85,14 +85,14 @@ def conversation_tokens(
     Raises:
         InvalidRow: when it is too long and to be dropped, or has nothing to learn within `max_length`.
     """
-    made = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
-    cut = len(made["input_ids"]) > config.max_length
+    tokens = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
+    cut = len(tokens["input_ids"]) > config.max_length
     if cut and config.overlong == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
-    labels = made["labels"][: config.max_length]
+    labels = tokens["labels"][: config.max_length]
     if all(label == IGNORED for label in labels[1:]):
         raise InvalidRow(f"nothing to learn within `max_length` {config.max_length}")
-    return {"input_ids": made["input_ids"][: config.max_length], "labels": labels, "cut": cut}
+    return {"input_ids": tokens["input_ids"][: config.max_length], "labels": labels, "cut": cut}
 
 
 def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
@@ -105,11 +105,11 @@ def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row
     turns = to_messages(row)
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise InvalidRow("does not end with an answer")
-    made = tokenize_apart(tokenizer, turns)
-    cut = max(map(len, made.values())) > config.max_length
+    tokens = tokenize_apart(tokenizer, turns)
+    cut = max(map(len, tokens.values())) > config.max_length
     if cut and config.overlong == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
-    return {**{name: ids[: config.max_length] for name, ids in made.items()}, "cut": cut}
+    return {**{name: ids[: config.max_length] for name, ids in tokens.items()}, "cut": cut}
 
 
 def _streamed(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key: dict[str, Any]) -> Prepared:
@@ -122,20 +122,20 @@ def _streamed(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key: dic
         )
 
     def encode(documents: Window) -> pa.Table:
-        made = []
+        encoded = []
         for document in documents:
             try:
-                made.append(make(document.row))
+                encoded.append(make(document.row))
             except InvalidRow as invalid:
                 document.drop(invalid)
-        return documents_table({name: [np.array(row[name], np.int32) for row in made] for name in COLUMNS})
+        return documents_table({name: [np.array(row[name], np.int32) for row in encoded] for name in COLUMNS})
 
     packed = PackedSources(config, CONVERSATIONS, encode, config.max_length, "best_fit")
     packed.look()
-    held = packed.validation(key)
-    facts = {"train_rows": "streamed", "eval_rows": sum(len(rows) for rows in held.rows.values())}
+    held_out = packed.validation(key)
+    facts = {"train_rows": "streamed", "eval_rows": sum(len(rows) for rows in held_out.rows.values())}
     train = packed.training(config.datasets, endless=True)
-    return Prepared(train, held.rows, facts, notes=held.notes, sources=held.sources)
+    return Prepared(train, held_out.rows, facts, notes=held_out.notes, sources=held_out.sources)
 
 
 def _packed(config: SFTConfig, key: dict[str, Any], rows: Dataset, parts: list[str]) -> Dataset:

@@ -91,13 +91,13 @@ class RowCounter:
 
     def of(self, source: SourceConfig) -> SourceCounts:
         """Returns the counts for the record of a run."""
-        kept = self.read - self.dropped - self.held_out
+        remaining = self.read - self.dropped - self.held_out
         return SourceCounts(
             source=source.line(),
             read=self.read,
             left_out=self.left_out,
             held_out=self.held_out,
-            kept=kept,
+            kept=remaining,
         )
 
 

@@ -55,7 +55,7 @@ class DualHeadCollator:
         ids = np.full((len(sequences), longest), self.pad_token_id, np.int64)
         for index, sequence in enumerate(sequences):
             ids[index, : len(sequence)] = sequence
-        found: dict[str, list[np.ndarray]] = {
+        positions: dict[str, list[np.ndarray]] = {
             name: []
             for name in ("labels", "chosen_at", "chosen_row", "rejected_ids", "rejected_at", "rejected_row")
         }
@@ -64,9 +64,9 @@ class DualHeadCollator:
             labels = np.asarray(row["chosen_labels"], np.int64)
             before = len(prompt) + np.arange(len(chosen)) - 1  # of the hidden state that predicts each token
             learned = (labels != IGNORED) & (before >= 0)
-            found["labels"].append(labels[learned])
-            found["chosen_at"].append(index * longest + before[learned])
-            found["chosen_row"].append(np.full(learned.sum(), index))
+            positions["labels"].append(labels[learned])
+            positions["chosen_at"].append(index * longest + before[learned])
+            positions["chosen_row"].append(np.full(learned.sum(), index))
             if not len(rejected):
                 continue
             before = len(prompt) + np.arange(len(rejected)) - 1
@@ -76,16 +76,16 @@ class DualHeadCollator:
                 )  # the first token is predicted by the prompt, the others by the answer itself
             place = index if together else second
             said = before >= 0
-            found["rejected_ids"].append(rejected[said])
-            found["rejected_at"].append(place * longest + before[said])
-            found["rejected_row"].append(np.full(said.sum(), index))
+            positions["rejected_ids"].append(rejected[said])
+            positions["rejected_at"].append(place * longest + before[said])
+            positions["rejected_row"].append(np.full(said.sum(), index))
             second += 1
-        flat = {name: np.concatenate([np.empty(0, np.int64), *values]) for name, values in found.items()}
+        flat = {name: np.concatenate([np.empty(0, np.int64), *values]) for name, values in positions.items()}
         batch = {"input_ids": ids, **flat, "paired": np.array([len(part[2]) > 0 for part in parts])}
-        made = {name: torch.from_numpy(value) for name, value in batch.items()}
+        tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
         if together:
-            made["position_ids"], made["attention_mask"] = answers_apart(parts, longest)
-        return made
+            tensors["position_ids"], tensors["attention_mask"] = answers_apart(parts, longest)
+        return tensors
 
 
 def answers_apart(parts: list[list[np.ndarray]], longest: int) -> tuple[Tensor, Tensor]:

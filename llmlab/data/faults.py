@@ -31,9 +31,9 @@ def explain(files: list[Path], kind: str, error: BaseException) -> LabError:
     "csv" ...).
     """
     for file in files:
-        found = _fault(file, kind)
-        if found:
-            return found
+        fault = _fault(file, kind)
+        if fault:
+            return fault
     text = (" ".join(str(error).split()) or type(error).__name__)[:200]
     return LabError(f"cannot be read as {kind} ({text})", where=str(files[0]))
 
@@ -179,9 +179,9 @@ def _fault(file: Path, kind: str) -> LabError | None:
                     remedy="convert it with iconv, or leave it out",
                 )
             if kind == "json" and text.strip() and not _is_array(file):
-                found = _json_fault(file, number, text, types)
-                if found:
-                    return found
+                fault = _json_fault(file, number, text, types)
+                if fault:
+                    return fault
     except (OSError, EOFError, ValueError) as error:
         return LabError(
             f"is damaged after line {number} ({error})", where=str(file), remedy="unpack or download it again"

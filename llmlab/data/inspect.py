@@ -112,7 +112,7 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
     read = source_rows.counter.read
     labels = Counter(row["completion"] for row in rows if "choices" in row)
     complete = read < limit or (not opened.is_stream and len(opened.rows) == read)
-    found = Inspection(
+    inspection = Inspection(
         source,
         read,
         complete,
@@ -128,19 +128,19 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
             rows[index * len(rows) // min(MEASURED, len(rows))] for index in range(min(MEASURED, len(rows)))
         ]
         try:
-            found.lengths = lengths_of(chosen, tokenizer)
+            inspection.lengths = lengths_of(chosen, tokenizer)
         except InvalidRow as invalid:
             raise LabError(
                 invalid.reason, where=source.name, remedy="another `--tokenizer` may have a template for it"
             ) from None
-        found.percentiles = {
+        inspection.percentiles = {
             part: [int(value) for value in np.percentile(values, PERCENTILES, method="higher")]
-            for part, values in found.lengths.items()
+            for part, values in inspection.lengths.items()
         }
-        found.fits = [fit(found.lengths["row"], length) for length in LENGTHS]
-        found.suggested = suggest(found.lengths["row"])
-        found.sample = sample_pieces(chosen[0], tokenizer)
-    return found
+        inspection.fits = [fit(inspection.lengths["row"], length) for length in LENGTHS]
+        inspection.suggested = suggest(inspection.lengths["row"])
+        inspection.sample = sample_pieces(chosen[0], tokenizer)
+    return inspection
 
 
 def lengths_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str, np.ndarray]:
@@ -168,9 +168,9 @@ def lengths_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str,
             )
             add(prompt=len(pair["prompt_ids"]), answer=len(pair["chosen_ids"]), row=len(pair["prompt_ids"]))
         else:
-            made = tokenize_conversation(tokenizer, to_messages(row), "assistant")
-            learned = sum(label != IGNORED for label in made["labels"])
-            add(prompt=len(made["labels"]) - learned, completion=learned, row=len(made["labels"]))
+            tokens = tokenize_conversation(tokenizer, to_messages(row), "assistant")
+            learned = sum(label != IGNORED for label in tokens["labels"])
+            add(prompt=len(tokens["labels"]) - learned, completion=learned, row=len(tokens["labels"]))
     return {part: np.array(sizes) for part, sizes in parts.items()}
 
 
@@ -227,12 +227,12 @@ def sample_pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[tuple[st
             (decode(tokenizer, pair["prompt_ids"]), False),
             (f"\n  the right answer: {row['answer']}", False),
         ]
-    made = tokenize_conversation(tokenizer, to_messages(row), "assistant")
+    tokens = tokenize_conversation(tokenizer, to_messages(row), "assistant")
     pieces: list[tuple[str, bool]] = []
     start = 0
-    learned = [label != IGNORED for label in made["labels"]]
+    learned = [label != IGNORED for label in tokens["labels"]]
     for end in range(1, len(learned) + 1):
         if end == len(learned) or learned[end] != learned[start]:
-            pieces.append((decode(tokenizer, made["input_ids"][start:end]), learned[start]))
+            pieces.append((decode(tokenizer, tokens["input_ids"][start:end]), learned[start]))
             start = end
     return pieces

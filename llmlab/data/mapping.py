@@ -133,9 +133,9 @@ def preference_row(mapping: RowMapping, row: Row) -> Row:
         if turns[:-1] != others[:-1] or len(turns) < 2:
             raise InvalidRow("the two answers share no prompt")
         prompt = turns[:-1]
-    held = [part for turn in (turns[-1], others[-1]) for part in PARTS_OF_A_TURN if part in turn]
-    if held:
-        reason = f"an answer of a pair holds `{held[0]}`: pairs are compared as text alone"
+    unused_parts = [part for turn in (turns[-1], others[-1]) for part in PARTS_OF_A_TURN if part in turn]
+    if unused_parts:
+        reason = f"an answer of a pair holds `{unused_parts[0]}`: pairs are compared as text alone"
         raise InvalidRow(reason, malformed=True)
     return {"prompt": prompt, "chosen": turns[-1]["content"], "rejected": others[-1]["content"]}
 

@@ -18,8 +18,8 @@ def parse_conversation(text: str) -> Messages:
     parts = TURN.split(text if text.startswith("\n\n") else "\n\n" + text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
-        {"role": roles[who], "content": said.strip()}
-        for who, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": roles[who], "content": content.strip()}
+        for who, content in zip(parts[::2], parts[1::2], strict=True)
     ]
 
 
@@ -76,12 +76,12 @@ def tools(value: Any) -> list[dict[str, Any]]:
         InvalidRow: when it is neither.
     """
     try:
-        found = json.loads(value) if isinstance(value, str) else value
+        tool_list = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        tool_list = None
+    if not isinstance(tool_list, list) or not all(isinstance(tool, dict) for tool in tool_list):
         raise InvalidRow("column 'tools' is not a list of objects", malformed=True)
-    plain: list[dict[str, Any]] = without_nulls(found)
+    plain: list[dict[str, Any]] = without_nulls(tool_list)
     return plain
 
 

@@ -80,26 +80,26 @@ def open_source(
     Raises:
         LabError: when it cannot be read, its columns fit no needed shape, or `like` names no known dataset.
     """
-    known = entry(source.name, source.subset)
+    dataset = entry(source.name, source.subset)
     if source.like:
-        known = entry_like(source.like)
-        if known is None:
+        dataset = entry_like(source.like)
+        if dataset is None:
             raise LabError(
                 f"`like` {source.like!r} is not in the catalogue",
                 where=source.name,
                 remedy="`llmlab data catalog`",
             )
         set_too = {"format": source.format != "auto", "columns": source.columns, "prompt": source.prompt}
-        if beside := next((option for option, given in set_too.items() if given), ""):
+        if beside := next((option for option, is_set in set_too.items() if is_set), ""):
             raise LabError(
                 f"`like` and `{beside}` both say how rows are read",
                 where=source.name,
                 remedy="give one of them",
             )
     rows = load_rows(source, streaming=streaming, piece=piece)
-    if (known and known.id == "OpenAssistant/oasst1") or set(rows.column_names or ()) >= TREE_COLUMNS:
+    if (dataset and dataset.id == "OpenAssistant/oasst1") or set(rows.column_names or ()) >= TREE_COLUMNS:
         rows = _untangled(source, rows)
-        known = None
+        dataset = None
     sample = _first(source, rows)
     columns = list(rows.column_names or sample)
     label = (source.columns or {}).get("label", "label")
@@ -108,10 +108,10 @@ def open_source(
         source.format,
         source.columns or {},
         source.prompt or "",
-        tuple(source.labels or (() if known else names or ())),
+        tuple(source.labels or (() if dataset else names or ())),
     )
     mapping = choose_mapping(
-        columns, sample, needed, source.name, by_hand=by_hand, known=mapping_for(known, needed)
+        columns, sample, needed, source.name, by_hand=by_hand, known=mapping_for(dataset, needed)
     )
     if source.labels and mapping.shape != "classification":
         raise LabError(

@@ -115,15 +115,15 @@ def pair_tokens(
         InvalidRow: when it is too long and to be dropped, or nothing is left that tells the answers apart.
     """
     pair = (row["prompt"], row["chosen"], row["rejected"])
-    made = tokenize_pair(tokenizer, *pair, config.max_length, config.max_prompt_length)
-    cut = made.pop("cut")
+    tokens = tokenize_pair(tokenizer, *pair, config.max_length, config.max_prompt_length)
+    cut = tokens.pop("cut")
     if cut and config.overlong == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
-    if made["chosen_ids"] == made["rejected_ids"]:
+    if tokens["chosen_ids"] == tokens["rejected_ids"]:
         raise InvalidRow(
             f"equal answers within `max_length` {config.max_length}" if cut else "equal answers in tokens"
         )
-    return {**made, "cut": cut}
+    return {**tokens, "cut": cut}
 
 
 def answer_tokens(
@@ -142,14 +142,14 @@ def answer_tokens(
         InvalidRow: when it cannot be used.
     """
     if "chosen" in row:
-        made = pair_tokens(tokenizer, config, row)
-        made["chosen_labels"] = list(made["chosen_ids"])
-        return {**made, "rejected_ids": []} if alone else made
-    made = conversation_tokens(tokenizer, config, row)
+        tokens = pair_tokens(tokenizer, config, row)
+        tokens["chosen_labels"] = list(tokens["chosen_ids"])
+        return {**tokens, "rejected_ids": []} if alone else tokens
+    tokens = conversation_tokens(tokenizer, config, row)
     return {
         "prompt_ids": [],
-        "chosen_ids": made["input_ids"],
-        "chosen_labels": made["labels"],
+        "chosen_ids": tokens["input_ids"],
+        "chosen_labels": tokens["labels"],
         "rejected_ids": [],
-        "cut": made["cut"],
+        "cut": tokens["cut"],
     }

@@ -110,8 +110,8 @@ def math_dataset(row: Row) -> Row:
 
     def clean(name: str) -> str:
         text = at(row, name)
-        found = _BYTES.match(text)
-        return (found[2].replace("\\n", "\n").replace("\\'", "'") if found else text).strip()
+        match = _BYTES.match(text)
+        return (match[2].replace("\\n", "\n").replace("\\'", "'") if match else text).strip()
 
     return {"prompt": user(clean("question")), "completion": clean("answer")}
 
@@ -149,8 +149,8 @@ def conversations_of_tree(rows: Iterable[Row]) -> Iterator[Row]:
         path: list[dict[str, str]] = []
         step: str | None = key
         while step is not None and step in messages and len(path) <= len(messages):
-            parent, said = messages[step]
-            path.append(said)
+            parent, text = messages[step]
+            path.append(text)
             step = parent
         yield {"messages": path[::-1]}
 

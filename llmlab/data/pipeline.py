@@ -160,12 +160,12 @@ class SourceRows:
 
     def result(self) -> RowCounter:
         """Returns what became of the rows so far, those that are there twice among them."""
-        found = self.counter.copy()
+        counter = self.counter.copy()
         if self._keys is not None:
             again = [number for number in self._keys.repeats() if number not in self._unusable]
             if again:
-                found.add(REPEATED, again[0], len(again), verb="kept")
-        return found
+                counter.add(REPEATED, again[0], len(again), verb="kept")
+        return counter
 
     def notes(self) -> list[str]:
         """Returns a line for each reason why rows were left out, and one for rows that are there twice."""
@@ -185,8 +185,8 @@ class _Keys:
     def repeats(self) -> list[int]:
         numbers = np.frombuffer(self.numbers, np.int64) if self.numbers else np.empty(0, np.int64)
         keys = np.frombuffer(self.keys, np.int64) if self.keys else np.empty(0, np.int64)
-        found: list[int] = numbers[repeats(keys)].tolist()
-        return found
+        repeated: list[int] = numbers[repeats(keys)].tolist()
+        return repeated
 
 
 def content_key(row: Row) -> int:

@@ -109,12 +109,12 @@ def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Overlap]:
     if not config.eval_datasets:
         return []
     trained = {row for source in config.datasets for row in _hashes(source, shapes)}
-    found = []
+    result = []
     for source in config.eval_datasets:
         held_out = list(_hashes(source, shapes))
         if shared := sum(row in trained for row in held_out):
-            found.append(Overlap(source, shared, len(held_out)))
-    return found
+            result.append(Overlap(source, shared, len(held_out)))
+    return result
 
 
 def first_row(config: TrainingConfig, shapes: tuple[str, ...]) -> RowPreview | None:

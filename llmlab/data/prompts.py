@@ -39,22 +39,22 @@ def prompts_data(config: RolloutConfig, tokenizer: PreTrainedTokenizerBase) -> P
     others = [_read(config, tokenizer, source, 0.0) for source in config.eval_datasets]
     if others:
         names = short_names(config.eval_datasets)
-        held = {name: part.train for name, part in zip(names, others, strict=True)}
+        held_out = {name: part.train for name, part in zip(names, others, strict=True)}
     else:
-        held = {n: part.held_out for n, part in zip(short_names(config.datasets), parts, strict=True)}
+        held_out = {n: part.held_out for n, part in zip(short_names(config.datasets), parts, strict=True)}
     notes = [note for part in (*parts, *others) for note in part.notes]
     sizes = [len(part.train) for part in parts]
     sources, rows = mixture(sizes, shares(config.datasets), config.seed, config.mixture_stop)
     if len(rows) == 0:
         raise LabError(
-            f"no prompts to answer: {'; '.join(notes) or 'every row is held out'}", where="datasets"
+            f"no prompts to answer: {'; '.join(notes) or 'every row is held_out out'}", where="datasets"
         )
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     together = concatenate_datasets([Dataset.from_list(part.train) for part in parts if part.train])
     return Prepared(
         together.select((starts[sources] + rows).astype(np.int64)),
-        {name: Dataset.from_list(part) for name, part in held.items() if part},
-        {"train_prompts": len(rows), "eval_prompts": sum(len(part) for part in held.values())},
+        {name: Dataset.from_list(part) for name, part in held_out.items() if part},
+        {"train_prompts": len(rows), "eval_prompts": sum(len(part) for part in held_out.values())},
         notes=notes,
         sources=[part.counts for part in (*parts, *others)],
     )
@@ -95,9 +95,9 @@ def prompt_shapes(source: SourceConfig) -> tuple[str, ...]:
     """Returns the shapes to take prompts from: the bare right answers where the catalogue knows them,
     not whole solutions.
     """
-    known = entry_like(source.like) if source.like else entry(source.name, source.subset)
+    dataset = entry_like(source.like) if source.like else entry(source.name, source.subset)
     by_hand = source.format != "auto" or source.columns or source.prompt
-    if known and not by_hand and any(each.shape == "prompt_answer" for each in known.mappings):
+    if dataset and not by_hand and any(each.shape == "prompt_answer" for each in dataset.mappings):
         return ("prompt_answer",)
     return ("prompt_answer", *CONVERSATIONS, "preference", "prompt")
 
@@ -115,9 +115,9 @@ def _prompt(config: RolloutConfig, tokenizer: PreTrainedTokenizerBase, row: Row)
         InvalidRow: when there is no prompt, it is too long, or it holds more than text.
     """
     turns = prompt_of(row)
-    held = [part for turn in turns for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
-    if held:
-        reason = f"the prompt holds `{held[0]}`: {config.kind} answers text alone"
+    unused_parts = [part for turn in turns for part in (*PARTS_OF_A_TURN, TOOLS) if turn.get(part)]
+    if unused_parts:
+        reason = f"the prompt holds `{unused_parts[0]}`: {config.kind} answers text alone"
         raise InvalidRow(reason, malformed=True)
     if not turns:
         raise InvalidRow("no prompt")

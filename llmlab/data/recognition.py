@@ -95,10 +95,10 @@ def choose_mapping(
 
 def candidates(columns: list[str]) -> list[RowMapping]:
     """Returns every mapping that the columns allow by their names, the most telling first."""
-    found = _usual_names(columns)
-    if found.get("input") == found.get("prompt"):
-        found.pop("input", None)
-    return [RowMapping(shape, found) for shape in ORDER if all(part in found for part in NEEDED[shape])]
+    mappings = _usual_names(columns)
+    if mappings.get("input") == mappings.get("prompt"):
+        mappings.pop("input", None)
+    return [RowMapping(shape, mappings) for shape in ORDER if all(part in mappings for part in NEEDED[shape])]
 
 
 def _usual_names(columns: list[str]) -> dict[str, str]:
@@ -126,20 +126,20 @@ def _possible(columns: list[str], by_hand: ByHand, where: str) -> Iterator[RowMa
     if not by_hand.says_how:
         yield from by_names
         return
-    held = {part: name for mapping in by_names for part, name in mapping.columns.items()}
-    held = {**_usual_names(columns), **held, **by_hand.columns}
+    columns_by_part = {part: name for mapping in by_names for part, name in mapping.columns.items()}
+    columns_by_part = {**_usual_names(columns), **columns_by_part, **by_hand.columns}
     shape = by_hand.shape
     if shape == "auto" and by_hand.prompt:
         labelled = by_hand.labels or "label" in by_hand.columns
         shape = "classification" if labelled else "prompt_completion"
     if shape != "auto":
-        _check_parts(shape, held, columns, by_hand, where)
-        yield RowMapping(shape, held)
+        _check_parts(shape, columns_by_part, columns, by_hand, where)
+        yield RowMapping(shape, columns_by_part)
         return
-    complete = [shape for shape in ORDER if all(part in held for part in NEEDED[shape])]
+    complete = [shape for shape in ORDER if all(part in columns_by_part for part in NEEDED[shape])]
     complete.sort(key=lambda shape: -len(set(NEEDED[shape]) & set(by_hand.columns)))
     for shape in complete:
-        yield RowMapping(shape, held)
+        yield RowMapping(shape, columns_by_part)
 
 
 def _check_parts(shape: str, held: dict[str, str], columns: list[str], by_hand: ByHand, where: str) -> None:

@@ -52,16 +52,16 @@ def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
     Raises:
         InvalidRow: naming the part and its turn.
     """
-    held = [
+    present = [
         (index, part)
         for index, turn in enumerate(messages)
         for part in (*PARTS_OF_A_TURN, TOOLS)
         if turn.get(part)
     ]
-    if not held:
+    if not present:
         return
     whole = render(tokenizer, messages)
-    for index, part in held:
+    for index, part in present:
         value = messages[index][part]
         bare = [*messages[:index], _without(messages[index], part), *messages[index + 1 :]]
         if render(tokenizer, bare) == whole and not (part == "name" and value in whole):
@@ -86,13 +86,13 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 @lru_cache(maxsize=16)
 def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
     added = tokenizer.added_tokens_decoder
-    asked, said = {"role": "user", "content": "Question"}, {"role": "assistant", "content": PROBE}
-    for messages in ([asked, said], [asked, said, asked]):
+    asked, answer = {"role": "user", "content": "Question"}, {"role": "assistant", "content": PROBE}
+    for messages in ([asked, answer], [asked, answer, asked]):
         try:
-            _, found, after = render(tokenizer, messages).rpartition(PROBE)
+            _, probe, after = render(tokenizer, messages).rpartition(PROBE)
         except LabError:  # told where a conversation is rendered
             return None
-        for token in tokenizer(after, add_special_tokens=False)["input_ids"] if found else []:
+        for token in tokenizer(after, add_special_tokens=False)["input_ids"] if probe else []:
             if token in added:
                 return int(token)
             if decode(tokenizer, [token]).strip():
@@ -228,10 +228,10 @@ def tokenize_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> di
     """
     check_parts(tokenizer, messages)
     read = tokenizer(render(tokenizer, messages[:-1], generate=True))["input_ids"]
-    said = tokenizer(text_target=messages[-1]["content"])["input_ids"]
-    if not said or said[-1] != tokenizer.eos_token_id:
-        said = [*said, tokenizer.eos_token_id]
-    return {"input_ids": read, "labels": said}
+    answer_ids = tokenizer(text_target=messages[-1]["content"])["input_ids"]
+    if not answer_ids or answer_ids[-1] != tokenizer.eos_token_id:
+        answer_ids = [*answer_ids, tokenizer.eos_token_id]
+    return {"input_ids": read, "labels": answer_ids}
 
 
 def tokenize_pair(

@@ -101,9 +101,9 @@ def questions(seed: int, *, held_out: bool) -> Iterator[tuple[str, str, str]]:
 
 def distinct_questions(count: int, seed: int) -> list[tuple[str, str, str]]:
     """Returns `count` different held-out questions."""
-    found: dict[str, tuple[str, str, str]] = {}
+    distinct: dict[str, tuple[str, str, str]] = {}
     for row in questions(seed, held_out=True):
-        found.setdefault(row[1], row)
-        if len(found) == count:
-            return list(found.values())
+        distinct.setdefault(row[1], row)
+        if len(distinct) == count:
+            return list(distinct.values())
     raise AssertionError("unreachable: the stream is endless")

@@ -201,10 +201,10 @@ def counted(values: Any) -> Any:
 
 def joinable(values: Any, separator: Any) -> list[Any] | str:
     """Returns the values of a join, after a look at how long it will be."""
-    made = values if isinstance(values, str) else list(counted(values))
-    size = weight(made, allowed())
-    check_size(size + len(made) * len(str(separator)))
-    return made
+    parts = values if isinstance(values, str) else list(counted(values))
+    size = weight(parts, allowed())
+    check_size(size + len(parts) * len(str(separator)))
+    return parts
 
 
 def check_percent(pattern: str, arguments: Any) -> None:

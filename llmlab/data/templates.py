@@ -49,17 +49,17 @@ def apply_template(
     """
     from transformers.utils.chat_template_utils import _alias_reasoning_fields, _plain_template_data
 
-    given = {"messages": _plain_template_data(messages), "tools": _plain_template_data(tools)}
-    with allowing(given), at_most(SECONDS):
+    variables = {"messages": _plain_template_data(messages), "tools": _plain_template_data(tools)}
+    with allowing(variables), at_most(SECONDS):
         template = _compiled(tokenizer.get_chat_template(None, tools))
         cleaned = [
-            {key: value for key, value in turn.items() if value is not None} for turn in given["messages"]
+            {key: value for key, value in turn.items() if value is not None} for turn in variables["messages"]
         ]
         return template.render(
             **{
                 **tokenizer.special_tokens_map,
                 "messages": _alias_reasoning_fields(cleaned),
-                "tools": given["tools"],
+                "tools": variables["tools"],
                 "documents": None,
                 "add_generation_prompt": generate,
             },

@@ -33,17 +33,17 @@ def encode_texts(
     backend.no_truncation()
     backend.no_padding()
     short = [index for index, text in enumerate(texts) if len(text) <= piece + overlap]
-    made: list[Any] = [None] * len(texts)
+    encoded: list[Any] = [None] * len(texts)
     # the same tokens without the lists that nobody reads
     for index, found in zip(
         short,
         backend.encode_batch_fast([str(texts[i]) for i in short], add_special_tokens=False),
         strict=True,
     ):
-        made[index] = np.array(found.ids, np.int32)
+        encoded[index] = np.array(found.ids, np.int32)
     return [
         _encode_long(backend, str(text), piece, overlap) if ids is None else ids
-        for text, ids in zip(texts, made, strict=True)
+        for text, ids in zip(texts, encoded, strict=True)
     ]
 
 
@@ -69,10 +69,10 @@ def _encode_long(backend: Any, text: str, piece: int, overlap: int) -> np.ndarra
 
 
 def _words(backend: Any, text: str, start: int, end: int) -> list[Word]:
-    found = backend.encode(text[start:end], add_special_tokens=False)
+    encoding = backend.encode(text[start:end], add_special_tokens=False)
     words: list[Word] = []
     last: Any = None
-    for token, number, (place, _) in zip(found.ids, found.word_ids, found.offsets, strict=True):
+    for token, number, (place, _) in zip(encoding.ids, encoding.word_ids, encoding.offsets, strict=True):
         if words and number is not None and number == last:
             words[-1] = (words[-1][0], (*words[-1][1], token))
         else:

@@ -104,9 +104,9 @@ def _cut_words(texts: Iterable[str]) -> Iterator[str]:
     """Yields texts, cut in words that are longer than any: their pairs are counted in quadratic time."""
     for text in texts:
         start = 0
-        for found in LONG_WORD.finditer(text):
-            yield text[start : found.end()]
-            start = found.end()
+        for match in LONG_WORD.finditer(text):
+            yield text[start : match.end()]
+            start = match.end()
         yield text[start:]
 
 
@@ -204,9 +204,9 @@ def ensure_chat_template(
     if reads_apart and choice == "auto":
         tokenizer.chat_template = tokenizer.chat_template or READ_TEMPLATE
         return [tokenizer.eos_token_id]
-    known = TURN_END in tokenizer.get_vocab()
+    has_turn_end = TURN_END in tokenizer.get_vocab()
     if choice == "chatml" or not tokenizer.chat_template:
-        tokenizer.chat_template = chat_template(TURN_END if known else tokenizer.eos_token)
+        tokenizer.chat_template = chat_template(TURN_END if has_turn_end else tokenizer.eos_token)
     return turn_ends(tokenizer)
 
 

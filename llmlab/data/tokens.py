@@ -119,10 +119,10 @@ def _build(
     cut = np.array(rows["cut"][:]) & keep
     if cut.any():
         counter.add("longer than `max_length`", int(np.flatnonzero(cut)[0]), int(cut.sum()), verb="cut")
-    held = split(np.arange(len(rows)), fraction)
-    counter.held_out = int((keep & held).sum())
+    held_out = split(np.arange(len(rows)), fraction)
+    counter.held_out = int((keep & held_out).sum())
     lists = rows.select_columns(list(columns))
-    for name, chosen in (("train", keep & ~held), ("held_out", keep & held)):
+    for name, chosen in (("train", keep & ~held_out), ("held_out", keep & held_out)):
         part = lists.select(np.flatnonzero(chosen)).with_format("arrow")
         write_tables(
             (part[start : start + WRITTEN] for start in range(0, len(part), WRITTEN)),
@@ -192,15 +192,15 @@ def tokenise_sources(
     others = [tokenised(source, needed, make, key, 0.0, columns) for source in config.eval_datasets]
     if others:
         names = short_names(config.eval_datasets)
-        held = {name: (part.train, part.key) for name, part in zip(names, others, strict=True)}
+        held_out = {name: (part.train, part.key) for name, part in zip(names, others, strict=True)}
     else:
         names = short_names(config.datasets)
-        held = {name: (part.held_out, part.key) for name, part in zip(names, parts, strict=True)}
+        held_out = {name: (part.held_out, part.key) for name, part in zip(names, parts, strict=True)}
     return SourceTokens(
         config,
         parts,
-        {name: rows for name, (rows, _) in held.items() if len(rows)},
-        {name: part_key for name, (_, part_key) in held.items()},
+        {name: rows for name, (rows, _) in held_out.items() if len(rows)},
+        {name: part_key for name, (_, part_key) in held_out.items()},
         [note for part in (*parts, *others) for note in part.notes],
         [counts for part in (*parts, *others) for counts in part.sources],
     )
@@ -248,8 +248,10 @@ def _mapped(opened: OpenSource, make: Make, columns: tuple[str, ...]) -> Dataset
             return {**empty, "fault": f"{MALFORMED if invalid.malformed else ''}{invalid.reason}"}
 
     if len(rows) < PARALLEL_FROM:  # without datasets' hashing of closures and its files
-        made = [convert(row) for row in rows]
-        return Dataset.from_dict({name: [row[name] for row in made] for name in features}, features=features)
+        converted = [convert(row) for row in rows]
+        return Dataset.from_dict(
+            {name: [row[name] for row in converted] for name in features}, features=features
+        )
     workers = min(8, os.cpu_count() or 1)
     return rows.map(
         convert,

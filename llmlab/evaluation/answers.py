@@ -26,13 +26,13 @@ class Answers:
     @property
     def accuracy(self) -> float:
         """Share of answers that are right to the letter, surrounding space aside."""
-        return sum(right == given for _, _, right, given in self.rows) / max(1, len(self.rows))
+        return sum(right == prediction for _, _, right, prediction in self.rows) / max(1, len(self.rows))
 
     def by_task(self) -> dict[str, float]:
         """Returns the accuracy of each task."""
         groups: dict[str, list[bool]] = defaultdict(list)
-        for task, _, right, given in self.rows:
-            groups[task].append(right == given)
+        for task, _, right, prediction in self.rows:
+            groups[task].append(right == prediction)
         return {task: sum(hits) / len(hits) for task, hits in groups.items()}
 
 
@@ -66,7 +66,7 @@ def answer(
     was_training, side = model.training, tokenizer.padding_side
     model.eval()
     tokenizer.padding_side = "left"
-    given = [""] * len(prompts)
+    predictions = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         batch = tokenizer(
@@ -76,7 +76,7 @@ def answer(
         out = model.generate(**inputs, generation_config=settings)
         out = out[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
         for index, ids in zip(part, out.tolist(), strict=True):
-            given[index] = decode_answer(tokenizer, ids, ends).strip()
+            predictions[index] = decode_answer(tokenizer, ids, ends).strip()
     tokenizer.padding_side = side
     model.train(was_training)
-    return Answers([(*row, text) for row, text in zip(questions, given, strict=True)])
+    return Answers([(*row, text) for row, text in zip(questions, predictions, strict=True)])

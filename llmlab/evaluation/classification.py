@@ -87,23 +87,23 @@ def classify(
         batch_size: rows at a time.
     """
     labels = list(dict.fromkeys(word for row in rows for word in row["choices"]))
-    found = Classified(labels, [labels.index(row["completion"]) for row in rows], [len(labels)] * len(rows))
+    result = Classified(labels, [labels.index(row["completion"]) for row in rows], [len(labels)] * len(rows))
     if by == "generate":
-        said = answer(
+        answers = answer(
             model,
             tokenizer,
             [("", row["prompt"], row["completion"]) for row in rows],
             max_new_tokens=max(len(text_ids(tokenizer, word)) for word in labels) + 2,
             batch_size=batch_size,
         )
-        for index, (*_, text) in enumerate(said.rows):
+        for index, (*_, text) in enumerate(answers.rows):
             word = next(
                 (word for word in rows[index]["choices"] if word.lower() == text.strip().rstrip(".").lower()),
                 None,
             )
             if word:
-                found.given[index] = labels.index(word)
-        return found
+                result.given[index] = labels.index(word)
+        return result
     was_training = model.training
     model.eval()
     prompts = [_prompt_ids(tokenizer, row, apart=model.config.is_encoder_decoder) for row in rows]
@@ -114,10 +114,10 @@ def classify(
         part = [i for i in order[start : start + batch_size] if rows[i]["choices"] == choices]
         scores = score_words(model, tokenizer, [prompts[i] for i in part], choices)
         for index, best in zip(part, scores.argmax(dim=1).tolist(), strict=True):
-            found.given[index] = labels.index(choices[best])
+            result.given[index] = labels.index(choices[best])
         start += len(part)
     model.train(was_training)
-    return found
+    return result
 
 
 @torch.no_grad()
@@ -142,11 +142,11 @@ def score_words(
     first = read.logits[:, -1].float().log_softmax(-1)
     scores = []
     for word in words:
-        said = _word_ids(tokenizer, word)
-        total = first[:, said[0]]
-        if len(said) > 1:
-            tokens = torch.tensor([said[:-1]] * len(prompts), device=device)
-            places = positions[:, -1:] + 1 + torch.arange(len(said) - 1, device=device)
+        word_ids = _word_ids(tokenizer, word)
+        total = first[:, word_ids[0]]
+        if len(word_ids) > 1:
+            tokens = torch.tensor([word_ids[:-1]] * len(prompts), device=device)
+            places = positions[:, -1:] + 1 + torch.arange(len(word_ids) - 1, device=device)
             wider = torch.cat([mask, torch.ones_like(tokens)], dim=1)
             out = model(
                 input_ids=tokens,
@@ -155,7 +155,7 @@ def score_words(
                 past_key_values=copy.deepcopy(read.past_key_values),
             )
             log_probs = out.logits.float().log_softmax(-1)
-            following = torch.tensor(said[1:], device=device)[None, :, None].expand(len(prompts), -1, 1)
+            following = torch.tensor(word_ids[1:], device=device)[None, :, None].expand(len(prompts), -1, 1)
             total = total + log_probs.gather(2, following).sum(dim=(1, 2))
         scores.append(total)
     return torch.stack(scores, dim=1)
@@ -170,10 +170,10 @@ def _score_apart(
     states = model.get_encoder()(input_ids=read["input_ids"], attention_mask=mask)
     scores = []
     for word in words:
-        said = tokenize_apart(
+        word_ids = tokenize_apart(
             tokenizer, [{"role": "user", "content": ""}, {"role": "assistant", "content": word}]
         )["labels"]
-        labels = torch.tensor([said] * len(prompts), device=model.device)
+        labels = torch.tensor([word_ids] * len(prompts), device=model.device)
         logits = (
             model(encoder_outputs=states, attention_mask=mask, labels=labels).logits.float().log_softmax(-1)
         )
@@ -195,9 +195,9 @@ def _word_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
     if not tokenizer.chat_template:
         return text_ids(tokenizer, " " + word, add_special_tokens=False)
     try:
-        _, said = answer_tokens(
+        _, word_ids = answer_tokens(
             tokenizer, [{"role": "user", "content": "?"}], [{"role": "assistant", "content": word}]
         )
-        return said
+        return word_ids
     except LabError:  # a template that rewrites the prompt once it is answered
         return text_ids(tokenizer, word, add_special_tokens=False)

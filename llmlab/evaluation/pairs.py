@@ -36,10 +36,10 @@ def preference_accuracy(
     model.eval()
     won = 0
     for start in range(0, len(pairs), batch_size):
-        made = _tokens(tokenizer, pairs[start : start + batch_size])
-        prompts = [row["prompt_ids"] for row in made]
+        batch = _tokens(tokenizer, pairs[start : start + batch_size])
+        prompts = [row["prompt_ids"] for row in batch]
         chosen, rejected = (
-            answer_log_probs(model, prompts, [row[key] for row in made], tokenizer.pad_token_id)
+            answer_log_probs(model, prompts, [row[key] for row in batch], tokenizer.pad_token_id)
             for key in ("chosen_ids", "rejected_ids")
         )
         won += int((chosen > rejected).sum())

@@ -96,15 +96,15 @@ def measure(
         raise LabError(
             "has no row that can be measured", where=source.name, remedy="; ".join(source_rows.notes())
         )
-    found = Measured(source.short(), len(rows), {}, notes=source_rows.notes())
+    measured = Measured(source.short(), len(rows), {}, notes=source_rows.notes())
     if kind := _read_whole(rows, by):
         refuse_lengths(max_length, stride, kind, source.name)
     elif "text" not in rows[0]:
         refuse_lengths(None, stride, "conversations", source.name)
     if all(row.get("choices") for row in rows):
-        found.classified = classify(model, tokenizer, rows, by=by, batch_size=batch_size)
-        result = found.classified
-        found.figures = {
+        measured.classified = classify(model, tokenizer, rows, by=by, batch_size=batch_size)
+        result = measured.classified
+        measured.figures = {
             "accuracy": result.accuracy,
             "macro_f1": result.macro_f1,
             "majority": result.majority,
@@ -117,7 +117,7 @@ def measure(
                 where=source.name,
                 remedy="leave it out, or take prompts with answers or labels",
             )
-        found.figures = {"exact_match": _exact_match(model, tokenizer, rows, batch_size)}
+        measured.figures = {"exact_match": _exact_match(model, tokenizer, rows, batch_size)}
     elif model.config.is_encoder_decoder and ("chosen" in rows[0] or "text" in rows[0]):
         raise LabError(
             f"holds {'pairs' if 'chosen' in rows[0] else 'plain text'}, which are measured on decoders; this"
@@ -128,19 +128,19 @@ def measure(
     elif "chosen" in rows[0]:
         pairs = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
         if isinstance(model, LabDualHeadForCausalLM):
-            found.figures = dual_head_figures(model, tokenizer, pairs, batch_size=batch_size)
+            measured.figures = dual_head_figures(model, tokenizer, pairs, batch_size=batch_size)
         else:
-            found.figures = {
+            measured.figures = {
                 "preference_accuracy": preference_accuracy(model, tokenizer, pairs, batch_size=batch_size)
             }
     else:
         try:
-            found.figures, found.reading = _losses(
+            measured.figures, measured.reading = _losses(
                 model, tokenizer, rows, batch_size, max_length or 1024, stride
             )
         except InvalidRow as fault:
             raise LabError(fault.reason, where=source.name) from None
-    return found
+    return measured
 
 
 def _read_whole(rows: list[Row], by: str) -> str:
@@ -211,12 +211,12 @@ def _losses(
             f"`stride` {stride} is not between 1 and {window - 1}", remedy="it is shorter than a window"
         )
     stride = stride or max(1, window // 2)
-    made: list[dict[str, list[int]]] = []
+    windows: list[dict[str, list[int]]] = []
     tokens = 0
     if texts:
         for ids in encode_texts(tokenizer, [row["text"] for row in rows]):
             tokens += len(ids) + 1
-            made += sliding_windows([*ids.tolist(), tokenizer.eos_token_id], window, stride)
+            windows += sliding_windows([*ids.tolist(), tokenizer.eos_token_id], window, stride)
     else:
         for row in rows:
             turns = to_messages(row)
@@ -226,16 +226,16 @@ def _losses(
                 else tokenize_conversation(tokenizer, turns, "assistant")
             )
             tokens += len(whole["labels"])
-            made.append({name: values[:window] for name, values in whole.items()})
-    read = tokens if texts else sum(len(row["labels"]) for row in made)
+            windows.append({name: values[:window] for name, values in whole.items()})
+    read = tokens if texts else sum(len(row["labels"]) for row in windows)
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    made.sort(key=lambda row: len(row["input_ids"]))
-    for start in range(0, len(made), batch_size):
+    windows.sort(key=lambda row: len(row["input_ids"]))
+    for start in range(0, len(windows), batch_size):
         batch = {
             name: value.to(model.device) if torch.is_tensor(value) else value
-            for name, value in collate(made[start : start + batch_size]).items()
+            for name, value in collate(windows[start : start + batch_size]).items()
         }
         labels = batch.pop("labels")
         if apart:

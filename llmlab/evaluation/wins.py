@@ -45,10 +45,10 @@ class Speaker:
         """Returns the greedy answer to each row's prompt."""
         asked = [("", prompt_of(row), "") for row in rows]
         with _alone(self.model) if self.plain else nullcontext():
-            made = answer(
+            answered = answer(
                 self.model, self.tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens
             )
-        return [given for *_, given in made.rows]
+        return [prediction for *_, prediction in answered.rows]
 
 
 def _alone(model: PreTrainedModel) -> AbstractContextManager[None]:

@@ -110,8 +110,8 @@ def _lab_config(config: LlamaConfig | Qwen2Config | MistralConfig) -> LabConfig:
         raise LabError(f"rope scaling {kind!r} cannot be converted", remedy="default and yarn can")
     yarn = {}
     if kind == "yarn":
-        known = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
-        if extra := {key for key, value in rope.items() if value is not None} - known:
+        supported = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
+        if extra := {key for key, value in rope.items() if value is not None} - supported:
             raise LabError(f"yarn with {', '.join(sorted(extra))} cannot be converted")
         yarn = {
             "yarn_factor": rope["factor"],

@@ -20,10 +20,10 @@ def choose_device(wanted: str) -> str:
     Raises:
         LabError: when the wanted device is not there.
     """
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return next(name for name, there in found.items() if there)
-    if not found[wanted]:
+        return next(name for name, there in available.items() if there)
+    if not available[wanted]:
         raise LabError(f"`device` {wanted!r} is not on this machine", remedy='use "auto" or "cpu"')
     return wanted
 

@@ -108,17 +108,17 @@ def _shape(where: Path, stamp: int) -> CheckpointShape | None:
 
 def tensor_sizes(folder: Path) -> dict[str, list[int]]:
     """Returns the shape of every tensor in a folder's safetensors files, from their headers."""
-    found: dict[str, list[int]] = {}
+    shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= {name: about["shape"] for name, about in _header(path)[0].items()}
-    return found
+        shapes |= {name: tensor["shape"] for name, tensor in _header(path)[0].items()}
+    return shapes
 
 
 def whole(file: Path) -> bool:
     """Returns whether a safetensors file is as long as its header says."""
     try:
         tensors, start = _header(file)
-        end = max((about["data_offsets"][1] for about in tensors.values()), default=0)
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
         return file.stat().st_size == start + end
     except (
         OSError,
@@ -140,20 +140,27 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         if length > LONGEST_HEADER:
             raise ValueError("no safetensors file")
         header = json.loads(file.read(length))
-    if not isinstance(header, dict) or not all(isinstance(about, dict) for about in header.values()):
+    if not isinstance(header, dict) or not all(isinstance(tensor, dict) for tensor in header.values()):
         raise ValueError("no safetensors file")
-    return {name: about for name, about in header.items() if name != "__metadata__"}, 8 + length
+    return {name: tensor for name, tensor in header.items() if name != "__metadata__"}, 8 + length
 
 
 def _of_folder(folder: Path) -> CheckpointShape | None:
-    about = read_object(folder / "config.json")
-    about = {**about, **(about.get("text_config") or {})}
+    model_config = read_object(folder / "config.json")
+    model_config = {**model_config, **(model_config.get("text_config") or {})}
     sizes = tensor_sizes(folder)
     values = {
-        key: next((about[name] for name in names if about.get(name) and type(about[name]) is int), None)
+        key: next(
+            (
+                model_config[name]
+                for name in names
+                if model_config.get(name) and type(model_config[name]) is int
+            ),
+            None,
+        )
         for key, names in ALIASES.items()
     }
-    return _made(str(about.get("model_type")), values, sizes, about.get("head_dim"))
+    return _made(str(model_config.get("model_type")), values, sizes, model_config.get("head_dim"))
 
 
 def _of_gguf(path: Path) -> CheckpointShape | None:
@@ -204,5 +211,5 @@ def _made(
 def _downloaded(name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+    cached = try_to_load_from_cache(name, "config.json")
+    return Path(cached).parent if isinstance(cached, str) else None

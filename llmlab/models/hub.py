@@ -36,8 +36,8 @@ class HubAnswer(Enum):
 
 def offline() -> bool:
     """Returns whether the environment forbids to ask the hub."""
-    said = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return any(value in ("1", "ON", "YES", "TRUE") for value in said)
+    values = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(value in ("1", "ON", "YES", "TRUE") for value in values)
 
 
 def look_up(
@@ -76,9 +76,9 @@ def _downloaded(name: str, kind: Repository) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", "adapter_config.json", "tokenizer_config.json", "README.md"):
-        found = try_to_load_from_cache(name, file, repo_type=kind)
-        if isinstance(found, str):
-            return Path(found).parent
+        cached = try_to_load_from_cache(name, file, repo_type=kind)
+        if isinstance(cached, str):
+            return Path(cached).parent
     return None
 
 

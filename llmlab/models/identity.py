@@ -74,21 +74,21 @@ def base_of(folder: Path) -> str:
     """
     for file, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "backbone")):
         try:
-            found = read_object(folder / file).get(key)
+            base = read_object(folder / file).get(key)
         except (OSError, ValueError):
             continue
-        if isinstance(found, str) and found:
-            return found
+        if isinstance(base, str) and base:
+            return base
     return ""
 
 
 def note_base(adapter: Path, base: str) -> None:
     """Writes beside an adapter which base it belongs to."""
     try:
-        known = weights_fingerprint(base)
+        fingerprint = weights_fingerprint(base)
     except LabError:  # gone from the disk since it was loaded
         return
-    (adapter / BASE).write_text(json.dumps({"name": base, "weights": known}) + "\n")
+    (adapter / BASE).write_text(json.dumps({"name": base, "weights": fingerprint}) + "\n")
 
 
 def check_base(adapter: Path, base: str, *, made: str = "an adapter") -> None:
@@ -125,9 +125,9 @@ def _sealed(folder: Path) -> dict[str, str]:
         files = read_object(manifest)["files"]
         written = manifest.stat().st_mtime_ns
         return {
-            name: known["sha256"]
-            for name, known in files.items()
-            if (folder / name).stat().st_size == known["bytes"]
+            name: entry["sha256"]
+            for name, entry in files.items()
+            if (folder / name).stat().st_size == entry["bytes"]
             and (folder / name).stat().st_mtime_ns <= written
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -88,10 +88,10 @@ GENERATION: dict[str, Callable[[Any], bool]] = {
 def bounded_generation(config: Any) -> Any:
     """Returns a model's generation config with what the lab knows of it, each within bounds."""
     own = config.to_diff_dict()
-    kept = {
+    bounded = {
         name: own[name] for name, fits in GENERATION.items() if own.get(name) is not None and fits(own[name])
     }
-    return type(config)(**kept)
+    return type(config)(**bounded)
 
 
 def refuse_pickles(path: Path) -> None:
@@ -113,13 +113,13 @@ def refuse_pickles(path: Path) -> None:
     wanted = ("adapter_model.safetensors",) if adapter else ("*.safetensors", "*.gguf")
     if any(file.is_file() for pattern in wanted for file in path.glob(pattern)):
         return
-    if found := [
+    if pickles := [
         file.name
         for file in sorted(path.iterdir())
         if file.suffix in PICKLES and file.name != "training_args.bin"
     ]:
         raise LabError(
-            f"has its weights in a pickle ({found[0]}), which can run code when it is read: it was not"
+            f"has its weights in a pickle ({pickles[0]}), which can run code when it is read: it was not"
             " opened",
             where=str(path),
             remedy=CONVERT,
@@ -142,14 +142,14 @@ def check_files(path: Path) -> None:
         return
     for name in JSON_FILES:
         try:
-            about = read_object(path / name, largest=LARGEST_JSON)
+            content = read_object(path / name, largest=LARGEST_JSON)
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise LabError(f"{name} {reason}", where=str(path), remedy="copy it anew") from None
         if name == "config.json":
-            _check_shape(about, path)
+            _check_shape(content, path)
 
 
 def _check_shape(about: dict[str, Any], path: Path) -> None:
@@ -184,9 +184,9 @@ def check_adapter(path: Path, modules: Iterable[str]) -> None:
         LabError: when a pattern is none or takes too long, or a rank is larger than any weight of the
             adapter.
     """
-    about = read_object(path / "adapter_config.json")
+    adapter = read_object(path / "adapter_config.json")
     widest = max((max(shape, default=0) for shape in tensor_sizes(path).values()), default=0)
-    for name, ranks in (("r", [about.get("r")]), ("rank_pattern", _values(about.get("rank_pattern")))):
+    for name, ranks in (("r", [adapter.get("r")]), ("rank_pattern", _values(adapter.get("rank_pattern")))):
         for rank in ranks:
             if isinstance(rank, int) and rank > max(widest, 1):
                 raise LabError(
@@ -203,7 +203,7 @@ def check_adapter(path: Path, modules: Iterable[str]) -> None:
             "alpha_pattern",
             "target_parameters",
         )
-        for pattern in _patterns(about.get(name))
+        for pattern in _patterns(adapter.get(name))
     ]
     if len(patterns) > MOST_PATTERNS:
         raise LabError(

@@ -46,10 +46,10 @@ def refuse_what_cannot_write(where: str) -> None:
         LabError: with the reason.
     """
     try:
-        about = read_object(Path(where) / "config.json")
+        model_config = read_object(Path(where) / "config.json")
     except (OSError, ValueError):
         return
-    refuse_architecture(about, where, "chat")
+    refuse_architecture(model_config, where, "chat")
 
 
 def load_model(name: str | ModelRef, **kwargs: Any) -> tuple[LanguageModel, PreTrainedTokenizerBase]:
@@ -132,13 +132,13 @@ def _load(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
 
 def _from_weights(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
     where, safe = str(ref.path), safely(ref.name)
-    about = AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])
-    if use == "write" and about.model_type == DUAL_HEAD:
-        check_base(ref.path, about.backbone, made="heads")
-        backbone = without_adapter(load_model(about.backbone, **kwargs)[0])
-        return LabDualHeadForCausalLM.from_pretrained(where, config=about, backbone=backbone)
-    auto, classes = _auto_class(about, use)
-    refuse_kernel(about, classes, kwargs.get("attn_implementation"), ref.name)
+    model_config = AutoConfig.from_pretrained(where, trust_remote_code=safe["trust_remote_code"])
+    if use == "write" and model_config.model_type == DUAL_HEAD:
+        check_base(ref.path, model_config.backbone, made="heads")
+        backbone = without_adapter(load_model(model_config.backbone, **kwargs)[0])
+        return LabDualHeadForCausalLM.from_pretrained(where, config=model_config, backbone=backbone)
+    auto, classes = _auto_class(model_config, use)
+    refuse_kernel(model_config, classes, kwargs.get("attn_implementation"), ref.name)
     model = auto.from_pretrained(where, **HEAD[use], **safe, **kwargs)
     return equal_4bit_products(model) if "quantization_config" in kwargs else model
 

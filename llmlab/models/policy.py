@@ -55,10 +55,10 @@ def refuse_encoder_decoders(policy: ModelRef, kind: str) -> None:
     try:
         if policy.kind == "adapter":
             where = Path(str(read_object(where / "adapter_config.json")["base_model_name_or_path"]))
-        about = read_object(where / "config.json")
+        model_config = read_object(where / "config.json")
     except (OSError, ValueError, KeyError):
         return
-    refuse_architecture(about, policy.name, kind)
+    refuse_architecture(model_config, policy.name, kind)
 
 
 def load_policy(

@@ -106,7 +106,7 @@ def wanted(use: str) -> str:
 
 def runs_for(use: str) -> list[RunFolder]:
     """Returns the runs whose result fits a use (a key of `FITS`), newest first."""
-    found = []
+    runs = []
     for run in all_runs(RUNS):
         config, result = run.record.get("config"), run.result()
         if (
@@ -115,8 +115,8 @@ def runs_for(use: str) -> list[RunFolder]:
             and config.get("kind") in FITS[use]
             and not misfit(result, use)
         ):
-            found.append(run)
-    return found
+            runs.append(run)
+    return runs
 
 
 def with_newest(config: Config, *, required: bool = True) -> Config:
@@ -132,8 +132,8 @@ def with_newest(config: Config, *, required: bool = True) -> Config:
     before = RunFolder(folder).record.get("config") if folder else None
     if isinstance(before, dict) and isinstance(name := before.get(option), str):
         return apply_changes(config, {option: name})
-    if found := runs_for(config.kind):
-        return apply_changes(config, {option: str(found[0].path)})
+    if runs := runs_for(config.kind):
+        return apply_changes(config, {option: str(runs[0].path)})
     if not required:
         return config
     raise LabError(
@@ -203,13 +203,13 @@ def refuse_misfit(where: Path, use: str) -> None:
             )
         _check_base(where, base, "weights" if scores else use)
         return
-    about = _read(where / "config.json")
-    if about is None:
+    model_config = _read(where / "config.json")
+    if model_config is None:
         raise LabError("holds no config.json", where=str(where))
-    refuse_architecture(about, where, use)
+    refuse_architecture(model_config, where, use)
     _refuse_without_weights(where)
-    if about.get("model_type") == DUAL_HEAD:
-        _check_base(where, str(about.get("backbone")), use)
+    if model_config.get("model_type") == DUAL_HEAD:
+        _check_base(where, str(model_config.get("backbone")), use)
 
 
 def refuse_architecture(about: dict[str, Any], where: str | Path, use: str) -> None:
@@ -325,13 +325,13 @@ def _refuse_without_weights(where: Path) -> None:
 def _check_base(where: Path, base: str, use: str) -> None:
     """Looks at the model that an adapter or a dual head was trained on."""
     try:
-        found = Path(find_model(base))
+        base_path = Path(find_model(base))
     except LabError:
         raise LabError(
             f"was trained on {base}, which is not there", where=str(where), remedy="put that model back"
         ) from None
-    if found.exists():
-        refuse_misfit(found, use)
+    if base_path.exists():
+        refuse_misfit(base_path, use)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

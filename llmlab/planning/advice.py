@@ -60,7 +60,7 @@ def concerns(config: LabBaseConfig) -> list[Concern]:
     """Returns what a person would want to know before the run begins."""
     if not isinstance(config, TrainingConfig):
         return []
-    found: list[Concern] = []
+    result: list[Concern] = []
     shape = (
         None
         if isinstance(config, PretrainConfig)
@@ -73,20 +73,20 @@ def concerns(config: LabBaseConfig) -> list[Concern]:
         high *= 100
     if not low <= config.learning_rate <= high:
         end = high if config.learning_rate > high else low
-        found.append(UnusualRate(config.learning_rate, config.kind, end))
+        result.append(UnusualRate(config.learning_rate, config.kind, end))
     length = getattr(config, "max_length", None)
     if length and shape is not None and shape.longest and length > shape.longest:
-        found.append(BeyondContext(length, shape.longest))
+        result.append(BeyondContext(length, shape.longest))
     trained = {(s.name, s.subset, s.split) for s in config.datasets}
-    found += [
+    result += [
         ValidatedOnTraining(source)
         for source in config.eval_datasets
         if (source.name, source.subset, source.split) in trained
     ]
     memory = predicted(config)
     if memory is not None and memory.total > available_memory():
-        found.append(TooLarge(memory.total, available_memory()))
-    return found
+        result.append(TooLarge(memory.total, available_memory()))
+    return result
 
 
 @dataclass(frozen=True)
@@ -106,29 +106,29 @@ def ways_to_fit(config: LabBaseConfig) -> list[WayToFit]:
         return []
     ways = []
     for start in _families(config):
-        changes, made = dict(start), _changed(config, start)
-        while made is not None and (needed := predicted(made)) is not None:
+        changes, changed = dict(start), _changed(config, start)
+        while changed is not None and (needed := predicted(changed)) is not None:
             if needed.total < FILL * free:
                 ways.append(WayToFit(changes, needed.total))
                 break
-            halved = _halved(made)
+            halved = _halved(changed)
             if not halved:
                 break
             changes |= halved
-            made = _changed(config, changes)
+            changed = _changed(config, changes)
     return ways
 
 
 def _families(config: TrainingConfig) -> list[dict[str, Any]]:
     """Where to begin: smaller micro-batches alone, then with checkpointing, then with adapters."""
-    found: list[dict[str, Any]] = [{}]
+    families: list[dict[str, Any]] = [{}]
     if not config.gradient_checkpointing:
-        found.append({"gradient_checkpointing": True})
+        families.append({"gradient_checkpointing": True})
     if isinstance(config, AdapterOptions) and not config.frozen_base:
-        found += [{"adapter": "lora"}, {"adapter": "qlora", "gradient_checkpointing": True}]
+        families += [{"adapter": "lora"}, {"adapter": "qlora", "gradient_checkpointing": True}]
     elif isinstance(config, PretrainConfig) and config.optimizer != "adafactor":
-        found.append({"optimizer": "adafactor", "gradient_checkpointing": True})
-    return found
+        families.append({"optimizer": "adafactor", "gradient_checkpointing": True})
+    return families
 
 
 def _halved(config: TrainingConfig) -> dict[str, Any]:

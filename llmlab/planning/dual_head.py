@@ -61,19 +61,19 @@ def generation_flops(config: ModelConfig, context: int) -> tuple[int, int]:
 
     Two for each weight in a matrix product, and 4 x width for each layer and earlier token in attention.
     """
-    parts, made = count_parameters(config), count_dual_head(config.d_model, config.vocab_size)
+    parts, heads = count_parameters(config), count_dual_head(config.d_model, config.vocab_size)
     looks = 4 * config.d_model * context
-    alone = 2 * (parts.attention + parts.feed_forward + made.head) + config.n_layers * looks
-    return alone, alone + 2 * (made.head + made.gate) + looks
+    alone = 2 * (parts.attention + parts.feed_forward + heads.head) + config.n_layers * looks
+    return alone, alone + 2 * (heads.head + heads.gate) + looks
 
 
 def generation_bytes(config: ModelConfig, context: int) -> tuple[int, int]:
     """Returns the bytes of weights and cache (bf16) that one generated token reads,
     alone and with both heads and the gate.
     """
-    made = count_dual_head(config.d_model, config.vocab_size)
+    heads = count_dual_head(config.d_model, config.vocab_size)
     alone = 2 * count_parameters(config).total + context * kv_cache_bytes_per_token(config)
-    return alone, alone + 2 * (made.head + made.gate) + context * 4 * config.d_model
+    return alone, alone + 2 * (heads.head + heads.gate) + context * 4 * config.d_model
 
 
 def training_bytes(config: ModelConfig) -> tuple[int, int]:

@@ -162,9 +162,9 @@ class StepBytes:
             checkpointing: whether layers are made anew.
             accumulates: whether gradients of earlier micro-batches are there already.
         """
-        kept = self.beside + (self.between if checkpointing else self.layer) * self.layers
+        activations = self.beside + (self.between if checkpointing else self.layer) * self.layers
         again = RECOMPUTED * self.layer if checkpointing else 0.0
-        parts = (kept, self.logits) if self.logits >= again else (kept + again, 0.0)
+        parts = (activations, self.logits) if self.logits >= again else (activations + again, 0.0)
         gradients = self.gradients
         if not accumulates:  # gradients come as activations go
             gradients = max(0.0, gradients - sum(parts))
@@ -187,7 +187,7 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
         shape = config.model if isinstance(config.model, ModelConfig) else _loaded(str(config.model))
         if not isinstance(shape, ModelConfig):
             return None
-        made = training_memory(
+        memory = training_memory(
             shape,
             batch_size=config.batch_size,
             optimizer=config.optimizer,
@@ -196,25 +196,25 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
             accumulates=config.accumulation_steps > 1,
         )
     else:
-        found = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
-        if found is None:
+        shape_on_disk = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
+        if shape_on_disk is None:
             return None
         if isinstance(config, DualHeadConfig):
-            made = _of_dual_head(config, found, precision)
+            memory = _of_dual_head(config, shape_on_disk, precision)
         elif isinstance(config, OnCheckpoint):
-            made = _of_checkpoint(config, found, precision, on_gpu)
-            unused = _untouched(config, found.vocabulary)
+            memory = _of_checkpoint(config, shape_on_disk, precision, on_gpu)
+            unused = _untouched(config, shape_on_disk.vocabulary)
         else:
             return None
     if on_gpu:
-        return made
+        return memory
     kind = "own" if isinstance(config, PretrainConfig) else "library"
     if isinstance(config, AdapterOptions) and config.frozen_base:
         kind = "quantised" if config.quantised != "none" else "adapted"
     if config.gradient_checkpointing:  # memory before speed: freed memory is given back
-        return replace(made, runtime=RUNTIME)
+        return replace(memory, runtime=RUNTIME)
     empty = UNTOUCHED * unused if kind == "library" else 0.0
-    return replace(made, runtime=RUNTIME, fragments=FRAGMENTS[kind] * made.activations + empty)
+    return replace(memory, runtime=RUNTIME, fragments=FRAGMENTS[kind] * memory.activations + empty)
 
 
 def _of_checkpoint(
@@ -239,7 +239,7 @@ def _of_checkpoint(
     own = shape.kind == "llmlab"
     mask = wide * tokens * length  # rows are packed, or padded; transformers' kernel keeps one for each layer
     head = 0 if adapted else 4 * shape.vocabulary * shape.width  # its gradient is made beside the others
-    made = StepBytes(
+    memory = StepBytes(
         weights=weights,
         gradients=4 * trained,
         optimizer=4 * trained * STATE_VALUES[config.optimizer],
@@ -250,9 +250,9 @@ def _of_checkpoint(
         logits=_tile(config, rows * scored, shape.vocabulary, wide, on_gpu) + head if scored else 0.0,
     ).at_the_peak(checkpointing=config.gradient_checkpointing, accumulates=config.accumulation_steps > 1)
     if not isinstance(config, RolloutConfig):
-        return made
+        return memory
     answers = config.batch_size * length * 2 * shape.layers * shape.kv_heads * shape.head_dim * wide
-    return replace(made, cache=max(0.0, answers - made.gradients - made.activations - made.logits))
+    return replace(memory, cache=max(0.0, answers - memory.gradients - memory.activations - memory.logits))
 
 
 def _batch(config: OnCheckpoint) -> tuple[int, int, int]:
@@ -338,21 +338,21 @@ def _dual_head(config: DualHeadConfig, shape: CheckpointShape) -> DualHeadCount:
 
 def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, precision: str) -> TrainingMemory:
     """Two heads and a gate on a frozen backbone, whose layers keep nothing."""
-    made = _dual_head(config, shape)
+    count = _dual_head(config, shape)
     wide = 4 if precision == "fp32" else 2
     frozen = shape.in_matrices * (QUANTISED[config.load_in] if config.load_in != "none" else wide)
     frozen += (shape.parameters - shape.in_matrices) * wide
     tokens = 2 * config.micro_batch_size * config.max_length
     logits = (
-        10 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * made.head
+        10 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * count.head
     )  # slices; a head's gradient beside its sum
     passing = (
         wide * tokens * (6 * shape.width + (4 if shape.gated else 2) * shape.feed_forward)
     )  # of a layer, gone at the loss
     return TrainingMemory(
-        weights=frozen + 4 * made.trained,
-        gradients=4 * made.trained,
-        optimizer=4 * made.trained * STATE_VALUES[config.optimizer],
+        weights=frozen + 4 * count.trained,
+        gradients=4 * count.trained,
+        optimizer=4 * count.trained * STATE_VALUES[config.optimizer],
         activations=4 * tokens * 7 * shape.width + max(0.0, passing - logits),  # of the gate
         logits=logits,
     )
@@ -372,14 +372,14 @@ def trained_parameters(config: TrainingConfig) -> int:
     if isinstance(config, PretrainConfig):
         shape = config.model if isinstance(config.model, ModelConfig) else _loaded(str(config.model))
         return count_parameters(shape).total if isinstance(shape, ModelConfig) else 0
-    found = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
-    if found is None:
+    shape_on_disk = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
+    if shape_on_disk is None:
         return 0
     if isinstance(config, DualHeadConfig):
-        return _dual_head(config, found).trained
+        return _dual_head(config, shape_on_disk).trained
     if isinstance(config, AdapterOptions) and config.frozen_base:
-        return adapter_parameters(config, found)
-    return found.parameters
+        return adapter_parameters(config, shape_on_disk)
+    return shape_on_disk.parameters
 
 
 def adapter_parameters(config: AdapterOptions, shape: CheckpointShape) -> int:

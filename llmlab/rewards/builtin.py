@@ -52,9 +52,11 @@ def exact_match(answer: Answer) -> float:
 
 def numeric_match(answer: Answer) -> float:
     """1 when the final number is the right one: after `####`, in a box, or the last one said."""
-    said, right = final_number(answer.text), final_number(answer.right)
+    predicted, right = final_number(answer.text), final_number(answer.right)
     return float(
-        said is not None and right is not None and math.isclose(said, right, rel_tol=1e-6, abs_tol=1e-9)
+        predicted is not None
+        and right is not None
+        and math.isclose(predicted, right, rel_tol=1e-6, abs_tol=1e-9)
     )
 
 
@@ -130,8 +132,8 @@ def final_number(text: str) -> float | None:
     if start >= 0:
         boxed = LAST_NUMBER.findall(text[start + 7 : (text.find("}", start) + 1 or len(text) + 1) - 1])
         return _number(boxed[-1]) if boxed else None
-    found = LAST_NUMBER.findall(text)
-    return _number(found[-1]) if found else None
+    numbers = LAST_NUMBER.findall(text)
+    return _number(numbers[-1]) if numbers else None
 
 
 def _number(text: str) -> float | None:

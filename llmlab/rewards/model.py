@@ -23,7 +23,7 @@ def scores(
     Encoder reward models without a template read prompt and answer as a pair of texts.
     """
     model.eval()
-    found: list[float] = []
+    result: list[float] = []
     limit = (
         getattr(model.config, "max_position_embeddings", None)
         or getattr(model.config, "max_seq_len", None)
@@ -53,5 +53,5 @@ def scores(
             for name, value in encoded.items()
             if name != "token_type_ids" or value.any()
         }
-        found += model(**inputs).logits[:, 0].float().tolist()
-    return found
+        result += model(**inputs).logits[:, 0].float().tolist()
+    return result

@@ -38,8 +38,8 @@ class Checkpoint:
     @classmethod
     def all_in(cls, run: Path) -> list[Checkpoint]:
         """Returns the checkpoint folders of a run, newest first; their manifests are not looked at."""
-        found = (cls.at(path) for path in run.glob(f"{PREFIX}*") if path.is_dir())
-        return sorted((checkpoint for checkpoint in found if checkpoint), reverse=True)
+        checkpoints = (cls.at(path) for path in run.glob(f"{PREFIX}*") if path.is_dir())
+        return sorted((checkpoint for checkpoint in checkpoints if checkpoint), reverse=True)
 
     @property
     def name(self) -> str:

@@ -190,18 +190,20 @@ class RunFolder:
         """
         for name in (METRICS, SAMPLES):
             if (self.path / name).exists():
-                kept = [line for line in self._lines(name) if line["step"] <= step]
-                write_text_atomically(self.path / name, "".join(json.dumps(line) + "\n" for line in kept))
+                remaining = [line for line in self._lines(name) if line["step"] <= step]
+                write_text_atomically(
+                    self.path / name, "".join(json.dumps(line) + "\n" for line in remaining)
+                )
 
     def drop_validation(self, step: int) -> None:
         """Drops the held-out figures of a step, where the validation is done again."""
-        kept = [
+        remaining = [
             line
             for line in self.metrics()
             if line["step"] != step or not any(key.startswith("eval_") for key in line)
         ]
         if (self.path / METRICS).exists():
-            write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in remaining))
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         path = self.path / name
@@ -218,13 +220,13 @@ class RunFolder:
             lines = (self.path / name).read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
-        found = []
+        entries = []
         for line in lines:
             try:
-                found.append(json.loads(line))
+                entries.append(json.loads(line))
             except (ValueError, RecursionError):
                 continue
-        return [line for line in found if isinstance(line, dict) and isinstance(line.get("step"), int)]
+        return [line for line in entries if isinstance(line, dict) and isinstance(line.get("step"), int)]
 
     def checkpoints(self) -> list[Checkpoint]:
         """Returns the checkpoints, newest first; their manifests are not looked at."""
@@ -335,8 +337,8 @@ def find_model(name: str, *, tokenizer: bool = False) -> str:
 
 
 def _known_models() -> str:
-    found = [str(run.path) for run in all_runs() if run.result()]
-    return f"there are {', '.join(found[:5])}" if found else "train one first: `llmlab quickstart`"
+    names = [str(run.path) for run in all_runs() if run.result()]
+    return f"there are {', '.join(names[:5])}" if names else "train one first: `llmlab quickstart`"
 
 
 def read_record(folder: Path) -> tuple[dict[str, Any], str]:

@@ -63,10 +63,10 @@ def verify(folder: Path) -> str:
 def _identity(folder: Path) -> tuple[int, ...] | None:
     """Returns what tells a folder from one that takes its place, None where there is none."""
     try:
-        found = folder.stat()
+        stat = folder.stat()
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns
+    return stat.st_dev, stat.st_ino, stat.st_ctime_ns
 
 
 def _fault(folder: Path) -> str:
@@ -74,18 +74,18 @@ def _fault(folder: Path) -> str:
         if (folder / MANIFEST).is_symlink():
             return f"{MANIFEST} is a link"
         files = read_object(folder / MANIFEST)["files"]
-        known = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in files.items()}
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
         return "has no manifest"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    if not known:
+    if not expected:
         return f"{MANIFEST} names no file"
-    for name in known:
+    for name in expected:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
             return f"{MANIFEST} names a file outside the folder"
     try:
-        return _compare(folder, known)
+        return _compare(folder, expected)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 

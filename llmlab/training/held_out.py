@@ -92,15 +92,15 @@ class HeldOutFigures:
                 if weight and not math.isnan(value):
                     sums[place] += torch.tensor([value * weight, weight], dtype=torch.float64)
         sums = reduce(sums)
-        found = {
+        totals = {
             name: (total / weight).item() for name, (total, weight) in zip(names, sums, strict=True) if weight
         }
-        for name in found:
+        for name in totals:
             if choose := CHOSEN.get(name.rsplit("/")[-1][:4]):  # TRL has looked at all processes
-                found[name] = choose(
+                totals[name] = choose(
                     value for f, _ in self.batches if not math.isnan(value := f.get(name, math.nan))
                 )
-        return found
+        return totals
 
 
 def learned_tokens(labels: torch.Tensor, *, shifted: bool = True) -> int:
@@ -155,21 +155,21 @@ def squares(figures: Mapping[str, float], rows: int) -> dict[str, float]:
         figures: of a batch, the deviations with `rows` - 1 in their denominator.
         rows: of the batch.
     """
-    found = dict(figures)
+    result = dict(figures)
     for name in filter(_mean_of, figures):
         spread, mean = figures[name], figures[_mean_of(name)]
-        found[name] = (0.0 if math.isnan(spread) else spread**2) * (rows - 1) / rows + mean**2
-    return found
+        result[name] = (0.0 if math.isnan(spread) else spread**2) * (rows - 1) / rows + mean**2
+    return result
 
 
 def deviations(figures: Mapping[str, float]) -> dict[str, float]:
     """Returns figures over all batches, made of those of `squares`,
     with standard deviations in the place of mean squares.
     """
-    found = dict(figures)
+    result = dict(figures)
     for name in filter(_mean_of, figures):
-        found[name] = math.sqrt(max(0.0, figures[name] - figures[_mean_of(name)] ** 2))
-    return found
+        result[name] = math.sqrt(max(0.0, figures[name] - figures[_mean_of(name)] ** 2))
+    return result
 
 
 def _mean_of(name: str) -> str:

@@ -49,15 +49,15 @@ def check_inputs(config: KindConfig) -> list[Unchecked]:
     if not isinstance(config, TrainingConfig):
         return unchecked
     for option, name, use in _models(config):
-        found = check_model(name, use)
-        if isinstance(found, HubAnswer):
-            note(option, name, found)
+        place = check_model(name, use)
+        if isinstance(place, HubAnswer):
+            note(option, name, place)
         elif option == config.STARTS_FROM:
-            check_tokenizer(str(found))
+            check_tokenizer(str(place))
     for source in [*config.datasets, *config.eval_datasets]:
         if not local_files(source.name, source.split):
-            known = entry(source.name, source.subset) is not None
-            note("datasets", source.line(), look_up(real_id(source.name), "dataset", known=known)[0])
+            in_catalogue = entry(source.name, source.subset) is not None
+            note("datasets", source.line(), look_up(real_id(source.name), "dataset", known=in_catalogue)[0])
     return unchecked
 
 

@@ -134,14 +134,14 @@ def gauss_newton_diagonal(
     part = {name: value[:rows] for name, value in inputs.items() if torch.is_tensor(value) and name in READ}
     plain: Any = getattr(model, "module", model)
     reads_apart = plain.config.is_encoder_decoder  # then the labels are read as well
-    given = {
+    model_inputs = {
         name: value
         for name, value in part.items()
         if reads_apart or name not in ("labels", "completion_mask")
     }
-    if "position_ids" in given and takes_bounds(plain):
-        given |= document_bounds(given["position_ids"])
-    logits = model(**given, use_cache=False).logits  # (b, T, V)
+    if "position_ids" in model_inputs and takes_bounds(plain):
+        model_inputs |= document_bounds(model_inputs["position_ids"])
+    logits = model(**model_inputs, use_cache=False).logits  # (b, T, V)
     flat = logits[_learned(part, reads_apart)].float()  # (B, V)
     sampled = torch.distributions.Categorical(logits=flat.detach()).sample()
     tokens = max(1, len(flat))

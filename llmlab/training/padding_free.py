@@ -77,9 +77,9 @@ class PackedRows:
 
     def pack(self, values: Tensor, fill: int) -> Tensor:
         """Returns values of tokens, (B, T), in packed rows."""
-        made = values.new_full(self.packed, fill)
-        made[self.row, self.place] = values[self.sequence, self.column]
-        return made
+        packed = values.new_full(self.packed, fill)
+        packed[self.row, self.place] = values[self.sequence, self.column]
+        return packed
 
     def labels(self, labels: Tensor) -> Tensor:
         """Returns labels in packed rows, without those of first tokens, which follow from nothing."""

@@ -34,16 +34,16 @@ def reward_function(source: RewardSource, device: str) -> Callable[..., list[flo
             there.
     """
     if source.kind == "built-in":
-        made = _built_in(source)
+        judge = _built_in(source)
     elif source.kind == "function":
-        made = _own(source)
+        judge = _own(source)
     else:
-        made = _scored(source, device)
+        judge = _scored(source, device)
 
     def checked(prompts: list[Any], completions: list[Any], **columns: Any) -> list[float]:
         texts = [_text(completion) for completion in completions]
         try:
-            values = made(prompts, texts, columns)
+            values = judge(prompts, texts, columns)
         except LabError:
             raise
         except Exception as error:

@@ -60,6 +60,6 @@ def save_as(config: KindConfig, name: str, console: Console) -> Path | None:
         console.print(f"saved as {path}")
         return path
     values = {option: getattr(config, option) for option in type(config).model_fields}
-    kept = drafts.keep(type(config), values)
-    console.print(f"kept as {kept}: the next form of this kind offers it")
+    draft = drafts.keep(type(config), values)
+    console.print(f"kept as {draft}: the next form of this kind offers it")
     return None

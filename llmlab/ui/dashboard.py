@@ -226,8 +226,8 @@ def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float
 def sampled(prompt: str, answer: str, length: int) -> Text:
     """Returns the end of a prompt and the beginning of its answer, of about `length` characters together."""
     prompt, answer = (" ".join(text.split()) for text in (prompt, answer))
-    kept = max(length // 3, length - len(answer))
-    prompt = prompt if len(prompt) <= kept else f"...{prompt[3 - kept :]}"
+    shown = max(length // 3, length - len(answer))
+    prompt = prompt if len(prompt) <= shown else f"...{prompt[3 - shown :]}"
     left = max(8, length - len(prompt))
     answer = answer if len(answer) <= left else f"{answer[: left - 3]}..."
     return Text(prompt, style="dim").append(" → ").append(answer, style="bold not dim")

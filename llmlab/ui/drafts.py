@@ -27,11 +27,11 @@ def kept(cls: type[KindConfig]) -> dict[str, Any]:
     empty when there are none.
     """
     try:
-        found = read_object(DRAFTS / f"{cls.KIND}.json")
+        draft = read_object(DRAFTS / f"{cls.KIND}.json")
     except (OSError, ValueError):
         return {}
     good = {}
-    for name, value in found.items():
+    for name, value in draft.items():
         if name in cls.model_fields and name not in ("kind", "schema_version"):
             with suppress(LabError):  # written by another version, or by hand: the form asks for it anew
                 good[name] = validate_option(cls, name, value)

@@ -58,8 +58,8 @@ def heading(info: OptionInfo) -> Text:
         f"Typical: {info.typical}." if info.typical else "",
         f"Unit: {info.unit}." if info.unit else "",
     ]
-    about = " ".join(part for part in parts if part)
-    return styled("[cyan]{}[/cyan] [dim]{}[/dim]", info.title, about)
+    line = " ".join(part for part in parts if part)
+    return styled("[cyan]{}[/cyan] [dim]{}[/dim]", info.title, line)
 
 
 def explanation(cls: type[LabBaseConfig], name: str, origin: Origin | None = None) -> Panel:
@@ -111,8 +111,8 @@ def _rules(field: FieldInfo, info: OptionInfo) -> Iterator[str]:
     ]
     numbers = [(words, value) for words, value in bounds if isinstance(value, int | float)]
     if numbers:
-        said = (f"{words} {value:{',' if isinstance(value, int) else 'g'}}" for words, value in numbers)
-        yield f"Must be {' and '.join(said)}{f' {info.unit}' if info.unit else ''}."
+        rules = (f"{words} {value:{',' if isinstance(value, int) else 'g'}}" for words, value in numbers)
+        yield f"Must be {' and '.join(rules)}{f' {info.unit}' if info.unit else ''}."
     if type(None) in typing.get_args(field.annotation):
         yield "May be left empty."
     if any(getattr(rule, "min_length", None) for rule in field.metadata):

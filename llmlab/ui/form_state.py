@@ -75,13 +75,13 @@ class FormState:
         value = self.values[name]
         if value != default(self.cls, name):
             return value
-        given = {
+        offered = {
             other: answer
             for other, answer in self.values.items()
             if other in FIXED or answer != default(self.cls, other)
         }
         try:
-            return getattr(validate(self.cls, given), name)
+            return getattr(validate(self.cls, offered), name)
         except LabError:
             return value
 

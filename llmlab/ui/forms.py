@@ -50,10 +50,10 @@ def fill_in(config: KindConfig, console: Console | None = None, *, origin: str =
     form = Form(FormState(type(config), values, origin), console or LabConsole())
     form.console.print(styled("\n[bold]{}[/bold] [dim]Enter keeps a value · {}[/dim]\n", config.TITLE, HINT))
     with form.kept_when_the_terminal_closes():
-        made = form.run()
-    if made is not None:
+        outcome = form.run()
+    if outcome is not None:
         drafts.forget(type(config))
-    return made
+    return outcome
 
 
 class Form:
@@ -71,10 +71,10 @@ class Form:
     def run(self) -> KindConfig | None:
         """Returns the config that the person keeps; None when they leave."""
         while True:
-            made = self.offer_draft() or self.walk() or self.finish()
-            if isinstance(made, KindConfig):
-                return made
-            if made is Ended.WITHOUT or not self.stays():
+            outcome = self.offer_draft() or self.walk() or self.finish()
+            if isinstance(outcome, KindConfig):
+                return outcome
+            if outcome is Ended.WITHOUT or not self.stays():
                 return None
 
     def offer_draft(self) -> Left | None:
@@ -135,11 +135,11 @@ class Form:
     def finish(self) -> KindConfig | Ended | Left:
         """Shows the whole, lets single options be changed, and returns the config."""
         while True:
-            made = self._made()
-            if isinstance(made, Navigation):
-                return made
-            self._show(made)
-            ways = {f"make it fit: {way_in_words(way)}": way.changes for way in ways_to_fit(made)}
+            config = self._made()
+            if isinstance(config, Navigation):
+                return config
+            self._show(config)
+            ways = {f"make it fit: {way_in_words(way)}": way.changes for way in ways_to_fit(config)}
             reply = ask(select("What now?", plain([*ways, KEEP, CHANGE, DRAFT, LEAVE])))
             if reply is Navigation.BACK:
                 self.state.backward()
@@ -150,9 +150,9 @@ class Form:
                 self.state.values.update(ways[reply.value])
                 left = None
             elif reply.value == CHANGE:
-                left = self._change_one(made)
+                left = self._change_one(config)
             else:
-                return self._end(reply.value, made)
+                return self._end(reply.value, config)
             if left:
                 return left
 
@@ -238,7 +238,7 @@ class Form:
 
     def _leave_with(self, choice: str) -> None:
         if choice == DRAFT:
-            kept = drafts.keep(self.state.cls, self.state.values)
-            self.console.print(f"kept as {kept}: the next form of this kind offers it")
+            draft = drafts.keep(self.state.cls, self.state.values)
+            self.console.print(f"kept as {draft}: the next form of this kind offers it")
         else:
             drafts.forget(self.state.cls)

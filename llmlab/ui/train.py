@@ -77,16 +77,16 @@ def run_and_go_on(path: Path, kind: str, console: Console) -> None:
     ended = [run for run in all_runs(RUNS) if run.status == "done" and before.get(run.path) != "done"]
     if not ended or not ended[0].result():
         return
-    made = str(ended[0].path)
+    model = str(ended[0].path)
     steps = {f"{STAGES[next_kind].title} with it": next_kind for next_kind in STAGES[kind].then}
     talk = ["Talk to it"] if kind != "reward" else []
-    picked = pick(f"{made} is made. What now?", [*talk, *steps], back="back to the menu")
+    picked = pick(f"{model} is made. What now?", [*talk, *steps], back="back to the menu")
     if picked in talk:
-        commands.llmlab("chat", made)
+        commands.llmlab("chat", model)
     elif picked in steps and kind == "reward":  # it judges what another model says
-        train(steps[picked], console, reward=made)
+        train(steps[picked], console, reward=model)
     elif picked in steps:
-        train(steps[picked], console, checkpoint=made)
+        train(steps[picked], console, checkpoint=model)
 
 
 def _from_a_model(kind: str, console: Console, checkpoint: str, reward: str) -> KindConfig | None:

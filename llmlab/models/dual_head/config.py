@@ -49,31 +49,31 @@ class LabDualHeadConfig(PreTrainedConfig):
         # already
         self.backbone_config = copy.deepcopy(backbone_config) if backbone_config is not None else LabConfig()
         self.backbone = backbone
-        about = self.backbone_config
-        self.vocab_size, self.hidden_size = about.vocab_size, about.hidden_size
+        of_backbone = self.backbone_config
+        self.vocab_size, self.hidden_size = of_backbone.vocab_size, of_backbone.hidden_size
         # one layer more than the backbone's, so that its cache has a place for the gate's keys and values
-        self.num_hidden_layers = about.num_hidden_layers + 1
-        self.num_attention_heads = about.num_attention_heads
-        self.max_position_embeddings = getattr(about, "max_position_embeddings", None)
-        self.sliding_window = getattr(about, "sliding_window", None)
+        self.num_hidden_layers = of_backbone.num_hidden_layers + 1
+        self.num_attention_heads = of_backbone.num_attention_heads
+        self.max_position_embeddings = getattr(of_backbone, "max_position_embeddings", None)
+        self.sliding_window = getattr(of_backbone, "sliding_window", None)
         kind = (
             "sliding_attention"
-            if self.sliding_window and getattr(about, "use_sliding_window", True)
+            if self.sliding_window and getattr(of_backbone, "use_sliding_window", True)
             else "full_attention"
         )
-        kinds = getattr(about, "layer_types", None) or [kind] * about.num_hidden_layers
+        kinds = getattr(of_backbone, "layer_types", None) or [kind] * of_backbone.num_hidden_layers
         self.layer_types = [*kinds, "full_attention"]
         self.gating_num_heads = gating_num_heads
-        self.gating_size = gating_size or max(1, about.hidden_size // 4)
+        self.gating_size = gating_size or max(1, of_backbone.hidden_size // 4)
         self.gating_layer_norm, self.gating_dropout = gating_layer_norm, gating_dropout
         self.rm_bias, self.rm_dropout = rm_bias, rm_dropout
-        self.initializer_range = getattr(about, "initializer_range", None) or 0.02
+        self.initializer_range = getattr(of_backbone, "initializer_range", None) or 0.02
         self.use_cache = kwargs.pop("use_cache", True)
         for name in ("layer_types", "num_hidden_layers", "vocab_size", "hidden_size", "num_attention_heads"):
             kwargs.pop(name, None)  # they follow from the backbone's
         for name in ("max_position_embeddings", "sliding_window", "initializer_range"):
             kwargs.pop(name, None)
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(self, name, kwargs.pop(name, getattr(about, name, None)))
+            setattr(self, name, kwargs.pop(name, getattr(of_backbone, name, None)))
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)

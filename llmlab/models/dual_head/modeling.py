@@ -152,7 +152,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         config = config or LabDualHeadConfig.from_pretrained(where)
         if backbone is None:
             check_base(Path(where), config.backbone, made="heads")
-            kept = (
+            passed_on = (
                 "dtype",
                 "torch_dtype",
                 "device_map",
@@ -161,7 +161,7 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
                 "trust_remote_code",
             )
             backbone = load_backbone(
-                config.backbone, **{name: kwargs[name] for name in kept if name in kwargs}
+                config.backbone, **{name: kwargs[name] for name in passed_on if name in kwargs}
             )
         model = cls(config, backbone)
         file = cached_file(where, WEIGHTS, local_files_only=bool(kwargs.get("local_files_only")))
@@ -190,19 +190,19 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         self, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Returns the weights of heads and gate; those of the backbone are where they came from."""
-        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        weights: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
-        for name in [name for name in found if name.startswith(f"{prefix}backbone.")]:
-            del found[name]
-        return found
+        for name in [name for name in weights if name.startswith(f"{prefix}backbone.")]:
+            del weights[name]
+        return weights
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Loads heads and gate; nothing of them may be missing."""
-        found = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = [name for name in found.missing_keys if not name.startswith("backbone.")]
-        if strict and (missing or found.unexpected_keys):
-            raise RuntimeError(f"missing {missing}, unexpected {found.unexpected_keys}")
-        return found
+        outcome = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in outcome.missing_keys if not name.startswith("backbone.")]
+        if strict and (missing or outcome.unexpected_keys):
+            raise RuntimeError(f"missing {missing}, unexpected {outcome.unexpected_keys}")
+        return outcome
 
     def float_heads(self) -> LabDualHeadForCausalLM:
         """Sets what learns to fp32, whatever the backbone is in."""
@@ -278,9 +278,9 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         gated = head == "fused" and alignment != 0
         mask = None
         if gated:  # before the backbone's turn: its layers tell how much came earlier
-            given = input_ids if input_ids is not None else inputs_embeds
-            assert given is not None
-            like = torch.empty(*given.shape[:2], 0, dtype=self.lm_head.weight.dtype, device=given.device)
+            inputs = input_ids if input_ids is not None else inputs_embeds
+            assert inputs is not None
+            like = torch.empty(*inputs.shape[:2], 0, dtype=self.lm_head.weight.dtype, device=inputs.device)
             mask = create_causal_mask(
                 self.gate.config, like, attention_mask, past_key_values, position_ids=position_ids
             )
@@ -296,12 +296,12 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         hidden = out.last_hidden_state
         alpha = self.gate(hidden, mask, past_key_values) if gated else None
         self.last_alpha = None if alpha is None or self.training else alpha[:, -1].detach()
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden = hidden[:, kept]
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = hidden[:, positions]
         if head == "reward":
             logits = self.reward_logits(hidden)
         else:
-            logits = self.fused_logits(hidden, None if alpha is None else alpha[:, kept], alignment)
+            logits = self.fused_logits(hidden, None if alpha is None else alpha[:, positions], alignment)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
@@ -331,8 +331,8 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         # what stands behind a chosen answer in its row comes later, so that the causal gate cannot see it
         alpha = self.gate(hidden[: len(paired)], None).flatten()[chosen_at]
         before = hidden.flatten(0, 1)[torch.cat([chosen_at, rejected_at])]
-        fused, said = self.log_probs(before, torch.cat([labels, rejected_ids]), alpha)
-        chosen, rejected = said.split([len(labels), len(rejected_ids)])
+        fused, reward_log_probs = self.log_probs(before, torch.cat([labels, rejected_ids]), alpha)
+        chosen, rejected = reward_log_probs.split([len(labels), len(rejected_ids)])
         sums = torch.zeros(len(paired), device=alpha.device)
         margin = sums.index_add(0, chosen_row, chosen).index_add(0, rejected_row, rejected, alpha=-1)
         return AnswerScores(fused=fused, alpha=alpha, margin=margin[paired])
@@ -374,39 +374,42 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         """
         dropped = self.rm_dropout(hidden)  # once for all slices: a repeated slice must drop the same
         size = max(64, SLICE_ELEMENTS // self.config.vocab_size)
-        fused, said = [hidden.new_zeros(0, dtype=torch.float32)], [hidden.new_zeros(0, dtype=torch.float32)]
+        fused, rewards = (
+            [hidden.new_zeros(0, dtype=torch.float32)],
+            [hidden.new_zeros(0, dtype=torch.float32)],
+        )
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
             inputs = (hidden[part], dropped[part], targets[part], alpha[part])
             if torch.is_grad_enabled():
-                made = checkpoint(self._slice, *inputs, use_reentrant=False, preserve_rng_state=False)
+                scores = checkpoint(self._slice, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                made = self._slice(*inputs)
-            fused.append(made[0])
-            said.append(made[1])
-        return torch.cat(fused), torch.cat(said)
+                scores = self._slice(*inputs)
+            fused.append(scores[0])
+            rewards.append(scores[1])
+        return torch.cat(fused), torch.cat(rewards)
 
     def _slice(
         self, hidden: Tensor, dropped: Tensor, targets: Tensor, alpha: Tensor
     ) -> tuple[Tensor, Tensor]:
         reward = self.rm_head(dropped.to(self.rm_head.weight.dtype)).float()
-        said = -F.cross_entropy(reward, targets, reduction="none")
+        reward_log_probs = -F.cross_entropy(reward, targets, reduction="none")
         count = len(alpha)
         if not count:
-            return said[:0], said
+            return reward_log_probs[:0], reward_log_probs
         plain = self.lm_head(hidden[:count].to(self.lm_head.weight.dtype)).float()
         fused = torch.lerp(plain, reward[:count], alpha.unsqueeze(-1))
-        return -F.cross_entropy(fused, targets[:count], reduction="none"), said
+        return -F.cross_entropy(fused, targets[:count], reduction="none"), reward_log_probs
 
 
 def load_backbone(name: str, **kwargs: Any) -> PreTrainedModel:
     """Returns the model of a folder, a GGUF file or a hub id by transformers alone."""
     path = Path(name)
     if path.suffix == ".gguf":
-        found = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
     else:
-        found = AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    return cast(PreTrainedModel, found)
+        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    return cast(PreTrainedModel, model)
 
 
 def check_fits(config: LabDualHeadConfig, backbone: PreTrainedModel) -> None:
@@ -415,14 +418,14 @@ def check_fits(config: LabDualHeadConfig, backbone: PreTrainedModel) -> None:
     Raises:
         LabError: with what differs.
     """
-    about, own = backbone.config.get_text_config(), backbone.get_output_embeddings()
+    text_config, own = backbone.config.get_text_config(), backbone.get_output_embeddings()
     if own is None:
         raise LabError(f"{type(backbone).__name__} has no head over a vocabulary", where=config.backbone)
     for name in ("hidden_size", "vocab_size"):
-        if getattr(about, name) != getattr(config, name):
+        if getattr(text_config, name) != getattr(config, name):
             raise LabError(
                 f"heads with `{name}` {getattr(config, name)} do not fit a backbone with"
-                f" {getattr(about, name)}",
+                f" {getattr(text_config, name)}",
                 where=config.backbone,
                 remedy="name the backbone that they were trained on",
             )

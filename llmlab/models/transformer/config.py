@@ -64,9 +64,9 @@ class LabConfig(PreTrainedConfig):
         """Returns the `ModelConfig` of this architecture."""
         values = {name: getattr(self, name) for name in ARCHITECTURE}
         defaults = {name: ModelConfig.model_fields[name].default for name in ARCHITECTURE}
-        given = {name: value for name, value in values.items() if value != defaults[name]}
+        changed = {name: value for name, value in values.items() if value != defaults[name]}
         if self.positional_encoding != "yarn":
-            given.pop("yarn_original_max_seq_len", None)
+            changed.pop("yarn_original_max_seq_len", None)
         if self.attention_type != "gqa":
-            given.pop("n_kv_heads", None)
-        return ModelConfig(tokenizer_name=tokenizer_name, **given)
+            changed.pop("n_kv_heads", None)
+        return ModelConfig(tokenizer_name=tokenizer_name, **changed)

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Returns how many tokens a model reads at once by its own config, or None where it names no end."""
-    about = model.config.get_text_config()
-    found = getattr(about, "max_position_embeddings", None) or getattr(about, "max_seq_len", None)
-    return found if isinstance(found, int) and found > 1 else None
+    text_config = model.config.get_text_config()
+    length = getattr(text_config, "max_position_embeddings", None) or getattr(
+        text_config, "max_seq_len", None
+    )
+    return length if isinstance(length, int) and length > 1 else None

@@ -92,14 +92,14 @@ class Samples(TrainerCallback):
         if not self.prompt or (taken and taken[-1]["step"] == state.global_step):
             return
         try:
-            said = self.answer()
+            answer = self.answer()
         except Stopped:
             if state.global_step >= state.max_steps:
                 raise  # no forward pass comes after this one
             return  # the next forward pass is stopped as well; the evaluation before this is complete
         prompt = str(self.tokenizer.decode(self.prompt, skip_special_tokens=True))
-        self.folder.log_sample({"step": state.global_step, "prompt": prompt, "answer": said})
-        self.show(state.global_step, prompt, said)
+        self.folder.log_sample({"step": state.global_step, "prompt": prompt, "answer": answer})
+        self.show(state.global_step, prompt, answer)
 
     def answer(self) -> str:
         """Returns the greedy answer."""

@@ -140,13 +140,13 @@ def check_weights_are_there(model: Any, saved: dict[str, list[int]]) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             names.setdefault(id(parameter), []).append(name)
-    for known in names.values():
+    for spellings in names.values():
         # peft saves an adapter's weights without its name: lora_A.default.weight as lora_A.weight
         if not any(
             name in saved or re.sub(r"\.(modules_to_save\.)?default(?=\.|$)", "", name) in saved
-            for name in known
+            for name in spellings
         ):
-            raise ValueError(f"the weights of `{shortened(known[0], 100)}` are missing")
+            raise ValueError(f"the weights of `{shortened(spellings[0], 100)}` are missing")
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -40,9 +40,10 @@ class RunContext:
             LabError: when the config holds a secret, or asks for a device, a precision or a logger that is
                 not there.
         """
-        if found := secret_in(json.dumps(config.to_json_dict(), ensure_ascii=False)):
+        if secret := secret_in(json.dumps(config.to_json_dict(), ensure_ascii=False)):
             raise LabError(
-                f"the config holds {found}, which would stand in records and on screens", remedy="take it out"
+                f"the config holds {secret}, which would stand in records and on screens",
+                remedy="take it out",
             )
         device = choose_device(config.device)
         precision = choose_precision(config.precision, device)

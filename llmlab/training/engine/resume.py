@@ -76,13 +76,13 @@ def resolve_resume(config: TrainingConfig, resume: str, reporter: Reporter) -> I
             reasons.append((path, reason))
             continue
         with run_lock(path):
-            found = _examine(path, config, resume, reporter, first=not reasons)
-            if isinstance(found, str):
-                reasons.append((path, found))
+            plan = _examine(path, config, resume, reporter, first=not reasons)
+            if isinstance(plan, str):
+                reasons.append((path, plan))
                 continue
             if reasons:
                 reporter.note(f"{reasons[0][0]} {reasons[0][1]}; this one goes to {path}")
-            yield found
+            yield plan
             return
 
 
@@ -198,10 +198,10 @@ def inputs_read(config: TrainingConfig) -> dict[str, Any]:
     data = {}
     for source in [*config.datasets, *config.eval_datasets]:
         with suppress(LabError, OSError):
-            if found := contents_hash(source):
-                data[f"{source.name} {source.split}"] = found
+            if digest := contents_hash(source):
+                data[f"{source.name} {source.split}"] = digest
     named = {option: name for option in STARTING_POINTS if (name := getattr(config, option, None))}
-    weights = {option: found for option, name in named.items() if (found := known_weights(name))}
+    weights = {option: digest for option, name in named.items() if (digest := known_weights(name))}
     return {"processes": processes(), "data": data, "weights": weights}
 
 
@@ -216,21 +216,23 @@ def _changes(
             is damaged.
     """
     folder = checkpoint.run
-    known = read_json(checkpoint.path / RUN_CONFIG) or {
+    recorded = read_json(checkpoint.path / RUN_CONFIG) or {
         "config": RunFolder(folder).record.get("config")
     }  # of older versions
-    before, now = _block(known, "config"), as_run(config)
+    before, now = _block(recorded, "config"), as_run(config)
     if before.get("kind", config.kind) != config.kind:
         raise LabError("holds a run of another kind", where=str(folder), remedy="choose another `output_dir`")
-    _refuse_parts(checkpoint.path, known.get("processes"))
+    _refuse_parts(checkpoint.path, recorded.get("processes"))
     refuse_damaged(checkpoint)
     reads = inputs_read(config)
     other_weights = {
-        name for name, found in reads["weights"].items() if _block(known, "weights").get(name, found) != found
+        name
+        for name, digest in reads["weights"].items()
+        if _block(recorded, "weights").get(name, digest) != digest
     }
     changed = _differences(before, now)
     changed -= {
-        name for name in STARTING_POINTS if name in _block(known, "weights") and name not in other_weights
+        name for name in STARTING_POINTS if name in _block(recorded, "weights") and name not in other_weights
     }
     if refused := sorted(changed & _options_with(config, "refuse")):
         name, was, is_now = _part(refused[0], before, now)
@@ -258,11 +260,11 @@ def _changes(
     if "dataloader_workers" in changed and workers != {0, 1} and streams:  # one process reads as none does
         told = f"`dataloader_workers` {before.get('dataloader_workers')} -> {now.get('dataloader_workers')}"
         reporter.warning(f"{told}: a stream goes on in another order, and some of its rows come again")
-    for name, found in reads["data"].items():
-        if _block(known, "data").get(name, found) != found:
+    for name, digest in reads["data"].items():
+        if _block(recorded, "data").get(name, digest) != digest:
             source, note = name.rsplit(" ", 1)[0], _resume_note(config, "datasets")
             reporter.warning(f"{source} has changed since the checkpoint: {note}")
-    was, is_now = known.get("processes", reads["processes"]), reads["processes"]
+    was, is_now = recorded.get("processes", reads["processes"]), reads["processes"]
     if was != is_now:
         changed.add("processes")
         rows = config.micro_batch_size * config.accumulation_steps
@@ -289,8 +291,8 @@ def _resume_note(config: TrainingConfig, name: str) -> str:
 
 
 def _block(known: dict[str, Any], name: str) -> dict[str, Any]:
-    found = known.get(name)
-    return found if isinstance(found, dict) else {}
+    block = known.get(name)
+    return block if isinstance(block, dict) else {}
 
 
 def _refuse_parts(checkpoint: Path, written_by: object) -> None:

@@ -62,8 +62,8 @@ def prepare(config: DPOConfig, device: str, precision: str, reporter: Reporter) 
         together = {TRAIN: data.train, **data.eval}
         read: dict[str, Sequence[int]] = {TRAIN: order.first(config.max_steps * rows_per_step(config))}
         read |= {name: range(min(len(rows), config.eval_rows)) for name, rows in data.eval.items()}
-        made, note = with_reference(together, read, config, tokenizer, device, precision, reporter)
-        data.train, data.eval = made.pop(TRAIN), made
+        scored, note = with_reference(together, read, config, tokenizer, device, precision, reporter)
+        data.train, data.eval = scored.pop(TRAIN), scored
         data.notes.append(note)
     model, _ = load_policy(policy, config, device, precision)
     stop_at_turn_ends(model, tokenizer)

@@ -53,7 +53,7 @@ def prepare(config: DualHeadConfig, device: str, precision: str, reporter: Repor
     if config.quantised == "none":
         moved(model, device)
     refuse_other_logits(model, config.backbone)
-    about = LabDualHeadConfig(
+    dual_config = LabDualHeadConfig(
         model.config.get_text_config(),
         backbone=str(start.path),
         **{
@@ -69,7 +69,7 @@ def prepare(config: DualHeadConfig, device: str, precision: str, reporter: Repor
         },
     )
     torch.manual_seed(config.seed)  # of the gate
-    dual = LabDualHeadForCausalLM(about, model).float_heads()
+    dual = LabDualHeadForCausalLM(dual_config, model).float_heads()
     share = config.objective != "sft" and config.share_prompts and shares_prompts(model, config.max_length)
     return Job(
         model=dual,
@@ -98,8 +98,8 @@ def refuse_other_logits(model: PreTrainedModel, name: str) -> None:
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
     wanted = model(input_ids=ids, use_cache=False).logits
     head = model.get_output_embeddings()
-    made = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    if not torch.allclose(wanted.float(), made.float(), atol=1e-3, rtol=1e-3):
+    logits = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(wanted.float(), logits.float(), atol=1e-3, rtol=1e-3):
         raise LabError(
             f"{type(model).__name__} scales or caps its logits, which two fused heads cannot follow",
             where=name,
@@ -114,13 +114,13 @@ def shares_prompts(model: PreTrainedModel, longest: int) -> bool:
 
     Sliding windows shorter than a row reach around the mask by which the answers are held apart.
     """
-    about = model.config.get_text_config()
-    window = getattr(about, "sliding_window", None)
+    text_config = model.config.get_text_config()
+    window = getattr(text_config, "sliding_window", None)
     if (window and window < 2 * longest) or str(model.config._attn_implementation).startswith(
         ("flash", "flex")
     ):
         return False
-    ids = [[(number * 7 + shift) % about.vocab_size for number in range(9)] for shift in (1, 2, 3)]
+    ids = [[(number * 7 + shift) % text_config.vocab_size for number in range(9)] for shift in (1, 2, 3)]
     row = {"prompt_ids": ids[0], "chosen_ids": ids[1], "chosen_labels": ids[1], "rejected_ids": ids[2][:5]}
     states: list[Tensor] = []
     for share in (True, False):

@@ -48,7 +48,7 @@ def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter)
     ends = stop_at_turn_ends(model, tokenizer)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     data = prompts_data(config, tokenizer)
-    held = config.beta > 0
+    has_reference = config.beta > 0
     return Job(
         model=model,
         tokenizer=tokenizer,
@@ -72,8 +72,8 @@ def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter)
         trainer=partial(
             GRPOTrainer,
             reward_funcs=rewards,
-            held=held,
-            reference=frozen_copy(model) if held else None,
+            held=has_reference,
+            reference=frozen_copy(model) if has_reference else None,
             kl_weight=config.beta,
             adapter_dropout=config.adapter_dropout,
         ),

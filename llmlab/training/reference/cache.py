@@ -164,12 +164,12 @@ class ReferenceCache:
     def missing(self, keys: Iterable[bytes]) -> list[int]:
         """Returns the numbers of the keys without a value, of equal ones only the first."""
         seen: set[bytes] = set()
-        found = []
+        indices = []
         for number, key in enumerate(keys):
             if key not in self._values and key not in seen:
                 seen.add(key)
-                found.append(number)
-        return found
+                indices.append(number)
+        return indices
 
     def get(self, key: bytes) -> Any:
         """Returns the values of an item: a float32 array with one log-probability an answer, or a list of
@@ -268,11 +268,11 @@ class ReferenceCache:
         import pyarrow as pa
 
         kind = pa.float32() if self.description.get("stores", SUMS) == SUMS else pa.list_(pa.float32())
-        made = {}
+        columns = {}
         for answer in range(len(values[0])):
             column = [value[answer] for value in values]
-            made[f"answer_{answer}"] = pa.array([float(v) if v.ndim == 0 else v for v in column], kind)
-        return made
+            columns[f"answer_{answer}"] = pa.array([float(v) if v.ndim == 0 else v for v in column], kind)
+        return columns
 
     def _take(self, keys: list[bytes], values: list[list[np.ndarray]]) -> None:
         for key, value in zip(keys, values, strict=True):
@@ -314,7 +314,7 @@ def _arrays(value: Any) -> list[np.ndarray]:
 
 def caches(root: Path) -> list[ReferenceCache]:
     """Returns every cache below a folder."""
-    found = []
+    folders = []
     for path in sorted(root.glob(f"*/{KEY_FILE}")):
         try:
             description = read_object(path)
@@ -322,8 +322,8 @@ def caches(root: Path) -> list[ReferenceCache]:
             continue
         cache = ReferenceCache(path.parent, description)
         cache.read()
-        found.append(cache)
-    return found
+        folders.append(cache)
+    return folders
 
 
 def nearest_difference(root: Path, description: dict[str, Any]) -> str:

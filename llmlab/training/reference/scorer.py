@@ -186,7 +186,7 @@ def with_reference(
             reporter,
         )
     filled.left = len({key for part in keys.values() for key in part if key not in cache})
-    made = {}
+    scored = {}
     unknown = [math.nan] * len(ANSWERS)
     for name, rows in datasets.items():
         values = [cache.get(key) if key in cache else unknown for key in keys[name]]
@@ -199,8 +199,8 @@ def with_reference(
 
         for column, numbers in columns.items():
             table = table.append_column(column, pa.array(numbers, pa.float32()))
-        made[name] = Dataset(table)
-    return made, filled.note()
+        scored[name] = Dataset(table)
+    return scored, filled.note()
 
 
 def pairs_of(rows: Dataset) -> Iterator[Item]:
@@ -295,8 +295,10 @@ def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
     data = dpo_data(config, tokenizer)
     with ReferenceCache.open(Path(config.cache_dir), description(config, tokenizer, precision)) as cache:
         pass  # all of it is read
-    known = {item_key(item): item for rows in (data.train, *data.eval.values()) for item in pairs_of(rows)}
-    keys = [key for key in known if key in cache]
+    items_by_key = {
+        item_key(item): item for rows in (data.train, *data.eval.values()) for item in pairs_of(rows)
+    }
+    keys = [key for key in items_by_key if key in cache]
     if not keys:
         other = nearest_difference(cache.folder.parent, cache.description)
         raise LabError(
@@ -306,8 +308,10 @@ def recompute(config: DPOConfig, count: int) -> tuple[int, float]:
     how = Scoring.of(config, tokenizer, device, precision)
     model = load_reference(config, device, precision)
     largest = 0.0
-    for part in _passes(list(range(len(keys))), [known[key] for key in keys], config.reference_batch_size):
-        items = [known[keys[index]] for index in part]
+    for part in _passes(
+        list(range(len(keys))), [items_by_key[key] for key in keys], config.reference_batch_size
+    ):
+        items = [items_by_key[keys[index]] for index in part]
         values = reference_values(model, items, how)
         for index, value in zip(part, values, strict=True):
             largest = max(

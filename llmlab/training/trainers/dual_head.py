@@ -108,12 +108,12 @@ class DualHeadTrainer(LabTrainerMixin, Trainer):
 
     def _parts(self) -> dict[str, float]:
         """Returns the figures of training noted since the last time, each a mean over tokens or pairs."""
-        kept = self._metrics["train"]
-        counts = {name: sum(kept[f"{name}/count"]) for name in list(kept) if not name.endswith("/count")}
-        figures = {name: sum(kept[name]) / count for name, count in counts.items() if count}
+        noted = self._metrics["train"]
+        counts = {name: sum(noted[f"{name}/count"]) for name in list(noted) if not name.endswith("/count")}
+        figures = {name: sum(noted[name]) / count for name, count in counts.items() if count}
         if "lm_loss" in figures:
             figures["perplexity"] = perplexity(figures["lm_loss"])
-        kept.clear()
+        noted.clear()
         return figures
 
 

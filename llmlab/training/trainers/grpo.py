@@ -98,12 +98,12 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
             return cast(dict[str, Any], super()._prepare_inputs(generation_batch))
         parts = cast(int, self.args.steps_per_generation)
         if self._step % (parts * self.num_iterations) == 0 or self._buffered_inputs is None:
-            made = self._generate_and_score_completions(generation_batch)
+            rollout = self._generate_and_score_completions(generation_batch)
             rows, first = len(generation_batch), self.accelerator.process_index * len(generation_batch)
             self._buffered_inputs = [
                 {
                     name: value[part] if torch.is_tensor(value) and value.dim() else value
-                    for name, value in made.items()
+                    for name, value in rollout.items()
                 }
                 for part in spread_over_updates(rows, parts, self.args.seed, self.state.global_step, first)
             ]

@@ -78,10 +78,12 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         super().__init__(model=together, data_collator=list, **kwargs)
         if config.critic:
             self._add_to_optimizer(self.value_head, config.value_learning_rate)
-        held = config.kl_coef > 0
-        if held and reference is None:
+        has_reference = config.kl_coef > 0
+        if has_reference and reference is None:
             add_reference_adapter(model)
-        self.reference = moved(reference, self.accelerator.device) if held and reference is not None else None
+        self.reference = (
+            moved(reference, self.accelerator.device) if has_reference and reference is not None else None
+        )
         set_dropout(model, config.adapter_dropout)
         self.eval_dataset = with_row_numbers(self.eval_dataset)
         # names that TRL's trainers have for the same, which `engine.state` keeps with a checkpoint
@@ -146,17 +148,17 @@ class PPOTrainer(LabTrainerMixin, Trainer):
     ) -> Tensor:
         """Does an update on the next mini-batch; rolls out first when there are no answers left."""
         update = self.state.global_step % self.updates_per_rollout
-        kept = self._buffered_inputs  # those of a checkpoint of an older version have other names
-        if update == 0 or kept is None or "old_log_probs" not in kept[0]:
+        mini_batches = self._buffered_inputs  # those of a checkpoint of an older version have other names
+        if update == 0 or mini_batches is None or "old_log_probs" not in mini_batches[0]:
             self.model.eval()  # the answers are the policy's own, without an adapter's dropout
             rollout = self._roll_out(inputs)
             first = self.accelerator.process_index * len(inputs)
             parts = spread_over_updates(
                 len(inputs), self.mini_batches, self.args.seed, self.state.global_step, first
             )
-            kept = [{name: value[part] for name, value in rollout.items()} for part in parts]
-            self._buffered_inputs = kept
-        mini_batch = kept[update % self.mini_batches]
+            mini_batches = [{name: value[part] for name, value in rollout.items()} for part in parts]
+            self._buffered_inputs = mini_batches
+        mini_batch = mini_batches[update % self.mini_batches]
         return cast(Tensor, super().training_step(model, mini_batch, *args, **kwargs))
 
     # Rollout
@@ -239,7 +241,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         ends = torch.isin(token_ids, torch.tensor(self.ends, device=device))
         mask = ends.cumsum(dim=1) - ends.long() == 0  # up to the first end, itself included
         token_ids = token_ids.masked_fill(~mask, tokenizer.pad_token_id)
-        own = [ids[kept].tolist() for ids, kept in zip(token_ids.cpu(), mask.cpu(), strict=True)]
+        own = [ids[row_mask].tolist() for ids, row_mask in zip(token_ids.cpu(), mask.cpu(), strict=True)]
         return Answers(
             input_ids=torch.cat([padded["input_ids"], token_ids], dim=1),
             attention_mask=torch.cat([padded["attention_mask"], mask.long()], dim=1),

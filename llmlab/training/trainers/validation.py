@@ -55,11 +55,11 @@ class HeldOutMixin(LibraryTrainer):
         self._held_out = HeldOutFigures(dataloader.batch_sampler.shares)
         with self._router_loss_left_out():
             output = super().evaluation_loop(dataloader, *args, **kwargs)
-        found = self.held_out_figures(self._held_out.totals(self._over_processes))
+        figures = self.held_out_figures(self._held_out.totals(self._over_processes))
         prefix = kwargs.get("metric_key_prefix", "eval")
         assert output.metrics is not None
         output.metrics.pop(f"{prefix}_loss", None)
-        output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
+        output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
 
     def held_out_batch(self, inputs: Any, loss: Tensor) -> tuple[dict[str, float], dict[str, float]]:
@@ -79,20 +79,20 @@ class HeldOutMixin(LibraryTrainer):
         """Leaves out the loss that balances a mixture's experts: it is one of a whole batch,
         not a mean over its tokens.
         """
-        about = self.model.config.get_text_config()
+        text_config = self.model.config.get_text_config()
         by_model, by_trl = (
-            getattr(about, "output_router_logits", None),
+            getattr(text_config, "output_router_logits", None),
             getattr(self, "aux_loss_enabled", None),
         )
         if by_model:
-            about.output_router_logits = False
+            text_config.output_router_logits = False
         if by_trl:
             self.aux_loss_enabled = False
         try:
             yield
         finally:
             if by_model:
-                about.output_router_logits = by_model
+                text_config.output_router_logits = by_model
             if by_trl:
                 self.aux_loss_enabled = by_trl
 
