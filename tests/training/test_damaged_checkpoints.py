@@ -191,6 +191,15 @@ def test_a_damaged_checkpoint_is_one_message_and_offers_the_one_before(base_run,
 
 
 @pytest.mark.slow
+def test_a_sum_of_losses_that_is_a_whole_number_is_resumed_from(base_run, checkpoint):
+    state = json.loads((checkpoint / "lab_state.json").read_text())
+    (checkpoint / "lab_state.json").write_text(json.dumps({**state, "loss": -1}))
+    write_manifest(checkpoint, step=6)
+    resumed = run(sft_config(base_run, checkpoint.parent.parent, output_dir=str(checkpoint.parent)))
+    assert resumed.model is not None
+
+
+@pytest.mark.slow
 def test_code_in_a_file_of_torch_is_told_and_not_run(base_run, checkpoint, tmp_path):
     (checkpoint / "optimizer.pt").write_bytes(hostile(tmp_path / "ran"))
     assert "holds code (posix.system) that would run when it is read; nothing of it was run" in refusal(

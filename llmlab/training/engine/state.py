@@ -171,7 +171,7 @@ def load_state(trainer: LabTrainerMixin, folder: Path) -> bool:
         for name, value in load_file(folder / f"{ROLLOUTS}{suffix}.safetensors").items():
             index, key = name.split(".", 1)
             rollouts[int(index)][key] = value.to(trainer.args.device)
-    loss = torch.tensor(state["loss"], device=trainer.args.device)
+    loss = torch.tensor(float(state["loss"]), device=trainer.args.device)  # JSON may hold a whole number
     _restore(trainer, state["counters"], loss, state["figures"], rollouts)
     compat.average_loss_over_all_steps(trainer)
     return bool(state["eval_due"])
