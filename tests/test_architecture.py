@@ -12,11 +12,11 @@ ROOT = Path(__file__).parent.parent / "llmlab"
 LAYERS = {
     **dict.fromkeys(("errors", "deferred", "files", "trust", "readable", "libraries", "screen", "config"), 0),
     **dict.fromkeys(("planning", "models", "data", "runs", "rewards"), 1),
-    **dict.fromkeys(("training", "evaluation", "chat"), 2),
+    **dict.fromkeys(("training", "evaluation", "chat", "export"), 2),
     **dict.fromkeys(("ui", "quickstart", "cli"), 3),
     "__main__": 4,
 }
-APART = {"training", "evaluation", "chat"}  # they do not import each other
+APART = {"training", "evaluation", "chat", "export"}  # they do not import each other
 
 
 def imported_names(node):
