@@ -26,7 +26,8 @@ import torch
 
 from llmlab.config import DPOConfig, ModelConfig
 from llmlab.data.tokenizer import load_tokenizer, save_tokenizer
-from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.models import LabForCausalLM
+from llmlab.models.transformer.shapes import to_lab_config
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine import run as engine
 from llmlab.training.reference import scorer as reference
@@ -71,9 +72,9 @@ def make_policy(folder: Path) -> None:
         d_ff=128,
         max_seq_len=128,
     )
-    LabForCausalLM(
-        LabConfig.from_model_config(shape, pad_token_id=0, bos_token_id=None, eos_token_id=1)
-    ).save_pretrained(folder)
+    LabForCausalLM(to_lab_config(shape, pad_token_id=0, bos_token_id=None, eos_token_id=1)).save_pretrained(
+        folder
+    )
     save_tokenizer(load_tokenizer("byte"), folder / "tokenizer")
     for file in (folder / "tokenizer").iterdir():
         shutil.move(file, folder / file.name)

@@ -1,7 +1,8 @@
-"""Weights of Llama, Qwen2 and Mistral to the lab's model and back, exactly.
+"""Weights of Llama, Qwen2 and Mistral to the lab's model, and the lab's to the families of transformers,
+exactly.
 
-Parameter names are the same on both sides, so converting is translating the configuration and checking that
-nothing is left over. What one side cannot express is refused with the reason; nothing is approximated.
+Converting is translating the configuration and the names, and checking that nothing is left over. What one
+side cannot express is refused with the reason; nothing is approximated.
 """
 
 from __future__ import annotations
@@ -9,25 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from llmlab.errors import LabError
+from llmlab.models.families import Weights, native_family
 from llmlab.models.transformer.config import LabConfig
-from llmlab.models.transformer.modeling import LabForCausalLM
+from llmlab.models.transformer.modeling import LabForCausalLM, LabForSequenceClassification
 from llmlab.models.typed import moved
 
-NATIVE: dict[str, type[PreTrainedModel]] = {
-    "llama": LlamaForCausalLM,
-    "qwen2": Qwen2ForCausalLM,
-    "mistral": MistralForCausalLM,
-}
+CONVERTED = ("llama", "qwen2", "mistral")  # what `from_hf` takes
 
 
 def from_hf(model: PreTrainedModel) -> LabForCausalLM:
@@ -39,46 +36,38 @@ def from_hf(model: PreTrainedModel) -> LabForCausalLM:
     config = model.config
     if not isinstance(config, (LlamaConfig, Qwen2Config, MistralConfig)):
         raise LabError(
-            f"{config.model_type} models cannot be converted", remedy=f"known are {', '.join(NATIVE)}"
+            f"{config.model_type} models cannot be converted", remedy=f"known are {', '.join(CONVERTED)}"
         )
     own = moved(LabForCausalLM(_lab_config(config)), model.dtype)
-    _copy(model, own)
+    _copy(model.state_dict(), own)
     own.train(model.training)
     return own
 
 
-def to_hf(model: LabForCausalLM) -> PreTrainedModel:
-    """Returns the same model as Llama, Qwen2 (bias on q, k, v) or Mistral (sliding window), weights copied.
+def to_hf(model: LabForCausalLM | LabForSequenceClassification) -> PreTrainedModel:
+    """Returns the same model as one of transformers' own architectures, weights copied.
+
+    Dropout, which only training knows, is left out.
 
     Raises:
-        LabError: when none of them can express its architecture.
+        LabError: when none of them computes the same.
     """
     config = model.config
-    wanted = {
-        "positional_encoding": ("rope", "yarn"),
-        "norm_type": ("rmsnorm",),
-        "activation": ("swiglu",),
-        "dropout": (0.0,),
-    }
-    for name, values in wanted.items():
-        if getattr(config, name) not in values:
-            raise LabError(
-                f"`{name}` {getattr(config, name)!r} exists in none of {', '.join(NATIVE)}",
-                remedy=(
-                    f"only {' or '.join(map(str, values))} converts; save_pretrained keeps it in the lab's"
-                    " own format"
-                ),
-            )
-    cls = NATIVE["qwen2" if config.attention_bias else "mistral" if config.sliding_window else "llama"]
-    native: PreTrainedModel = moved(cls(_hf_config(config)), model.dtype)
-    _copy(model, native)
+    family = native_family(config)
+    native_config = family.make_config(config)
+    if isinstance(model, LabForSequenceClassification):
+        native_config.num_labels = config.num_labels or 1
+        native: PreTrainedModel = AutoModelForSequenceClassification.from_config(native_config)
+    else:
+        native = AutoModelForCausalLM.from_config(native_config)
+    native = moved(native, model.dtype)
+    _copy(family.rename(config, model.state_dict()), native)
     native.train(model.training)
     return native
 
 
-def _copy(source: PreTrainedModel, target: PreTrainedModel) -> None:
-    weights = source.state_dict()
-    if source.config.tie_word_embeddings:
+def _copy(weights: Weights, target: PreTrainedModel) -> None:
+    if target.config.tie_word_embeddings and "lm_head.weight" in target.state_dict():
         weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     target.load_state_dict(weights)  # strict: a missing or left-over name is an error
     target.tie_weights()
@@ -136,32 +125,3 @@ def _lab_config(config: LlamaConfig | Qwen2Config | MistralConfig) -> LabConfig:
         **yarn,
         **{name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
     )
-
-
-def _hf_config(config: LabConfig) -> LlamaConfig | Qwen2Config | MistralConfig:
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.positional_encoding == "yarn":
-        rope.update(
-            rope_type="yarn",
-            factor=config.yarn_factor,
-            original_max_position_embeddings=config.yarn_original_max_seq_len,
-        )
-    common = dict(
-        vocab_size=config.vocab_size,
-        hidden_size=config.d_model,
-        num_hidden_layers=config.n_layers,
-        num_attention_heads=config.n_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        intermediate_size=config.d_ff,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters=rope,
-        max_position_embeddings=config.max_seq_len,
-        tie_word_embeddings=config.tie_word_embeddings,
-        **{name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
-    )
-    if config.attention_bias:
-        window = dict(use_sliding_window=True, sliding_window=config.sliding_window, max_window_layers=0)
-        return Qwen2Config(**common, **(window if config.sliding_window else {}))
-    if config.sliding_window:
-        return MistralConfig(**common, sliding_window=config.sliding_window)
-    return LlamaConfig(**common)

@@ -31,7 +31,8 @@ from llmlab.config import ModelConfig, load_config, parse_config, preset, Source
 from llmlab.config.chat import ChatSettings
 from llmlab.data.pipeline import SourceRows
 from llmlab.chat.generation import stream
-from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.models import LabForCausalLM
+from llmlab.models.transformer.shapes import to_lab_config
 from llmlab.models.load import load_model
 from llmlab.models.resolve import FITS
 from llmlab.planning.plan import make_plan
@@ -44,7 +45,7 @@ out = {"package": str(Path(llmlab.__file__).parent.parent)}
 
 shape = ModelConfig(**{**preset("tiny").to_json_dict(), "activation": "relu2"})
 x = torch.tensor([-2.0, 3.0])
-mlp = LabForCausalLM(LabConfig.from_model_config(shape)).model.layers[0].mlp
+mlp = LabForCausalLM(to_lab_config(shape)).model.layers[0].mlp
 out["relu2"] = mlp.activation(x).tolist()
 
 source = SourceConfig(name=rows, like="example/weather")

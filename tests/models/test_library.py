@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from llmlab.models import LabForCausalLM
+from llmlab.models.transformer.shapes import to_model_config
 from tests.conftest import POSITIONS, small_model, with_positions
 
 
@@ -23,7 +24,7 @@ def test_auto_classes_load_what_was_saved(name, tmp_path):
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(again, LabForCausalLM)
     assert torch.equal(again.eval()(ids).logits, model(ids).logits)
-    assert AutoConfig.from_pretrained(tmp_path).to_model_config() == model.config.to_model_config()
+    assert to_model_config(AutoConfig.from_pretrained(tmp_path)) == to_model_config(model.config)
     assert AutoModel.from_pretrained(tmp_path).eval()(ids).last_hidden_state.shape == (2, 20, 32)
 
 
@@ -106,9 +107,9 @@ def test_compiled_model_agrees(compiler):
 @pytest.fixture
 def lab_model(tokenizer, shape):
     from llmlab.data.tokenizer import token_ids
-    from llmlab.models import LabConfig
+    from llmlab.models.transformer.shapes import to_lab_config
 
-    return LabForCausalLM(LabConfig.from_model_config(shape, **token_ids(tokenizer)))
+    return LabForCausalLM(to_lab_config(shape, **token_ids(tokenizer)))
 
 
 QUESTIONS = [{"role": "user", "content": "Who was the captain?"}]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from llmlab.config import ModelConfig, preset
-from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.models import LabForCausalLM
+from llmlab.models.transformer.shapes import to_lab_config
 from llmlab.planning import count_parameters, kv_cache_bytes_per_token
 
 
@@ -36,7 +37,7 @@ def test_formula_equals_the_built_model_for_200_random_configs():
     for _ in range(200):
         shape = random_shape(rng)
         with torch.device("meta"):
-            model = LabForCausalLM(LabConfig.from_model_config(shape))
+            model = LabForCausalLM(to_lab_config(shape))
         count = count_parameters(shape)
         assert count.total == sum(p.numel() for p in model.parameters())
         embeddings = {id(model.model.embed_tokens.weight), id(model.lm_head.weight)}
@@ -51,7 +52,7 @@ def test_published_counts():
 
 def test_cache_bytes_are_those_of_a_cache():
     shape = preset("tiny")
-    model = LabForCausalLM(LabConfig.from_model_config(shape)).to(torch.bfloat16)
+    model = LabForCausalLM(to_lab_config(shape)).to(torch.bfloat16)
     cache = model(torch.zeros(1, 10, dtype=torch.long), use_cache=True).past_key_values
     stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert stored == 10 * kv_cache_bytes_per_token(shape)

@@ -44,7 +44,9 @@ class LabDualHeadConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         if isinstance(backbone_config, dict):
-            backbone_config = CONFIG_MAPPING[backbone_config["model_type"]](**backbone_config)
+            kind = backbone_config["model_type"]
+            cls = LabConfig if kind == LabConfig.model_type else CONFIG_MAPPING[kind]
+            backbone_config = cls(**backbone_config)
         # a copy: what transformers sets for all parts of a model would reach into the backbone that is loaded
         # already
         self.backbone_config = copy.deepcopy(backbone_config) if backbone_config is not None else LabConfig()

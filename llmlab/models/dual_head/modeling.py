@@ -41,6 +41,7 @@ from llmlab.models.transformer.ops import SLICE_ELEMENTS
 from llmlab.models.typed import dtype_of
 
 WEIGHTS = "model.safetensors"
+BUNDLED = "backbone"  # the name of a backbone that lies in the heads' own folder or repository
 
 
 @dataclass
@@ -151,7 +152,9 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
         where = str(pretrained_model_name_or_path)
         config = config or LabDualHeadConfig.from_pretrained(where)
         if backbone is None:
-            check_base(Path(where), config.backbone, made="heads")
+            bundled = config.backbone == BUNDLED
+            if not bundled:
+                check_base(Path(where), config.backbone, made="heads")
             passed_on = (
                 "dtype",
                 "torch_dtype",
@@ -160,9 +163,10 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
                 "attn_implementation",
                 "trust_remote_code",
             )
-            backbone = load_backbone(
-                config.backbone, **{name: kwargs[name] for name in passed_on if name in kwargs}
-            )
+            given = {name: kwargs[name] for name in passed_on if name in kwargs}
+            if bundled:
+                given |= {"subfolder": BUNDLED, "trust_remote_code": kwargs.get("trust_remote_code")}
+            backbone = load_backbone(where if bundled else config.backbone, **given)
         model = cls(config, backbone)
         file = cached_file(where, WEIGHTS, local_files_only=bool(kwargs.get("local_files_only")))
         weights = load_file(str(file))

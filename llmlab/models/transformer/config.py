@@ -1,7 +1,6 @@
 """`LabConfig`: the architecture as transformers knows it.
 
-The fields are those of `llmlab.config.ModelConfig`, taken from there; `attribute_map` gives them the names
-that transformers, TRL and PEFT look for.
+`attribute_map` gives its fields the names that transformers, TRL and PEFT look for.
 """
 
 from __future__ import annotations
@@ -10,10 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from llmlab.config import ModelConfig
-
-NOT_ARCHITECTURE = ("kind", "schema_version", "tokenizer_name")
-ARCHITECTURE = [name for name in ModelConfig.model_fields if name not in NOT_ARCHITECTURE]
+from llmlab.models.transformer.defaults import DEFAULTS
 
 
 class LabConfig(PreTrainedConfig):
@@ -33,8 +29,8 @@ class LabConfig(PreTrainedConfig):
         for standard, own in self.attribute_map.items():
             if standard in kwargs:
                 kwargs.setdefault(own, kwargs.pop(standard))
-        for name in ARCHITECTURE:
-            setattr(self, name, kwargs.pop(name, ModelConfig.model_fields[name].default))
+        for name, default in DEFAULTS.items():
+            setattr(self, name, kwargs.pop(name, default))
         self.head_dim = kwargs.pop("head_dim", None) or self.d_model // self.n_heads
         kv_heads = {"mha": self.n_heads, "mqa": 1, "gqa": self.n_kv_heads}[self.attention_type]
         self.num_key_value_heads = kwargs.pop("num_key_value_heads", None) or kv_heads
@@ -48,25 +44,3 @@ class LabConfig(PreTrainedConfig):
         self.bos_token_id = kwargs.pop("bos_token_id", None)
         self.eos_token_id = kwargs.pop("eos_token_id", None)
         super().__init__(**kwargs)
-
-    @classmethod
-    def from_model_config(cls, config: ModelConfig, **token_ids: int | None) -> LabConfig:
-        """Returns the transformers configuration of a validated `ModelConfig`.
-
-        `token_ids` are `pad_token_id`, `bos_token_id` and `eos_token_id` of the tokenizer.
-        """
-        values = {name: getattr(config, name) for name in ARCHITECTURE}
-        if config.positional_encoding == "yarn":
-            values["yarn_original_max_seq_len"] = config.yarn_original
-        return cls(**values, **token_ids)
-
-    def to_model_config(self, tokenizer_name: str = "byte") -> ModelConfig:
-        """Returns the `ModelConfig` of this architecture."""
-        values = {name: getattr(self, name) for name in ARCHITECTURE}
-        defaults = {name: ModelConfig.model_fields[name].default for name in ARCHITECTURE}
-        changed = {name: value for name, value in values.items() if value != defaults[name]}
-        if self.positional_encoding != "yarn":
-            changed.pop("yarn_original_max_seq_len", None)
-        if self.attention_type != "gqa":
-            changed.pop("n_kv_heads", None)
-        return ModelConfig(tokenizer_name=tokenizer_name, **changed)

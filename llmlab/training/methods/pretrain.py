@@ -11,9 +11,10 @@ from llmlab.data.packed_text import pretrain_data
 from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.tokenizer import load_tokenizer, token_ids
 from llmlab.errors import LabError
-from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.models import LabForCausalLM
 from llmlab.models.device import attention_kernel
 from llmlab.models.load import load_model
+from llmlab.models.transformer.shapes import to_lab_config, to_model_config
 from llmlab.models.typed import moved
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
@@ -37,12 +38,12 @@ def prepare(config: PretrainConfig, device: str, precision: str, reporter: Repor
         raise LabError(
             '`attention_backend` "flash" cannot add the bias of alibi', remedy='use "sdpa" or "flex"'
         )
-    lab_config = LabConfig.from_model_config(shape, **token_ids(tokenizer))
+    lab_config = to_lab_config(shape, **token_ids(tokenizer))
     if config.init_from:
         model, _ = load_model(config.init_from, attn_implementation=kernel)
         if (
             not isinstance(model, LabForCausalLM)
-            or model.config.to_model_config(shape.tokenizer_name) != shape
+            or to_model_config(model.config, shape.tokenizer_name) != shape
         ):
             raise LabError(
                 "is not of the architecture in `model`",
