@@ -32,7 +32,13 @@ SECRETS = (  # environment variables that hold nothing but a secret
 SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,}|AKIA[0-9A-Z]{16}|sk-[\w-]{32,})\b"
 )
+NAMED: dict[str, str] = {}  # secrets that were read from elsewhere than the environment
 SHORTEST = 8  # characters; shorter values would be found in any text
+
+
+def keep_secret(name: str, value: str) -> None:
+    """Has a secret that does not stand in the environment (a token of a `.env` file) redacted, too."""
+    NAMED[name] = value
 
 
 def redact(text: str) -> str:
@@ -53,5 +59,5 @@ def secret_in(text: str) -> str:
 
 
 def _secrets() -> dict[str, str]:
-    values = {name: os.environ.get(name, "") for name in SECRETS}
+    values = {**NAMED, **{name: value for name in SECRETS if (value := os.environ.get(name, ""))}}
     return {name: value for name, value in values.items() if len(value) >= SHORTEST and os.sep not in value}

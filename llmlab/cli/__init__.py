@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from llmlab.cli import cache, chat, configs, data, evaluate, runs, training
+from llmlab.cli import cache, chat, configs, data, evaluate, publish, runs, training
 from llmlab.cli.options import parse_changes
 from llmlab.errors import LabError
 
@@ -30,6 +30,8 @@ COMMANDS = (
     chat.chat,
     chat.generate,
     training.merge,
+    publish.card,
+    publish.push,
     evaluate.evaluate,
     training.tokenizer,
     training.quickstart,

@@ -39,6 +39,9 @@ class Entry:
         splits: those there are.
         streamed: whether it is too large to download whole.
         note: what a person has to know.
+        license: the hub's identifier of the licence that its publisher names, "" where it is not known for
+            sure.
+        language: the hub's code; "" for several.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Entry:
     splits: tuple[str, ...] = ("train",)
     streamed: bool = False
     note: str = ""
+    license: str = ""
+    language: str = "en"
 
     @property
     def becomes(self) -> str:
@@ -177,6 +182,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "finance",
         TUNE,
         ("sentences_allagree", "sentences_75agree", "sentences_66agree", "sentences_50agree"),
+        license="cc-by-nc-sa-3.0",
     ),
     Entry(
         "zeroshot/twitter-financial-news-sentiment",
@@ -190,6 +196,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "finance",
         TUNE,
         splits=("train", "validation"),
+        license="mit",
     ),
     Entry(
         "TheFinAI/fiqa-sentiment-classification",
@@ -208,6 +215,7 @@ CATALOGUE: tuple[Entry, ...] = (
         TUNE,
         ("all", "one of 57 subjects, as anatomy"),
         ("test", "validation", "dev", "auxiliary_train"),
+        license="mit",
     ),
     Entry(
         "TIGER-Lab/MMLU-Pro",
@@ -216,6 +224,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "knowledge",
         TUNE,
         splits=("test", "validation"),
+        license="mit",
     ),
     Entry("LLukas22/fiqa", (_answer(),), "14,500 / 2,560", "finance", CHAT, splits=("train", "test")),
     Entry("gbharti/finance-alpaca", (INSTRUCTION,), "68,900", "finance", CHAT),
@@ -256,6 +265,7 @@ CATALOGUE: tuple[Entry, ...] = (
         REWARDED,
         ("main", "socratic"),
         ("train", "test"),
+        license="mit",
     ),
     Entry(
         "yale-nlp/FinanceMath",
@@ -288,6 +298,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "code",
         TUNE,
         splits=("v0.1.4", "v0.1.3", "v0.1.2", "v0.1.1", "v0.1.0_hf"),
+        license="apache-2.0",
     ),
     Entry(
         "AdaptLLM/finance-tasks",
@@ -306,6 +317,7 @@ CATALOGUE: tuple[Entry, ...] = (
         CORPUS,
         ("sample-10BT", "sample-100BT", "sample-350BT", "default"),
         streamed=True,
+        license="odc-by",
     ),
     Entry(
         "HuggingFaceFW/fineweb-2",
@@ -316,10 +328,22 @@ CATALOGUE: tuple[Entry, ...] = (
         ("one per language, as fra_Latn",),
         ("train", "test"),
         streamed=True,
+        license="odc-by",
+        language="",
     ),
-    Entry("PleIAs/common_corpus", (_text(),), "2T tokens", "open culture", CORPUS, streamed=True),
+    Entry(
+        "PleIAs/common_corpus", (_text(),), "2T tokens", "open culture", CORPUS, streamed=True, language=""
+    ),
     Entry("bookcorpus/bookcorpus", (_text(),), "74,004,228", "books", CORPUS, note="one row is one sentence"),
-    Entry("open-web-math/open-web-math", (_text(),), "6.3M", "mathematics", CORPUS, streamed=True),
+    Entry(
+        "open-web-math/open-web-math",
+        (_text(),),
+        "6.3M",
+        "mathematics",
+        CORPUS,
+        streamed=True,
+        license="odc-by",
+    ),
     Entry(
         "Salesforce/wikitext",
         (_text(),),
@@ -329,6 +353,7 @@ CATALOGUE: tuple[Entry, ...] = (
         ("wikitext-2-raw-v1", "wikitext-103-raw-v1"),
         ("train", "validation", "test"),
         note="one row is one line; empty ones are left out",
+        license="cc-by-sa-3.0",
     ),
     Entry(
         "HuggingFaceTB/smoltalk2",
@@ -347,6 +372,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "conversation",
         CHAT,
         splits=("train_sft", "test_sft", "train_gen", "test_gen"),
+        license="mit",
     ),
     Entry(
         "OpenAssistant/oasst1",
@@ -356,8 +382,10 @@ CATALOGUE: tuple[Entry, ...] = (
         CHAT,
         splits=("train", "validation"),
         note="trees of messages; every path to an answer becomes a conversation",
+        license="apache-2.0",
+        language="",
     ),
-    Entry("tatsu-lab/alpaca", (INSTRUCTION,), "52,002", "instructions", CHAT),
+    Entry("tatsu-lab/alpaca", (INSTRUCTION,), "52,002", "instructions", CHAT, license="cc-by-nc-4.0"),
     Entry(
         "Anthropic/hh-rlhf",
         (RowMapping("preference", {"chosen": "chosen", "rejected": "rejected"}),),
@@ -366,6 +394,7 @@ CATALOGUE: tuple[Entry, ...] = (
         PAIRS,
         splits=("train", "test"),
         note="conversations in one string; read into messages",
+        license="mit",
     ),
     Entry(
         "argilla/ultrafeedback-binarized-preferences",
@@ -378,6 +407,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "63,619",
         "conversation",
         PAIRS,
+        license="mit",
     ),
     Entry(
         "allenai/Dolci-Think-DPO-7B",
@@ -388,7 +418,7 @@ CATALOGUE: tuple[Entry, ...] = (
         note="lengths to 25,000 tokens",
     ),
     Entry("allenai/Dolci-Instruct-DPO", (PREFERENCE,), "259,922", "conversation", PAIRS),
-    Entry("llmlab:moby-dick", (_text(),), "136", "prose", CORPUS, note="ships with llmlab"),
+    Entry("llmlab:moby-dick", (_text(),), "136", "prose", CORPUS, note="ships with llmlab", license="pddl"),
     Entry(
         "llmlab:spam-mails",
         (
@@ -402,6 +432,7 @@ CATALOGUE: tuple[Entry, ...] = (
         ("sft", "evaluate", "pretrain"),
         splits=("train", "test"),
         note="ships with llmlab",
+        license="pddl",
     ),
 )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +29,19 @@ def choose_device(wanted: str) -> str:
     if not available[wanted]:
         raise LabError(f"`device` {wanted!r} is not on this machine", remedy='use "auto" or "cpu"')
     return wanted
+
+
+def hardware_name(device: str) -> str:
+    """Returns the name of what computes: a GPU's, or a processor's with the threads that are used."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    if device == "mps":
+        return "Apple GPU"
+    lines = Path("/proc/cpuinfo")
+    text = lines.read_text(errors="replace") if lines.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    name = model[1].strip() if model else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def choose_precision(wanted: str, device: str) -> str:

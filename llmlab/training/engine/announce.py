@@ -8,7 +8,7 @@ from typing import Any
 
 from llmlab import __version__
 from llmlab.config.sources import shares, short_names
-from llmlab.models.device import attention_in_use
+from llmlab.models.device import attention_in_use, hardware_name
 from llmlab.planning.plan import Plan
 from llmlab.training.engine.arguments import effective_batch
 from llmlab.training.engine.context import RunContext
@@ -49,6 +49,7 @@ def run_facts(context: RunContext, job: Job) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": context.device,
+        "hardware": hardware_name(context.device),
         "precision": context.precision,
         "attention": attention_in_use(job.model),
         "parameters": job.parameters,
