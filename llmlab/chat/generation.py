@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from transformers.generation.streamers import BaseStreamer
 
+from llmlab.chat.pieces import Ending, Piece, StopTexts, TextStreamer
 from llmlab.config.chat import ChatSettings
-from llmlab.data.rendering import decode_answer
+from llmlab.data.tokenizer import text_ids
 from llmlab.errors import LabError
 from llmlab.models import LabDualHeadForCausalLM
+from llmlab.models.seeded_draws import SeededDraws, seeds_of_rows
 from llmlab.models.transformer.context import context_length
 from llmlab.models.typed import LanguageModel
 
+CHAT = 3  # what numbers are drawn for, beside those of a run
 LONGEST = 131_072  # tokens that are read by a model that names no end
 
 
@@ -35,64 +39,6 @@ class _Stop(StoppingCriteria):
         return torch.full(
             (input_ids.shape[0],), self.asked.is_set(), device=input_ids.device, dtype=torch.bool
         )
-
-
-class Piece(str):
-    """A piece of an answer: what one token added to the text.
-
-    Attributes:
-        alpha: of a dual head, how much of this token the reward head said; None of other models.
-    """
-
-    alpha: float | None = None
-
-
-class _Pieces(BaseStreamer):
-    """Hands tokens over as pieces of text; a token that ends within a character waits for the next."""
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        skip_prompt: bool,
-        alpha: Callable[[], float | None],
-        ends: list[int] | int | None,
-    ):
-        self.tokenizer, self.alpha, self.ends = tokenizer, alpha, ends
-        self.said: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
-        self._ids: list[int] = []
-        self._shown = ""
-        self._waiting: list[float] = []
-        self._prompt = skip_prompt
-
-    def put(self, value: torch.Tensor) -> None:
-        """Takes the prompt, then one token at a time."""
-        if self._prompt:
-            self._prompt = False
-            return
-        self._ids += value.flatten().tolist()
-        alpha = self.alpha()
-        self._waiting += [] if alpha is None else [alpha]
-        text = decode_answer(self.tokenizer, self._ids, self.ends)
-        if not text.endswith("\ufffd"):
-            self._hand_over(text)
-
-    def end(self) -> None:
-        """Hands over what still waits."""
-        self._hand_over(decode_answer(self.tokenizer, self._ids, self.ends) if self._ids else "")
-        self.said.put(None)
-
-    def _hand_over(self, text: str) -> None:
-        piece = Piece(text[len(self._shown) :])
-        if not piece:
-            return
-        if self._waiting:
-            piece.alpha = sum(self._waiting) / len(self._waiting)
-        self._shown, self._waiting = text, []
-        self.said.put(piece)
-        if text.endswith(
-            "\n"
-        ):  # a new line begins anew, so that long answers are not decoded again and again
-            self._ids, self._shown = [], ""
 
 
 def is_chat_model(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -115,13 +61,24 @@ def _longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(map(len, tokenizer.get_vocab()), default=1)
 
 
-def stream(
-    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
-) -> Generator[Piece]:
-    """Yields the continuation of `prompt` piece by piece; closing the iterator stops the model after the
-    current token.
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as a model reads it.
 
-    An answer ends where the model's positions do.
+    Attributes:
+        ids: of its tokens.
+        room: tokens that the answer may have.
+    """
+
+    ids: list[int]
+    room: int
+
+
+def encode(
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
+) -> Encoded:
+    """Returns the tokens of a prompt, and how many the answer may have: it ends where the model's positions
+    do.
 
     Raises:
         LabError: when the prompt is empty of tokens, or has more than the model reads.
@@ -130,48 +87,116 @@ def stream(
     limit = context_length(model) or LONGEST
     if len(prompt) > limit * _longest_token(tokenizer):
         raise _too_long(f"more than {limit:,}", limit)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=apart or not is_chat_model(tokenizer))
-    count = inputs["input_ids"].shape[1]
-    if count == 0:
+    ids = text_ids(tokenizer, prompt, add_special_tokens=apart or not is_chat_model(tokenizer))
+    if not ids:
         raise LabError("the prompt is empty", remedy="say something for the model to continue")
-    if count >= limit:
-        raise _too_long(f"{count:,}", limit)
+    if len(ids) >= limit:
+        raise _too_long(f"{len(ids):,}", limit)
+    return Encoded(ids, min(settings.max_new_tokens, limit if apart else limit - len(ids)))
+
+
+def generation_config(
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ChatSettings,
+    tokens: int,
+    rows: Sequence[int] = (0,),
+) -> GenerationConfig:
+    """Returns how answers are drawn: with a seed, each row by numbers of its own, whatever else is in the
+    batch.
+
+    Args:
+        model: that answers.
+        tokenizer: its own.
+        settings: how it answers; the repetition penalty is not in it (`repetition_penalty`).
+        tokens: of the longest answer.
+        rows: numbers of the rows, by which they are drawn.
+    """
     sampling = settings.temperature > 0
     config = GenerationConfig(
-        max_new_tokens=min(settings.max_new_tokens, limit if apart else limit - count),
+        max_new_tokens=tokens,
         num_beams=1,
         do_sample=sampling,
         temperature=settings.temperature if sampling else None,
         top_p=settings.top_p if sampling else None,
         top_k=settings.top_k if sampling else None,
-        repetition_penalty=settings.repetition_penalty,
         eos_token_id=model.generation_config.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
     )
-    if settings.seed is not None:
-        torch.manual_seed(settings.seed)
+    if sampling and settings.seed is not None:
+        config.watermarking_config = SeededDraws(seeds_of_rows(settings.seed, CHAT, 0, rows), tokens)
+    return config
+
+
+def repetition_penalty(settings: ChatSettings, padding: torch.Tensor | None = None) -> LogitsProcessorList:
+    """Returns the processor of a repetition penalty, if there is one.
+
+    Args:
+        settings: that name it.
+        padding: tokens before each prompt, which nobody said, (B,).
+    """
+    if settings.repetition_penalty == 1:
+        return LogitsProcessorList()
+    return LogitsProcessorList(
+        [RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty), prompt_ignore_length=padding)]
+    )
+
+
+def model_arguments(model: LanguageModel, settings: ChatSettings) -> dict[str, Any]:
+    """Returns what a model's own `generate` takes beside transformers' arguments."""
+    return {"alignment": settings.alignment} if isinstance(model, LabDualHeadForCausalLM) else {}
+
+
+def failed(error: Exception, model: LanguageModel) -> LabError:
+    """Returns the error of a model that failed while it answered."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return LabError(f"failed while it answered ({text})", where=model.config.name_or_path or "", exit_code=1)
+
+
+def stream(
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
+) -> Generator[Piece, None, Ending]:
+    """Yields the continuation of `prompt` piece by piece and returns how it ended; closing the iterator stops
+    the model after the current token.
+
+    Raises:
+        LabError: when the prompt is empty of tokens, or has more than the model reads.
+    """
+    return (yield from stream_encoded(model, tokenizer, encode(model, tokenizer, prompt, settings), settings))
+
+
+def stream_encoded(
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Encoded,
+    settings: ChatSettings,
+    stops: Sequence[str] = (),
+) -> Generator[Piece, None, Ending]:
+    """Yields the continuation of a prompt that is tokens already, as `stream` does, up to the first of the
+    texts `stops`, which is left out.
+    """
+    config = generation_config(model, tokenizer, settings, encoded.room)
 
     def alpha() -> float | None:
         if isinstance(model, LabDualHeadForCausalLM) and model.last_alpha is not None:
             return model.last_alpha[0].item()
         return None
 
-    more: dict[str, Any] = {}
-    if isinstance(model, LabDualHeadForCausalLM):
-        more["alignment"] = settings.alignment
-    pieces = _Pieces(tokenizer, not apart, alpha, config.eos_token_id)
-    stop = _Stop()
+    pieces = TextStreamer(tokenizer, not model.config.is_encoder_decoder, alpha, config.eos_token_id)
+    stop, until = _Stop(), StopTexts(stops)
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
+            ids = torch.tensor([encoded.ids], device=model.device)
             model.generate(
-                input_ids=inputs["input_ids"].to(model.device),
-                attention_mask=inputs["attention_mask"].to(model.device),
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
                 generation_config=config,
                 streamer=pieces,
                 stopping_criteria=StoppingCriteriaList([stop]),
-                **more,
+                logits_processor=repetition_penalty(settings),
+                **model_arguments(model, settings),
             )
         except BaseException as error:  # handed to the caller's thread
             failure.append(error)
@@ -180,15 +205,17 @@ def stream(
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     try:
-        while (piece := pieces.said.get()) is not None:
-            yield piece
+        while not until.found and (piece := pieces.said.get()) is not None:
+            if shown := until.passed(piece):
+                yield shown
+        if rest := until.rest():
+            yield rest
     finally:
         stop.asked.set()
         worker.join()
     if failure and isinstance(failure[0], Exception) and not isinstance(failure[0], LabError):
-        text = (str(failure[0]).strip().splitlines() or [type(failure[0]).__name__])[0][:200]
-        raise LabError(
-            f"failed while it answered ({text})", where=model.config.name_or_path or ""
-        ) from failure[0]
+        raise failed(failure[0], model) from failure[0]
     if failure:
         raise failure[0]
+    reason: Literal["stop", "length"] = "stop" if pieces.ended or until.found else "length"
+    return Ending(reason, pieces.tokens, len(encoded.ids))

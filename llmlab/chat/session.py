@@ -13,14 +13,16 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from llmlab.chat.generation import Piece, is_chat_model, stream
+from llmlab.chat.generation import is_chat_model, stream
+from llmlab.chat.pieces import Piece
 from llmlab.config.base import as_number, validate
 from llmlab.config.chat import ChatSettings
+from llmlab.config.loading import LoadOptions
 from llmlab.data.rendering import render
 from llmlab.errors import LabError
 from llmlab.files import in_home, write_text_atomically
 from llmlab.models import LabDualHeadForCausalLM
-from llmlab.models.typed import LanguageModel, moved
+from llmlab.models.typed import LanguageModel
 from llmlab.readable import visible
 
 HELP = {
@@ -65,16 +67,18 @@ class ChatSession:
         self.chats = is_chat_model(tokenizer)
         self.messages: list[dict[str, str]] = []
 
-    def beside(self, name: str) -> ChatSession:
-        """Returns a session of the same settings with another model; the backbone of a dual head is in memory
-        already.
+    def beside(self, name: str, options: LoadOptions | None = None) -> ChatSession:
+        """Returns a session of the same settings with another model, loaded as `options` say; the backbone of
+        a dual head is in memory already.
         """
-        from llmlab.models.load import is_backbone_of, load_model
+        from llmlab.models.load import is_backbone_of
+        from llmlab.models.loading import load_for_use
 
         if is_backbone_of(name, self.model):
             return ChatSession(self.model, self.tokenizer, self.settings, name=name, plain=True)
-        model, tokenizer = load_model(name)
-        return ChatSession(moved(model, self.model.device), tokenizer, self.settings, name=name)
+        options = options or validate(LoadOptions, {"device": self.model.device.type})
+        model, tokenizer = load_for_use(name, options)
+        return ChatSession(model, tokenizer, self.settings, name=name)
 
     def prompt(self, said: str) -> str:
         """Returns the text that the model continues when `said` comes next.

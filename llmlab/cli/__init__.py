@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from llmlab.cli import cache, chat, configs, data, evaluate, publish, runs, training
+from llmlab.cli import cache, chat, configs, data, evaluate, generate, publish, runs, training
 from llmlab.cli.options import parse_changes
 from llmlab.errors import LabError
 
@@ -28,7 +28,7 @@ COMMANDS = (
     configs.methods,
     training.run,
     chat.chat,
-    chat.generate,
+    generate.generate,
     training.merge,
     publish.card,
     publish.push,

@@ -9,8 +9,12 @@ import typer
 
 from llmlab.cli.options import (
     CheckpointArgument,
+    DeviceOption,
+    DtypeOption,
     JsonOption,
+    LoadInOption,
     TrustOption,
+    load_options,
     show,
     source_config,
     trust_names,
@@ -20,6 +24,7 @@ from llmlab.errors import LabError
 
 if TYPE_CHECKING:
     from llmlab.config import SourceConfig
+    from llmlab.config.loading import LoadOptions
     from llmlab.config.rewards import RewardSource
     from llmlab.evaluation.sources import Measured
 
@@ -53,9 +58,13 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Tokens from one window of a text to the next; left out, half a window."),
     ] = None,
+    load_in: LoadInOption = "none",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model: labels of a classification, loss of texts, preferences of pairs."""
+    options = load_options(load_in, device, dtype)
     if by not in ("score", "generate"):
         raise LabError(f"`--by` {by!r} is not score or generate")
     if reward and by != "score":
@@ -80,10 +89,10 @@ def evaluate(
         find_model(name)  # a wrong name is refused before torch is loaded
     trust_names(trust)
     if rewards:
-        results = _rewarded(checkpoint, sources, rewards, against, batch_size)
+        results = _rewarded((checkpoint, against), sources, rewards, options, batch_size)
     else:
         how = {"by": by, "batch_size": batch_size, "max_length": max_length, "stride": stride}
-        results = _measured(checkpoint, sources, how)
+        results = _measured(checkpoint, sources, options, how)
     if as_json:
         typer.echo(json.dumps([figures.to_json() for figures in results]))
     else:
@@ -92,26 +101,25 @@ def evaluate(
         show(measured(results))
 
 
-def _measured(checkpoint: str, sources: list[SourceConfig], how: dict[str, Any]) -> list[Measured]:
+def _measured(
+    checkpoint: str, sources: list[SourceConfig], options: LoadOptions, how: dict[str, Any]
+) -> list[Measured]:
     """Returns the figures of a model on each source."""
     from llmlab.evaluation.sources import measure
     from llmlab.libraries import quiet_libraries
-    from llmlab.models.device import choose_device
-    from llmlab.models.load import load_model
-    from llmlab.models.typed import moved
+    from llmlab.models.loading import load_for_use
     from llmlab.screen import warn
 
     quiet_libraries(warn)
-    model, tokenizer = load_model(checkpoint)
-    moved(model, choose_device("auto"))
+    model, tokenizer = load_for_use(checkpoint, options)
     return [measure(model, tokenizer, source, **how) for source in sources]
 
 
 def _rewarded(
-    checkpoint: str,
+    names: tuple[str, str | None],
     sources: list[SourceConfig],
     rewards: list[RewardSource],
-    against: str | None,
+    options: LoadOptions,
     batch_size: int,
 ) -> list[Measured]:
     """Returns the mean reward of a model's answers, and how often it wins against another."""
@@ -124,7 +132,7 @@ def _rewarded(
     quiet_libraries(warn)
     trust_rewards(rewards)
     refuse_untrusted(rewards)
-    device = choose_device("auto")
-    speakers = load_speakers(checkpoint, against, device)
+    device = choose_device(options.device)
+    speakers = load_speakers(*names, options)
     score = weighted(rewards, device)
     return [judged(speakers, source, score, batch_size=batch_size) for source in sources]

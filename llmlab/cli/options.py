@@ -16,6 +16,7 @@ from llmlab.readable import visible
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig, SourceConfig
+    from llmlab.config.loading import LoadOptions
     from llmlab.config.rewards import RewardSource
 
 KindArgument = Annotated[
@@ -28,6 +29,19 @@ SetOption = Annotated[
 TrustOption = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="Agree to run code: a reward `module:function`, or a model's own."),
+]
+# their texts are those of `llmlab.config.loading`, as a test sees to: help appears without reading configs
+LoadInOption = Annotated[
+    str,
+    typer.Option(metavar="none|8bit|4bit", help="Quantise the weights with bitsandbytes as they are loaded."),
+]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Where the model computes.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|fp32|bf16|fp16",
+        help="Number format of the weights; of quantised ones, of the matrix products.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")]
 
@@ -62,6 +76,18 @@ def option_changes(cls: Any, set_: list[str] | None) -> dict[str, Any]:
         name: as_number(cls, name, value) if isinstance(value, str) else value
         for name, value in changes.items()
     }
+
+
+def load_options(load_in: str, device: str, dtype: str) -> LoadOptions:
+    """Returns how a model is loaded.
+
+    Raises:
+        LabError: when a value is none of the choices.
+    """
+    from llmlab.config.base import validate
+    from llmlab.config.loading import LoadOptions
+
+    return validate(LoadOptions, {"load_in": load_in, "device": device, "dtype": dtype})
 
 
 def load(path: Path, set_: list[str] | None) -> KindConfig:

@@ -35,3 +35,17 @@ class ChatSettings(LabBaseConfig):
     show_alpha: bool = option(
         False, "Show alpha", "Of a dual head: colours each token by how much of it the reward head said."
     )
+
+
+class BatchOptions(LabBaseConfig):
+    """How `generate --input` answers a file of prompts."""
+
+    batch_size: int = option(
+        0,
+        "Batch size",
+        "Prompts at a time; 0 takes as many as fit the free memory.",
+        unit="rows",
+        ge=0,
+        le=4096,
+    )
+    column: str = option("completion", "Column", "Where the answer stands in a row of the output.")

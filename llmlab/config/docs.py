@@ -8,8 +8,9 @@ import json
 from typing import Any
 
 from llmlab.config.base import LabBaseConfig
-from llmlab.config.chat import ChatSettings
+from llmlab.config.chat import BatchOptions, ChatSettings
 from llmlab.config.loader import KINDS
+from llmlab.config.loading import LoadOptions
 from llmlab.config.options import OptionInfo
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sources import SourceConfig
@@ -22,6 +23,7 @@ def options_page() -> str:
         (f'`kind: "{kind}"`: {cls.TITLE}', cls) for kind, cls in KINDS.items()
     ]
     sections += [("Sources", SourceConfig), ("Rewards", RewardSource), ("Chat", ChatSettings)]
+    sections += [("Loading", LoadOptions), ("Batches of prompts", BatchOptions)]
     for title, cls in sections:
         parts.append(f"\n## {title}\n\n| option | default | what it is |\n| --- | --- | --- |\n")
         for name, info in cls.options().items():

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import SourceConfig
+from llmlab.config.loading import LoadOptions
 from llmlab.data.pipeline import SourceRows
 from llmlab.data.prompts import prompt_of, prompt_shapes
 from llmlab.data.schemas import Row
@@ -19,8 +20,9 @@ from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
 from llmlab.evaluation.sources import Measured
 from llmlab.models.dual_head import LabDualHeadForCausalLM
-from llmlab.models.load import is_backbone_of, load_model
-from llmlab.models.typed import LanguageModel, moved
+from llmlab.models.load import is_backbone_of
+from llmlab.models.loading import load_for_use
+from llmlab.models.typed import LanguageModel
 
 Reward = Callable[[list[Any], list[str], list[str]], list[float]]  # prompts, answers, right answers -> values
 
@@ -56,18 +58,16 @@ def _alone(model: PreTrainedModel) -> AbstractContextManager[None]:
     return model.backbone_alone()
 
 
-def load_speakers(name: str, against: str | None, device: str) -> list[Speaker]:
+def load_speakers(name: str, against: str | None, options: LoadOptions) -> list[Speaker]:
     """Returns a model and, where one is named, the model it is compared with; the backbone of a dual head is
     not loaded a second time.
     """
-    model, tokenizer = load_model(name)
-    moved(model, device)
+    model, tokenizer = load_for_use(name, options)
     speakers = [Speaker(name, model, tokenizer)]
     if against and is_backbone_of(against, model):
         speakers.append(Speaker(against, model, tokenizer, plain=True))
     elif against:
-        other, its_tokenizer = load_model(against)
-        speakers.append(Speaker(against, moved(other, device), its_tokenizer))
+        speakers.append(Speaker(against, *load_for_use(against, options)))
     return speakers
 
 

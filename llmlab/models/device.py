@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import (
     PreTrainedConfig,
@@ -55,6 +56,14 @@ def choose_precision(wanted: str, device: str) -> str:
     if wanted == "fp16" and device == "cpu":
         raise LabError('`precision` "fp16" needs a GPU', remedy='use "fp32" or "bf16"')
     return wanted
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns the memory that a model on this device could take now."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + reserved)
+    return int(psutil.virtual_memory().available)
 
 
 def attention_kernel(config: TrainingConfig, device: str) -> str | None:
