@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llmlab.errors import LabError
 from llmlab.readable import visible
 
 ModelArgument = Annotated[str, typer.Argument(help="A run, a model folder or a GGUF file.")]
@@ -38,10 +39,11 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
 ) -> None:
     """Upload a model with its card to the Hugging Face Hub; a push that broke off goes on where it was."""
+    import gc
     import sys
 
     from llmlab.export.facts import model_facts
-    from llmlab.export.hub import PushOptions, prepare_push, progress_bars
+    from llmlab.export.hub import Pushed, PushOptions, prepare_push, progress_bars
     from llmlab.export.hub import push as upload
     from llmlab.export.token import find_token
     from llmlab.ui.units import size
@@ -49,7 +51,8 @@ def push(
     def note(line: str) -> None:
         typer.echo(visible(line), err=True)
 
-    if sys.stderr.isatty():
+    bars = sys.stderr.isatty()
+    if bars:
         progress_bars()
     options = PushOptions(repository, private, revision, license_, as_is, replace_card)
     outgoing = prepare_push(model_facts(model), options)
@@ -58,11 +61,23 @@ def push(
     if dry_run:
         for name, path in outgoing.files.items():
             typer.echo(visible(f"{name}  {size(path.stat().st_size)}"))
+    if outgoing.lacks_tokenizer:
+        note("warning: there is no tokenizer in this folder, so nobody can use the model without yours")
     if outgoing.left_out:
         note(f"not uploaded: {', '.join(outgoing.left_out)}")
     if dry_run:
         return
-    pushed = upload(outgoing, options, find_token(), note=note)
+    token = find_token()
+    pushed: Pushed | LabError
+    try:
+        pushed = upload(outgoing, options, token, note=note)
+    except LabError as error:  # a new one: this one holds on to the bars, which would be drawn below it
+        pushed = LabError(error.what, where=error.where, remedy=error.remedy, exit_code=error.exit_code)
+    if bars:
+        gc.collect()  # closes the bars of an upload that failed
+        typer.echo("\r\x1b[J", nl=False, err=True)  # what several bars at once leave below the last one
+    if isinstance(pushed, LabError):
+        raise pushed
     if pushed.readme == "kept":
         note("the README.md on the hub was edited there and stays as it is (--replace-card replaces it)")
     typer.echo(visible(pushed.url))

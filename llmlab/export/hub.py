@@ -79,6 +79,14 @@ class Outgoing:
     left_out: list[str] = field(default_factory=list)
 
     @property
+    def lacks_tokenizer(self) -> bool:
+        """Whether there is none among the files; a GGUF file has its own, an adapter may use its base's."""
+        names = set(self.files)
+        return not any(
+            name.startswith(("tokenizer", "vocab")) or name.endswith((".model", ".gguf")) for name in names
+        )
+
+    @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.files.values()) + len(self.card.encode())
