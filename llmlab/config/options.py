@@ -38,12 +38,21 @@ class OptionInfo:
     unit: str = ""
     typical: str = ""
     choices: dict[str, str] = field(default_factory=dict)
-    applies_when: Mapping[str, Sequence[str | bool]] = field(default_factory=dict)
+    applies_when: Mapping[str, Sequence[str | bool | None]] = field(default_factory=dict)
     advanced: bool = False
     aliases: list[str] = field(default_factory=list)
     resume: Literal["use", "silent", "refuse"] = "use"
     resume_note: str = ""
 
+
+class _Given(list[str]):
+    """In `applies_when`: any value but none."""
+
+    def __contains__(self, value: object) -> bool:
+        return value is not None
+
+
+GIVEN = _Given(["given"])
 
 LARGEST, LARGEST_STEP = 10_000_000, 1_000_000_000  # above what any machine does with a size, and with steps
 _SCHEMA_KEYS = ("unit", "typical", "choices", "applies_when", "advanced", "aliases", "resume", "resume_note")
@@ -57,7 +66,7 @@ def option(
     unit: str = "",
     typical: str = "",
     choices: dict[str, str] | None = None,
-    applies_when: Mapping[str, Sequence[str | bool]] | None = None,
+    applies_when: Mapping[str, Sequence[str | bool | None]] | None = None,
     advanced: bool = False,
     aliases: list[str] | None = None,
     resume: Literal["use", "silent", "refuse"] = "use",

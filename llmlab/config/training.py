@@ -383,6 +383,11 @@ class TrainingConfig(KindConfig):
         return data
 
     @property
+    def usual_rates(self) -> Bounds:
+        """The learning rates that published recipes of such a run lie within."""
+        return self.USUAL_RATES[getattr(self, "adapter", "none") != "none"]
+
+    @property
     def micro_batch_size(self) -> int:
         """Rows on one device in one forward pass; `config/batches.py` has the two ways to say it."""
         raise NotImplementedError

@@ -138,8 +138,16 @@ class Validation:
     sources: list[SourceCounts] = field(default_factory=list)
 
 
-def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, length: int) -> Prepared:
+def pretrain_data(
+    config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, length: int, *, begin: int | None = None
+) -> Prepared:
     """Returns packed rows of `length` tokens from the text sources: `input_ids` and `seq_lengths`.
+
+    Args:
+        config: of the run.
+        tokenizer: whose end-of-text token closes a document.
+        length: tokens of a row.
+        begin: the token that documents begin with; None for none.
 
     Raises:
         LabError: when a source has no text.
@@ -147,12 +155,13 @@ def pretrain_data(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, le
     from llmlab.data.stream import encoder
 
     piece = max(PIECE, CHARACTERS * length)  # a document stays whole up to the length of a row
-    packed = PackedSources(config, ("text",), encoder(tokenizer), length, config.packing, piece)
+    packed = PackedSources(config, ("text",), encoder(tokenizer, begin=begin), length, config.packing, piece)
     key = {
         "method": "pretrain",
         "tokenizer": tokenizer_hash(tokenizer),
         "length": length,
         "packing": config.packing,
+        **({} if begin is None else {"begin": begin}),
     }
     train: Dataset | PackedStream
     facts: dict[str, Any] = {"rows": "streamed"}

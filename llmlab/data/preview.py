@@ -160,8 +160,8 @@ def _tokenizer(config: TrainingConfig) -> str:
     "" where it is not on this machine.
     """
     try:
-        if isinstance(config, PretrainConfig):
-            shape = config.model if isinstance(config.model, ModelConfig) else load_config(config.model)
+        if isinstance(config, PretrainConfig) and config.init_from is None:
+            shape = config.model if isinstance(config.model, ModelConfig) else load_config(str(config.model))
             name = shape.tokenizer_name if isinstance(shape, ModelConfig) else ""
             return name if name == "byte" or Path(name).exists() else ""
         where = find_model(str(getattr(config, config.STARTS_FROM)), tokenizer=True)

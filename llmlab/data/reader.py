@@ -9,7 +9,7 @@ from typing import Any
 
 from llmlab.data.pipeline import SourceRows
 from llmlab.data.schemas import InvalidRow, Row
-from llmlab.data.sources import GOES_ON, damaged
+from llmlab.data.sources import CONTINUES, GOES_ON, damaged
 from llmlab.data.stream_position import SourcePosition
 from llmlab.errors import LabError
 
@@ -27,6 +27,7 @@ class Document:
         source: where it comes from.
         counted: whether it is taken from there for the first time.
         goes_on: whether the next row of a text file is the same document: no end of text follows then.
+        continues: whether the row before it is.
     """
 
     row: Row
@@ -34,6 +35,7 @@ class Document:
     source: SourceRows
     counted: bool = True
     goes_on: bool = False
+    continues: bool = False
 
     def drop(self, invalid: InvalidRow) -> None:
         """Leaves it out: it cannot be tokenised.
@@ -92,7 +94,8 @@ class Reader:
         while (raw := self._raw()) is not None:
             number = self._number - 1
             if (row := self.source.take(number, raw)) is not None:
-                return Document(row, number, self.source, self.source.counting, raw.get(GOES_ON) is True)
+                goes_on, continues = (raw.get(name) is True for name in (GOES_ON, CONTINUES))
+                return Document(row, number, self.source, self.source.counting, goes_on, continues)
         self.passes += 1
         self.source.stop_counting()
         self._begin()

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 PIECE = 20_000  # characters: a long text file becomes rows of at least this length, cut between paragraphs
-GOES_ON = "_goes_on"  # the column that says whether the next row of a text file is the same document
+# columns that say whether the next row of a text file is the same document, and whether the one before is
+GOES_ON, CONTINUES = "_goes_on", "_continues"
 
 
 def load_rows(
@@ -154,7 +155,7 @@ def _documents(files: list[str], piece: int, changed: Any = None) -> Iterator[di
     """
     for name in files:
         lines: list[str] = []
-        size, before = 0, ""
+        size, before, continues = 0, "", False
         try:
             with open_text(Path(name)) as file:
                 for line in file:
@@ -163,15 +164,16 @@ def _documents(files: list[str], piece: int, changed: Any = None) -> Iterator[di
                     if size >= piece and not line.strip():
                         text, lines, size = "".join(lines).strip(), [], 0
                         if before and text:
-                            yield {"text": before, GOES_ON: True}
+                            yield {"text": before, GOES_ON: True, CONTINUES: continues}
+                            continues = True
                         before = text or before
         except (UnicodeDecodeError, EOFError, OSError) as error:
             raise explain([Path(name)], "text", error) from None
         text = "".join(lines).strip()
         if before:
-            yield {"text": before, GOES_ON: bool(text)}
+            yield {"text": before, GOES_ON: bool(text), CONTINUES: continues}
         if text:
-            yield {"text": text, GOES_ON: False}
+            yield {"text": text, GOES_ON: False, CONTINUES: bool(before)}
 
 
 def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:

@@ -237,16 +237,26 @@ class PackedStream(IterableDataset[dict[str, Any]]):
                 size += document.characters
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[Window], pa.Table]:
-    """Returns the function that turns texts into a table of tokens,
-    each document closed by the end-of-text token.
+def encoder(tokenizer: PreTrainedTokenizerBase, *, begin: int | None = None) -> Callable[[Window], pa.Table]:
+    """Returns the function that turns texts into a table of tokens, each document closed by the end-of-text
+    token.
+
+    Args:
+        tokenizer: of the model.
+        begin: the token that documents begin with; None for none.
     """
     end = tokenizer.eos_token_id
 
     def encode(documents: Window) -> pa.Table:
         ids = encode_texts(tokenizer, [document.row["text"] for document in documents])
         closed = [
-            each if document.goes_on else np.append(each, np.int32(end))
+            np.concatenate(
+                [
+                    np.array([] if begin is None or document.continues else [begin], np.int32),
+                    each,
+                    np.array([] if document.goes_on else [end], np.int32),
+                ]
+            )
             for each, document in zip(ids, documents, strict=True)
         ]
         return documents_table({"input_ids": closed})

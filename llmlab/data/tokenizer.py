@@ -182,6 +182,13 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_token
     return ids
 
 
+def opening_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the id of the token that a tokenizer puts before a text (Llama's, Gemma's); None for none."""
+    ids, bare = text_ids(tokenizer, "a"), text_ids(tokenizer, "a", add_special_tokens=False)
+    begins = len(ids) > len(bare) and ids[0] == tokenizer.bos_token_id
+    return ids[0] if begins else None
+
+
 def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
     """Returns pad, bos and eos ids as a model configuration takes them."""
     return {

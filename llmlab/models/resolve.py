@@ -41,6 +41,7 @@ FITS: dict[str, tuple[str, ...]] = {
     "tokenizer": tuple(METHODS),
 }
 IN_WORDS = {
+    "pretrain": "a model that writes",
     "sft": "a base model or a fine-tuned one",
     "chat": "a model that writes",
     "score": "a reward model",

@@ -12,9 +12,9 @@ from llmlab.config.loader import apply_changes
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.models.headers import checkpoint_shape
 from llmlab.planning.live import available_memory
 from llmlab.planning.memory import predicted
+from llmlab.planning.start import start_shape
 
 SMALL = 20_000_000  # parameters; what is smaller bears and needs more
 FILL = 0.9  # of the free memory that a run may be expected to take
@@ -61,12 +61,9 @@ def concerns(config: LabBaseConfig) -> list[Concern]:
     if not isinstance(config, TrainingConfig):
         return []
     result: list[Concern] = []
-    shape = (
-        None
-        if isinstance(config, PretrainConfig)
-        else checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
-    )
-    low, high = config.USUAL_RATES[getattr(config, "adapter", "none") != "none"]
+    new = isinstance(config, PretrainConfig) and config.init_from is None
+    shape = None if new else start_shape(config)
+    low, high = config.usual_rates
     if config.optimizer == "lion":
         low, high = low / 10, high / 3
     if shape is not None and shape.parameters < SMALL:
@@ -124,9 +121,10 @@ def _families(config: TrainingConfig) -> list[dict[str, Any]]:
     families: list[dict[str, Any]] = [{}]
     if not config.gradient_checkpointing:
         families.append({"gradient_checkpointing": True})
-    if isinstance(config, AdapterOptions) and not config.frozen_base:
+    new = isinstance(config, PretrainConfig) and config.init_from is None
+    if isinstance(config, AdapterOptions) and not config.frozen_base and not new:
         families += [{"adapter": "lora"}, {"adapter": "qlora", "gradient_checkpointing": True}]
-    elif isinstance(config, PretrainConfig) and config.optimizer != "adafactor":
+    elif new and config.optimizer != "adafactor":
         families.append({"optimizer": "adafactor", "gradient_checkpointing": True})
     return families
 

@@ -15,23 +15,21 @@ from llmlab.config import (
     DPOConfig,
     DualHeadConfig,
     GRPOConfig,
-    KindConfig,
     ModelConfig,
     PPOConfig,
     PretrainConfig,
     RewardConfig,
     SFTConfig,
-    load_config,
 )
 from llmlab.config.adapters import AdapterOptions
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
-from llmlab.errors import LabError
-from llmlab.models.headers import CheckpointShape, checkpoint_shape
-from llmlab.planning.parameters import DualHeadCount, count_dual_head, count_parameters
+from llmlab.models.headers import CheckpointShape
+from llmlab.planning.parameters import DualHeadCount, count_dual_head
+from llmlab.planning.start import row_length, shape_of, start_shape
 
 # the methods that train the weights of a checkpoint, or an adapter on them
-OnCheckpoint = SFTConfig | RewardConfig | DPOConfig | RolloutConfig
+OnCheckpoint = SFTConfig | PretrainConfig | RewardConfig | DPOConfig | RolloutConfig
 # values an optimizer keeps for each weight, all in fp32; Adafactor's factored moments are a few rows and
 # columns
 STATE_VALUES = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sophia": 3.0, "muon": 1.3}
@@ -105,29 +103,31 @@ def training_memory(
     """Returns the estimated bytes of a step on `batch_size` rows; all weights of the lab's own model train,
     kept in fp32.
     """
-    parameters = count_parameters(config).total
-    length = length or config.max_seq_len
+    return _own_step(
+        shape_of(config), batch_size, length or config.max_seq_len, optimizer, precision
+    ).at_the_peak(checkpointing=gradient_checkpointing, accumulates=accumulates)
+
+
+def _own_step(
+    shape: CheckpointShape, batch_size: int, length: int, optimizer: str, precision: str
+) -> StepBytes:
+    """A step on all weights of the lab's own model with its own loss."""
     tokens = batch_size * length
     value = 4 if precision == "fp32" else 2
-    layer = (
-        value
-        * tokens
-        * _own_layer(config.d_model, config.kv_heads * config.head_dim, config.d_ff, config.gated)
-    )
-    head = 4.0 * config.vocab_size * config.d_model  # the head's gradient is made beside the others
+    kv_width = shape.kv_heads * shape.head_dim
+    layer = value * tokens * _own_layer(shape.width, kv_width, shape.feed_forward, shape.gated)
+    head = 4.0 * shape.vocabulary * shape.width  # the head's gradient is made beside the others
     return StepBytes(
-        weights=parameters * 4 + (parameters * 2 if value == 2 else 0),
-        gradients=parameters * 4,
-        optimizer=parameters * 4 * STATE_VALUES[optimizer],
+        weights=shape.parameters * 4 + (shape.parameters * 2 if value == 2 else 0),
+        gradients=shape.parameters * 4,
+        optimizer=shape.parameters * 4 * STATE_VALUES[optimizer],
         layer=layer,
-        layers=config.n_layers,
-        between=value * tokens * config.d_model,
-        beside=value
-        * (
-            tokens * 2.5 * config.d_model + tokens * length
-        ),  # with the mask that keeps packed documents apart
-        logits=4 * min(LOGITS_ALIVE, tokens * config.vocab_size) + head,
-    ).at_the_peak(checkpointing=gradient_checkpointing, accumulates=accumulates)
+        layers=shape.layers,
+        between=value * tokens * shape.width,
+        # with the mask that keeps packed documents apart
+        beside=value * (tokens * 2.5 * shape.width + tokens * length),
+        logits=4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + head,
+    )
 
 
 @dataclass(frozen=True)
@@ -183,32 +183,26 @@ def predicted(config: TrainingConfig) -> TrainingMemory | None:
         "fp32" if config.precision == "auto" and not on_gpu else config.precision.replace("auto", "bf16")
     )
     unused = 0.0  # of TRL's slices of logits
-    if isinstance(config, PretrainConfig):
-        shape = config.model if isinstance(config.model, ModelConfig) else _loaded(str(config.model))
-        if not isinstance(shape, ModelConfig):
-            return None
-        memory = training_memory(
-            shape,
-            batch_size=config.batch_size,
-            optimizer=config.optimizer,
-            precision=precision,
-            gradient_checkpointing=config.gradient_checkpointing,
-            accumulates=config.accumulation_steps > 1,
+    shape = start_shape(config)
+    if shape is None:
+        return None
+    own = _own_loss(config, shape)
+    if isinstance(config, PretrainConfig) and own:
+        length = row_length(config, shape)
+        step = _own_step(shape, config.batch_size, length, config.optimizer, precision)
+        memory = step.at_the_peak(
+            checkpointing=config.gradient_checkpointing, accumulates=config.accumulation_steps > 1
         )
+    elif isinstance(config, DualHeadConfig):
+        memory = _of_dual_head(config, shape, precision)
+    elif isinstance(config, OnCheckpoint):
+        memory = _of_checkpoint(config, shape, precision, on_gpu)
+        unused = _untouched(config, shape)
     else:
-        shape_on_disk = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
-        if shape_on_disk is None:
-            return None
-        if isinstance(config, DualHeadConfig):
-            memory = _of_dual_head(config, shape_on_disk, precision)
-        elif isinstance(config, OnCheckpoint):
-            memory = _of_checkpoint(config, shape_on_disk, precision, on_gpu)
-            unused = _untouched(config, shape_on_disk.vocabulary)
-        else:
-            return None
+        return None
     if on_gpu:
         return memory
-    kind = "own" if isinstance(config, PretrainConfig) else "library"
+    kind = "own" if own else "library"
     if isinstance(config, AdapterOptions) and config.frozen_base:
         kind = "quantised" if config.quantised != "none" else "adapted"
     if config.gradient_checkpointing:  # memory before speed: freed memory is given back
@@ -234,7 +228,7 @@ def _of_checkpoint(
         )
     weights += 4 * trained if adapted else 0
     weights += shape.parameters * 4 if _second_model(config) and not adapted else 0
-    rows, length, scored = _batch(config)
+    rows, length, scored = _batch(config, shape)
     tokens = rows * length
     own = shape.kind == "llmlab"
     mask = wide * tokens * length  # rows are packed, or padded; transformers' kernel keeps one for each layer
@@ -255,7 +249,7 @@ def _of_checkpoint(
     return replace(memory, cache=max(0.0, answers - memory.gradients - memory.activations - memory.logits))
 
 
-def _batch(config: OnCheckpoint) -> tuple[int, int, int]:
+def _batch(config: OnCheckpoint, shape: CheckpointShape) -> tuple[int, int, int]:
     """Returns rows of a micro-batch, tokens of a row,
     and how many of these are scored over the vocabulary.
     """
@@ -267,6 +261,9 @@ def _batch(config: OnCheckpoint) -> tuple[int, int, int]:
         )
     if isinstance(config, SFTConfig):
         return config.micro_batch_size, config.max_length, config.max_length
+    if isinstance(config, PretrainConfig):
+        length = row_length(config, shape)
+        return config.micro_batch_size, length, length
     answers = config.max_length - config.max_prompt_length // 2  # with prompts half as long as they may be
     return 2 * config.micro_batch_size, config.max_length, 0 if isinstance(config, RewardConfig) else answers
 
@@ -293,14 +290,14 @@ def _tile(config: OnCheckpoint, tokens: int, vocabulary: int, wide: int, on_gpu:
     return rows * words * 4 * TILES_ALIVE
 
 
-def _untouched(config: OnCheckpoint, vocabulary: int) -> float:
+def _untouched(config: OnCheckpoint, shape: CheckpointShape) -> float:
     """Bytes of those slices that are set aside and never written to:
     they are made for more words than there are.
     """
     if isinstance(config, PPOConfig):
         return 0.0
-    rows, _, scored = _batch(config)
-    return min(rows * scored, TILE[0]) * max(0, TILE[1] - vocabulary) * 4
+    rows, _, scored = _batch(config, shape)
+    return min(rows * scored, TILE[0]) * max(0, TILE[1] - shape.vocabulary) * 4
 
 
 def _layer(config: OnCheckpoint, shape: CheckpointShape) -> float:
@@ -369,17 +366,19 @@ def checkpoint_bytes(config: TrainingConfig) -> float:
 
 def trained_parameters(config: TrainingConfig) -> int:
     """Returns how many weights learn; 0 where the model's shape is not known here."""
-    if isinstance(config, PretrainConfig):
-        shape = config.model if isinstance(config.model, ModelConfig) else _loaded(str(config.model))
-        return count_parameters(shape).total if isinstance(shape, ModelConfig) else 0
-    shape_on_disk = checkpoint_shape(str(getattr(config, config.STARTS_FROM)))
-    if shape_on_disk is None:
+    shape = start_shape(config)
+    if shape is None:
         return 0
     if isinstance(config, DualHeadConfig):
-        return _dual_head(config, shape_on_disk).trained
+        return _dual_head(config, shape).trained
     if isinstance(config, AdapterOptions) and config.frozen_base:
-        return adapter_parameters(config, shape_on_disk)
-    return shape_on_disk.parameters
+        return adapter_parameters(config, shape)
+    return shape.parameters
+
+
+def _own_loss(config: TrainingConfig, shape: CheckpointShape) -> bool:
+    """Whether a run trains all weights of the lab's own model by the lab's own loss."""
+    return isinstance(config, PretrainConfig) and shape.kind == "llmlab" and not config.frozen_base
 
 
 def adapter_parameters(config: AdapterOptions, shape: CheckpointShape) -> int:
@@ -403,10 +402,3 @@ def _adapted_groups(config: AdapterOptions) -> tuple[str, ...]:
 def has_nvidia() -> bool:
     """Returns whether an NVIDIA device is there, without loading torch."""
     return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
-
-
-def _loaded(path: str) -> KindConfig | None:
-    try:
-        return load_config(path)
-    except LabError:
-        return None

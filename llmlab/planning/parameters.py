@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmlab.config import ModelConfig
+from llmlab.models.headers import CheckpointShape
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ def flops_per_token(config: ModelConfig, length: int | None = None) -> float:
         keys = config.sliding_window * (1 - (config.sliding_window - 1) / (2 * length))
     in_products = parts.attention + parts.feed_forward + config.vocab_size * config.d_model
     return 6 * in_products + 12 * config.n_layers * config.d_model * keys
+
+
+def flops_of_checkpoint(shape: CheckpointShape, length: int) -> float:
+    """Returns the same of a model that is there, by its tensors; all of its weights learn."""
+    in_products = shape.in_matrices + shape.vocabulary * shape.width
+    return 6 * in_products + 12 * shape.layers * shape.heads * shape.head_dim * (length + 1) / 2
 
 
 def kv_cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:

@@ -17,7 +17,13 @@ from llmlab.planning.advice import Concern, Verdict, WayToFit, concerns, fit, wa
 from llmlab.planning.dual_head import DualHeadPlan, dual_head_plan
 from llmlab.planning.live import available_memory
 from llmlab.planning.memory import checkpoint_bytes, predicted
-from llmlab.planning.parameters import count_parameters, flops_per_token, kv_cache_bytes_per_token
+from llmlab.planning.parameters import (
+    count_parameters,
+    flops_of_checkpoint,
+    flops_per_token,
+    kv_cache_bytes_per_token,
+)
+from llmlab.planning.start import row_length, start_shape
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,9 @@ def make_plan(config: KindConfig) -> Plan:
         ways_to_fit=tuple(ways_to_fit(config)),
     )
     if isinstance(config, PretrainConfig):
-        shape = _shape(config)
-        return replace(plan, architecture=architecture_plan(shape), tokens=tokens_plan(config, shape))
+        if config.init_from is None:
+            return replace(plan, architecture=architecture_plan(_shape(config)), tokens=tokens_plan(config))
+        return replace(plan, tokens=tokens_plan(config))
     if isinstance(config, DualHeadConfig) and (backbone := checkpoint_shape(config.backbone)):
         return replace(plan, dual_head=dual_head_plan(config, backbone))
     return plan
@@ -163,10 +170,17 @@ def architecture_plan(config: ModelConfig) -> ArchitecturePlan:
     )
 
 
-def tokens_plan(config: PretrainConfig, shape: ModelConfig) -> TokensPlan:
-    """Returns what base training reads on one device."""
-    tokens = config.max_steps * config.batch_size * config.gradient_accumulation_steps * shape.max_seq_len
-    return TokensPlan(tokens, tokens * flops_per_token(shape))
+def tokens_plan(config: PretrainConfig) -> TokensPlan | None:
+    """Returns what base training reads on one device; None where its model's shape is not known here."""
+    rows = config.max_steps * config.batch_size * config.gradient_accumulation_steps
+    if config.init_from is None:
+        model = _shape(config)
+        return TokensPlan(rows * model.max_seq_len, rows * model.max_seq_len * flops_per_token(model))
+    shape = start_shape(config)
+    if shape is None:
+        return None
+    length = row_length(config, shape)
+    return TokensPlan(rows * length, rows * length * flops_of_checkpoint(shape, length))
 
 
 def memory_plan(config: TrainingConfig) -> MemoryPlan | None:
@@ -191,9 +205,9 @@ def disk_plan(config: TrainingConfig) -> DiskPlan | None:
 def schedule_plan(config: TrainingConfig) -> SchedulePlan:
     """Returns how a run trains."""
     total = sum(source.weight for source in config.datasets)
-    starts = not isinstance(config, PretrainConfig)
+    start = getattr(config, config.STARTS_FROM)
     return SchedulePlan(
-        (config.STARTS_FROM, str(getattr(config, config.STARTS_FROM))) if starts else None,
+        (config.STARTS_FROM, str(start)) if start else None,
         config.micro_batch_size,
         config.accumulation_steps,
         int(os.environ.get("WORLD_SIZE", "1")),
@@ -209,7 +223,7 @@ def schedule_plan(config: TrainingConfig) -> SchedulePlan:
 
 
 def _shape(config: PretrainConfig) -> ModelConfig:
-    shape = config.model if isinstance(config.model, ModelConfig) else load_config(config.model)
+    shape = config.model if isinstance(config.model, ModelConfig) else load_config(str(config.model))
     if not isinstance(shape, ModelConfig):
         raise LabError(f"is a {shape.kind!r} config, not a model", where=str(config.model))
     return shape

@@ -42,7 +42,9 @@ def check_inputs(config: KindConfig) -> list[Unchecked]:
         if answer is not None and not answer.is_sure:
             unchecked.append(Unchecked(option, name, answer))
 
-    shape = getattr(config, "model", None) if isinstance(config, PretrainConfig) else config
+    shape: KindConfig | str | None = config
+    if isinstance(config, PretrainConfig):
+        shape = config.model if config.init_from is None else None
     shape = load_config(shape) if isinstance(shape, str) else shape
     if isinstance(shape, ModelConfig):
         note("tokenizer_name", shape.tokenizer_name, check_tokenizer(shape.tokenizer_name))
@@ -65,7 +67,7 @@ def _models(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
     """Yields the models that a run loads: the option, the name, and what it is wanted for."""
     if isinstance(config, PretrainConfig):
         if config.init_from:
-            yield "init_from", config.init_from, "weights"
+            yield config.STARTS_FROM, config.init_from, config.kind
         return
     yield config.STARTS_FROM, str(getattr(config, config.STARTS_FROM)), config.kind
     if name := getattr(config, "reference_checkpoint", None):

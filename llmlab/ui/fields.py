@@ -108,7 +108,7 @@ def _fault(cls: type[LabBaseConfig], name: str, typed: str) -> bool | str:
     kind = getattr(cls, "KIND", "")
     try:
         parsed = parse_typed(cls, name, typed)
-        if kind in FITS and name == getattr(cls, "STARTS_FROM", "") and parsed != NEWEST:
+        if kind in FITS and name == getattr(cls, "STARTS_FROM", "") and parsed not in (None, NEWEST):
             check_model(parsed, kind, ask=False)
     except LabError as error:
         return str(error).splitlines()[0]

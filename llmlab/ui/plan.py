@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 
 from rich.table import Table
 
-from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig
 from llmlab.config.training import TrainingConfig
-from llmlab.errors import LabError
 from llmlab.planning.advice import (
     BeyondContext,
     Concern,
@@ -25,6 +23,7 @@ from llmlab.planning.live import available_memory
 from llmlab.planning.memory import predicted, training_memory
 from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
 from llmlab.planning.plan import ArchitecturePlan, MemoryPlan, Plan, SchedulePlan
+from llmlab.planning.start import row_length, start_shape
 from llmlab.ui.units import short_count, size
 
 WIDTH = 12  # of the bar
@@ -149,8 +148,8 @@ def live_figures(config: LabBaseConfig) -> list[str]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rows = config.micro_batch_size * config.accumulation_steps * world
     lines = [f"{rows:,} rows an update, {rows * config.max_steps:,} in all"]
-    if isinstance(config, PretrainConfig) and (shape := _shape(config)):
-        lines = [f"{lines[0]}: {rows * config.max_steps * shape.max_seq_len:,} tokens"]
+    if isinstance(config, PretrainConfig) and (shape := start_shape(config)):
+        lines = [f"{lines[0]}: {rows * config.max_steps * row_length(config, shape):,} tokens"]
     if needed := predicted(config):
         lines.append(f"memory about {size(needed.total)} {memory_bar(needed.total)}")
     return lines
@@ -161,16 +160,3 @@ def memory_bar(needed: float) -> str:
     free = available_memory()
     filled = min(WIDTH, round(needed / free * WIDTH))
     return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {fit(needed, free)} ({size(free)} free)"
-
-
-@functools.lru_cache(maxsize=4)
-def _read(path: str) -> LabBaseConfig | None:
-    try:
-        return load_config(path)
-    except LabError:
-        return None
-
-
-def _shape(config: PretrainConfig) -> ModelConfig | None:
-    shape = config.model if isinstance(config.model, ModelConfig) else _read(str(config.model))
-    return shape if isinstance(shape, ModelConfig) else None

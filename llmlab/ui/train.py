@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from llmlab.config.training import TrainingConfig
 
 NEW_SHAPE = "a new one: configure it now"
+FROM_SCRATCH = "from scratch: a new model learns from nothing"
+FURTHER = "from an existing model: it reads on, in your texts"
 DEFAULTS = "the defaults"
 RUN, MEASURE = "run it", "measure three steps first"
 
@@ -52,8 +54,11 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
     from llmlab.training.registry import STAGES
     from llmlab.ui.forms import fill_in
 
-    starts = STAGES[kind].needs
-    start = _from_a_model(kind, console, checkpoint, reward) if starts else _from_a_shape(kind, console)
+    starts = STAGES[kind].needs or checkpoint or pick("Train which model?", [FROM_SCRATCH, FURTHER])
+    if not starts:
+        return
+    new = starts == FROM_SCRATCH
+    start = _from_a_shape(kind, console) if new else _from_a_model(kind, console, checkpoint, reward)
     config = fill_in(start, console) if start else None
     path = save_as(config, kind, console) if config else None
     if not path:
@@ -95,11 +100,11 @@ def _from_a_model(kind: str, console: Console, checkpoint: str, reward: str) -> 
     from llmlab.config.loader import kind_class
     from llmlab.config.rollouts import RolloutConfig
     from llmlab.config.training import TrainingConfig
-    from llmlab.training.registry import STAGES
+    from llmlab.models.resolve import wanted
 
     cls = kind_class(kind)
     assert issubclass(cls, TrainingConfig)
-    question = f"Start from which model? ({STAGES[kind].needs})"
+    question = f"Start from which model? ({wanted(kind)})"
     picked = checkpoint or pick_model(question, kind, console)
     if not picked:
         return None

@@ -92,6 +92,8 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
 
     # base training: Ctrl+C in the form keeps a draft, Ctrl+C in the run seals
     term.send("2", ENTER)
+    term.see("Train which model")
+    term.send(ENTER)
     term.see("Which model")
     term.send(ENTER)
     term.see("Train one of 512 tokens")
@@ -102,6 +104,8 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send(ENTER)
     term.see("0\\) Quit")
     term.send("2", ENTER)
+    term.see("Train which model")
+    term.send(ENTER)
     term.see("Which model")
     term.send(ENTER)
     term.see("A form of this kind was left")

@@ -67,6 +67,7 @@ def data(tmp_path_factory):
     said = "the whale " * 60
     rows = {  # several conversations in a row, and pairs of which one is a little shorter: there is a mask
         "talk": [{"prompt": f"Who is {i}?", "completion": said[:96]} for i in range(240)],
+        "text": [{"text": said[: 40 + i]} for i in range(240)],
         "pairs": [{"prompt": f"Who is {i}?", "chosen": said, "rejected": said[:205]} for i in range(24)],
         "ask": [{"prompt": f"Who is {i}? {said[:100]}", "answer": "Ahab"} for i in range(24)],
     }
@@ -114,6 +115,8 @@ def test_base_training(values, tmp_path):
 
 LONG = dict(max_length=ROWS)
 JOBS = {
+    "continued": (PretrainConfig, "text", dict(**LONG, batch_size=4, gradient_accumulation_steps=2)),
+    "continued-lora": (PretrainConfig, "text", dict(**LONG, batch_size=4, adapter="lora", lora_dropout=0.05)),
     "sft": (SFTConfig, "talk", dict(**LONG, batch_size=4, gradient_accumulation_steps=2)),
     "sft-checkpointing": (SFTConfig, "talk", dict(**LONG, batch_size=4, gradient_checkpointing=True)),
     "sft-lora": (SFTConfig, "talk", dict(**LONG, batch_size=4, adapter="lora", lora_dropout=0.05)),

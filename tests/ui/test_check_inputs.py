@@ -21,13 +21,15 @@ def place(tmp_path, monkeypatch, tokenizer_folder, shape):
     """A folder with a model that can be trained, a reward model, a folder without weights, and rows."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name, kind, weights in (
-        ("good", "CausalLM", True),
-        ("judge", "SequenceClassification", True),
-        ("bare", "CausalLM", False),
+    for name, about, weights in (
+        ("good", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, True),
+        ("judge", {"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, True),
+        ("bare", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, False),
+        ("encoder", {"model_type": "bert", "architectures": ["BertForMaskedLM"]}, True),
+        ("t5", {"model_type": "t5", "is_encoder_decoder": True}, True),
+        ("heads", {"model_type": "llmlab_dual_head", "backbone": "good"}, True),
     ):
         shutil.copytree(tokenizer_folder, tmp_path / name)
-        about = {"model_type": "llama", "architectures": [f"LlamaFor{kind}"]}
         (tmp_path / name / "config.json").write_text(json.dumps(about))
         if weights:
             save_file({"w": torch.zeros(4)}, tmp_path / name / "model.safetensors")
@@ -79,6 +81,12 @@ def test_what_can_run_passes(place, monkeypatch, capsys, way, config):
         ),
         ("base.json", 'model={"kind": "model", "tokenizer_name": "./none"}', "./none: there is no such"),
         ("base.json", "init_from=./none", "./none: there is no such checkpoint"),
+        ("base.json", "init_from=none", "none: there is no such model"),
+        ("base.json", "init_from=judge", "judge: is a reward model"),
+        ("base.json", "init_from=bare", "bare: holds no weights"),
+        ("base.json", "init_from=encoder", "encoder: is an encoder (bert)"),
+        ("base.json", "init_from=t5", "t5: is an encoder-decoder (t5): `pretrain` trains decoders"),
+        ("base.json", "init_from=heads", "heads: is a dual-head model"),
         ("sft.json", "policy_checkpoint=./none", "./none: there is no such checkpoint"),
         ("sft.json", "policy_checkpoint=none", "none: there is no such model"),
         ("sft.json", "policy_checkpoint=bare", "bare: holds no weights"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llmlab.config import PretrainConfig
+from llmlab.config import ModelConfig, PretrainConfig
 from llmlab.config.sources import mixture_name
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
@@ -53,9 +53,11 @@ def candidate_folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
 
 def name_parts(config: TrainingConfig) -> list[str]:
     """Returns model, data and kind, for the name of a run."""
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, PretrainConfig) and config.init_from is None:
         shape = config.model
-        model = Path(shape).stem if isinstance(shape, str) else f"{shape.d_model}x{shape.n_layers}"
+        model = (
+            f"{shape.d_model}x{shape.n_layers}" if isinstance(shape, ModelConfig) else Path(str(shape)).stem
+        )
     else:
         model = model_name(getattr(config, config.STARTS_FROM))
     return [model, mixture_name(config.datasets), config.kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,8 +178,12 @@ class LabTrainerMixin(HeldOutMixin):
         """Returns the micro-batches of an update and what their loss is a mean over; of a stream, its place
         is followed.
         """
+        streams = self.services is not None and self.services.stream.stream is not None
+        begins = streams and self.state.global_step == self._resumed_step
         try:
-            samples, items = super().get_batch_samples(*args, **kwargs)
+            # a loader that begins draws a number, which the run had drawn before it was stopped
+            with torch.random.fork_rng(devices=[]) if begins else nullcontext():
+                samples, items = super().get_batch_samples(*args, **kwargs)
         except StreamFault as fault:
             raise fault.error() from None
         if self.services:
