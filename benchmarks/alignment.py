@@ -22,7 +22,7 @@ from typing import Any
 
 from llmlab.config import DPOConfig, GRPOConfig, PPOConfig, RewardConfig
 from llmlab.data.schemas import user
-from llmlab.data.tasks import careless_answer, distinct_questions, questions
+from llmlab.data.tasks import distinct_questions, questions, wrong_answer
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.evaluation.answers import answer
 from llmlab.evaluation.pairs import preference_accuracy
@@ -89,8 +89,8 @@ def main() -> None:
     pairs = [json.loads(line) for line in (QUICKSTART / "dpo_test.jsonl").read_text().splitlines()]
     careless = prompts.with_name("careless.jsonl")
     rows = itertools.islice(questions(12, held_out=False), 20_000)
-    careless.write_text("".join(json.dumps(pair) + "\n" for row in rows if (pair := careless_pair(*row))))
-    careless_test = [pair for row in test if (pair := careless_pair(*row))]
+    careless.write_text("".join(json.dumps(pair) + "\n" for row in rows if (pair := wrong_pair(*row))))
+    careless_test = [pair for row in test if (pair := wrong_pair(*row))]
     before = judge(QUICKSTART / "sft", test, pairs)
     print("before", json.dumps(before), flush=True)
     results: dict[str, list[dict[str, float]]] = {}
@@ -127,9 +127,9 @@ def main() -> None:
             print(f"{method:14} {name:32} mean {statistics.fmean(values):.3f}  spread {spread:.3f}")
 
 
-def careless_pair(task: str, question: str, right: str) -> dict[str, str] | None:
+def wrong_pair(task: str, question: str, right: str) -> dict[str, str] | None:
     """Returns the right answer before one with a slip in it; None where the slip changes nothing."""
-    wrong = careless_answer(task, question, right)
+    wrong = wrong_answer(task, question, right)
     return {"prompt": question, "chosen": right, "rejected": wrong} if wrong != right else None
 
 

@@ -170,7 +170,7 @@ RUNS: dict[str, Run] = {
             packing=False,
             loss_on="all",
             chat_template="chatml",
-            overlong="drop",
+            on_overflow="drop",
             optimizer="muon",
             scheduler="linear",
         ),

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmlab.data.tasks import careless_answer, questions
+from llmlab.data.tasks import questions, wrong_answer
 from llmlab.runs.folder import RunFolder
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     _write(
         pairs,
         [
-            {"prompt": q, "chosen": f"The answer is {a}.", "rejected": careless_answer(t, q, a)}
+            {"prompt": q, "chosen": f"The answer is {a}.", "rejected": wrong_answer(t, q, a)}
             for t, q, a in rows
         ],
     )

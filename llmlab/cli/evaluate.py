@@ -44,7 +44,7 @@ def evaluate(
         typer.Option(metavar="REWARD", help="Answer the prompts, too, and score the answers by this."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="With --reward: another model, for how often each wins.")
+        str | None, typer.Option(help="With --reward: another model, for the win rate.")
     ] = None,
     trust: TrustOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
@@ -122,8 +122,8 @@ def _rewarded(
     options: LoadOptions,
     batch_size: int,
 ) -> list[Measured]:
-    """Returns the mean reward of a model's answers, and how often it wins against another."""
-    from llmlab.evaluation.wins import judged, load_speakers
+    """Returns the mean reward of a model's answers, and its win rate against another."""
+    from llmlab.evaluation.win_rate import load_candidates, score_with_reward
     from llmlab.libraries import quiet_libraries
     from llmlab.models.device import choose_device
     from llmlab.screen import warn
@@ -133,6 +133,6 @@ def _rewarded(
     trust_rewards(rewards)
     refuse_untrusted(rewards)
     device = choose_device(options.device)
-    speakers = load_speakers(*names, options)
+    candidates = load_candidates(*names, options)
     score = weighted(rewards, device)
-    return [judged(speakers, source, score, batch_size=batch_size) for source in sources]
+    return [score_with_reward(candidates, source, score, batch_size=batch_size) for source in sources]

@@ -409,10 +409,11 @@ def first_order_option() -> Any:
 class LengthOptions(TrainingConfig):
     """What happens to rows that are longer than `max_length`."""
 
-    overlong: Literal["cut", "drop"] = option(
+    on_overflow: Literal["cut", "drop"] = option(
         "cut",
-        "Overlong rows",
-        "What happens to rows longer than the longest row; both are counted.",
-        choices={"cut": "they lose their end", "drop": "they are left out"},
+        "On overflow",
+        "What happens to rows longer than `max_length`; they are counted either way.",
+        choices={"cut": "they are truncated at their end", "drop": "they are left out"},
         advanced=True,
+        aliases=["overlong"],
     )

@@ -17,7 +17,7 @@ from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.packed_text import PackedSources
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.pipeline import Prepared
-from llmlab.data.rendering import IGNORED, tokenize_apart, tokenize_conversation
+from llmlab.data.rendering import IGNORE_INDEX, tokenize_conversation, tokenize_seq2seq
 from llmlab.data.schemas import CONVERSATIONS, InvalidRow, Row, to_messages
 from llmlab.data.tokens import require_rows, tokenise_sources, tokenizer_hash
 from llmlab.errors import LabError
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 COLUMNS = ("input_ids", "labels")
 
 
-def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, apart: bool = False) -> Prepared:
+def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, seq2seq: bool = False) -> Prepared:
     """Returns conversations as `input_ids` and `labels`, packed (then with `seq_lengths`) where the config
     says so.
 
     Args:
         config: of the run.
         tokenizer: with a chat template.
-        apart: for encoder-decoders, whose `input_ids` are the prompt and whose `labels` are the last answer.
+        seq2seq: for encoder-decoders: `input_ids` are the prompt, `labels` are the last answer.
 
     Raises:
         LabError: when a source has no conversations, or none with anything to learn within `max_length`.
     """
-    make = partial(apart_tokens if apart else conversation_tokens, tokenizer, config)
+    make = partial(seq2seq_tokens if seq2seq else conversation_tokens, tokenizer, config)
     key: dict[str, Any] = {
         "method": "sft",
         "tokenizer": tokenizer_hash(tokenizer),
         "loss_on": config.loss_on,
         "max_length": config.max_length,
-        "overlong": config.overlong,
+        "overlong": config.on_overflow,
     }
-    if apart:
-        key["apart"] = True
+    if seq2seq:
+        key["seq2seq"] = True
     if any(source.streaming for source in config.datasets):
         return _streamed(config, make, key)
     tokens = tokenise_sources(config, CONVERSATIONS, make, key, COLUMNS)
@@ -87,15 +87,15 @@ def conversation_tokens(
     """
     tokens = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
     cut = len(tokens["input_ids"]) > config.max_length
-    if cut and config.overlong == "drop":
+    if cut and config.on_overflow == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
     labels = tokens["labels"][: config.max_length]
-    if all(label == IGNORED for label in labels[1:]):
+    if all(label == IGNORE_INDEX for label in labels[1:]):
         raise InvalidRow(f"nothing to learn within `max_length` {config.max_length}")
     return {"input_ids": tokens["input_ids"][: config.max_length], "labels": labels, "cut": cut}
 
 
-def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
+def seq2seq_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
     """Returns `input_ids` and `labels` of a row for an encoder-decoder, at most `max_length` each, and
     whether it was `cut`.
 
@@ -105,9 +105,9 @@ def apart_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row
     turns = to_messages(row)
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         raise InvalidRow("does not end with an answer")
-    tokens = tokenize_apart(tokenizer, turns)
+    tokens = tokenize_seq2seq(tokenizer, turns)
     cut = max(map(len, tokens.values())) > config.max_length
-    if cut and config.overlong == "drop":
+    if cut and config.on_overflow == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
     return {**{name: ids[: config.max_length] for name, ids in tokens.items()}, "cut": cut}
 

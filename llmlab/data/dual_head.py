@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmlab.data.rendering import IGNORED
+from llmlab.data.rendering import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,13 +44,13 @@ class DualHeadCollator:
             [np.asarray(row[name], np.int64) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
             for row in rows
         ]
-        apart = [np.concatenate([prompt, chosen]) for prompt, chosen, _ in parts]
-        apart += [np.concatenate([prompt, rejected]) for prompt, _, rejected in parts if len(rejected)]
+        separate = [np.concatenate([prompt, chosen]) for prompt, chosen, _ in parts]
+        separate += [np.concatenate([prompt, rejected]) for prompt, _, rejected in parts if len(rejected)]
         shared = [np.concatenate(row) for row in parts]
-        together = self.share and len(shared) * max(map(len, shared)) < PAYS * len(apart) * max(
-            map(len, apart)
+        together = self.share and len(shared) * max(map(len, shared)) < PAYS * len(separate) * max(
+            map(len, separate)
         )
-        sequences = shared if together else apart
+        sequences = shared if together else separate
         longest = max(map(len, sequences))
         ids = np.full((len(sequences), longest), self.pad_token_id, np.int64)
         for index, sequence in enumerate(sequences):
@@ -63,7 +63,7 @@ class DualHeadCollator:
         for index, ((prompt, chosen, rejected), row) in enumerate(zip(parts, rows, strict=True)):
             labels = np.asarray(row["chosen_labels"], np.int64)
             before = len(prompt) + np.arange(len(chosen)) - 1  # of the hidden state that predicts each token
-            learned = (labels != IGNORED) & (before >= 0)
+            learned = (labels != IGNORE_INDEX) & (before >= 0)
             positions["labels"].append(labels[learned])
             positions["chosen_at"].append(index * longest + before[learned])
             positions["chosen_row"].append(np.full(learned.sum(), index))
@@ -84,11 +84,11 @@ class DualHeadCollator:
         batch = {"input_ids": ids, **flat, "paired": np.array([len(part[2]) > 0 for part in parts])}
         tensors = {name: torch.from_numpy(value) for name, value in batch.items()}
         if together:
-            tensors["position_ids"], tensors["attention_mask"] = answers_apart(parts, longest)
+            tensors["position_ids"], tensors["attention_mask"] = shared_prompt_mask(parts, longest)
         return tensors
 
 
-def answers_apart(parts: list[list[np.ndarray]], longest: int) -> tuple[Tensor, Tensor]:
+def shared_prompt_mask(parts: list[list[np.ndarray]], longest: int) -> tuple[Tensor, Tensor]:
     """Returns `position_ids` (B, T) and the additive mask (B, 1, T, T) of rows of prompt,
     first and second answer.
     """

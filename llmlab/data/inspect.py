@@ -15,7 +15,7 @@ from llmlab.config import SourceConfig
 from llmlab.data.opening import each_row, open_source
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.pipeline import SourceRows
-from llmlab.data.rendering import IGNORED, decode, tokenize_conversation, tokenize_pair
+from llmlab.data.rendering import IGNORE_INDEX, decode, tokenize_conversation, tokenize_pair
 from llmlab.data.schemas import SHAPES, InvalidRow, Row, to_messages
 from llmlab.errors import LabError
 
@@ -169,7 +169,7 @@ def lengths_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str,
             add(prompt=len(pair["prompt_ids"]), answer=len(pair["chosen_ids"]), row=len(pair["prompt_ids"]))
         else:
             tokens = tokenize_conversation(tokenizer, to_messages(row), "assistant")
-            learned = sum(label != IGNORED for label in tokens["labels"])
+            learned = sum(label != IGNORE_INDEX for label in tokens["labels"])
             add(prompt=len(tokens["labels"]) - learned, completion=learned, row=len(tokens["labels"]))
     return {part: np.array(sizes) for part, sizes in parts.items()}
 
@@ -230,7 +230,7 @@ def sample_pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[tuple[st
     tokens = tokenize_conversation(tokenizer, to_messages(row), "assistant")
     pieces: list[tuple[str, bool]] = []
     start = 0
-    learned = [label != IGNORED for label in tokens["labels"]]
+    learned = [label != IGNORE_INDEX for label in tokens["labels"]]
     for end in range(1, len(learned) + 1):
         if end == len(learned) or learned[end] != learned[start]:
             pieces.append((decode(tokenizer, tokens["input_ids"][start:end]), learned[start]))

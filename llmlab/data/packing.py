@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmlab.data.rendering import IGNORED
+from llmlab.data.rendering import IGNORE_INDEX
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -114,7 +114,7 @@ class PackedCollator:
         longest = max(len(row["input_ids"]) for row in rows)
         shape = (len(rows), longest)
         ids = np.full(shape, self.pad_token_id, dtype=np.int64)
-        labels = np.full(shape, IGNORED, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
         positions = np.zeros(shape, dtype=np.int64)
         for index, row in enumerate(rows):
             size = len(row["input_ids"])
@@ -123,7 +123,7 @@ class PackedCollator:
             lengths = row.get("seq_lengths", [size])
             positions[index, :size] = np.concatenate([np.arange(length) for length in lengths])
             positions[index, size:] = np.arange(longest - size)
-        labels[positions == 0] = IGNORED
+        labels[positions == 0] = IGNORE_INDEX
         position_ids = torch.from_numpy(positions)
         return {
             "input_ids": torch.from_numpy(ids),

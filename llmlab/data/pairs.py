@@ -30,7 +30,7 @@ def dpo_data(config: DPOConfig | RewardConfig, tokenizer: PreTrainedTokenizerBas
         "tokenizer": tokenizer_hash(tokenizer),
         "max_length": config.max_length,
         "max_prompt_length": config.max_prompt_length,
-        "overlong": config.overlong,
+        "overlong": config.on_overflow,
     }
     columns = ("prompt_ids", "chosen_ids", "rejected_ids")
     tokens = tokenise_sources(config, ("preference",), partial(pair_tokens, tokenizer, config), key, columns)
@@ -58,7 +58,7 @@ def dual_head_data(config: DualHeadConfig, tokenizer: PreTrainedTokenizerBase) -
         "tokenizer": tokenizer_hash(tokenizer),
         "max_length": config.max_length,
         "max_prompt_length": config.max_prompt_length,
-        "overlong": config.overlong,
+        "overlong": config.on_overflow,
         "alone": alone,
     }
     columns = ("prompt_ids", "chosen_ids", "chosen_labels", "rejected_ids")
@@ -117,7 +117,7 @@ def pair_tokens(
     pair = (row["prompt"], row["chosen"], row["rejected"])
     tokens = tokenize_pair(tokenizer, *pair, config.max_length, config.max_prompt_length)
     cut = tokens.pop("cut")
-    if cut and config.overlong == "drop":
+    if cut and config.on_overflow == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
     if tokens["chosen_ids"] == tokens["rejected_ids"]:
         raise InvalidRow(

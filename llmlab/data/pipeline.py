@@ -7,7 +7,7 @@
 | filter | what is malformed ends the run or is left out, and what has nothing to teach | `bad_rows` |
 | dedupe | a row that repeats an earlier one is counted, or left out | `duplicates` |
 | split | held out by its number alone | `eval_fraction` |
-| tokenise | a canonical row -> token ids, or an `InvalidRow` | `max_length` `overlong` `loss_on` |
+| tokenise | a canonical row -> token ids, or an `InvalidRow` | `max_length` `on_overflow` `loss_on` |
 
 `SourceRows` does all but the last for rows that are read one by one: text, streams, prompts, evaluation, what
 a tokenizer is trained on. `tokens.tokenised` does it for conversations and pairs, whose rows are mapped and

@@ -14,7 +14,7 @@ from llmlab.errors import LabError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
+IGNORE_INDEX = -100
 OTHER_TEMPLATE = 'set `chat_template` to "chatml", or take another copy of the model'
 PROBE = "Wqvxz"  # an answer that no template says by itself
 
@@ -193,7 +193,7 @@ def tokenize_conversation(
     closing = _end_token(tokenizer) if leaves_open and ids[-1] not in tokenizer.all_special_ids else []
     if spans is None:
         return {"input_ids": [*ids, *closing], "labels": [*ids, *closing]}
-    labels = [IGNORED] * len(ids)
+    labels = [IGNORE_INDEX] * len(ids)
     starts = [start for start, _ in encoded["offset_mapping"]]
     for begin, end in spans:
         for position in range(bisect_left(starts, begin), bisect_left(starts, end)):
@@ -222,7 +222,7 @@ def answer_tokens(
     return before, [*ids, *(_end_token(tokenizer) if leaves_open else [])]
 
 
-def tokenize_apart(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str, list[int]]:
+def tokenize_seq2seq(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> dict[str, list[int]]:
     """Returns what an encoder-decoder reads, `input_ids`, and what it learns to write, the last answer,
     `labels`.
     """

@@ -1,7 +1,7 @@
 """Small exact tasks: questions whose answers can be checked, for learning to follow instructions in minutes.
 
-Every question has one right answer and one careless one, both computed here. Training and held-out questions
-never overlap: a question belongs to the held-out side by a hash of its text.
+Every question has one correct answer and one wrong answer, both computed here. Training and held-out
+questions never overlap: a question belongs to the held-out side by a hash of its text.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TASKS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 }
 
 
-def careless_answer(task: str, question: str, answer: str) -> str:
+def wrong_answer(task: str, question: str, answer: str) -> str:
     """Returns the typical mistake of someone who did not look twice;
     always different from the right answer.
     """

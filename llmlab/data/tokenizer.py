@@ -199,16 +199,16 @@ def token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int | None]:
 
 
 def ensure_chat_template(
-    tokenizer: PreTrainedTokenizerBase, choice: str = "auto", *, reads_apart: bool = False
+    tokenizer: PreTrainedTokenizerBase, choice: str = "auto", *, seq2seq: bool = False
 ) -> list[int]:
     """Gives the tokenizer ChatML where it has no template (or `choice` is "chatml"); returns the ids that end
     an answer.
 
     Where the vocabulary lacks `<|im_end|>`, the end-of-text token ends a turn, so no embedding has to be
-    added. An encoder-decoder (`reads_apart`) reads the plain text of a single message, lines of `role: text`
+    added. An encoder-decoder (`seq2seq`) reads the plain text of a single message, lines of `role: text`
     of several.
     """
-    if reads_apart and choice == "auto":
+    if seq2seq and choice == "auto":
         tokenizer.chat_template = tokenizer.chat_template or READ_TEMPLATE
         return [tokenizer.eos_token_id]
     has_turn_end = TURN_END in tokenizer.get_vocab()

@@ -60,7 +60,7 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
     )
     asked = [[{"role": "user", "content": q}] if isinstance(q, str) else q for _, q, _ in questions]
-    chats, apart = bool(tokenizer.chat_template), model.config.is_encoder_decoder
+    chats, seq2seq = bool(tokenizer.chat_template), model.config.is_encoder_decoder
     prompts = [render(tokenizer, turns, generate=True) if chats else turns[-1]["content"] for turns in asked]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     was_training, side = model.training, tokenizer.padding_side
@@ -70,7 +70,7 @@ def answer(
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         batch = tokenizer(
-            [prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=apart
+            [prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=seq2seq
         ).to(model.device)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         out = model.generate(**inputs, generation_config=settings)

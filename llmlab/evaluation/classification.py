@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llmlab.data.rendering import answer_tokens, render, tokenize_apart
+from llmlab.data.rendering import answer_tokens, render, tokenize_seq2seq
 from llmlab.data.schemas import Row
 from llmlab.data.tokenizer import text_ids
 from llmlab.errors import LabError
@@ -106,7 +106,7 @@ def classify(
         return result
     was_training = model.training
     model.eval()
-    prompts = [_prompt_ids(tokenizer, row, apart=model.config.is_encoder_decoder) for row in rows]
+    prompts = [_prompt_ids(tokenizer, row, seq2seq=model.config.is_encoder_decoder) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: (rows[index]["choices"], len(prompts[index])))
     start = 0
     while start < len(order):
@@ -129,7 +129,7 @@ def score_words(
     The prompts are read once; each word goes on from their keys and values.
     """
     if model.config.is_encoder_decoder:
-        return _score_apart(model, tokenizer, prompts, words)
+        return _score_seq2seq(model, tokenizer, prompts, words)
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id or 0
     device = model.device
@@ -161,7 +161,7 @@ def score_words(
     return torch.stack(scores, dim=1)
 
 
-def _score_apart(
+def _score_seq2seq(
     model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], words: list[str]
 ) -> Tensor:
     """The same of an encoder-decoder: the encoder reads once, the decoder writes each word and its end."""
@@ -170,7 +170,7 @@ def _score_apart(
     states = model.get_encoder()(input_ids=read["input_ids"], attention_mask=mask)
     scores = []
     for word in words:
-        word_ids = tokenize_apart(
+        word_ids = tokenize_seq2seq(
             tokenizer, [{"role": "user", "content": ""}, {"role": "assistant", "content": word}]
         )["labels"]
         labels = torch.tensor([word_ids] * len(prompts), device=model.device)
@@ -181,10 +181,10 @@ def _score_apart(
     return torch.stack(scores, dim=1)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, *, apart: bool = False) -> list[int]:
-    if apart or tokenizer.chat_template:
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, *, seq2seq: bool = False) -> list[int]:
+    if seq2seq or tokenizer.chat_template:
         asked = render(tokenizer, row["prompt"], generate=True)
-        return text_ids(tokenizer, asked, add_special_tokens=apart)
+        return text_ids(tokenizer, asked, add_special_tokens=seq2seq)
     return text_ids(tokenizer, row["prompt"][-1]["content"])
 
 

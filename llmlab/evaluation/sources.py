@@ -13,7 +13,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 from llmlab.config import SourceConfig
 from llmlab.data.packing import PackedCollator, takes_bounds
 from llmlab.data.pipeline import SourceRows
-from llmlab.data.rendering import IGNORED, tokenize_apart, tokenize_conversation
+from llmlab.data.rendering import IGNORE_INDEX, tokenize_conversation, tokenize_seq2seq
 from llmlab.data.schemas import InvalidRow, Row, to_messages
 from llmlab.data.text import encode_texts
 from llmlab.errors import LabError
@@ -175,7 +175,10 @@ def sliding_windows(ids: Sequence[int], window: int, stride: int) -> Iterator[di
     start = done = 0
     while True:
         end = min(start + window, len(ids))
-        yield {"input_ids": list(ids[start:end]), "labels": [IGNORED] * (done - start) + list(ids[done:end])}
+        yield {
+            "input_ids": list(ids[start:end]),
+            "labels": [IGNORE_INDEX] * (done - start) + list(ids[done:end]),
+        }
         if end == len(ids):
             return
         start, done = start + stride, end
@@ -202,9 +205,9 @@ def _losses(
     stride: int | None,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Returns the loss per learned token and the bits per byte of plain text, and how the rows were read."""
-    apart, texts = model.config.is_encoder_decoder, "text" in rows[0]
+    seq2seq, texts = model.config.is_encoder_decoder, "text" in rows[0]
     packed = PackedCollator(tokenizer.pad_token_id or 0, bounds=takes_bounds(model))
-    collate = DataCollatorForSeq2Seq(tokenizer, model) if apart else packed
+    collate = DataCollatorForSeq2Seq(tokenizer, model) if seq2seq else packed
     window = min(max_length, context_length(model) or max_length)
     if texts and (window < 2 or not 0 < (stride or max(1, window // 2)) < window):
         raise LabError(
@@ -221,8 +224,8 @@ def _losses(
         for row in rows:
             turns = to_messages(row)
             whole = (
-                tokenize_apart(tokenizer, turns)
-                if apart
+                tokenize_seq2seq(tokenizer, turns)
+                if seq2seq
                 else tokenize_conversation(tokenizer, turns, "assistant")
             )
             tokens += len(whole["labels"])
@@ -238,7 +241,7 @@ def _losses(
             for name, value in collate(windows[start : start + batch_size]).items()
         }
         labels = batch.pop("labels")
-        if apart:
+        if seq2seq:
             logits = model(**batch, labels=labels, use_cache=False).logits.float()
         else:  # a decoder's logits are those of the next token
             logits = model(**batch, use_cache=False).logits[:, :-1].float()

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from llmlab.data.rendering import IGNORED
+from llmlab.data.rendering import IGNORE_INDEX
 from llmlab.models.adapters import without_adapter
 from llmlab.models.transformer.modeling import real_positions
 
@@ -160,7 +160,7 @@ def score_labels(model: nn.Module, input_ids: Tensor, labels: Tensor, **inputs: 
     inner = without_adapter(model)
     states = inner.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
-    return score_tokens(inner, states, targets, targets != IGNORED).log_probs
+    return score_tokens(inner, states, targets, targets != IGNORE_INDEX).log_probs
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def answer_log_probs(
     longest, device = max(map(len, rows)), model.device
     ids = torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-    labels = ids.masked_fill(mask == 0, IGNORED)
+    labels = ids.masked_fill(mask == 0, IGNORE_INDEX)
     for label, prompt in zip(labels, prompts, strict=True):
-        label[: len(prompt)] = IGNORED
+        label[: len(prompt)] = IGNORE_INDEX
     return score_labels(model, ids, labels, attention_mask=mask).sum(dim=1)

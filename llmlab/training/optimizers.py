@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from llmlab.config.training import TrainingConfig
 from llmlab.data.packing import document_bounds, takes_bounds
-from llmlab.data.rendering import IGNORED
+from llmlab.data.rendering import IGNORE_INDEX
 
 HESSIAN_EVERY = 10  # steps between two curvature estimates (Liu et al. 2023, k)
 READ = (
@@ -133,16 +133,14 @@ def gauss_newton_diagonal(
     rows = max(1, len(inputs["input_ids"]) // 2)
     part = {name: value[:rows] for name, value in inputs.items() if torch.is_tensor(value) and name in READ}
     plain: Any = getattr(model, "module", model)
-    reads_apart = plain.config.is_encoder_decoder  # then the labels are read as well
+    seq2seq = plain.config.is_encoder_decoder  # then the labels are read as well
     model_inputs = {
-        name: value
-        for name, value in part.items()
-        if reads_apart or name not in ("labels", "completion_mask")
+        name: value for name, value in part.items() if seq2seq or name not in ("labels", "completion_mask")
     }
     if "position_ids" in model_inputs and takes_bounds(plain):
         model_inputs |= document_bounds(model_inputs["position_ids"])
     logits = model(**model_inputs, use_cache=False).logits  # (b, T, V)
-    flat = logits[_learned(part, reads_apart)].float()  # (B, V)
+    flat = logits[_learned(part, seq2seq)].float()  # (B, V)
     sampled = torch.distributions.Categorical(logits=flat.detach()).sample()
     tokens = max(1, len(flat))
     loss = nn.functional.cross_entropy(flat, sampled, reduction="sum") / tokens
@@ -154,11 +152,11 @@ def gauss_newton_diagonal(
     ]
 
 
-def _learned(part: dict[str, Tensor], reads_apart: bool) -> Tensor:
+def _learned(part: dict[str, Tensor], seq2seq: bool) -> Tensor:
     """Returns where the logits stand that the loss is computed of, (b, T), true or false."""
-    if reads_apart:
-        return part["labels"] != IGNORED
-    marks = part["labels"] != IGNORED if "labels" in part else part["completion_mask"].bool()
+    if seq2seq:
+        return part["labels"] != IGNORE_INDEX
+    marks = part["labels"] != IGNORE_INDEX if "labels" in part else part["completion_mask"].bool()
     return nn.functional.pad(marks[:, 1:], (0, 1), value=False)  # a token is foretold one place before it
 
 

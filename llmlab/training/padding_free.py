@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llmlab.data.packing import document_bounds, takes_bounds
-from llmlab.data.rendering import IGNORED
+from llmlab.data.rendering import IGNORE_INDEX
 from llmlab.models.log_probs import score_labels
 
 FIGURES = ("log_probs", "entropy", "mean_logits", "is_top1", "log_sum_sq_probs")
@@ -84,7 +84,7 @@ class PackedRows:
     def labels(self, labels: Tensor) -> Tensor:
         """Returns labels in packed rows, without those of first tokens, which follow from nothing."""
         first = torch.arange(labels.size(1), device=labels.device) == 0
-        return self.pack(labels.masked_fill(first, IGNORED), IGNORED)
+        return self.pack(labels.masked_fill(first, IGNORE_INDEX), IGNORE_INDEX)
 
     def positions(self) -> Tensor:
         """Returns the positions of packed rows, which restart at every sequence."""

@@ -85,7 +85,7 @@ def test_everything_that_matters_makes_another_cache(tokenizer, tmp_path, monkey
 
     assert folders() == 1 and folders() == 0
     assert folders(seed=7) == 0, "the order is no part of the tokens"
-    assert folders(max_length=99) == 1 and folders(loss_on="all") == 1 and folders(overlong="drop") == 1
+    assert folders(max_length=99) == 1 and folders(loss_on="all") == 1 and folders(on_overflow="drop") == 1
     assert folders(source={"duplicates": "drop"}) == 1 and folders(source={"prompt": "Q: {prompt}"}) == 1
     rows.write_text('{"prompt": "Who?", "completion": "Stubb"}\n' * 3)
     assert folders() == 1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair
+from llmlab.data.rendering import IGNORE_INDEX, tokenize_conversation, tokenize_pair
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.errors import LabError
 
@@ -59,7 +59,7 @@ def test_what_is_learned_is_what_the_assistant_says(dressed, turns):
         for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
     ]
     made = tokenize_conversation(tokenizer, messages, "assistant")
-    learned = [label for label in made["labels"] if label != IGNORED]
+    learned = [label for label in made["labels"] if label != IGNORE_INDEX]
     assert [part.strip() for part in tokenizer.decode(learned).split(end)[:-1]] == [said for _, said in turns]
     assert (
         made["input_ids"]

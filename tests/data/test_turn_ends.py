@@ -12,7 +12,7 @@ from llmlab.chat.session import ChatSession
 from llmlab.cli import app
 from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, PPOConfig, SFTConfig
 from llmlab.config.chat import ChatSettings
-from llmlab.data.rendering import IGNORED, tokenize_conversation, tokenize_pair, turn_ends
+from llmlab.data.rendering import IGNORE_INDEX, tokenize_conversation, tokenize_pair, turn_ends
 from llmlab.evaluation.answers import answer
 from llmlab.evaluation.classification import _word_ids
 from llmlab.models import LabConfig, LabForCausalLM
@@ -43,7 +43,7 @@ def test_every_answer_is_learned_with_its_end(family):
     messages = [{"role": role, "content": text} for role, text in talk]
     for loss_on in ("assistant", "all"):
         made = tokenize_conversation(tokenizer, messages, loss_on)
-        learned = [label for label in made["labels"] if label != IGNORED]
+        learned = [label for label in made["labels"] if label != IGNORE_INDEX]
         last = (
             learned
             if loss_on == "assistant"
@@ -56,7 +56,7 @@ def test_every_answer_is_learned_with_its_end(family):
     learned = [
         label
         for label in tokenize_conversation(tokenizer, messages, "assistant")["labels"]
-        if label != IGNORED
+        if label != IGNORE_INDEX
     ]
     spoken = tokenizer.decode([token for token in learned if token != end]).split()
     assert spoken == ["Ahab", "Pequod"] or "".join(spoken) == "AhabPequod"

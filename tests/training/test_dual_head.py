@@ -16,7 +16,7 @@ from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError
 from llmlab.evaluation.pairs import dual_head_figures
 from llmlab.evaluation.sources import measure
-from llmlab.evaluation.wins import Speaker, judged
+from llmlab.evaluation.win_rate import Candidate, score_with_reward
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.load import is_backbone_of, load_model
 from llmlab.runs.folder import RunFolder
@@ -114,12 +114,12 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
 
     # the same answers, judged: the fused model against its backbone, which is in memory already
     assert is_backbone_of(str(policy.folder), model)
-    speakers = [Speaker("dual", model, tokenizer), Speaker("backbone", model, tokenizer, plain=True)]
+    candidates = [Candidate("dual", model, tokenizer), Candidate("backbone", model, tokenizer, plain=True)]
 
     def exact(prompts, answers, right):
         return [float(answer == wanted) for answer, wanted in zip(answers, right, strict=True)]
 
-    won = judged(speakers, SourceConfig(name=path), exact, max_new_tokens=16).figures
+    won = score_with_reward(candidates, SourceConfig(name=path), exact, max_new_tokens=16).figures
     assert won["reward"] > won["reward_of_the_other"] and won["win_rate"] > 0.1 and model.alignment == 1.0
 
     # and in the chat

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
+IGNORE_INDEX = -100
 SLICE_ELEMENTS = 1 << 23  # logits alive at once: 32 MB in fp32
 CACHE_ELEMENTS = 1 << 17  # rows worked on together: 512 KB in fp32
 
@@ -36,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = min(tokens, max(64, SLICE_ELEMENTS // vocab))
         losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
         buffer = torch.empty(size, vocab, dtype=w.dtype, device=hidden.device)
-        scale = (labels != IGNORED) / count  # weight of each token in the mean, (N,)
+        scale = (labels != IGNORE_INDEX) / count  # weight of each token in the mean, (N,)
         index = labels.clamp(min=0)
         minus_one = torch.full((size, 1), -1.0, device=hidden.device)
         with torch.autocast(device_type, enabled=False):
@@ -99,9 +99,9 @@ def linear_cross_entropy(
     Returns:
         A scalar in nats per token. It can be differentiated once.
     """
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1).to(hidden.device)
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).reshape(-1).to(hidden.device)
     if count is None:
-        count = (shifted != IGNORED).sum()
+        count = (shifted != IGNORE_INDEX).sum()
     count = torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
     return cast(Tensor, _LinearCrossEntropy.apply(flat, weight, shifted, count))

@@ -71,12 +71,12 @@ def _encoder_decoder(
         raise LabError(
             f"`streaming`: {kind}, for which rows are stored", where="datasets", remedy="set it to false"
         )
-    ensure_chat_template(tokenizer, config.chat_template, reads_apart=True)
+    ensure_chat_template(tokenizer, config.chat_template, seq2seq=True)
     stop_at_turn_ends(model, tokenizer)
     return Job(
         model=model,
         tokenizer=tokenizer,
-        data=sft_data(config, tokenizer, apart=True),
+        data=sft_data(config, tokenizer, seq2seq=True),
         arguments=transformers.Seq2SeqTrainingArguments,
         trainer=partial(Seq2SeqTrainer, data_collator=transformers.DataCollatorForSeq2Seq(tokenizer, model)),
         parent=policy.where,

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.config import DPOConfig
 from llmlab.data.pairs import dpo_data
-from llmlab.data.rendering import IGNORED
+from llmlab.data.rendering import IGNORE_INDEX
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.data.tokens import tokenizer_hash
 from llmlab.errors import LabError
@@ -263,7 +263,7 @@ def fill(
         _seal(cache, done_keys, done_values)
         del model
         free_memory()
-    _meet()
+    barrier()
     cache.read()
     left = cache.missing(keys)
     if left:
@@ -337,13 +337,13 @@ def reference_values(
     sequences = [(list(item[0]), list(answer)) for item in items for answer in item[1:]]
     width, device = max(len(prompt) + len(answer) for prompt, answer in sequences), model.device
     ids = torch.full((len(sequences), width), how.pad)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
     for row, (prompt, answer) in enumerate(sequences):
         length = len(prompt) + len(answer)
         ids[row, :length] = torch.tensor(prompt + answer)
         labels[row, len(prompt) : length] = torch.tensor(answer)
         mask[row, :length] = 1
-    labels[:, 0] = IGNORED  # the first token of a sequence follows from nothing
+    labels[:, 0] = IGNORE_INDEX  # the first token of a sequence follows from nothing
     ids, mask, labels = (part.to(device) for part in (ids, mask, labels))
     kind = torch.bfloat16 if how.precision == "bf16" else torch.float16
     with torch.autocast(device.type, dtype=kind, enabled=how.precision != "fp32"):
@@ -409,6 +409,7 @@ def _rank() -> str:
     return os.environ.get("RANK", "0")
 
 
-def _meet() -> None:
+def barrier() -> None:
+    """Waits until every process of the job is here; returns at once where there is only one."""
     if processes() > 1:
         torch.distributed.barrier()

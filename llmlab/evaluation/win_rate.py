@@ -1,6 +1,4 @@
-"""Answers judged by a reward: the mean of one model,
-and how often it wins against another on the same prompts.
-"""
+"""Answers scored by a reward: the mean of one model, and its win rate against another on the same prompts."""
 
 from __future__ import annotations
 
@@ -24,17 +22,17 @@ from llmlab.models.load import is_backbone_of
 from llmlab.models.loading import load_for_use
 from llmlab.models.typed import LanguageModel
 
-Reward = Callable[[list[Any], list[str], list[str]], list[float]]  # prompts, answers, right answers -> values
+Reward = Callable[[list[Any], list[str], list[str]], list[float]]  # prompts, answers, references -> values
 
 
 @dataclass
-class Speaker:
-    """Who answers.
+class Candidate:
+    """A model whose answers are scored.
 
     Attributes:
-        name: shown.
-        model: of it.
-        tokenizer: its own.
+        name: as it is shown.
+        model: that answers.
+        tokenizer: of the model.
         plain: of a dual head, whether its backbone alone answers.
     """
 
@@ -45,10 +43,10 @@ class Speaker:
 
     def answers(self, rows: list[Row], batch_size: int, max_new_tokens: int) -> list[str]:
         """Returns the greedy answer to each row's prompt."""
-        asked = [("", prompt_of(row), "") for row in rows]
+        questions = [("", prompt_of(row), "") for row in rows]
         with _alone(self.model) if self.plain else nullcontext():
             answered = answer(
-                self.model, self.tokenizer, asked, batch_size=batch_size, max_new_tokens=max_new_tokens
+                self.model, self.tokenizer, questions, batch_size=batch_size, max_new_tokens=max_new_tokens
             )
         return [prediction for *_, prediction in answered.rows]
 
@@ -58,32 +56,32 @@ def _alone(model: PreTrainedModel) -> AbstractContextManager[None]:
     return model.backbone_alone()
 
 
-def load_speakers(name: str, against: str | None, options: LoadOptions) -> list[Speaker]:
+def load_candidates(name: str, against: str | None, options: LoadOptions) -> list[Candidate]:
     """Returns a model and, where one is named, the model it is compared with; the backbone of a dual head is
     not loaded a second time.
     """
     model, tokenizer = load_for_use(name, options)
-    speakers = [Speaker(name, model, tokenizer)]
+    candidates = [Candidate(name, model, tokenizer)]
     if against and is_backbone_of(against, model):
-        speakers.append(Speaker(against, model, tokenizer, plain=True))
+        candidates.append(Candidate(against, model, tokenizer, plain=True))
     elif against:
-        speakers.append(Speaker(against, *load_for_use(against, options)))
-    return speakers
+        candidates.append(Candidate(against, *load_for_use(against, options)))
+    return candidates
 
 
-def judged(
-    speakers: list[Speaker],
+def score_with_reward(
+    candidates: list[Candidate],
     source: SourceConfig,
     reward: Reward,
     *,
     batch_size: int = 16,
     max_new_tokens: int = 256,
 ) -> Measured:
-    """Returns the mean reward of each model on the prompts of a source; of two also how often the first one
-    wins and ties.
+    """Returns the mean reward of each model on the prompts of a source; of two also the win rate of the first
+    one and the share of ties.
 
     Args:
-        speakers: one model, or two.
+        candidates: one model, or two.
         source: whose rows have prompts of any shape.
         reward: of the answers.
         batch_size: prompts at a time.
@@ -97,9 +95,10 @@ def judged(
     if not rows:
         raise LabError("has no prompts to answer", where=source.name, remedy="; ".join(source_rows.notes()))
     prompts = [prompt_of(row) for row in rows]
-    right = [row.get("answer") or row.get("completion") or row.get("chosen") or "" for row in rows]
+    references = [row.get("answer") or row.get("completion") or row.get("chosen") or "" for row in rows]
     values = [
-        reward(prompts, speaker.answers(rows, batch_size, max_new_tokens), right) for speaker in speakers
+        reward(prompts, candidate.answers(rows, batch_size, max_new_tokens), references)
+        for candidate in candidates
     ]
     figures = {"reward": sum(values[0]) / len(rows)}
     if len(values) > 1:
