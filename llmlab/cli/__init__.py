@@ -7,7 +7,18 @@ from __future__ import annotations
 
 import typer
 
-from llmlab.cli import cache, chat, configs, data, evaluate, generate, publish, runs, training
+from llmlab.cli import (
+    cache,
+    chat,
+    configs,
+    data,
+    evaluate,
+    export,
+    generate,
+    publish,
+    runs,
+    training,
+)
 from llmlab.cli.options import parse_changes
 from llmlab.errors import LabError
 
@@ -30,6 +41,7 @@ COMMANDS = (
     chat.chat,
     generate.generate,
     training.merge,
+    export.export,
     publish.card,
     publish.push,
     evaluate.evaluate,

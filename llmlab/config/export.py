@@ -1,0 +1,57 @@
+"""How a model is exported: the format, the number format of its weights, and where it goes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmlab.config.base import LabBaseConfig
+from llmlab.config.options import option
+
+FLOATS = ("F32", "F16", "BF16")
+BLOCKS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # the package gguf rounds to them
+BY_LLAMA_CPP = ("Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")  # only llama.cpp does
+QuantizationType = Literal[
+    "auto", "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0",
+    "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K",
+]  # fmt: skip
+
+
+class ExportOptions(LabBaseConfig):
+    """Options of `llmlab export`."""
+
+    to: Literal["hf", "gguf", "ollama"] = option(
+        "hf",
+        "Format",
+        "What other programs read.",
+        choices={
+            "hf": "a folder for transformers, vLLM and TGI; adapters are merged",
+            "gguf": "one file for llama.cpp, LM Studio, Jan and others",
+            "ollama": "a GGUF file with a Modelfile for `ollama create`",
+        },
+    )
+    output: str | None = option(
+        None, "Output folder", "Where it goes; left out, a folder beside the model, named after the format."
+    )
+    quantize: QuantizationType = option(
+        "auto",
+        "Quantisation",
+        "Number format of the weights in a GGUF file; auto keeps 16 bits. Types with K need llama.cpp's"
+        " llama-quantize.",
+        typical="Q8_0 (half of 16 bits, hardly any loss), Q4_K_M (a quarter)",
+        applies_when={"to": ["gguf", "ollama"]},
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto",
+        "Number format",
+        "Of the weights in a Hugging Face folder; auto keeps what the model was saved in.",
+        applies_when={"to": ["hf"]},
+        advanced=True,
+    )
+    alignment: float | None = option(
+        None,
+        "Fixed alignment",
+        "Of a dual head: export a plain model at this alignment, where that is exact (0 is the backbone).",
+        advanced=True,
+        ge=0,
+        le=100,
+    )
