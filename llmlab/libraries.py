@@ -45,7 +45,7 @@ def quiet_libraries(warn: Callable[[str], None]) -> None:
         warnings.simplefilter("ignore", deprecation)
     for start in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=re.escape(start))
-    told: set[str] = set()
+    shown: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -56,8 +56,8 @@ def quiet_libraries(warn: Callable[[str], None]) -> None:
         line: str | None = None,
     ) -> None:
         text = " ".join(str(message).split())
-        if text not in told:
-            told.add(text)
+        if text not in shown:
+            shown.add(text)
             where, _, inside = filename.partition("site-packages/")
             library = re.split(r"[/.]", inside)[0] if inside else Path(where).stem
             warn(f"{library} warns: {text}")

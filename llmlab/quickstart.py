@@ -222,9 +222,9 @@ def _alternating(rows: Iterator[Question]) -> Iterator[tuple[int, str, str]]:
         seen[task] += 1
 
 
-def in_either_style(right: str, given: str) -> bool:
+def in_either_style(answer: str, prediction: str) -> bool:
     """Returns whether an answer is the right one, bare or as a sentence."""
-    return given in (right, SENTENCE.format(right))
+    return prediction in (answer, SENTENCE.format(answer))
 
 
 def _compare(report: Report, stage: str, before: Answers, after: Answers) -> None:
@@ -235,7 +235,7 @@ def _compare(report: Report, stage: str, before: Answers, after: Answers) -> Non
 
 def _either_style(answers: Answers) -> float:
     """Returns the share of answers that are right, bare or as a sentence."""
-    return sum(in_either_style(right, prediction) for _, _, right, prediction in answers.rows) / len(
+    return sum(in_either_style(answer, prediction) for _, _, answer, prediction in answers.rows) / len(
         answers.rows
     )
 
@@ -283,8 +283,8 @@ def _grpo(
     after = _answers(str(result.model), test, console)
     _compare(report, "GRPO", before, after)
     seen: dict[str, tuple[str, str, str]] = {}
-    for task, question, right, prediction in after.rows:
-        seen.setdefault(task, (question, right, prediction))
+    for task, question, answer, prediction in after.rows:
+        seen.setdefault(task, (question, answer, prediction))
     report.samples = list(seen.values())[:3]
     return str(result.model)
 

@@ -36,11 +36,11 @@ def inspect_source(
     reader = load_tokenizer(name if name == "byte" else find_model(name, tokenizer=True))
     ensure_chat_template(reader)
     quiet_datasets()
-    found = inspect(config, reader)
+    inspected = inspect(config, reader)
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        typer.echo(json.dumps(inspected.to_json()))
     else:
-        show(inspection(found, "bytes (--tokenizer NAME counts tokens)" if name == "byte" else name))
+        show(inspection(inspected, "bytes (--tokenizer NAME counts tokens)" if name == "byte" else name))
 
 
 def catalog(

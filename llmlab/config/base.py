@@ -36,6 +36,12 @@ class LabBaseConfig(BaseModel):
         """Returns every option of this config with what its field says of it, in the order of the fields."""
         return {name: option_info(field) for name, field in cls.model_fields.items()}
 
+    @classmethod
+    def with_current_names(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Returns options that an older version wrote, under the names that they have today."""
+        names = {alias: name for name, info in cls.options().items() for alias in info.aliases}
+        return {names.get(name, name): value for name, value in data.items()}
+
     @model_validator(mode="before")
     @classmethod
     def _rename_aliases(cls, data: Any) -> Any:

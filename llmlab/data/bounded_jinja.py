@@ -115,13 +115,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
         """Returns what a template, a block or a macro printed."""
-        made, size, most = [], 0, allowed()
+        pieces, size, most = [], 0, allowed()
         for part in parts:
             size += len(part)
             if size > most:
                 raise TooMuch(f"it would make more than {most:,} characters")
-            made.append(part)
-        return "".join(made)
+            pieces.append(part)
+        return "".join(pieces)
 
     checked = staticmethod(check)
 

@@ -457,8 +457,8 @@ def entry_like(text: str) -> Entry | None:
     return dataset or (entry(head, subset) if head else None)
 
 
-def mapping_for(known: Entry | None, needed: tuple[str, ...]) -> RowMapping | None:
+def mapping_for(dataset: Entry | None, needed: tuple[str, ...]) -> RowMapping | None:
     """Returns the mapping of an entry that gives a needed shape; the usual one where none does."""
-    if known is None:
+    if dataset is None:
         return None
-    return next((each for each in known.mappings if each.serves(needed)), known.mappings[0])
+    return next((each for each in dataset.mappings if each.serves(needed)), dataset.mappings[0])

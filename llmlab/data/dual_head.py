@@ -75,10 +75,10 @@ class DualHeadCollator:
                     chosen
                 )  # the first token is predicted by the prompt, the others by the answer itself
             place = index if together else second
-            said = before >= 0
-            positions["rejected_ids"].append(rejected[said])
-            positions["rejected_at"].append(place * longest + before[said])
-            positions["rejected_row"].append(np.full(said.sum(), index))
+            predicted = before >= 0
+            positions["rejected_ids"].append(rejected[predicted])
+            positions["rejected_at"].append(place * longest + before[predicted])
+            positions["rejected_row"].append(np.full(predicted.sum(), index))
             second += 1
         flat = {name: np.concatenate([np.empty(0, np.int64), *values]) for name, values in positions.items()}
         batch = {"input_ids": ids, **flat, "paired": np.array([len(part[2]) > 0 for part in parts])}

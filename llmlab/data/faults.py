@@ -214,13 +214,13 @@ def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, 
     except RecursionError:
         return LabError(f"row {number} is nested too deep to be read", where=str(file), remedy="leave it out")
     except json.JSONDecodeError as error:
-        cut = (
+        truncated = (
             " (it seems cut off)"
             if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg
             else ""
         )
         return LabError(
-            f"row {number} is not valid JSON{cut}: {error.msg} at column {error.colno}",
+            f"row {number} is not valid JSON{truncated}: {error.msg} at column {error.colno}",
             where=str(file),
             remedy="mend or remove that line",
         )

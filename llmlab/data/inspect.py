@@ -176,16 +176,16 @@ def lengths_of(rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> dict[str,
 
 def fit(lengths: np.ndarray, length: int) -> Fit:
     """Returns what a longest row of `length` tokens means for rows of these lengths."""
-    cut = np.minimum(lengths, length)
-    batches = [cut[start : start + BATCH] for start in range(0, len(cut), BATCH)]
+    truncated = np.minimum(lengths, length)
+    batches = [truncated[start : start + BATCH] for start in range(0, len(truncated), BATCH)]
     drawn = sum(len(batch) * int(batch.max()) for batch in batches)
-    table = documents_table({"input_ids": [np.zeros(size, np.int32) for size in cut]})
+    table = documents_table({"input_ids": [np.zeros(size, np.int32) for size in truncated]})
     packed = padding_share(row_lengths(pack(table, length, "best_fit")), length)
     return Fit(
         length,
         float((lengths <= length).mean()),
-        padding_share(cut, length),
-        1 - float(cut.sum()) / drawn,
+        padding_share(truncated, length),
+        1 - float(truncated.sum()) / drawn,
         packed,
     )
 

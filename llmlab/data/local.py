@@ -103,8 +103,8 @@ def _of_split(files: list[Path], path: Path, split: str) -> list[Path]:
         for file in files
         if file != path
     ]
-    found = [file for file, parts in inside if split in parts]
-    if not found:
+    matches = [file for file, parts in inside if split in parts]
+    if not matches:
         raise LabError(
             f"`split` {split!r}: no such split in these files",
             where=str(path),
@@ -113,7 +113,7 @@ def _of_split(files: list[Path], path: Path, split: str) -> list[Path]:
                 " are that split"
             ),
         )
-    return found
+    return matches
 
 
 def contents_hash(source: SourceConfig) -> str:

@@ -106,8 +106,8 @@ def _tool_call(call: Any) -> dict[str, Any]:
             raise InvalidRow(
                 f"the arguments of the tool call {function['name']!r} are not JSON", malformed=True
             ) from None
-    made = {
+    call_data = {
         "type": "function",
         "function": {"name": function["name"], "arguments": without_nulls(arguments or {})},
     }
-    return {**({"id": call["id"]} if call.get("id") else {}), **made}
+    return {**({"id": call["id"]} if call.get("id") else {}), **call_data}

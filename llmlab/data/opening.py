@@ -111,7 +111,7 @@ def open_source(
         tuple(source.labels or (() if dataset else names or ())),
     )
     mapping = choose_mapping(
-        columns, sample, needed, source.name, by_hand=by_hand, known=mapping_for(dataset, needed)
+        columns, sample, needed, source.name, by_hand=by_hand, usual=mapping_for(dataset, needed)
     )
     if source.labels and mapping.shape != "classification":
         raise LabError(

@@ -76,7 +76,7 @@ class PackedSources:
 
         A streamed source gives those among its first `HEAD` rows.
         """
-        made = Validation()
+        result = Validation()
         own = bool(self.config.eval_datasets)
         sources = self.config.eval_datasets or (self.config.datasets if self.fraction else [])
         for name, source in zip(short_names(sources), sources, strict=True):
@@ -84,16 +84,18 @@ class PackedSources:
             head_only = source.streaming and not whole
             readers = partial(self._readers, [source], held_out=not own, head_only=head_only)
             key_of_source = {**key, "held_out": fingerprint(source), "fraction": self.fraction}
-            found = stored(key_of_source, self._stream([source], readers), [source])
-            if found.rows is None:
+            packed_rows = stored(key_of_source, self._stream([source], readers), [source])
+            if packed_rows.rows is None:
                 continue
-            made.rows[name], made.facts[name] = found.rows, found.facts
-            made.notes += found.notes if own else [f"held-out rows: {note}" for note in found.notes]
+            result.rows[name], result.facts[name] = packed_rows.rows, packed_rows.facts
+            result.notes += (
+                packed_rows.notes if own else [f"held-out rows: {note}" for note in packed_rows.notes]
+            )
             if own:
-                made.sources += found.sources
-                if head_only and any(counts["read"] >= HEAD for counts in found.sources):
-                    made.notes.append(f"validation reads the first {HEAD:,} rows of {source.line()}")
-        return made
+                result.sources += packed_rows.sources
+                if head_only and any(counts["read"] >= HEAD for counts in packed_rows.sources):
+                    result.notes.append(f"validation reads the first {HEAD:,} rows of {source.line()}")
+        return result
 
     def _stream(
         self, sources: list[SourceConfig], readers: Callable[[], list[Reader]], *, endless: bool = False
@@ -179,22 +181,22 @@ def pretrain_data(
             "seed": config.seed if len(drawn) > 1 else 0,
             "stop": config.mixture_stop,
         }
-        found = stored(key_of_mixture, packed.training(drawn, endless=False), drawn)
-        if found.rows is None:
+        packed_rows = stored(key_of_mixture, packed.training(drawn, endless=False), drawn)
+        if packed_rows.rows is None:
             raise LabError(
                 "hold no text to train on", where="datasets", remedy="add text, or lower `eval_fraction`"
             )
-        train = found.rows.with_format("numpy")
-        facts = {name: found.facts[name] for name in ("rows", "tokens", "padding")}
-        notes, sources = found.notes, found.sources
-    held = packed.validation(key)
+        train = packed_rows.rows.with_format("numpy")
+        facts = {name: packed_rows.facts[name] for name in ("rows", "tokens", "padding")}
+        notes, sources = packed_rows.notes, packed_rows.sources
+    eval_rows = packed.validation(key)
     return Prepared(
         train,
-        {name: rows.with_format("numpy") for name, rows in held.rows.items()},
-        {**facts, "eval_rows": sum(len(rows) for rows in held.rows.values())},
-        {name: each["bytes"] / each["tokens"] for name, each in held.facts.items()},
-        [*notes, *held.notes],
-        [*sources, *held.sources],
+        {name: rows.with_format("numpy") for name, rows in eval_rows.rows.items()},
+        {**facts, "eval_rows": sum(len(rows) for rows in eval_rows.rows.values())},
+        {name: each["bytes"] / each["tokens"] for name, each in eval_rows.facts.items()},
+        [*notes, *eval_rows.notes],
+        [*sources, *eval_rows.sources],
     )
 
 

@@ -23,11 +23,11 @@ def documents_table(columns: dict[str, list[np.ndarray]]) -> pa.Table:
     """Returns documents, one array of tokens each, as a table of int32 list columns."""
     import pyarrow as pa
 
-    made = {}
+    table_columns = {}
     for name, arrays in columns.items():
         values = np.concatenate(arrays).astype(np.int32, copy=False) if arrays else np.empty(0, np.int32)
-        made[name] = _lists(values, np.array([len(array) for array in arrays], np.int64))
-    return pa.table(made)
+        table_columns[name] = _lists(values, np.array([len(array) for array in arrays], np.int64))
+    return pa.table(table_columns)
 
 
 def pack(table: pa.Table, length: int, how: str) -> pa.Table:
@@ -60,9 +60,12 @@ def pack(table: pa.Table, length: int, how: str) -> pa.Table:
         tokens = np.full(-(-total // length), length, np.int64)
         if total % length:
             tokens[-1] = total % length
-        made = {name: _lists(values[name], tokens) for name in names}
+        columns = {name: _lists(values[name], tokens) for name in names}
         return pa.table(
-            {**made, "seq_lengths": _lists(pieces.astype(np.int32), np.bincount(rows, minlength=len(tokens)))}
+            {
+                **columns,
+                "seq_lengths": _lists(pieces.astype(np.int32), np.bincount(rows, minlength=len(tokens))),
+            }
         )
     from datasets import Dataset
     from trl.data_utils import pack_dataset
@@ -71,8 +74,8 @@ def pack(table: pa.Table, length: int, how: str) -> pa.Table:
     counts = whole + (rest > 0)
     pieces = np.full(int(counts.sum()), length, np.int64)
     pieces[np.cumsum(counts)[rest > 0] - 1] = rest[rest > 0]
-    cut = Dataset(pa.table({name: _lists(values[name], pieces) for name in names}))
-    packed = pack_dataset(cut, length, "bfd").with_format("arrow")[:]
+    pieces_table = Dataset(pa.table({name: _lists(values[name], pieces) for name in names}))
+    packed = pack_dataset(pieces_table, length, "bfd").with_format("arrow")[:]
     lists = pa.list_(pa.int32())
     return pa.table({name: packed.column(name).cast(lists) for name in (*names, "seq_lengths")})
 

@@ -116,14 +116,16 @@ def pair_tokens(
     """
     pair = (row["prompt"], row["chosen"], row["rejected"])
     tokens = tokenize_pair(tokenizer, *pair, config.max_length, config.max_prompt_length)
-    cut = tokens.pop("cut")
-    if cut and config.on_overflow == "drop":
+    truncated = tokens.pop("cut")
+    if truncated and config.on_overflow == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
     if tokens["chosen_ids"] == tokens["rejected_ids"]:
         raise InvalidRow(
-            f"equal answers within `max_length` {config.max_length}" if cut else "equal answers in tokens"
+            f"equal answers within `max_length` {config.max_length}"
+            if truncated
+            else "equal answers in tokens"
         )
-    return {**tokens, "cut": cut}
+    return {**tokens, "cut": truncated}
 
 
 def answer_tokens(

@@ -26,23 +26,23 @@ def mmlu_pro(row: Row) -> Row:
     return _letters(at(row, "question"), at(row, "options", list), LETTERS.index(letter))
 
 
-def _letters(question: str, options: list[Any], right: int) -> Row:
-    if not 0 <= right < len(options) or len(options) > len(LETTERS):
-        raise InvalidRow(f"answer {right} is none of {len(options)} choices", malformed=True)
+def _letters(question: str, options: list[Any], label: int) -> Row:
+    if not 0 <= label < len(options) or len(options) > len(LETTERS):
+        raise InvalidRow(f"answer {label} is none of {len(options)} choices", malformed=True)
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     prompt = "\n".join([question.strip(), *lines, "Answer:"])
-    return choice(user(prompt), LETTERS[right], LETTERS[: len(options)])
+    return choice(user(prompt), LETTERS[label], LETTERS[: len(options)])
 
 
 def finance_task(row: Row) -> Row:
     """Returns a row of the AdaptLLM tasks: a closed set of options where there is one, else a free answer."""
     question = at(row, "input").rstrip()
     if row.get("options"):
-        right, options = at(row, "gold_index", int), at(row, "options", list)
-        if not 0 <= right < len(options):
-            raise InvalidRow(f"gold_index {right} is none of {len(options)} options", malformed=True)
+        label, options = at(row, "gold_index", int), at(row, "options", list)
+        if not 0 <= label < len(options):
+            raise InvalidRow(f"gold_index {label} is none of {len(options)} options", malformed=True)
         return choice(
-            user(question), str(options[right]).strip(), [str(option).strip() for option in options]
+            user(question), str(options[label]).strip(), [str(option).strip() for option in options]
         )
     return {"prompt": user(question), "completion": str(at(row, "label", (str, int, float))).strip()}
 
@@ -118,8 +118,8 @@ def math_dataset(row: Row) -> Row:
 
 def math_dataset_answer(row: Row) -> Row:
     """Returns the same with the right answer for rewards."""
-    made = math_dataset(row)
-    return {"prompt": made["prompt"], "answer": made["completion"]}
+    parsed = math_dataset(row)
+    return {"prompt": parsed["prompt"], "answer": parsed["completion"]}
 
 
 def conversations_of_tree(rows: Iterable[Row]) -> Iterator[Row]:
@@ -137,15 +137,15 @@ def conversations_of_tree(rows: Iterable[Row]) -> Iterator[Row]:
         role = {"prompter": "user"}.get(at(row, "role"), at(row, "role"))
         messages[key] = (parent, {"role": role, "content": at(row, "text")})
         children[parent].append(key)
-    told = set()
+    seen = set()
     for key in messages:
         if children.get(key):
             continue
         if messages[key][1]["role"] != "assistant":
             key = messages[key][0]
-        if key is None or key not in messages or key in told:
+        if key is None or key not in messages or key in seen:
             continue
-        told.add(key)
+        seen.add(key)
         path: list[dict[str, str]] = []
         step: str | None = key
         while step is not None and step in messages and len(path) <= len(messages):

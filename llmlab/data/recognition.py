@@ -67,7 +67,7 @@ def choose_mapping(
     where: str,
     *,
     by_hand: ByHand,
-    known: RowMapping | None = None,
+    usual: RowMapping | None = None,
 ) -> RowMapping:
     """Returns the mapping of a source: what the person set, else what the catalogue knows, else what the
     columns say.
@@ -78,13 +78,13 @@ def choose_mapping(
         needed: shapes that the method can use.
         where: name of the source.
         by_hand: what the person set.
-        known: what the catalogue says of this source.
+        usual: what the catalogue says of this source.
 
     Raises:
         LabError: with the columns and a sample row, when nothing fits, or a set column is not there.
     """
     _check_columns(columns, by_hand, where)
-    options = [known] if known and not by_hand.says_how else list(_possible(columns, by_hand, where))
+    options = [usual] if usual and not by_hand.says_how else list(_possible(columns, by_hand, where))
     for mapping in options:
         if mapping.serves(needed):
             return replace(
@@ -142,10 +142,12 @@ def _possible(columns: list[str], by_hand: ByHand, where: str) -> Iterator[RowMa
         yield RowMapping(shape, columns_by_part)
 
 
-def _check_parts(shape: str, held: dict[str, str], columns: list[str], by_hand: ByHand, where: str) -> None:
+def _check_parts(
+    shape: str, columns_of: dict[str, str], columns: list[str], by_hand: ByHand, where: str
+) -> None:
     """Refuses a shape whose parts no column holds."""
     made_by_prompt = ("prompt", "text") if by_hand.prompt else ()
-    lacking = [part for part in NEEDED[shape] if part not in held and part not in made_by_prompt]
+    lacking = [part for part in NEEDED[shape] if part not in columns_of and part not in made_by_prompt]
     if lacking:
         by_prompt = by_hand.shape == "auto"
         says = f"`prompt` makes {shape} rows, which need" if by_prompt else f"`format` {shape!r} needs"

@@ -195,8 +195,12 @@ def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
                 where=name,
                 remedy=there_are(source) or text[:300],
             ) from None
-        known = entry(source.name, source.subset)
-        hint = f" (the catalogue knows it: {known.becomes}, {known.rows} rows)" if known else ""
+        entry_of_catalogue = entry(source.name, source.subset)
+        hint = (
+            f" (the catalogue knows it: {entry_of_catalogue.becomes}, {entry_of_catalogue.rows} rows)"
+            if entry_of_catalogue
+            else ""
+        )
         raise LabError(
             f"the dataset {source.name!r} is not on this machine and the hub did not give it"
             f" ({type(error).__name__}){hint}",
@@ -224,6 +228,6 @@ def there_are(source: SourceConfig) -> str:
     except Exception:  # offline: what the catalogue knows has to do
         from llmlab.data.catalogue import CATALOGUE
 
-        known = [found for found in CATALOGUE if found.id == name]
-        subsets = [subset for found in known for subset in found.subsets]
+        entries = [dataset for dataset in CATALOGUE if dataset.id == name]
+        subsets = [subset for dataset in entries for subset in dataset.subsets]
         return f"its subsets are {', '.join(subsets)}" if subsets else ""

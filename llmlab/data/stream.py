@@ -131,7 +131,7 @@ class PackedStream(IterableDataset[dict[str, Any]]):
         place = start.lanes[(start.turn + number) % lanes]
         rows, skip = place.rows, place.inside
         before = Counter(place.left_out)  # of the windows before; resumed inside one, of that one as well
-        known = place.inside > 0
+        resuming = place.inside > 0
         idle = _IdlePasses(limit=lanes)
         counted = Counter[str]()  # by the readers, before the window at hand was read
         for window, documents in self.windows(place.windows):
@@ -142,8 +142,8 @@ class PackedStream(IterableDataset[dict[str, Any]]):
                 continue
             idle.windows += 1
             table = pack(self.encode(documents), self.length, self.packing)
-            left_out = before if known else before + (self._left_out() - counted)
-            known = False
+            left_out = before if resuming else before + (self._left_out() - counted)
+            resuming = False
             for inside, row in enumerate(table_rows(table), 1):
                 if skip:
                     skip -= 1

@@ -35,12 +35,12 @@ def encode_texts(
     short = [index for index, text in enumerate(texts) if len(text) <= piece + overlap]
     encoded: list[Any] = [None] * len(texts)
     # the same tokens without the lists that nobody reads
-    for index, found in zip(
+    for index, encoding in zip(
         short,
         backend.encode_batch_fast([str(texts[i]) for i in short], add_special_tokens=False),
         strict=True,
     ):
-        encoded[index] = np.array(found.ids, np.int32)
+        encoded[index] = np.array(encoding.ids, np.int32)
     return [
         _encode_long(backend, str(text), piece, overlap) if ids is None else ids
         for text, ids in zip(texts, encoded, strict=True)

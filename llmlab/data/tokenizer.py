@@ -169,8 +169,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             remedy="use a local folder, `byte`, or train one with `llmlab tokenizer`",
         ) from None
     if not isinstance(tokenizer.model_max_length, (int, float)):
-        told = shortened(repr(tokenizer.model_max_length), 60)
-        raise LabError(f"tokenizer_config.json: `model_max_length` is {told}, not a number", where=name)
+        value = shortened(repr(tokenizer.model_max_length), 60)
+        raise LabError(f"tokenizer_config.json: `model_max_length` is {value}, not a number", where=name)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

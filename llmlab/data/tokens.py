@@ -116,9 +116,11 @@ def _build(
         drops = source.duplicates == "drop"
         keep[again] = not drops
         counter.add(REPEATED, int(again[0]), len(again), verb="left out" if drops else "kept")
-    cut = np.array(rows["cut"][:]) & keep
-    if cut.any():
-        counter.add("longer than `max_length`", int(np.flatnonzero(cut)[0]), int(cut.sum()), verb="cut")
+    truncated = np.array(rows["cut"][:]) & keep
+    if truncated.any():
+        counter.add(
+            "longer than `max_length`", int(np.flatnonzero(truncated)[0]), int(truncated.sum()), verb="cut"
+        )
     held_out = split(np.arange(len(rows)), fraction)
     counter.held_out = int((keep & held_out).sum())
     lists = rows.select_columns(list(columns))
@@ -128,7 +130,7 @@ def _build(
             (part[start : start + WRITTEN] for start in range(0, len(part), WRITTEN)),
             folder / f"{name}.arrow",
         )
-    return {"counters": [counter.to_json()], "dropped": counter.dropped, "cut": int(cut.sum())}
+    return {"counters": [counter.to_json()], "dropped": counter.dropped, "cut": int(truncated.sum())}
 
 
 @dataclass

@@ -26,13 +26,15 @@ class Answers:
     @property
     def accuracy(self) -> float:
         """Share of answers that are right to the letter, surrounding space aside."""
-        return sum(right == prediction for _, _, right, prediction in self.rows) / max(1, len(self.rows))
+        return sum(reference == prediction for _, _, reference, prediction in self.rows) / max(
+            1, len(self.rows)
+        )
 
     def by_task(self) -> dict[str, float]:
         """Returns the accuracy of each task."""
         groups: dict[str, list[bool]] = defaultdict(list)
-        for task, _, right, prediction in self.rows:
-            groups[task].append(right == prediction)
+        for task, _, reference, prediction in self.rows:
+            groups[task].append(reference == prediction)
         return {task: sum(hits) / len(hits) for task, hits in groups.items()}
 
 

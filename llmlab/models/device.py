@@ -105,7 +105,7 @@ KERNELS = {
 }
 
 
-def refuse_kernel(about: PreTrainedConfig, classes: Any, kernel: str | None, where: str) -> None:
+def refuse_kernel(model_config: PreTrainedConfig, classes: Any, kernel: str | None, where: str) -> None:
     """Refuses an attention backend that the architecture does not support.
 
     Args:
@@ -117,13 +117,14 @@ def refuse_kernel(about: PreTrainedConfig, classes: Any, kernel: str | None, whe
     Raises:
         LabError: with the backends that it supports.
     """
-    if kernel not in KERNELS or type(about) not in classes:
+    if kernel not in KERNELS or type(model_config) not in classes:
         return
-    cls = classes[type(about)]
+    cls = classes[type(model_config)]
     if not getattr(cls, KERNELS[kernel][0]):
         others = [name for flag, name in KERNELS.values() if getattr(cls, flag)]
         raise LabError(
-            f'`attention_backend` "{KERNELS[kernel][1]}" is not supported by {about.model_type} models',
+            f'`attention_backend` "{KERNELS[kernel][1]}" is not supported by'
+            f" {model_config.model_type} models",
             where=where,
             remedy=f"use {' or '.join(['auto', *others, 'eager'])}",
         )

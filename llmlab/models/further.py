@@ -13,9 +13,9 @@ from llmlab.models.headers import ALIASES
 LEARNED_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
 
 
-def context_length(about: PreTrainedConfig) -> int | None:
+def context_length(model_config: PreTrainedConfig) -> int | None:
     """Returns the positions that a model was made for; None where its config does not say."""
-    text = about.get_text_config()
+    text = model_config.get_text_config()
     lengths = (getattr(text, name, None) for name in ALIASES["longest"])
     return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 

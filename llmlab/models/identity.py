@@ -56,13 +56,13 @@ def weights_fingerprint(name: str, *, download: bool = True) -> str:
     files = (
         [where] if where.is_file() else sorted({file for pattern in WEIGHTS for file in where.glob(pattern)})
     )
-    sealed = _sealed(where)
+    manifest = _sealed(where)
     for file in files:
-        known = sealed.get(file.name)
-        if known is None:
+        file_hash = manifest.get(file.name)
+        if file_hash is None:
             stat = file.stat()
-            known = _file_hash(file, stat.st_size, stat.st_mtime_ns)
-        digest.update(f"{file.name}:{known}".encode())
+            file_hash = _file_hash(file, stat.st_size, stat.st_mtime_ns)
+        digest.update(f"{file.name}:{file_hash}".encode())
     if base := base_of(where):
         digest.update(weights_fingerprint(base, download=download).encode())
     return digest.hexdigest()[:32]

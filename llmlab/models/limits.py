@@ -152,9 +152,9 @@ def check_files(path: Path) -> None:
             _check_shape(content, path)
 
 
-def _check_shape(about: dict[str, Any], path: Path) -> None:
-    text = about.get("text_config")
-    for part in (about, text if isinstance(text, dict) else {}):
+def _check_shape(model_config: dict[str, Any], path: Path) -> None:
+    text = model_config.get("text_config")
+    for part in (model_config, text if isinstance(text, dict) else {}):
         for name in LAYERS:
             if isinstance(value := part.get(name), (int, float)) and not 0 <= value <= MOST_LAYERS:
                 raise LabError(
@@ -167,9 +167,9 @@ def _check_shape(about: dict[str, Any], path: Path) -> None:
             if isinstance(value, (str, bool, dict)) or (
                 isinstance(value, (int, float)) and not 0 <= value <= LARGEST_SIZE
             ):
-                told = shortened(repr(value), 40)
+                shown = shortened(repr(value), 40)
                 raise LabError(
-                    f"config.json: `{name}` is {told}, not a size", where=str(path), remedy="copy it anew"
+                    f"config.json: `{name}` is {shown}, not a size", where=str(path), remedy="copy it anew"
                 )
 
 
@@ -185,10 +185,10 @@ def check_adapter(path: Path, modules: Iterable[str]) -> None:
             adapter.
     """
     adapter = read_object(path / "adapter_config.json")
-    widest = max((max(shape, default=0) for shape in tensor_sizes(path).values()), default=0)
+    max_width = max((max(shape, default=0) for shape in tensor_sizes(path).values()), default=0)
     for name, ranks in (("r", [adapter.get("r")]), ("rank_pattern", _values(adapter.get("rank_pattern")))):
         for rank in ranks:
-            if isinstance(rank, int) and rank > max(widest, 1):
+            if isinstance(rank, int) and rank > max(max_width, 1):
                 raise LabError(
                     f"`{name}` {rank:,} is more than its weights have", where=str(path), remedy="copy it anew"
                 )

@@ -143,11 +143,11 @@ def _from_weights(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
     return equal_4bit_products(model) if "quantization_config" in kwargs else model
 
 
-def _auto_class(about: PreTrainedConfig, use: Use) -> tuple[Any, Any]:
+def _auto_class(model_config: PreTrainedConfig, use: Use) -> tuple[Any, Any]:
     """Returns transformers' class for a use, and its table of architectures."""
     if use == "score":
         return AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    if about.is_encoder_decoder:
+    if model_config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
     return AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING
 

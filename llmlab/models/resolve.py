@@ -213,14 +213,14 @@ def refuse_misfit(where: Path, use: str) -> None:
         _check_base(where, str(model_config.get("backbone")), use)
 
 
-def refuse_architecture(about: dict[str, Any], where: str | Path, use: str) -> None:
+def refuse_architecture(model_config: dict[str, Any], where: str | Path, use: str) -> None:
     """Refuses a model whose config says that it cannot do what it is wanted for ("weights": nothing is
     refused).
 
     Raises:
         LabError: with what it is, and what to take instead.
     """
-    kind, classes = about.get("model_type"), about.get("architectures")
+    kind, classes = model_config.get("model_type"), model_config.get("architectures")
     classes = classes if isinstance(classes, list) else []
     if use == "weights":
         return
@@ -239,7 +239,7 @@ def refuse_architecture(about: dict[str, Any], where: str | Path, use: str) -> N
                 " word"
             ),
         )
-    if about.get("is_encoder_decoder") and use not in ("sft", "chat"):
+    if model_config.get("is_encoder_decoder") and use not in ("sft", "chat"):
         raise LabError(
             f"is an encoder-decoder ({kind}): `{use}` trains decoders",
             where=str(where),
@@ -249,7 +249,7 @@ def refuse_architecture(about: dict[str, Any], where: str | Path, use: str) -> N
         raise LabError(
             f"is a dual-head model, whose backbone stays frozen: `{use}` trains whole models",
             where=str(where),
-            remedy=f"train its backbone, {about.get('backbone')}",
+            remedy=f"train its backbone, {model_config.get('backbone')}",
         )
 
 

@@ -52,24 +52,24 @@ def exact_match(answer: Answer) -> float:
 
 def numeric_match(answer: Answer) -> float:
     """1 when the final number is the right one: after `####`, in a box, or the last one said."""
-    predicted, right = final_number(answer.text), final_number(answer.right)
+    predicted, reference = final_number(answer.text), final_number(answer.right)
     return float(
         predicted is not None
-        and right is not None
-        and math.isclose(predicted, right, rel_tol=1e-6, abs_tol=1e-9)
+        and reference is not None
+        and math.isclose(predicted, reference, rel_tol=1e-6, abs_tol=1e-9)
     )
 
 
 def arithmetic_steps(answer: Answer) -> float:
     """Share of the steps `a + b = c` in the answer that are really right; 0 without any."""
     steps = STEP.findall(answer.text)
-    right = 0
+    correct = 0
     for a, sign, b, c in steps:
         left, other, result = _number(a), _number(b), _number(c)
         if left is None or other is None or result is None or (sign in "/÷" and other == 0):
             continue
-        right += math.isclose(OPERATORS[sign](left, other), result, rel_tol=1e-4, abs_tol=1e-6)
-    return right / len(steps) if steps else 0.0
+        correct += math.isclose(OPERATORS[sign](left, other), result, rel_tol=1e-4, abs_tol=1e-6)
+    return correct / len(steps) if steps else 0.0
 
 
 def label_match(answer: Answer) -> float:

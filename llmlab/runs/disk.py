@@ -40,7 +40,7 @@ class FullDisk:
         Raises:
             LabError: when an end was asked for while the disk was full.
         """
-        told = False
+        warned = False
         while True:
             free = shutil.disk_usage(folder).free
             if free >= needed:
@@ -49,13 +49,13 @@ class FullDisk:
                 except Exception as error:  # the libraries that write raise kinds of their own
                     if not is_full(error, folder):
                         raise
-            if not told:
+            if not warned:
                 self.tell(
                     f"the disk is full: {folder} has {free / 1e6:,.1f} MB free and about"
                     f" {max(needed, 1) / 1e6:,.1f} MB are to be written. The run waits; free some space, or"
                     " stop it with Ctrl+C: checkpoints that are complete stay"
                 )
-                told = True
+                warned = True
             if self.stop_asked():
                 raise LabError(
                     "stopped while the disk was full; earlier checkpoints are complete",

@@ -90,14 +90,14 @@ def _fault(folder: Path) -> str:
         return f"cannot be read ({error.strerror})"
 
 
-def _compare(folder: Path, known: dict[str, tuple[int, str]]) -> str:
+def _compare(folder: Path, manifest: dict[str, tuple[int, str]]) -> str:
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             return f"{name} is a link"
-        if path.suffix in PICKLES and name not in known:
+        if path.suffix in PICKLES and name not in manifest:
             return f"{name} is not in the manifest"
-    for name, (size, digest) in known.items():
+    for name, (size, digest) in manifest.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

@@ -23,8 +23,8 @@ def verify_run(name: str) -> dict[Path, str]:
     folder = next((path for path in (Path(name), RUNS / name) if path.is_dir()), None)
     if folder is None:
         raise LabError("there is no such run", where=name, remedy="`llmlab runs` lists them")
-    found = [*(one.path for one in RunFolder(folder).checkpoints()), *(folder / model for model in MODELS)]
-    faults = {path: fault for path in found if (fault := _fault(path)) != GONE}
+    folders = [*(one.path for one in RunFolder(folder).checkpoints()), *(folder / model for model in MODELS)]
+    faults = {path: fault for path in folders if (fault := _fault(path)) != GONE}
     if not faults:
         raise LabError("holds no checkpoints", where=name)
     return faults

@@ -70,9 +70,9 @@ def weighted(
     """
     functions = [(source.weight, reward_function(source, device)) for source in sources]
 
-    def total(prompts: list[Any], answers: list[str], right: list[str]) -> list[float]:
+    def total(prompts: list[Any], answers: list[str], references: list[str]) -> list[float]:
         columns = [
-            [weight * value for value in function(prompts, answers, answer=right)]
+            [weight * value for value in function(prompts, answers, answer=references)]
             for weight, function in functions
         ]
         return [sum(values) for values in zip(*columns, strict=True)]
@@ -102,10 +102,10 @@ def _built_in(source: RewardSource) -> Judge:
     function = BUILT_IN[source.name]
 
     def rewards(prompts: list[Any], texts: list[str], columns: dict[str, Any]) -> list[float]:
-        right = columns.get("answer") or [""] * len(texts)
+        references = columns.get("answer") or [""] * len(texts)
         return [
             function(Answer(text, _text(prompt), answer or "", source.setting or ""))
-            for text, prompt, answer in zip(texts, prompts, right, strict=True)
+            for text, prompt, answer in zip(texts, prompts, references, strict=True)
         ]
 
     return rewards

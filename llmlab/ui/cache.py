@@ -21,15 +21,15 @@ def caches_table(root: Path) -> Table:
     """Returns every cache below a folder."""
     table = Table("cache", "reference", "made with", "pairs", "size", "")
     for cache in caches(root):
-        about = cache.description
+        key = cache.description
         how = ", ".join(
-            str(about.get(name))
+            str(key.get(name))
             for name in ("precision", "quantisation", "max_length", "stores")
-            if name in about
+            if name in key
         )
         table.add_row(
             cache.folder.name,
-            f"{about.get('name', '?')} ({str(about.get('reference', '?'))[:8]})",
+            f"{key.get('name', '?')} ({str(key.get('reference', '?'))[:8]})",
             how,
             f"{len(cache):,}",
             size(cache.bytes_on_disk()),
@@ -42,12 +42,12 @@ def caches_table(root: Path) -> Table:
 
 def verified(root: Path) -> tuple[list[str], bool]:
     """Returns a line for every cache, and whether all parts are whole."""
-    found = caches(root)
+    cache_list = caches(root)
     lines = []
-    for cache in found:
+    for cache in cache_list:
         lines += [f"{cache.folder.name}: {fault}" for fault in cache.faults]
         lines.append(f"{cache.folder.name}: {len(cache):,} pairs whole")
-    return lines or [f"no cache in {root}"], not any(cache.faults for cache in found)
+    return lines or [f"no cache in {root}"], not any(cache.faults for cache in cache_list)
 
 
 def matching(root: Path, name: str | None) -> list[ReferenceCache]:

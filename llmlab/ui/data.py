@@ -24,41 +24,41 @@ BARS = 12
 SHOWN = 700  # characters of the sample
 
 
-def inspection(found: Inspection, tokenizer: str) -> RenderableType:
+def inspection(inspected: Inspection, tokenizer: str) -> RenderableType:
     """Returns the screen of an inspected source."""
-    of_all = f"{found.rows:,} rows" if found.complete else f"the first {found.rows:,} rows"
+    of_all = f"{inspected.rows:,} rows" if inspected.complete else f"the first {inspected.rows:,} rows"
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="cyan", no_wrap=True)
     facts.add_column(overflow="fold")
-    facts.add_row("source", f"{found.source.line()} ({of_all})")
-    facts.add_row("shape", found.shape.replace("_", " + "))
-    if found.columns:
-        facts.add_row("columns", ", ".join(f"{part}: {column}" for part, column in found.columns.items()))
-    if found.prompt:
-        facts.add_row("prompt", found.prompt.replace("\n", "⏎ "))
-    if found.labels:
-        total = sum(found.labels.values())
+    facts.add_row("source", f"{inspected.source.line()} ({of_all})")
+    facts.add_row("shape", inspected.shape.replace("_", " + "))
+    if inspected.columns:
+        facts.add_row("columns", ", ".join(f"{part}: {column}" for part, column in inspected.columns.items()))
+    if inspected.prompt:
+        facts.add_row("prompt", inspected.prompt.replace("\n", "⏎ "))
+    if inspected.labels:
+        total = sum(inspected.labels.values())
         facts.add_row(
             "labels",
-            ", ".join(f"{word} {count:,} ({count / total:.1%})" for word, count in found.labels.items()),
+            ", ".join(f"{word} {count:,} ({count / total:.1%})" for word, count in inspected.labels.items()),
         )
     facts.add_row("tokens of", tokenizer)
-    for note in found.notes:
+    for note in inspected.notes:
         facts.add_row("note", Text(note, style="yellow"))
-    if not found.lengths:
+    if not inspected.lengths:
         return facts
-    measured = len(found.lengths["row"])
+    measured = len(inspected.lengths["row"])
     parts: list[RenderableType] = [facts, Text()]
-    parts += [Learned("one row", found.sample), Text()]
+    parts += [Learned("one row", inspected.sample), Text()]
     table = Table(
         "tokens",
         *(f"{p} %" if p < 100 else "longest" for p in PERCENTILES),
         title_justify="left",
         title=f"lengths of {measured:,} rows",
     )
-    for part, values in found.percentiles.items():
+    for part, values in inspected.percentiles.items():
         table.add_row(part, *(f"{value:,}" for value in values))
-    parts += [table, histogram(found.lengths["row"]), Text()]
+    parts += [table, histogram(inspected.lengths["row"]), Text()]
     fits = Table(
         "max_length",
         "rows that fit",
@@ -68,13 +68,13 @@ def inspection(found: Inspection, tokenizer: str) -> RenderableType:
         title_justify="left",
         title="padding at each length",
     )
-    for fit in found.fits:
-        mark = "bold" if fit.length == found.suggested[0] else ""
+    for fit in inspected.fits:
+        mark = "bold" if fit.length == inspected.suggested[0] else ""
         shares = (fit.fits, fit.padded, fit.longest, fit.packed)
         fits.add_row(f"{fit.length:,}", *(f"{share:.1%}" for share in shares), style=mark)
     parts += [
         fits,
-        Text(f"suggested max_length: {found.suggested[0]:,} ({found.suggested[1]})", style="bold"),
+        Text(f"suggested max_length: {inspected.suggested[0]:,} ({inspected.suggested[1]})", style="bold"),
     ]
     return Group(*parts)
 
@@ -130,9 +130,9 @@ def catalogue(word: str = "") -> Table:
     """
     wanted = real_id(word).lower()
     shown = [
-        known
-        for known in CATALOGUE
-        if wanted in " ".join([known.id, known.domain, known.becomes, *known.stages]).lower()
+        dataset
+        for dataset in CATALOGUE
+        if wanted in " ".join([dataset.id, dataset.domain, dataset.becomes, *dataset.stages]).lower()
     ]
     if not shown:
         raise LabError(
@@ -141,31 +141,35 @@ def catalogue(word: str = "") -> Table:
     table = Table(show_header=True)
     table.add_column("dataset", overflow="fold", ratio=5)
     table.add_column("what it becomes, rows, and what it is for", overflow="fold", ratio=6)
-    for known in shown:
+    for dataset in shown:
         name, about = (
-            Text(known.id),
-            styled("{} · {} · [cyan]{}[/cyan]", known.becomes, known.rows, ", ".join(known.stages)),
+            Text(dataset.id),
+            styled("{} · {} · [cyan]{}[/cyan]", dataset.becomes, dataset.rows, ", ".join(dataset.stages)),
         )
-        if known.subsets:
-            name.append("\n" + ", ".join(known.subsets), style="dim")
-        if known.note:
-            about.append("\n" + known.note, style="dim")
+        if dataset.subsets:
+            name.append("\n" + ", ".join(dataset.subsets), style="dim")
+        if dataset.note:
+            about.append("\n" + dataset.note, style="dim")
         table.add_row(name, about)
     return table
 
 
-def about(known: Entry) -> Table:
+def about(dataset: Entry) -> Table:
     """Returns all that is known of one dataset."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("dataset", known.id)
-    for title, values in (("subsets", known.subsets), ("splits", known.splits), ("stages", known.stages)):
+    table.add_row("dataset", dataset.id)
+    for title, values in (
+        ("subsets", dataset.subsets),
+        ("splits", dataset.splits),
+        ("stages", dataset.stages),
+    ):
         if values:
             table.add_row(title, ", ".join(values))
-    table.add_row("rows", known.rows)
-    table.add_row("domain", known.domain)
-    for reading in known.mappings:
+    table.add_row("rows", dataset.rows)
+    table.add_row("domain", dataset.domain)
+    for reading in dataset.mappings:
         table.add_row("becomes", reading.shape.replace("_", " + "))
         if reading.columns:
             table.add_row(
@@ -179,10 +183,10 @@ def about(known: Entry) -> Table:
             )
         if reading.parser:
             table.add_row("  read by", (reading.parser.__doc__ or "").split("\n")[0].removeprefix("Returns "))
-    if known.streamed:
+    if dataset.streamed:
         table.add_row("size", "large: set `streaming` to true")
-    if known.note:
-        table.add_row("note", known.note)
+    if dataset.note:
+        table.add_row("note", dataset.note)
     return table
 
 
@@ -201,19 +205,21 @@ def sources_table(looks: list[SourceLook]) -> Table:
     return table
 
 
-def measured(found: list[Measured]) -> RenderableType:
+def measured(measurements: list[Measured]) -> RenderableType:
     """Returns the figures of each source, their mean and spread, and the confusion of each classification."""
-    names = list(dict.fromkeys(name for figures in found for name in figures.figures))
+    names = list(dict.fromkeys(name for figures in measurements for name in figures.figures))
     table = Table("source", "rows", *(name.replace("_", " ") for name in names))
-    for figures in found:
+    for figures in measurements:
         cells = (f"{figures.figures[name]:.4f}" if name in figures.figures else "" for name in names)
         table.add_row(figures.name, f"{figures.rows:,}", *cells)
-    if len(found) > 1:
-        columns = [[figures.figures[name] for figures in found if name in figures.figures] for name in names]
+    if len(measurements) > 1:
+        columns = [
+            [figures.figures[name] for figures in measurements if name in figures.figures] for name in names
+        ]
         table.add_row("mean", "", *(f"{np.mean(values):.4f}" for values in columns), style="bold")
         table.add_row("spread", "", *(f"{np.std(values):.4f}" for values in columns))
     parts: list[RenderableType] = [table]
-    for figures in found:
+    for figures in measurements:
         if figures.classified:
             labels = [*figures.classified.labels, "other"]
             confusion = Table("right, and given", *labels, title=figures.name, title_justify="left")
@@ -233,5 +239,5 @@ def measured(found: list[Measured]) -> RenderableType:
 def show_catalogue(console: Console, word: str = "") -> None:
     """Prints one dataset when the word names it, else the table."""
     source = validate(SourceConfig, word) if word else None
-    known = entry(source.name, source.subset) if source else None
-    console.print(about(known) if known else catalogue(word))
+    dataset = entry(source.name, source.subset) if source else None
+    console.print(about(dataset) if dataset else catalogue(word))

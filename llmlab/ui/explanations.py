@@ -127,12 +127,12 @@ def _presets(kind: str, name: str) -> Iterator[str]:
     sizes = {size: values[name] for size, values in METHOD_PRESETS.get(kind, {}).items() if name in values}
     shapes = MODEL_PRESETS if kind == "model" else {}
     published = {shape: values[name] for shape, values in shapes.items() if name in values}
-    for words, found in (
+    for words, by_size in (
         ("Presets, after published recipes of that size", sizes),
         ("Published shapes", published),
     ):
-        if found:
-            yield f"{words}: " + ", ".join(f"{size} {value}" for size, value in found.items()) + "."
+        if by_size:
+            yield f"{words}: " + ", ".join(f"{size} {value}" for size, value in by_size.items()) + "."
 
 
 def review(config: KindConfig, origin: Origin | None = None) -> Table:

@@ -97,13 +97,13 @@ class FormState:
         """
         options, values = self.cls.options(), {**self.values, **further}
         looked_at = self._answered | further.keys()
-        kept = {
+        answered = {
             name: value
             for name, value in values.items()
             if name in FIXED
             or (applies(options[name], values) and (name in looked_at or value != default(self.cls, name)))
         }
-        return validate(self.cls, kept)
+        return validate(self.cls, answered)
 
     def has_answers(self) -> bool:
         """Returns whether anything was answered otherwise than it was offered."""

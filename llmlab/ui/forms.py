@@ -198,16 +198,16 @@ class Form:
                 if self._take(name, self.state.values[name]) is Navigation.LEAVE:
                     return Navigation.LEAVE
 
-    def _show(self, made: KindConfig) -> None:
-        self.console.print(review(made, self.state.origin))
+    def _show(self, config: KindConfig) -> None:
+        self.console.print(review(config, self.state.origin))
         try:
-            self.console.print(plan_table(make_plan(made)))
+            self.console.print(plan_table(make_plan(config)))
         except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
             self.console.print(str(error), style="yellow")
 
-    def _change_one(self, made: KindConfig) -> Left | None:
-        fields = type(made).model_fields
-        names = [name for name in fields if name not in FIXED and not made.inapplicable(name)]
+    def _change_one(self, config: KindConfig) -> Left | None:
+        fields = type(config).model_fields
+        names = [name for name in fields if name not in FIXED and not config.inapplicable(name)]
         question = select(
             "Which one? (type to search)", plain(names), use_search_filter=True, use_jk_keys=False
         )
@@ -230,9 +230,9 @@ class Form:
         state.take(name, reply.value)
         return None
 
-    def _end(self, choice: str, made: KindConfig) -> KindConfig | Ended:
+    def _end(self, choice: str, config: KindConfig) -> KindConfig | Ended:
         if choice == KEEP:
-            return made
+            return config
         self._leave_with(choice)
         return Ended.WITHOUT
 

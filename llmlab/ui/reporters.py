@@ -100,17 +100,17 @@ class LineReporter(Silent):
     @contextmanager
     def counting(self, what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
         """Writes a line now and then."""
-        began = told = time.perf_counter()
+        began = last = time.perf_counter()
         done = 0
 
         def advance(count: int) -> None:
-            nonlocal done, told
+            nonlocal done, last
             done += count
             now = time.perf_counter()
-            if now - told > COUNTED:
+            if now - last > COUNTED:
                 left = (now - began) / done * (total - done)
                 self.write(f"{what}: {done:,} of {total:,} {unit}, {left:.0f} s left", False)
-                told = now
+                last = now
 
         yield advance
 

@@ -72,11 +72,11 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
             except (OSError, ValueError):
                 rows.append((file, "is damaged"))
                 continue
-            kept = {
+            values = {
                 k: v for k, v in shape.items() if isinstance(v, (int, float, str)) and not k.startswith("_")
             }
             rows.append(
-                (file.removesuffix(".json"), ", ".join(f"{key} {value}" for key, value in kept.items()))
+                (file.removesuffix(".json"), ", ".join(f"{key} {value}" for key, value in values.items()))
             )
     run = RunFolder(folder.parent)
     record = run.record

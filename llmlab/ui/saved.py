@@ -46,13 +46,13 @@ def with_run(run: RunFolder, console: Console) -> None:
     if run.damage:
         console.print(f"{run.path}: {RECORD} {run.damage}", style="yellow")
     kind = (run.record.get("config") or {}).get("kind", "")
-    ended, made, name = run.status == "done" or kind not in STAGES, run.result(), str(run.path)
+    ended, model, name = run.status == "done" or kind not in STAGES, run.result(), str(run.path)
     actions: dict[str, Callable[[], None]] = {}
     if not ended:
         actions["go on with it"] = lambda: run_and_go_on(run.path, kind, console)
-    if made and kind != "reward":
+    if model and kind != "reward":
         actions["talk to it"] = lambda: commands.llmlab("chat", name)
-    if made:
+    if model:
         actions["details"] = lambda: commands.llmlab("info", name)
     actions["verify checkpoints"] = lambda: commands.llmlab("runs", "verify", name)
     if action := actions.get(pick("What with it?", list(actions))):

@@ -226,3 +226,8 @@ def test_the_help_does_not_speak_against_the_presets(kind):
         if rates and "learning_rate" in values:
             within = rates[2:] if values.get("adapter") and len(rates) == 4 else rates
             assert min(within) <= values["learning_rate"] <= max(within), size
+
+
+def test_options_of_a_checkpoint_are_compared_under_todays_names():
+    assert SFTConfig(overlong="drop").on_overflow == "drop"
+    assert SFTConfig.with_current_names({"overlong": "drop", "seed": 1}) == {"on_overflow": "drop", "seed": 1}

@@ -58,8 +58,8 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         """Asks the trainer to save and to stop; of several processes all stop when one was asked to."""
         if args.world_size > 1:
-            heard = torch.tensor([self.received], device=args.device)
-            torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX)
-            self.received = int(heard.item())
+            signals = torch.tensor([self.received], device=args.device)
+            torch.distributed.all_reduce(signals, torch.distributed.ReduceOp.MAX)
+            self.received = int(signals.item())
         if self.received:
             control.should_save = control.should_training_stop = True

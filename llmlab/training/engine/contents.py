@@ -97,10 +97,10 @@ def restoring(checkpoint: str) -> Iterator[None]:
     except Exception as error:  # the libraries raise many kinds where files are not what they were
         if "out of memory" in str(error).lower():
             raise
-        found = Checkpoint.at(Path(checkpoint))
-        if found is None:
+        snapshot = Checkpoint.at(Path(checkpoint))
+        if snapshot is None:
             raise
-        raise damaged(found, _reason(error)) from None
+        raise damaged(snapshot, _reason(error)) from None
 
 
 def check_scheduler(state: Any, scheduler: Any, *, groups: bool) -> None:

@@ -138,21 +138,25 @@ def _examine(
     return ResumePlan(path, reads=inputs_read(config))
 
 
-def _named(folder: RunFolder, given: Path, config: TrainingConfig, reporter: Reporter) -> ResumePlan:
+def _named(
+    folder: RunFolder, checkpoint_path: Path, config: TrainingConfig, reporter: Reporter
+) -> ResumePlan:
     """Returns the start from a checkpoint, or the newest of a run, that the person named."""
-    checkpoint = Checkpoint.at(given)
+    checkpoint = Checkpoint.at(checkpoint_path)
     if checkpoint:
         if fault := checkpoint.fault():
             raise LabError(
                 f"cannot be resumed from: {fault}",
-                where=str(given),
+                where=str(checkpoint_path),
                 remedy="name another checkpoint, or the run's folder",
             )
     else:
         checkpoint, faults = folder.latest_valid_checkpoint()
         if checkpoint is None:
             raise LabError(
-                "holds no complete checkpoint to resume from", where=str(given), remedy="; ".join(faults)
+                "holds no complete checkpoint to resume from",
+                where=str(checkpoint_path),
+                remedy="; ".join(faults),
             )
     changed, reads = _changes(checkpoint, config, reporter)
     return ResumePlan(folder.path, checkpoint, changed, checkpoint.step, reads)
@@ -219,7 +223,7 @@ def _changes(
     recorded = read_json(checkpoint.path / RUN_CONFIG) or {
         "config": RunFolder(folder).record.get("config")
     }  # of older versions
-    before, now = _block(recorded, "config"), as_run(config)
+    before, now = type(config).with_current_names(_block(recorded, "config")), as_run(config)
     if before.get("kind", config.kind) != config.kind:
         raise LabError("holds a run of another kind", where=str(folder), remedy="choose another `output_dir`")
     _refuse_parts(checkpoint.path, recorded.get("processes"))
@@ -253,13 +257,13 @@ def _changes(
         reporter.warning(f"{what}: those of the checkpoint are used")
     for name in sorted(changed - _options_with(config, "silent")):
         plain = not any(isinstance(values.get(name), (list, dict)) for values in (before, now))
-        told = f"`{name}` {before.get(name)} -> {now.get(name)}" if plain else f"`{name}` has changed"
-        reporter.warning(f"{told}: {_resume_note(config, name)}")
+        change = f"`{name}` {before.get(name)} -> {now.get(name)}" if plain else f"`{name}` has changed"
+        reporter.warning(f"{change}: {_resume_note(config, name)}")
     streams = any(source.streaming for source in config.datasets)
     workers = {before.get("dataloader_workers"), config.dataloader_workers}
     if "dataloader_workers" in changed and workers != {0, 1} and streams:  # one process reads as none does
-        told = f"`dataloader_workers` {before.get('dataloader_workers')} -> {now.get('dataloader_workers')}"
-        reporter.warning(f"{told}: a stream goes on in another order, and some of its rows come again")
+        change = f"`dataloader_workers` {before.get('dataloader_workers')} -> {now.get('dataloader_workers')}"
+        reporter.warning(f"{change}: a stream goes on in another order, and some of its rows come again")
     for name, digest in reads["data"].items():
         if _block(recorded, "data").get(name, digest) != digest:
             source, note = name.rsplit(" ", 1)[0], _resume_note(config, "datasets")
@@ -290,8 +294,8 @@ def _resume_note(config: TrainingConfig, name: str) -> str:
     return "used from here on"
 
 
-def _block(known: dict[str, Any], name: str) -> dict[str, Any]:
-    block = known.get(name)
+def _block(values: dict[str, Any], name: str) -> dict[str, Any]:
+    block = values.get(name)
     return block if isinstance(block, dict) else {}
 
 

@@ -58,8 +58,8 @@ def whole_rows(rows: Any) -> Any:
     """Returns pairs as two whole conversations each,
     `chosen_ids` and `rejected_ids` with the prompt before them.
     """
-    made = rows.map(
+    mapped = rows.map(
         lambda row: {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")},
         remove_columns=["prompt_ids"],
     )
-    return made
+    return mapped

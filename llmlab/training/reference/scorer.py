@@ -174,9 +174,9 @@ def with_reference(
     Raises:
         LabError: when the reference does not load or gives values that are no numbers.
     """
-    about = description(config, tokenizer, precision)
+    cache_key = description(config, tokenizer, precision)
     keys = {name: [item_key(item) for item in pairs_of(rows)] for name, rows in datasets.items()}
-    with ReferenceCache.open(Path(config.cache_dir), about) as cache:
+    with ReferenceCache.open(Path(config.cache_dir), cache_key) as cache:
         filled = fill(
             cache,
             [item for name, indices in read.items() for item in pairs_of(datasets[name].select(indices))],
