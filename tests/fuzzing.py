@@ -140,12 +140,12 @@ def dataset_files() -> dict[str, tuple[bytes, str]]:
             gzip.compress(b'{"text": "' + b"a" * 50_000_000 + b'"}\n', 1),
             "row 1 has more than 10,000,000 bytes",
         ),
-        "deep.json": (nested(100_000).encode(), "is nested too deep to be read"),
+        "deep.json": (nested(100_000).encode(), "is nested too deeply to be read"),
         "deep.jsonl": (
             b'{"text": ' + nested(100_000).encode() + b"}\n",
-            "row 1 is nested too deep to be read",
+            "row 1 is nested too deeply to be read",
         ),
-        "objects.jsonl": (nested(100_000, "{}").encode(), "row 1 is nested too deep to be read"),
+        "objects.jsonl": (nested(100_000, "{}").encode(), "row 1 is nested too deeply to be read"),
         "wide.csv": (names.encode() + b"\n" + names.encode(), "has 40,000 columns, more than 2,000"),
         "wide.jsonl": (row.encode(), "has 40,000 columns, more than 2,000"),
     }

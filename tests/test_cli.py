@@ -58,17 +58,17 @@ def place(tmp_path, base_config):
         (["run", "folder"], "holds no run"),
         (["run", "base.json", "--set", 'datasets=["empty.txt"]'], "is empty"),
         (["run", "base.json", "--set", 'datasets=["binary.txt"]'], "is a binary file"),
-        (["run", "base.json", "--set", 'datasets=["some/dataset"]'], "the hub did not give it"),
+        (["run", "base.json", "--set", 'datasets=["some/dataset"]'], "could not be downloaded from the hub"),
         (["run", "base.json", "--set", "model.vocab_size=300"], "is smaller than the 512 tokens"),
         (
             ["run", "base.json", "--set", 'model.tokenizer_name="Qwen/Qwen2.5-0.5B"'],
-            "the hub did not give it",
+            "could not be downloaded from the hub",
         ),
-        (["run", "base.json", "--set", 'output_dir="/proc/none"'], "cannot be made"),
+        (["run", "base.json", "--set", 'output_dir="/proc/none"'], "cannot be created"),
         (["run", "base.json", "--set", 'device="cuda"'], "is not on this machine"),
         (["run", "base.json", "--set", 'report_to=["trackio"]'], "is not installed"),
-        (["chat", "folder"], "is no checkpoint"),
-        (["chat", "org/model"], "the hub did not give it"),
+        (["chat", "folder"], "is not a checkpoint"),
+        (["chat", "org/model"], "could not be downloaded from the hub"),
         (["generate", "./none", "--prompt", "x"], "no such checkpoint"),
         (["info", "half.json"], "is a file, not a checkpoint"),
         (["runs", "verify", "none"], "no such run"),
@@ -195,7 +195,7 @@ def test_run_stop_resume_generate_info(place):
     )
     assert said.returncode == 0 and piped.stdout.count(said.stdout.strip()) == 2
     info = llmlab("info", "run", cwd=place).stdout
-    assert "pretrain, 60 steps, done" in info and "whole" in info
+    assert "pretrain, 60 steps, done" in info and "verified" in info
     assert llmlab("runs", "verify", "run", cwd=place).returncode == 0
     (place / "run" / "best" / "model.safetensors").write_bytes(b"x")
     assert llmlab("runs", "verify", "run", cwd=place).returncode == 2

@@ -28,7 +28,7 @@ def test_each_reward_of_ones_own_is_agreed_to_by_its_name(monkeypatch, capsys, t
         trust_rewards(rewards)
         assert trusted == {"mine:a", "mine:b"}
     else:
-        with pytest.raises(LabError, match=r"mine:b.* runs only when you agree to it by name"):
+        with pytest.raises(LabError, match=r"mine:b.* runs only if you trust it by name"):
             trust_rewards(rewards)
     asked = capsys.readouterr()
     assert asked.out == "" and asked.err.count("Type its name to agree") == 2

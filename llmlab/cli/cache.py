@@ -13,7 +13,7 @@ from llmlab.errors import LabError
 from llmlab.readable import listed, visible
 
 CACHES = Path("checkpoints/reference_cache")
-CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Where the caches are.")]
+CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Folder of the caches.")]
 
 
 def list_caches(cache_dir: CacheDir = CACHES) -> None:
@@ -41,7 +41,7 @@ def verify_caches(
 
     loaded = load_for_run(config, None)
     if not isinstance(loaded, DPOConfig) or loaded.reference != "sequential":
-        raise LabError('is no "dpo" config with a sequential reference', where=str(config))
+        raise LabError('is not a "dpo" config with a sequential reference', where=str(config))
     from llmlab.libraries import quiet_libraries
     from llmlab.screen import warn
     from llmlab.training.reference.scorer import TOLERANCE, recompute
@@ -60,7 +60,7 @@ def verify_caches(
 
 def clear_caches(
     name: Annotated[
-        str | None, typer.Argument(help="One cache, by the beginning of its name; left out, all.")
+        str | None, typer.Argument(help="A cache, by the start of its name; default: all.")
     ] = None,
     cache_dir: CacheDir = CACHES,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
@@ -85,5 +85,5 @@ def existing(cache_dir: Path) -> Path:
         LabError: when it is not.
     """
     if cache_dir != CACHES and not cache_dir.is_dir():
-        raise LabError("there is no such folder", where=str(cache_dir), remedy=f"left out, it is {CACHES}")
+        raise LabError("there is no such folder", where=str(cache_dir), remedy=f"the default is {CACHES}")
     return cache_dir

@@ -17,11 +17,13 @@ from llmlab.readable import visible
 def new(
     kind: KindArgument,
     preset: Annotated[
-        str | None, typer.Option(help="Start from a known shape; of methods from 100m, 1b or 7b.")
+        str | None, typer.Option(help="Preset to start from: a known shape; for methods 100m, 1b or 7b.")
     ] = None,
     set_: SetOption = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Where the config goes.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Take the defaults and ask nothing.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write the config to.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Use the defaults and ask no questions.")] = False,
 ) -> None:
     """Fill in the form for one config and save it."""
     from llmlab.config import KindConfig, apply_changes, save_config
@@ -64,7 +66,7 @@ def check(
     config: Annotated[Path, typer.Argument(help="A config file.")],
     set_: SetOption = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Run three steps in a folder that is removed again.")
+        bool, typer.Option("--measure", help="Also run and time three steps, in a temporary folder.")
     ] = False,
 ) -> None:
     """Validate a config, show what it will cost and look at its data; starts nothing."""
@@ -74,7 +76,9 @@ def check(
     loaded = load_for_run(config, set_)
     if measure and not isinstance(loaded, TrainingConfig):
         raise LabError(
-            "is a model, of which no step can be measured", where=str(config), remedy="name a training config"
+            "is a model config, which has no steps to measure",
+            where=str(config),
+            remedy="name a training config",
         )
     from llmlab.planning.measured import measure as measure_steps
     from llmlab.ui import preflight

@@ -12,17 +12,19 @@ from llmlab.cli.options import quiet_datasets, show, source_config
 
 def inspect_source(
     source: Annotated[
-        str, typer.Argument(help="A hub id, a file, a folder or what ships; also `name | subset`.")
+        str, typer.Argument(help="A hub id, a file, a folder or a shipped dataset; also `name | subset`.")
     ],
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Whose tokens are counted: a model, a tokenizer folder, a hub id, `byte`."),
+        typer.Option(help="Tokenizer for the counts: a model, a tokenizer folder, a hub id or `byte`."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="How it is read: split, format, columns, labels ..."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Options of the source: split, format, columns, labels ..."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Show what a dataset holds: shape, a row as the model sees it, lengths, padding, duplicates."""
     config = source_config(source, set_)

@@ -32,31 +32,33 @@ if TYPE_CHECKING:
 def evaluate(
     checkpoint: CheckpointArgument,
     task: Annotated[
-        list[str], typer.Option("--task", metavar="SOURCE", help="What to measure it on; may be given again.")
+        list[str],
+        typer.Option("--task", metavar="SOURCE", help="Dataset to evaluate on; repeat it for more."),
     ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="How the sources are read: split, max_rows ..."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Options of the sources: split, max_rows ..."),
     ] = None,
     by: Annotated[str, typer.Option(help="score or generate: how a label or an answer is found.")] = "score",
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="REWARD", help="Answer the prompts, too, and score the answers by this."),
+        typer.Option(metavar="REWARD", help="Also generate answers and score them with this reward."),
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="With --reward: another model, for the win rate.")
     ] = None,
     trust: TrustOption = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
     max_length: Annotated[
         int | None,
         typer.Option(
-            min=2, help="Tokens of a text or conversation read at once; left out, 1,024 or the context."
+            min=2,
+            help="Tokens per window or conversation; default: 1,024, or the context length if it is shorter.",
         ),
     ] = None,
     stride: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens from one window of a text to the next; left out, half a window."),
+        typer.Option(min=1, help="Tokens between the starts of two windows; default: half a window."),
     ] = None,
     load_in: LoadInOption = "none",
     device: DeviceOption = "auto",

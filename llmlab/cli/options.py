@@ -28,7 +28,9 @@ SetOption = Annotated[
 ]
 TrustOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Agree to run code: a reward `module:function`, or a model's own."),
+    typer.Option(
+        metavar="NAME", help="Trust this code to run: a reward `module:function`, or a model's own code."
+    ),
 ]
 # their texts are those of `llmlab.config.loading`, as a test sees to: help appears without reading configs
 LoadInOption = Annotated[
@@ -43,7 +45,7 @@ DtypeOption = Annotated[
         help="Number format of the weights; of quantised ones, of the matrix products.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="The result as one line of JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 
 
 def parse_changes(pairs: list[str] | None) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from llmlab.readable import visible
 
 
 def runs(
-    action: Annotated[str | None, typer.Argument(help="`verify` checks the seals of a run.")] = None,
+    action: Annotated[
+        str | None, typer.Argument(help="`verify` checks the files of a run against their manifests.")
+    ] = None,
     name: Annotated[str | None, typer.Argument(help="The run to verify.")] = None,
 ) -> None:
     """Every run with its status, parent and best figure."""
@@ -23,7 +25,7 @@ def runs(
         show(runs_table())
     elif action == "verify" and name:
         faults = verify_run(name)
-        typer.echo(visible("\n".join(f"{path}: {fault or 'whole'}" for path, fault in faults.items())))
+        typer.echo(visible("\n".join(f"{path}: {fault or 'verified'}" for path, fault in faults.items())))
         raise typer.Exit(2 if any(faults.values()) else 0)
     elif action == "verify":
         raise LabError(
@@ -34,7 +36,7 @@ def runs(
 
 
 def info(checkpoint: Annotated[str, typer.Argument(help="A run or a model folder.")]) -> None:
-    """Architecture, parameters, method, steps, lineage and seal of a checkpoint."""
+    """Architecture, parameters, method, steps, lineage and manifest of a checkpoint."""
     from llmlab.ui.runs import info_table
 
     show(info_table(checkpoint))

@@ -21,7 +21,7 @@ from llmlab.readable import visible
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="A config file, or the folder of a run to go on with.")],
+    config: Annotated[Path, typer.Argument(help="A config file, or the folder of a run to resume.")],
     set_: SetOption = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
@@ -34,7 +34,7 @@ def run(
     loaded = load_for_run(config, set_)
     if not isinstance(loaded, TrainingConfig):
         raise LabError(
-            "is a model, which cannot be run",
+            "is a model config and cannot be run",
             where=str(config),
             remedy='name it as `model` in a "pretrain" config',
         )
@@ -67,7 +67,7 @@ def run(
         if (
             is_main() and unchecked.answer is HubAnswer.UNREACHABLE
         ):  # the libraries will ask again, for a minute
-            typer.echo(visible(f"{unchecked_line(unchecked)}; trying all the same"), err=True)
+            typer.echo(visible(f"{unchecked_line(unchecked)}; trying anyway"), err=True)
     try:
         result = train(loaded, resume=resume, reporter=run_reporter())
         if is_main():
@@ -101,7 +101,7 @@ def tokenizer(
 def merge(
     checkpoint: Annotated[str, typer.Argument(help="A run with an adapter, or its folder.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where the merged model goes.")
+        Path | None, typer.Option("-o", "--output", help="Folder for the merged model.")
     ] = None,
 ) -> None:
     """Add an adapter's weights to its base: a plain model folder that needs no adapter."""
@@ -118,14 +118,16 @@ def merge(
 
 
 def quickstart(
-    minutes: Annotated[float, typer.Option(help="About how long it may take.")] = 5.0,
+    minutes: Annotated[float, typer.Option(help="Approximate duration.")] = 5.0,
     model: Annotated[
-        str | None, typer.Option(help="Fine-tune this model with LoRA in place of a new one.")
+        str | None, typer.Option(help="Fine-tune this model with LoRA instead of training a new one.")
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path(
         "checkpoints/quickstart"
     ),
-    seed: Annotated[int, typer.Option(help="Of weights, order and training questions.")] = 42,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the weights, the order and the training questions.")
+    ] = 42,
 ) -> None:
     """The whole pipeline on what ships: train, fine-tune, align, compare."""
     from llmlab.quickstart import quickstart as whole_pipeline

@@ -39,7 +39,7 @@ class AdapterOptions(TrainingConfig):
     lora_r: int = option(
         16,
         "LoRA rank",
-        "Width of the added matrices.",
+        "Rank of the added matrices.",
         typical="8 to 64",
         applies_when=WITH_ADAPTER,
         ge=1,

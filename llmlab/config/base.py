@@ -51,7 +51,7 @@ class LabBaseConfig(BaseModel):
         for name, info in cls.options().items():
             for alias in info.aliases:
                 if alias in data and name in data:
-                    raise ValueError(f"`{alias}` is another name of `{name}`: give one of them")
+                    raise ValueError(f"`{alias}` is another name of `{name}`: set only one of them")
                 if alias in data:
                     data[name] = data.pop(alias)
         return data
@@ -62,7 +62,7 @@ class LabBaseConfig(BaseModel):
             condition = self.inapplicable(name)
             field = type(self).model_fields[name]
             if condition and getattr(self, name) != field.get_default(call_default_factory=True):
-                raise ValueError(f"`{name}` applies only when {condition}: leave it out or change that")
+                raise ValueError(f"`{name}` applies only when {condition}: remove it, or change that")
         return self
 
     def inapplicable(self, name: str) -> str:
@@ -124,7 +124,7 @@ def no_text(data: Any) -> str:
         elif isinstance(value, list):
             waiting += [(place, inner) for inner in value]
         elif isinstance(value, str) and "\0" in value:
-            return f"`{shortened(place, 100)}` holds a NUL character"
+            return f"`{shortened(place, 100)}` contains a NUL character"
         elif (
             isinstance(value, str)
             and not value.isascii()
@@ -297,7 +297,7 @@ def _suggest(name: str, owner: type[LabBaseConfig] | None) -> str:
         for option_name in (field, *info.aliases)
     ]
     if name in STARTS and (start := getattr(owner, "STARTS_FROM", "")):
-        return f": here the model to begin with is `{start}`"
+        return f": the option for the starting model is `{start}`"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return (
         f": did you mean `{near[0]}`?"

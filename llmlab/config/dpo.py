@@ -33,7 +33,7 @@ class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
     beta: float = option(
         0.2,
         "Beta",
-        "How strongly the policy is held to the reference.",
+        "How strongly the policy is kept close to the reference.",
         typical="0.1 to 0.5; 2 to 10 for length-normalised losses",
         gt=0,
         aliases=["clip_range"],
@@ -63,7 +63,7 @@ class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
             "ipo": "a squared loss that does not overfit certain pairs",
             "exo_pair": "reverse KL to the preference distribution",
             "nca_pair": "keeps the probability of chosen answers from falling",
-            "robust": "for pairs of which some are labelled the wrong way round",
+            "robust": "for pairs of which some have swapped labels",
             "bco_pair": "a binary classifier's view of each answer",
             "sppo_hard": "self-play preference with hard labels",
             "aot": "distributional preference, paired",
@@ -78,7 +78,7 @@ class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
     label_smoothing: float = option(
         0.001,
         "Label smoothing",
-        "Share of the pairs thought to be labelled the wrong way round.",
+        "Expected share of pairs with swapped labels.",
         typical="0.001 for exo_pair, 0.1 for robust",
         applies_when={"loss_type": ["exo_pair", "robust", "aot"]},
         advanced=True,
@@ -128,21 +128,21 @@ class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
     group_by_length: bool = option(
         False,
         "Group by length",
-        "Pairs of similar length come in the same batch: less padding, a little less random an order.",
+        "Batch pairs of similar length: less padding, a slightly less random order.",
         advanced=True,
     )
     lora_dropout: float = option(0.0, **COMPARED)
     max_length: int = option(
         1024,
         "Max sequence length",
-        "Prompt and answer together; longer answers are cut.",
+        "Prompt and answer together; longer answers are truncated.",
         unit="tokens",
         ge=2,
     )
     max_prompt_length: int = option(
         512,
         "Max prompt length",
-        "Longer prompts lose their beginning, so that the end stands next to the answer.",
+        "Longer prompts are truncated at their start.",
         unit="tokens",
         ge=1,
     )
@@ -157,14 +157,14 @@ class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
     weight_decay: float = option(
         0.0,
         "Weight decay",
-        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        "Decay of the weights towards zero; not applied to norms, biases and embeddings.",
         advanced=True,
         ge=0,
     )
     warmup_steps: int = option(
         100,
         "Warm-up",
-        "Steps in which the learning rate rises from zero.",
+        "Steps over which the learning rate rises from zero.",
         unit="steps",
         ge=0,
     )

@@ -166,7 +166,7 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
     max_length: int = option(
         2048,
         "Max sequence length",
-        "Prompt and answer together; longer answers are cut.",
+        "Prompt and answer together; longer answers are truncated.",
         unit="tokens",
         typical="512 to 4096",
         ge=2,
@@ -174,7 +174,7 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
     max_prompt_length: int = option(
         1024,
         "Max prompt length",
-        "Of pairs: longer prompts lose their beginning, so that the end stands next to the answer.",
+        "Of pairs: longer prompts are truncated at their start.",
         unit="tokens",
         ge=1,
     )
@@ -205,14 +205,14 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
     weight_decay: float = option(
         0.01,
         "Weight decay",
-        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        "Decay of the weights towards zero; not applied to norms, biases and embeddings.",
         advanced=True,
         ge=0,
     )
     warmup_steps: int = option(
         100,
         "Warm-up",
-        "Steps in which the learning rate rises from zero.",
+        "Steps over which the learning rate rises from zero.",
         unit="steps",
         ge=0,
     )

@@ -26,7 +26,7 @@ class GRPOConfig(RolloutConfig):
     grpo_temperature: float = option(
         1.0,
         "Temperature",
-        "Of the answers: lower ones are more alike.",
+        "Sampling temperature; lower gives more similar answers.",
         advanced=True,
         gt=0,
         aliases=["temperature"],
@@ -34,13 +34,13 @@ class GRPOConfig(RolloutConfig):
     beta: float = option(
         0.1,
         "KL weight",
-        "How strongly the policy is held to the reference; 0 loads no reference.",
+        "Weight of the KL penalty to the reference; 0 loads no reference.",
         typical="0 to 0.1",
         ge=0,
         aliases=["grpo_beta"],
     )
     clip_range: float = option(
-        0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1
+        0.2, "Clip range", "Clip range of the probability ratio.", advanced=True, gt=0, lt=1
     )
     iterations: int = option(
         4,

@@ -116,7 +116,7 @@ def load_config(path: str | Path) -> KindConfig:
         ) from None
     except BadFile as error:
         remedy = (
-            "it may be cut off or mistyped there"
+            "it may be truncated or mistyped there"
             if "valid JSON" in str(error)
             else "`llmlab new KIND` writes a config"
         )
@@ -161,7 +161,7 @@ def apply_changes(config: K, changes: dict[str, Any]) -> K:
         for parent in parents:
             inner = getattr(block, parent, None)
             if not isinstance(inner, LabBaseConfig):
-                raise LabError(f"unknown option `{key}`", remedy=f"`{parent}` is no block of options here")
+                raise LabError(f"unknown option `{key}`", remedy=f"`{parent}` has no options of its own")
             target, block = target[parent], inner
         last = last if parents else aliases.get(last, last)
         kind = last

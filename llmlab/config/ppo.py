@@ -23,23 +23,23 @@ class PPOConfig(RolloutConfig):
     kind: Literal["ppo"] = "ppo"
 
     temperature: float = option(
-        1.0, "Temperature", "Of the answers: lower ones are more alike.", advanced=True, gt=0
+        1.0, "Temperature", "Sampling temperature; lower gives more similar answers.", advanced=True, gt=0
     )
     ppo_epochs: int = option(4, "Epochs", "Passes over each batch of answers.", typical="1 to 4", ge=1)
     clip_range: float = option(
-        0.2, "Clip range", "How far one batch may move a probability.", advanced=True, gt=0, lt=1
+        0.2, "Clip range", "Clip range of the probability ratio.", advanced=True, gt=0, lt=1
     )
     kl_coef: float = option(
         0.05,
         "KL weight",
-        "Penalty of every token for leaving the reference; 0 loads no reference.",
+        "Weight of the KL penalty per token; 0 loads no reference.",
         typical="0.01 to 0.1",
         ge=0,
     )
     critic: bool = option(
         True,
         "Critic",
-        "A value head on the policy; without it every token is worth the whitened return.",
+        "Train a value head on the policy; without it, advantages are the whitened returns.",
         advanced=True,
         resume="refuse",
     )
@@ -49,31 +49,35 @@ class PPOConfig(RolloutConfig):
     value_clip_range: float = option(
         0.2,
         "Value clip range",
-        "How far one batch may move a value.",
+        "Clip range of the value function.",
         applies_when=CRITIC,
         advanced=True,
         gt=0,
     )
     value_learning_rate: float = option(
         1e-3,
-        "Value head's rate",
+        "Value head learning rate",
         "Learning rate of the value head, which begins at zero.",
         applies_when=CRITIC,
         advanced=True,
         gt=0,
     )
-    gamma: float = option(1.0, "Gamma", "How much later rewards count, per token.", advanced=True, gt=0, le=1)
+    gamma: float = option(1.0, "Gamma", "Discount factor per token.", advanced=True, gt=0, le=1)
     gae_lambda: float = option(
         0.95,
         "GAE lambda",
-        "1 trusts the returns, 0 the critic.",
+        "GAE lambda: 1 relies on the returns, 0 on the critic.",
         applies_when=CRITIC,
         advanced=True,
         ge=0,
         le=1,
     )
     missing_end_penalty: float = option(
-        0.0, "Missing-EOS penalty", "Taken from answers that are cut before they end.", advanced=True, ge=0
+        0.0,
+        "Missing-EOS penalty",
+        "Subtracted from the reward of answers that are truncated.",
+        advanced=True,
+        ge=0,
     )
 
     @property

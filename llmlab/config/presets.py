@@ -141,8 +141,8 @@ def preset(name: str) -> ModelConfig:
     """
     if name not in MODEL_PRESETS:
         near = difflib.get_close_matches(name, MODEL_PRESETS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MODEL_PRESETS)}"
-        raise LabError(f"no preset is called {name!r}", remedy=hint)
+        hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(MODEL_PRESETS)}"
+        raise LabError(f"there is no preset {name!r}", remedy=hint)
     return ModelConfig(**MODEL_PRESETS[name])
 
 
@@ -159,5 +159,7 @@ def method_preset(kind: str, size: str) -> dict[str, Any]:
             remedy=f"there are some for {', '.join(METHOD_PRESETS)}, model",
         )
     if size not in sizes:
-        raise LabError(f"no preset of {kind} is called {size!r}", remedy=f"there are {', '.join(sizes)}")
+        raise LabError(
+            f"no preset of {kind} is called {size!r}", remedy=f"the presets are {', '.join(sizes)}"
+        )
     return dict(sizes[size])

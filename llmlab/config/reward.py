@@ -60,12 +60,17 @@ class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     max_length: int = option(
         1024,
         "Max sequence length",
-        "Prompt and answer together; longer answers are cut.",
+        "Prompt and answer together; longer answers are truncated.",
         unit="tokens",
         ge=2,
     )
     max_prompt_length: int = option(
-        512, "Max prompt length", "Longer prompts lose their beginning.", unit="tokens", advanced=True, ge=1
+        512,
+        "Max prompt length",
+        "Longer prompts are truncated at their start.",
+        unit="tokens",
+        advanced=True,
+        ge=1,
     )
     max_steps: int = option(
         2000,
@@ -86,14 +91,14 @@ class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     weight_decay: float = option(
         0.0,
         "Weight decay",
-        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        "Decay of the weights towards zero; not applied to norms, biases and embeddings.",
         advanced=True,
         ge=0,
     )
     warmup_steps: int = option(
         100,
         "Warm-up",
-        "Steps in which the learning rate rises from zero.",
+        "Steps over which the learning rate rises from zero.",
         unit="steps",
         ge=0,
     )

@@ -37,7 +37,7 @@ class RewardSource(LabBaseConfig):
         " folder, a hub id).",
         min_length=1,
     )
-    weight: float = option(1.0, "Weight", "What it counts in the sum; negative weights punish.")
+    weight: float = option(1.0, "Weight", "Its weight in the sum; negative weights penalise.")
     setting: str | None = option(
         None, "Setting", "The regular expression of `format`, the number of words of `length`."
     )

@@ -32,10 +32,15 @@ class RolloutConfig(AdapterOptions, DividedBatches):
         min_length=1,
         aliases=["reward_model_name"],
     )
-    max_new_tokens: int = option(128, "Max new tokens", "Answers are cut there.", unit="tokens", ge=1)
-    top_k: int = option(0, "Top k", "Only the k likeliest tokens are said; 0 for all.", advanced=True, ge=0)
+    max_new_tokens: int = option(128, "Max new tokens", "Longer answers are truncated.", unit="tokens", ge=1)
+    top_k: int = option(0, "Top k", "Sample among the k likeliest tokens; 0 for all.", advanced=True, ge=0)
     top_p: float = option(
-        1.0, "Top p", "Only the likeliest tokens of this mass are said.", advanced=True, gt=0, le=1
+        1.0,
+        "Top p",
+        "Sample among the likeliest tokens of this total probability.",
+        advanced=True,
+        gt=0,
+        le=1,
     )
     max_prompt_length: int = option(
         512, "Max prompt length", "Longer prompts are left out and counted.", unit="tokens", ge=1
@@ -53,14 +58,14 @@ class RolloutConfig(AdapterOptions, DividedBatches):
     weight_decay: float = option(
         0.0,
         "Weight decay",
-        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        "Decay of the weights towards zero; not applied to norms, biases and embeddings.",
         advanced=True,
         ge=0,
     )
     warmup_steps: int = option(
         100,
         "Warm-up",
-        "Steps in which the learning rate rises from zero.",
+        "Steps over which the learning rate rises from zero.",
         unit="steps",
         ge=0,
     )

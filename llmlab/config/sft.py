@@ -31,7 +31,7 @@ class SFTConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     max_length: int = option(
         1024,
         "Max sequence length",
-        "Longer rows are cut at the end and counted.",
+        "Longer rows are truncated at the end and counted.",
         unit="tokens",
         typical="512 to 8192",
         ge=2,
@@ -75,14 +75,14 @@ class SFTConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     weight_decay: float = option(
         0.01,
         "Weight decay",
-        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        "Decay of the weights towards zero; not applied to norms, biases and embeddings.",
         advanced=True,
         ge=0,
     )
     warmup_steps: int = option(
         100,
         "Warm-up",
-        "Steps in which the learning rate rises from zero.",
+        "Steps over which the learning rate rises from zero.",
         unit="steps",
         ge=0,
     )

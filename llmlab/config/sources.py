@@ -28,7 +28,7 @@ class SourceConfig(LabBaseConfig):
         ...,
         "Name",
         "A hub id, a local file or folder (.txt .md .jsonl .json .csv .parquet .arrow, also .gz and .zst), or"
-        " what ships: `llmlab:moby-dick`, `llmlab:spam-mails`.",
+        " a shipped dataset: `llmlab:moby-dick`, `llmlab:spam-mails`.",
         min_length=1,
     )
     subset: str | None = option(None, "Subset", "The configuration of a hub dataset.")
@@ -99,10 +99,10 @@ class SourceConfig(LabBaseConfig):
     )
     bad_rows: Literal["stop", "drop"] = option(
         "stop",
-        "Rows of a wrong form",
-        "What happens to rows with a missing column, a wrong type or roles out of turn.",
+        "Malformed rows",
+        "What happens to rows with a missing column, a wrong type or roles in a wrong order.",
         choices={
-            "stop": "the first one ends the run before it starts, with its number",
+            "stop": "the first one stops the run before training, and is named",
             "drop": "left out and counted",
         },
         advanced=True,
@@ -110,7 +110,7 @@ class SourceConfig(LabBaseConfig):
     duplicates: Literal["keep", "drop"] = option(
         "keep",
         "Duplicates",
-        "What happens to rows that are there twice.",
+        "What happens to duplicate rows.",
         choices={"keep": "they stay, and are counted", "drop": "only the first stays"},
         advanced=True,
     )
@@ -138,7 +138,9 @@ class SourceConfig(LabBaseConfig):
         if not math.isfinite(self.weight):
             raise ValueError(f"`weight` {self.weight} is not a finite number")
         if unknown := sorted(set(self.columns or {}) - set(PARTS)):
-            raise ValueError(f"`columns` names no such part {unknown[0]!r}: the parts are {', '.join(PARTS)}")
+            raise ValueError(
+                f"`columns` has an unknown part {unknown[0]!r}: the parts are {', '.join(PARTS)}"
+            )
         if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels)):
             raise ValueError(f"`labels` {self.labels} are not two or more different words")
         if self.duplicates == "drop" and self.streaming:

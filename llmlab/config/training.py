@@ -57,7 +57,7 @@ class TrainingConfig(KindConfig):
         "Datasets",
         "Where the training rows come from.",
         min_length=1,
-        resume_note="rows are counted on by number, so which ones come is not what it was",
+        resume_note="the position continues by row number, so other rows follow than before",
     )
     eval_datasets: list[SourceConfig] = option(
         list, "Validation datasets", "Held-out rows; left empty, a part of the training rows is held out."
@@ -74,7 +74,7 @@ class TrainingConfig(KindConfig):
     mixture_stop: Literal["first_exhausted", "all_exhausted"] = option(
         "first_exhausted",
         "Mixture ends",
-        "When one pass over a mixture of several sources is over.",
+        "When a pass over several sources ends.",
         choices={
             "first_exhausted": "with the first source that runs out: no row is seen twice in a pass",
             "all_exhausted": "when every row was seen: smaller sources are repeated",
@@ -94,7 +94,7 @@ class TrainingConfig(KindConfig):
         "Optimizer",
         "How gradients become updates.",
         choices=OPTIMIZERS,
-        resume_note="its state starts anew; weights, data position and step are kept",
+        resume_note="its state is reset; weights, data position and step are kept",
     )
     learning_rate: float = option(
         3e-4,
@@ -108,14 +108,14 @@ class TrainingConfig(KindConfig):
     weight_decay: float = option(
         0.1,
         "Weight decay",
-        "Pull of the weights towards zero; never on norms, biases and embeddings.",
+        "Decay of the weights towards zero; not applied to norms, biases and embeddings.",
         advanced=True,
         ge=0,
     )
     adam_beta1: float = option(
         0.9,
         "Adam beta 1",
-        "Memory of the mean gradient.",
+        "Decay rate of the first moment (the mean gradient).",
         applies_when={"optimizer": ADAM_PARTS},
         advanced=True,
         ge=0,
@@ -124,7 +124,7 @@ class TrainingConfig(KindConfig):
     adam_beta2: float = option(
         0.95,
         "Adam beta 2",
-        "Memory of the squared gradient.",
+        "Decay rate of the second moment (the squared gradient).",
         applies_when={"optimizer": ADAM_PARTS},
         advanced=True,
         ge=0,
@@ -141,7 +141,7 @@ class TrainingConfig(KindConfig):
     lion_beta1: float = option(
         0.9,
         "Lion beta 1",
-        "Weight of the past in the update.",
+        "Weight of the momentum in the update.",
         applies_when={"optimizer": ["lion"]},
         advanced=True,
         ge=0,
@@ -150,7 +150,7 @@ class TrainingConfig(KindConfig):
     lion_beta2: float = option(
         0.99,
         "Lion beta 2",
-        "Memory of the momentum.",
+        "Decay rate of the momentum.",
         applies_when={"optimizer": ["lion"]},
         advanced=True,
         ge=0,
@@ -159,14 +159,14 @@ class TrainingConfig(KindConfig):
     muon_momentum: float = option(
         0.95,
         "Muon momentum",
-        "Memory of the gradient.",
+        "Decay rate of Muon's momentum.",
         applies_when={"optimizer": ["muon"]},
         advanced=True,
         ge=0,
         lt=1,
     )
     muon_nesterov: bool = option(
-        True, "Muon Nesterov", "Look one step ahead.", applies_when={"optimizer": ["muon"]}, advanced=True
+        True, "Muon Nesterov", "Use Nesterov momentum.", applies_when={"optimizer": ["muon"]}, advanced=True
     )
     scheduler: Literal["none", "cosine", "linear", "polynomial"] = option(
         "cosine",
@@ -174,19 +174,19 @@ class TrainingConfig(KindConfig):
         "How the learning rate falls after warm-up.",
         choices={
             "none": "stays at the peak",
-            "cosine": "half a cosine down to zero: the usual choice",
-            "linear": "a straight line down to zero",
-            "polynomial": "a straight line down to a ten-millionth",
+            "cosine": "cosine decay to zero: the usual choice",
+            "linear": "linear decay to zero",
+            "polynomial": "linear decay to 1e-7",
         },
-        resume_note="the rate follows it from this step on",
+        resume_note="it applies from this step on",
     )
     warmup_steps: int = option(
         1000,
         "Warm-up",
-        "Steps in which the learning rate rises from zero.",
+        "Steps over which the learning rate rises from zero.",
         unit="steps",
         ge=0,
-        resume_note="the rate follows it from this step on",
+        resume_note="it applies from this step on",
     )
     max_grad_norm: float = option(
         1.0, "Gradient clipping", "Largest norm of the gradient.", advanced=True, gt=0, aliases=["grad_clip"]
@@ -290,17 +290,17 @@ class TrainingConfig(KindConfig):
         "Which kernel computes attention; the one in use is recorded in run.json.",
         choices={
             "auto": "sdpa where the architecture and the device support it, else eager",
-            "sdpa": "PyTorch's own kernels: right nearly always",
+            "sdpa": "PyTorch's fused kernels: the usual choice",
             "flex": "PyTorch's compiled attention: fast for packed rows on GPUs",
             "flash": "the flash-attn package, where it is installed",
-            "eager": "plain matrix products: for looking inside",
+            "eager": "plain matrix products: for debugging",
         },
         advanced=True,
     )
     device: Literal["auto", "cuda", "mps", "cpu"] = option(
         "auto",
         "Device",
-        "Where it runs.",
+        "The device to train on.",
         choices={
             "auto": "the best that is found",
             "cuda": "an NVIDIA GPU",
@@ -313,11 +313,11 @@ class TrainingConfig(KindConfig):
     seed: int = option(
         42,
         "Seed",
-        "Start of every random number: the same seed gives the same run.",
+        "Seed of all random numbers: the same seed gives the same run.",
         advanced=True,
         ge=0,
         le=2**32 - 1,  # numpy's bound
-        resume_note="rows come in another order, so some come twice and some not at all",
+        resume_note="the order of the rows changes, so some repeat and some are missed",
     )
     dataloader_workers: int = option(
         0,
@@ -329,12 +329,12 @@ class TrainingConfig(KindConfig):
         resume="silent",
     )
     deterministic: bool = option(
-        False, "Deterministic", "Only kernels that give the same bits every time; slower.", advanced=True
+        False, "Deterministic", "Use deterministic kernels only; slower.", advanced=True
     )
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = option(
         lambda: ["tensorboard"],
         "Report to",
-        "Where curves go besides the run folder.",
+        "Where metrics are reported besides the run folder.",
         advanced=True,
         resume="silent",
     )
@@ -372,7 +372,9 @@ class TrainingConfig(KindConfig):
         if not isinstance(data, dict) or "eval_steps" not in data:
             return data
         if "eval_rows" in data:
-            raise ValueError("`eval_steps` (batches) says what `eval_rows` says in rows: give one of them")
+            raise ValueError(
+                "`eval_steps` (in batches) and `eval_rows` set the same thing: set only one of them"
+            )
         data = dict(data)
         batches = data.pop("eval_steps")
         size = "mini_batch_size" if "mini_batch_size" in cls.model_fields else "batch_size"

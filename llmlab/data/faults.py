@@ -117,14 +117,14 @@ def unbounded(file: Path, kind: str, *, most: int | None = None) -> LabError | N
                             return _too_wide(file, columns)
                 objects += bare not in (b"", b"null")
         if kind == "json" and first == b"[" and (fault := _array_fault(b"".join(_lines(file)))):
-            return LabError(fault, where=str(file), remedy="one JSON object a line is read best")
+            return LabError(fault, where=str(file), remedy="use one JSON object per line")
     except Exception:  # damaged in another way, which its reader finds
         return None
     if kind == "json" and number and not objects:
         return LabError(
             "row 1 is null, not an object, as are all others",
             where=str(file),
-            remedy="one JSON object a line",
+            remedy="one JSON object per line",
         )
     if kind == "json" and null and by_line:  # pyarrow, where a block of rows begins with one
         return LabError(f"row {null} is null, not an object", where=str(file), remedy="leave it out")
@@ -143,7 +143,7 @@ def _too_deep(text: bytes) -> str:
     try:
         json.loads(text)
     except RecursionError:
-        return "is nested too deep to be read"
+        return "is nested too deeply to be read"
     except ValueError:
         return ""
     return ""
@@ -156,7 +156,7 @@ def _array_fault(text: bytes) -> str:
     try:
         rows = json.loads(text)
     except RecursionError:
-        return "is nested too deep to be read"
+        return "is nested too deeply to be read"
     except ValueError:
         return ""
     wrong = next(((place, row) for place, row in enumerate(rows, 1) if not isinstance(row, dict)), None)
@@ -194,7 +194,7 @@ def _fault(file: Path, kind: str) -> LabError | None:
         try:
             json.loads(b"".join(_lines(file)))
         except RecursionError:
-            return LabError("is nested too deep to be read", where=str(file))
+            return LabError("is nested too deeply to be read", where=str(file))
         except json.JSONDecodeError as error:
             return LabError(
                 f"is not valid JSON ({error.msg} in line {error.lineno}, column {error.colno})",
@@ -212,7 +212,9 @@ def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, 
     try:
         row = json.loads(text)
     except RecursionError:
-        return LabError(f"row {number} is nested too deep to be read", where=str(file), remedy="leave it out")
+        return LabError(
+            f"row {number} is nested too deeply to be read", where=str(file), remedy="leave it out"
+        )
     except json.JSONDecodeError as error:
         truncated = (
             " (it seems cut off)"
@@ -222,11 +224,11 @@ def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, 
         return LabError(
             f"row {number} is not valid JSON{truncated}: {error.msg} at column {error.colno}",
             where=str(file),
-            remedy="mend or remove that line",
+            remedy="fix or remove that line",
         )
     if not isinstance(row, dict):
         return LabError(
-            f"row {number} is {_type(row)}, not an object", where=str(file), remedy="one JSON object a line"
+            f"row {number} is {_type(row)}, not an object", where=str(file), remedy="one JSON object per line"
         )
     for column, value in row.items():
         if value is None:
@@ -278,7 +280,7 @@ def _table_fault(file: Path, kind: str) -> LabError | None:
     except (pa.ArrowException, OSError) as error:
         text = " ".join(str(error).split())[:160]
         return LabError(
-            f"is damaged or no {kind} file ({text})", where=str(file), remedy="download or write it again"
+            f"is damaged or not a {kind} file ({text})", where=str(file), remedy="download or write it again"
         )
     return None
 

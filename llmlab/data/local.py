@@ -34,10 +34,10 @@ def local_files(name: str, split: str = "train") -> list[Path]:
     """
     if name.startswith("llmlab:"):
         if name not in SHIPPED:
-            raise LabError(f"no corpus {name!r} ships with llmlab", remedy=f"there is {', '.join(SHIPPED)}")
+            raise LabError(f"llmlab ships no corpus {name!r}", remedy=f"shipped are {', '.join(SHIPPED)}")
         if split not in SHIPPED[name]:
             raise LabError(
-                f"has no split {split!r}", where=name, remedy=f"there is {', '.join(SHIPPED[name])}"
+                f"has no split {split!r}", where=name, remedy=f"its splits are {', '.join(SHIPPED[name])}"
             )
         return [Path(str(resources.files("llmlab.data") / "corpus" / SHIPPED[name][split]))]
     path = in_home(name)
@@ -51,7 +51,7 @@ def local_files(name: str, split: str = "train") -> list[Path]:
     if path.exists():
         if not path.is_file():
             raise LabError(
-                "is a pipe or a device, not a file", where=name, remedy="write what it gives to a file first"
+                "is a pipe or a device, not a file", where=name, remedy="write its output to a file first"
             )
         if not file_kind(path):
             raise LabError(

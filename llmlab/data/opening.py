@@ -145,7 +145,7 @@ def _first(source: SourceConfig, rows: Any) -> Row:
         return next(each_row(rows, 1))
     except StopIteration:
         raise LabError(
-            "holds no rows", where=source.name, remedy="point to a file or folder with text in it"
+            "holds no rows", where=source.name, remedy="name a file or folder that contains text"
         ) from None
     except LabError:
         raise

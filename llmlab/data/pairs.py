@@ -123,7 +123,7 @@ def pair_tokens(
         raise InvalidRow(
             f"equal answers within `max_length` {config.max_length}"
             if truncated
-            else "equal answers in tokens"
+            else "equal answers after tokenisation"
         )
     return {**tokens, "cut": truncated}
 

@@ -22,7 +22,7 @@ def mmlu_pro(row: Row) -> Row:
     """Returns an MMLU-Pro row, whose answer is a letter from A to J."""
     letter = at(row, "answer")
     if len(letter) != 1 or letter not in LETTERS:
-        raise InvalidRow(f"answer {letter!r} is no letter from A to J", malformed=True)
+        raise InvalidRow(f"answer {letter!r} is not a letter from A to J", malformed=True)
     return _letters(at(row, "question"), at(row, "options", list), LETTERS.index(letter))
 
 

@@ -45,7 +45,7 @@ def load_rows(
         )
     rows = _from_files(files, source, stream, piece) if files else _from_hub(source, stream)
     if not stream and len(rows) == 0:
-        raise LabError("holds no rows", where=source.name, remedy="point to a file or folder with text in it")
+        raise LabError("holds no rows", where=source.name, remedy="name a file or folder that contains text")
     if source.max_rows and stream:
         return rows.take(source.max_rows)
     if source.max_rows and source.max_rows < len(
@@ -202,7 +202,7 @@ def _from_hub(source: SourceConfig, stream: bool) -> Dataset | IterableDataset:
             else ""
         )
         raise LabError(
-            f"the dataset {source.name!r} is not on this machine and the hub did not give it"
+            f"the dataset {source.name!r} is not on this machine and could not be downloaded from the hub"
             f" ({type(error).__name__}){hint}",
             remedy=(
                 f"check the id and the network, or use a local file or folder ({readable_files()}) or"

@@ -163,9 +163,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         Exception
     ) as error:  # the library raises many kinds for one situation: there is no such tokenizer here
         if path.exists():
-            raise LabError(f"holds no tokenizer that loads ({_first_line(error)})", where=name) from None
+            raise LabError(f"cannot load a tokenizer from it ({_first_line(error)})", where=name) from None
         raise LabError(
-            f"the tokenizer {name!r} is not on this machine and the hub did not give it",
+            f"the tokenizer {name!r} is not on this machine and could not be downloaded from the hub",
             remedy="use a local folder, `byte`, or train one with `llmlab tokenizer`",
         ) from None
     if not isinstance(tokenizer.model_max_length, (int, float)):

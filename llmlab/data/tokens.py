@@ -119,7 +119,10 @@ def _build(
     truncated = np.array(rows["cut"][:]) & keep
     if truncated.any():
         counter.add(
-            "longer than `max_length`", int(np.flatnonzero(truncated)[0]), int(truncated.sum()), verb="cut"
+            "longer than `max_length`",
+            int(np.flatnonzero(truncated)[0]),
+            int(truncated.sum()),
+            verb="truncated",
         )
     held_out = split(np.arange(len(rows)), fraction)
     counter.held_out = int((keep & held_out).sum())

@@ -163,8 +163,8 @@ def _is_written_by_a_person(folder: Path) -> bool:
     except OSError:
         return False
     files = read_json(folder / MANIFEST).get("files")
-    sealed = files.get(CARD) if isinstance(files, dict) else None
-    same = isinstance(sealed, dict) and sealed.get("bytes") == (folder / CARD).stat().st_size
+    listed_file = files.get(CARD) if isinstance(files, dict) else None
+    same = isinstance(listed_file, dict) and listed_file.get("bytes") == (folder / CARD).stat().st_size
     return not same and not is_own_card(content)
 
 

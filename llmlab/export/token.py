@@ -35,7 +35,7 @@ def find_token() -> str:
         )
     keep_secret("HF_TOKEN", stored)
     if not (stored.isascii() and stored.isprintable()) or " " in stored:
-        raise LabError("the token of the hub holds characters that no token has", remedy="copy it anew")
+        raise LabError("the token of the hub holds characters that no token has", remedy="copy it again")
     return stored
 
 

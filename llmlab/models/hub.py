@@ -96,7 +96,7 @@ def _ask(name: str, kind: Repository) -> HubAnswer:
         raise LabError(
             f"the hub has no {kind} of this name",
             where=name,
-            remedy="look at the spelling; a private one needs HF_TOKEN",
+            remedy="check the spelling; a private one needs HF_TOKEN",
         ) from None
     except (
         Exception

@@ -48,7 +48,7 @@ def weights_fingerprint(name: str, *, download: bool = True) -> str:
             except Exception as error:  # huggingface_hub raises many kinds for one situation
                 text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                 raise LabError(
-                    f"is not on this machine and the hub did not give it ({text})",
+                    f"is not on this machine and could not be downloaded from the hub ({text})",
                     where=name,
                     remedy="use a local run or folder",
                 ) from None
@@ -56,7 +56,7 @@ def weights_fingerprint(name: str, *, download: bool = True) -> str:
     files = (
         [where] if where.is_file() else sorted({file for pattern in WEIGHTS for file in where.glob(pattern)})
     )
-    manifest = _sealed(where)
+    manifest = _manifest_hashes(where)
     for file in files:
         file_hash = manifest.get(file.name)
         if file_hash is None:
@@ -108,7 +108,7 @@ def check_base(adapter: Path, base: str, *, made: str = "an adapter") -> None:
         raise LabError(
             f"{holds} of another base: {base} does not hold the weights it was trained on",
             where=str(adapter),
-            remedy=f"put that model back, or set {named} and remove {BASE}",
+            remedy=f"restore that model, or set {named} and remove {BASE}",
         )
 
 
@@ -118,8 +118,8 @@ def _file_hash(file: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _sealed(folder: Path) -> dict[str, str]:
-    """Returns the hashes that a seal names of files that have not been touched since."""
+def _manifest_hashes(folder: Path) -> dict[str, str]:
+    """Returns the hashes that a manifest lists of files that have not been touched since."""
     try:
         manifest = folder / MANIFEST
         files = read_object(manifest)["files"]

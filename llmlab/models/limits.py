@@ -128,7 +128,7 @@ def refuse_pickles(path: Path) -> None:
         raise LabError(
             "is an adapter without weights (adapter_model.safetensors)",
             where=str(path),
-            remedy="copy it anew",
+            remedy="copy it again",
         )
 
 
@@ -147,7 +147,7 @@ def check_files(path: Path) -> None:
             continue
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise LabError(f"{name} {reason}", where=str(path), remedy="copy it anew") from None
+            raise LabError(f"{name} {reason}", where=str(path), remedy="copy it again") from None
         if name == "config.json":
             _check_shape(content, path)
 
@@ -160,7 +160,7 @@ def _check_shape(model_config: dict[str, Any], path: Path) -> None:
                 raise LabError(
                     f"config.json: `{name}` is {shortened(str(value), 40)}",
                     where=str(path),
-                    remedy="copy it anew",
+                    remedy="copy it again",
                 )
         for name in SIZES:
             value = part.get(name)
@@ -169,7 +169,7 @@ def _check_shape(model_config: dict[str, Any], path: Path) -> None:
             ):
                 shown = shortened(repr(value), 40)
                 raise LabError(
-                    f"config.json: `{name}` is {shown}, not a size", where=str(path), remedy="copy it anew"
+                    f"config.json: `{name}` is {shown}, not a size", where=str(path), remedy="copy it again"
                 )
 
 
@@ -190,7 +190,9 @@ def check_adapter(path: Path, modules: Iterable[str]) -> None:
         for rank in ranks:
             if isinstance(rank, int) and rank > max(max_width, 1):
                 raise LabError(
-                    f"`{name}` {rank:,} is more than its weights have", where=str(path), remedy="copy it anew"
+                    f"`{name}` {rank:,} is more than its weights have",
+                    where=str(path),
+                    remedy="copy it again",
                 )
     patterns = [
         (name, pattern)
@@ -207,7 +209,7 @@ def check_adapter(path: Path, modules: Iterable[str]) -> None:
     ]
     if len(patterns) > MOST_PATTERNS:
         raise LabError(
-            f"adapter_config.json names {len(patterns):,} modules", where=str(path), remedy="copy it anew"
+            f"adapter_config.json names {len(patterns):,} modules", where=str(path), remedy="copy it again"
         )
     names = list(modules)
     try:

@@ -123,7 +123,7 @@ def _load(ref: ModelRef, use: Use, **kwargs: Any) -> PreTrainedModel:
             raise LabError(f"cannot load a model that scores from it ({text})", where=ref.name) from None
         if ref.kind == "hub":
             raise LabError(
-                f"is not on this machine and the hub did not give it ({text})",
+                f"is not on this machine and could not be downloaded from the hub ({text})",
                 where=ref.name,
                 remedy="use a local run or folder",
             ) from None
@@ -237,7 +237,7 @@ def refuse_code(error: Exception, name: str) -> None:
     """
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         raise LabError(
-            "brings code of its own, which was not run",
+            "has custom code, which was not run",
             where=name,
             remedy=f"read it; `llmlab run CONFIG --trust {name}` runs it",
         ) from None

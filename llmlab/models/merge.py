@@ -25,10 +25,10 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
     """
     where = Path(find_model(checkpoint))
     if not (where / "adapter_config.json").is_file():
-        raise LabError("has no adapter to merge", where=checkpoint, remedy="it is a plain model already")
+        raise LabError("has no adapter to merge", where=checkpoint, remedy="it is already a plain model")
     target = output or where.parent / "merged"
     if target.exists():
-        raise LabError("already exists", where=str(target), remedy="name another folder with -o")
+        raise LabError("already exists", where=str(target), remedy="choose another folder with -o")
     model, tokenizer = load_model(checkpoint, dtype=torch.float32)
     config = RunFolder(where.parent).record.get("config") or {}
     lines = []
@@ -38,7 +38,7 @@ def merge(checkpoint: str, output: Path | None = None) -> list[str]:
             " precision, so answers differ by what quantisation had rounded away"
         )
     if not is_adapted(model):
-        raise LabError("has no adapter to merge", where=checkpoint, remedy="it is a plain model already")
+        raise LabError("has no adapter to merge", where=checkpoint, remedy="it is already a plain model")
     merged = cast(PreTrainedModel, model.merge_and_unload())
     merged.config.use_cache = True
     aside = target.with_name(f".{target.name}-{os.getpid()}")

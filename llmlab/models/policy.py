@@ -72,7 +72,7 @@ def load_policy(
     model, tokenizer = load_model(policy, **loading_kwargs(config, device, precision))
     if isinstance(model, LabDualHeadForCausalLM):
         raise LabError(
-            f"is a dual-head model, whose backbone stays frozen: `{config.kind}` trains whole models",
+            f"is a dual-head model with a frozen backbone; `{config.kind}` trains whole models",
             where=policy.name,
             remedy=f"train its backbone, {model.config.backbone}",
         )

@@ -41,9 +41,9 @@ FITS: dict[str, tuple[str, ...]] = {
     "tokenizer": tuple(METHODS),
 }
 IN_WORDS = {
-    "pretrain": "a model that writes",
+    "pretrain": "a model that generates text",
     "sft": "a base model or a fine-tuned one",
-    "chat": "a model that writes",
+    "chat": "a model that generates text",
     "score": "a reward model",
     "tokenizer": "a model or a tokenizer",
 }
@@ -206,7 +206,7 @@ def refuse_misfit(where: Path, use: str) -> None:
         return
     model_config = _read(where / "config.json")
     if model_config is None:
-        raise LabError("holds no config.json", where=str(where))
+        raise LabError("has no config.json", where=str(where))
     refuse_architecture(model_config, where, use)
     _refuse_without_weights(where)
     if model_config.get("model_type") == DUAL_HEAD:
@@ -231,11 +231,10 @@ def refuse_architecture(model_config: dict[str, Any], where: str | Path, use: st
         return  # any architecture can carry a scoring head
     if isinstance(kind, str) and kind in ENCODERS:
         raise LabError(
-            f"is an encoder ({kind}): it reads a text as a whole and cannot write one, so it cannot be"
-            " chatted with or trained to answer",
+            f"is an encoder ({kind}): it cannot generate text",
             where=str(where),
             remedy=(
-                "take a decoder (GPT, Llama, Qwen ...); classification works with those too, by the label's"
+                "use a decoder (GPT, Llama, Qwen ...); classification works with those too, by the label's"
                 " word"
             ),
         )
@@ -243,11 +242,11 @@ def refuse_architecture(model_config: dict[str, Any], where: str | Path, use: st
         raise LabError(
             f"is an encoder-decoder ({kind}): `{use}` trains decoders",
             where=str(where),
-            remedy="fine-tune it with `sft`, or take a decoder (GPT, Llama, Qwen ...)",
+            remedy="fine-tune it with `sft`, or use a decoder (GPT, Llama, Qwen ...)",
         )
     if kind == DUAL_HEAD and use != "chat":
         raise LabError(
-            f"is a dual-head model, whose backbone stays frozen: `{use}` trains whole models",
+            f"is a dual-head model with a frozen backbone; `{use}` trains whole models",
             where=str(where),
             remedy=f"train its backbone, {model_config.get('backbone')}",
         )
@@ -256,15 +255,15 @@ def refuse_architecture(model_config: dict[str, Any], where: str | Path, use: st
 def _refuse_scorer(where: str | Path, use: str, *, scores: bool) -> None:
     if scores and use not in ("score", "reward"):  # the training of a reward model can go on
         raise LabError(
-            "is a reward model: it scores answers and cannot write any",
+            "is a reward model: it scores answers and cannot generate any",
             where=str(where),
-            remedy="name the policy it was made for",
+            remedy="use the policy that it was trained for",
         )
     if use == "score" and not scores:
         raise LabError(
-            "is no reward model: it writes answers and scores none",
+            "is not a reward model: it has no scoring head",
             where=str(where),
-            remedy="`llmlab new reward` makes one of it",
+            remedy="`llmlab new reward` trains one from it",
         )
 
 
@@ -275,9 +274,7 @@ def _refuse_gguf(where: Path, use: str) -> None:
     except OSError as error:
         raise LabError(f"cannot be read ({error.strerror})", where=str(where)) from None
     if magic != b"GGUF":
-        raise LabError(
-            "is no GGUF file: its first bytes say something else", where=str(where), remedy="copy it anew"
-        )
+        raise LabError("is not a GGUF file", where=str(where), remedy="copy it again")
     _refuse_scorer(where, use, scores=False)
     if importlib.util.find_spec("gguf") is None:
         raise LabError("a GGUF file needs the gguf package", where=str(where), remedy="pip install gguf")
@@ -292,14 +289,14 @@ def _refuse_without_weights(where: Path) -> None:
         )
         if missing:
             raise LabError(
-                f"lacks {missing[0]}, which {index.name} names", where=str(where), remedy="copy it anew"
+                f"lacks {missing[0]}, which {index.name} names", where=str(where), remedy="copy it again"
             )
     for file in files:
         if not whole(file):
             raise LabError(
                 f"{file.name} is cut off or damaged",
                 where=str(where),
-                remedy="copy it anew, or make it again",
+                remedy="copy it again, or recreate it",
             )
     if not files:
         pickles = [
@@ -317,7 +314,7 @@ def _refuse_without_weights(where: Path) -> None:
                 ),
             )
         raise LabError(
-            "holds no weights (*.safetensors)",
+            "has no weights (*.safetensors)",
             where=str(where),
             remedy="copy them there, or name another model",
         )
@@ -329,7 +326,7 @@ def _check_base(where: Path, base: str, use: str) -> None:
         base_path = Path(find_model(base))
     except LabError:
         raise LabError(
-            f"was trained on {base}, which is not there", where=str(where), remedy="put that model back"
+            f"was trained on {base}, which does not exist", where=str(where), remedy="restore that model"
         ) from None
     if base_path.exists():
         refuse_misfit(base_path, use)

@@ -67,7 +67,7 @@ class RunFolder:
             free = shutil.disk_usage(path).free
         except OSError as error:
             raise LabError(
-                f"cannot be made ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
+                f"cannot be created ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
             ) from None
         needed = max(FREE_BYTES, needed_bytes)
         if free < needed:
@@ -248,7 +248,7 @@ class RunFolder:
 
     def result(self) -> Path | None:
         """Returns the model folder that this run stands for: `final`, else `best`, as its record says, else
-        the newest sealed checkpoint of a run that was stopped.
+        the newest complete checkpoint of a run that was stopped.
         """
         for name in [self.record.get("result"), "best", "final"]:
             folder = self.path / name if name else self.path
@@ -322,7 +322,7 @@ def find_model(name: str, *, tokenizer: bool = False) -> str:
                 remedy="resume it with `llmlab run` or name another",
             )
         raise LabError(
-            "is no checkpoint: it holds neither config.json nor run.json", where=name, remedy=_known_models()
+            "is not a checkpoint: it has neither config.json nor run.json", where=name, remedy=_known_models()
         )
     if (RUNS / name).is_dir() and "/" not in name:
         return find_model(str(RUNS / name))
@@ -378,7 +378,7 @@ def _record_fault(record: Any) -> str:
         if isinstance(value, int) and abs(value) >= 1 << 63:
             return f"`{name}` is too large a number"
         if isinstance(value, str) and "\0" in value:
-            return f"`{name}` holds a NUL character"
+            return f"`{name}` contains a NUL character"
     if (result := record.get("result")) and (result != Path(result).name or len(result) > 255):
         return f"`result` is {shortened(repr(result), 100)}, not the name of a folder in it"
     kind = (record.get("config") or {}).get("kind", "")

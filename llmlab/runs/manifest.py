@@ -1,4 +1,4 @@
-"""Seals: a checkpoint folder counts only with a manifest of its files' sizes and SHA-256 that verifies."""
+"""Manifests: a checkpoint folder counts only if the sizes and SHA-256 of its files are those listed in it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def verify(folder: Path) -> str:
-    """Returns "" when the folder is sealed and whole, else what is wrong with it.
+    """Returns "" when the folder has a manifest and every file is as it says, else what is wrong with it.
 
     Nothing outside the folder is ever read: links, and names that lead out of it, are faults. A folder that a
         run removed or

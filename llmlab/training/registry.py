@@ -79,7 +79,7 @@ STAGES: dict[str, Stage] = {
             data="pairs: a better and a worse answer to each prompt",
             memory="as SFT",
             speed="1/2: both answers are read",
-            when="GRPO or PPO need a judge that no rule can be",
+            when="GRPO or PPO need scores that no rule can give",
         ),
         Stage(
             "dpo",

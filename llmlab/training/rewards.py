@@ -30,7 +30,7 @@ def reward_function(source: RewardSource, device: str) -> Callable[..., list[flo
     """Returns the function of a reward: (prompts, completions, **columns) -> one number a completion.
 
     Raises:
-        LabError: when a reward model does not load, or a function of one's own was not agreed to or is not
+        LabError: when a reward model does not load, or a function of one's own is not trusted or is not
             there.
     """
     if source.kind == "built-in":
@@ -88,7 +88,7 @@ def refuse_untrusted(sources: Iterable[RewardSource]) -> None:
     """
     for name in untrusted(sources):
         raise LabError(
-            f"the reward {name!r} is code of your own, which runs only when you agree to it by name",
+            f"the reward {name!r} is code of your own, which runs only if you trust it by name",
             remedy=f"add --trust {name}",
         )
 
@@ -113,14 +113,15 @@ def _built_in(source: RewardSource) -> Judge:
 
 def _own(source: RewardSource) -> Judge:
     if source.name not in TRUSTED:
-        raise LabError(f"the reward {source.name!r} was not agreed to", remedy=f"add --trust {source.name}")
+        raise LabError(f"the reward {source.name!r} is not trusted", remedy=f"add --trust {source.name}")
     module, _, name = source.name.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise LabError(
-            f"the reward {source.name!r} is not there ({error})", remedy="name a function as module:function"
+            f"the reward {source.name!r} cannot be imported ({error})",
+            remedy="name a function as module:function",
         ) from None
     except Exception as error:
         raise LabError(

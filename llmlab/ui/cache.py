@@ -94,7 +94,7 @@ def reference_table(config: DPOConfig) -> Table:
 
 def _live_rows(forecast: LiveReference) -> Iterator[tuple[str, str]]:
     how = "in memory beside the policy" if forecast.beside else "the policy without its adapter"
-    yield "reference", f"live: {how}, asked in every step"
+    yield "reference", f"live: {how}, evaluated in every step"
 
 
 def _sequential_rows(forecast: SequentialReference) -> Iterator[tuple[str, str]]:

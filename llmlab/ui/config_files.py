@@ -61,5 +61,5 @@ def save_as(config: KindConfig, name: str, console: Console) -> Path | None:
         return path
     values = {option: getattr(config, option) for option in type(config).model_fields}
     draft = drafts.keep(type(config), values)
-    console.print(f"kept as {draft}: the next form of this kind offers it")
+    console.print(f"draft saved as {draft}: the next form of this kind offers it")
     return None

@@ -136,11 +136,11 @@ def catalogue(word: str = "") -> Table:
     ]
     if not shown:
         raise LabError(
-            f"the catalogue knows nothing of {word!r}", remedy="any dataset works: `llmlab data inspect NAME`"
+            f"the catalogue has no entry for {word!r}", remedy="any dataset works: `llmlab data inspect NAME`"
         )
     table = Table(show_header=True)
     table.add_column("dataset", overflow="fold", ratio=5)
-    table.add_column("what it becomes, rows, and what it is for", overflow="fold", ratio=6)
+    table.add_column("format, rows and methods", overflow="fold", ratio=6)
     for dataset in shown:
         name, about = (
             Text(dataset.id),
@@ -222,7 +222,7 @@ def measured(measurements: list[Measured]) -> RenderableType:
     for figures in measurements:
         if figures.classified:
             labels = [*figures.classified.labels, "other"]
-            confusion = Table("right, and given", *labels, title=figures.name, title_justify="left")
+            confusion = Table("label \\ prediction", *labels, title=figures.name, title_justify="left")
             for label, row in zip(labels, figures.classified.confusion, strict=False):
                 confusion.add_row(label, *(f"{count:,}" for count in row))
             parts.append(confusion)

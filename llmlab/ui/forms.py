@@ -26,7 +26,7 @@ from llmlab.ui.form_state import ADVANCED, FIXED, FormState
 from llmlab.ui.plan import live_figures, plan_table, way_in_words
 from llmlab.ui.prompts import EXPLAINS, HINT, Answer, Navigation, Reply, ask, confirm, plain, select
 
-KEEP, CHANGE, DRAFT, LEAVE = "keep it", "change an option", "keep it as a draft", "throw it away"
+KEEP, CHANGE, DRAFT, LEAVE = "keep it", "change an option", "save it as a draft", "discard it"
 GO_ON = "go on"
 Left = Literal[Navigation.LEAVE]
 
@@ -81,7 +81,7 @@ class Form:
         """Offers the answers of a form of this kind that was left, once."""
         if self._draft_offered or not (draft := drafts.kept(self.state.cls)):
             return None
-        question = confirm("A form of this kind was left. Go on with its answers?")
+        question = confirm("There is a draft of this form. Continue with it?")
         reply = ask(question, back=False)
         if not isinstance(reply, Answer):
             return Navigation.LEAVE
@@ -109,7 +109,7 @@ class Form:
         """Asks for one option and takes the answer; returns where the person goes instead."""
         state = self.state
         if name == ADVANCED:
-            question = confirm("Look at the advanced options too?", default=state.advanced)
+            question = confirm("Show the advanced options too?", default=state.advanced)
             wish = ask(question, below=lambda _: HINT.replace(EXPLAINS, ""), back=back)
             if isinstance(wish, Navigation):
                 return wish
@@ -239,6 +239,6 @@ class Form:
     def _leave_with(self, choice: str) -> None:
         if choice == DRAFT:
             draft = drafts.keep(self.state.cls, self.state.values)
-            self.console.print(f"kept as {draft}: the next form of this kind offers it")
+            self.console.print(f"draft saved as {draft}: the next form of this kind offers it")
         else:
             drafts.forget(self.state.cls)

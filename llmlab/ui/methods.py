@@ -19,6 +19,9 @@ def methods_table() -> Group:
             lines.add_row("  " + name, getattr(stage, name), style="" if name == "when" else "dim")
         blocks.append(lines)
     blocks.append(
-        Text("Speed of an update beside SFT's on as many tokens; a copy is the model's weights once.", "dim")
+        Text(
+            "Speed: of one update, relative to SFT on as many tokens. A copy: the model's weights once.",
+            "dim",
+        )
     )
     return Group(*blocks)

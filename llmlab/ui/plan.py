@@ -72,14 +72,14 @@ def in_words(concern: Concern) -> str:
     match concern:
         case UnusualRate(rate, kind, end):
             side = "above" if rate > end else "below"
-            return f"`learning_rate` {rate:g} is {side} what {kind} usually takes: {end:g} is the end"
+            return f"`learning_rate` {rate:g} is {side} what {kind} usually takes (the limit is {end:g})"
         case BeyondContext(length, positions):
             return (
                 f"`max_length` {length:,} is beyond the {positions:,} positions that the model was made for"
             )
         case ValidatedOnTraining(source):
             both = "appears in both training and evaluation data"
-            return f"{source.line()} {both}: its held-out figures would say nothing"
+            return f"{source.line()} {both}: its held-out figures mean nothing"
         case TooLarge(needed, free):
             return f"about {size(needed)} are needed and {size(free)} are free: it will not fit"
 

@@ -58,13 +58,13 @@ def _prompt(row: RowPreview) -> Iterator[RenderableType]:
     yield Text("a prompt as the model sees it", style="bold")
     yield Text(row.given.rstrip())
     if row.learned:
-        yield Text(f"the right answer, for rewards that compare: {row.learned}", style="dim")
+        yield Text(f"the reference answer, for rewards that compare: {row.learned}", style="dim")
 
 
 def _row(row: RowPreview) -> Iterator[RenderableType]:
     yield Learned("a row as the model sees it", row.pieces)
     if not row.answer_ends:
-        fault = "the chat template ends an answer without a token that stops the model: it would never end"
+        fault = "the chat template puts no stop token after an answer: the model would never stop"
         yield Text(f"warning: {fault}", style="yellow")
 
 

@@ -41,7 +41,7 @@ def runs_table() -> Table:
             _short(record.get("parent")),
         )
     if not table.row_count:
-        table.add_row("none yet: `llmlab quickstart` makes some", *[""] * 5)
+        table.add_row("no runs yet: `llmlab quickstart` makes some", *[""] * 5)
     return table
 
 
@@ -95,8 +95,8 @@ def _info_rows(folder: Path) -> list[tuple[str, str]]:
         rows += [
             (key, f"{value:.5g}") for key, value in metrics.items() if key in FIGURES and value is not None
         ]
-    fault = verify(folder) if (folder / MANIFEST).is_file() else "was not made by this lab"
-    rows.append(("seal", fault or "whole"))
+    fault = verify(folder) if (folder / MANIFEST).is_file() else "none: it was not made by llmlab"
+    rows.append(("manifest", fault or "verified"))
     return rows
 
 

@@ -49,13 +49,13 @@ def with_run(run: RunFolder, console: Console) -> None:
     ended, model, name = run.status == "done" or kind not in STAGES, run.result(), str(run.path)
     actions: dict[str, Callable[[], None]] = {}
     if not ended:
-        actions["go on with it"] = lambda: run_and_go_on(run.path, kind, console)
+        actions["resume it"] = lambda: run_and_go_on(run.path, kind, console)
     if model and kind != "reward":
         actions["talk to it"] = lambda: commands.llmlab("chat", name)
     if model:
         actions["details"] = lambda: commands.llmlab("info", name)
     actions["verify checkpoints"] = lambda: commands.llmlab("runs", "verify", name)
-    if action := actions.get(pick("What with it?", list(actions))):
+    if action := actions.get(pick("What do you want to do?", list(actions))):
         action()
 
 
@@ -75,7 +75,7 @@ def with_config(path: Path, console: Console) -> None:
             console.print(f"{config.migrated}; editing it saves it so", style="yellow")
         actions |= _with_valid(config, path, console)
     actions["delete"] = lambda: _delete(path)
-    if action := actions.get(pick("What with it?", list(actions))):
+    if action := actions.get(pick("What do you want to do?", list(actions))):
         action()
 
 
@@ -109,7 +109,7 @@ def _compare(config: KindConfig, path: Path, others: list[Path], console: Consol
     from llmlab.config import load_config
     from llmlab.ui.configs import compared
 
-    if other := pick("With which one?", [str(other) for other in others]):
+    if other := pick("Compare with which one?", [str(other) for other in others]):
         console.print(compared(config, load_config(other), path.name, Path(other).name))
 
 

@@ -58,7 +58,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, place):
     (tmp_path / "file").write_text("kept")
     config = PretrainConfig(output_dir=place)
     with (
-        pytest.raises(LabError, match=r"is a file, not a folder|cannot be made"),
+        pytest.raises(LabError, match=r"is a file, not a folder|cannot be created"),
         resolve_resume(config, "auto", SILENT),
     ):
         pass
@@ -69,7 +69,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, place):
 
 @pytest.mark.parametrize(
     "text, reason",
-    [("a\0b", "holds a NUL character"), ("a\ud800b", "is not UTF-8 text: it holds half of a character")],
+    [("a\0b", "contains a NUL character"), ("a\ud800b", "is not UTF-8 text: it holds half of a character")],
 )
 def test_what_no_file_can_hold_is_refused_by_name(text, reason, tmp_path):
     names = {

@@ -132,9 +132,9 @@ def test_pairs_that_teach_nothing(tokenizer, tmp_path):
         (
             "a.parquet",
             lambda p: (Dataset.from_list([GOOD] * 9).to_parquet(p), p.write_bytes(p.read_bytes()[:-20])),
-            "damaged or no parquet",
+            "damaged or not a parquet",
         ),
-        ("a.arrow", lambda p: p.write_bytes(b"ARROW1\0\0rubbish"), "damaged or no arrow"),
+        ("a.arrow", lambda p: p.write_bytes(b"ARROW1\0\0rubbish"), "damaged or not a arrow"),
         (
             "a.csv",
             lambda p: p.write_text("text,label\nfine,1\nno, it, is\n"),

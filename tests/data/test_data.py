@@ -85,7 +85,9 @@ def test_a_folder_without_texts(tmp_path):
 def test_a_hub_id_offline_says_so_and_names_alternatives():
     with pytest.raises(LabError) as caught:
         load_rows(SourceConfig(name="HuggingFaceFW/fineweb-edu"))
-    assert "the hub did not give it" in str(caught.value) and "llmlab:moby-dick" in str(caught.value)
+    assert "could not be downloaded from the hub" in str(caught.value) and "llmlab:moby-dick" in str(
+        caught.value
+    )
 
 
 def test_a_tokenizer_that_is_nowhere():

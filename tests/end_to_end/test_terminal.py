@@ -108,7 +108,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send(ENTER)
     term.see("Which model")
     term.send(ENTER)
-    term.see("A form of this kind was left")
+    term.see("There is a draft of this form")
     term.send(ENTER)
     term.see(r"\? name first")
     term.fill(
@@ -133,7 +133,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send("s", ENTER)
     term.see("Which one")
     term.send(ENTER)
-    term.see("What with it")
+    term.see("What do you want to do")
     term.send(*[DOWN] * 2, ENTER)  # edit
     term.see(r"\? name first")
     term.fill({"max_steps": str(run.record["step"] + 4), "warmup_steps": "0"})
@@ -146,7 +146,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send("s", ENTER)
     term.see("Which one")
     term.send(ENTER)
-    term.see("What with it")
+    term.see("What do you want to do")
     term.send(DOWN, ENTER)
     shown = term.see("is made. What now")
     assert "Supervised fine-tuning (SFT) with it" in shown

@@ -197,9 +197,7 @@ def test_encoders_are_refused_with_the_reason(tmp_path):
         )
     ).save_pretrained(tmp_path)
     load_tokenizer("byte").save_pretrained(tmp_path)
-    with pytest.raises(
-        LabError, match=r"is an encoder \(bert\): it reads a text as a whole and cannot write one"
-    ):
+    with pytest.raises(LabError, match=r"is an encoder \(bert\): it cannot generate text"):
         load_model(str(tmp_path))
 
 

@@ -93,7 +93,7 @@ def test_a_run_leaves_no_pointer_and_an_old_one_is_still_a_name(base_config, tmp
     [
         ("dpo", SCORER, "is a reward model"),
         ("chat", SCORER, "is a reward model"),
-        ("score", {}, "is no reward model"),
+        ("score", {}, "is not a reward model"),
         ("sft", {"model_type": "bert"}, "is an encoder"),
         ("grpo", {"is_encoder_decoder": True}, "is an encoder-decoder"),
         ("sft", {"model_type": "llmlab_dual_head"}, "is a dual-head model"),
@@ -118,7 +118,7 @@ def test_a_brought_model_is_looked_at_whole(lab, tmp_path):
     with pytest.raises(LabError, match="in a pickle"):
         check_model("brought", "dpo")
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(LabError, match="holds no weights"):
+    with pytest.raises(LabError, match="has no weights"):
         check_model("brought", "dpo")
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"w": "model-00001-of-00002.safetensors"}})
@@ -130,10 +130,10 @@ def test_a_brought_model_is_looked_at_whole(lab, tmp_path):
     )
     save_file({"w": torch.zeros(4)}, folder / "adapter_model.safetensors")
     (folder / "model.safetensors.index.json").unlink()
-    with pytest.raises(LabError, match=r"was trained on .*gone, which is not there"):
+    with pytest.raises(LabError, match=r"was trained on .*gone, which does not exist"):
         check_model("brought", "dpo")
     (tmp_path / "w.gguf").write_bytes(b"nothing")
-    with pytest.raises(LabError, match="is no GGUF file"):
+    with pytest.raises(LabError, match="is not a GGUF file"):
         check_model("w.gguf", "dpo")
 
 

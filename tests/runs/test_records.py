@@ -29,7 +29,7 @@ FAULTS = {
     "result": ({"result": 7}, "`result` is a whole number, not a text"),
     "result outside": ({"result": "../../x"}, "`result` is '../../x', not the name of a folder in it"),
     "parent": ({"parent": 1.5}, "`parent` is a number, not a text"),
-    "NUL": ({"parent": "a\0b"}, "`parent` holds a NUL character"),
+    "NUL": ({"parent": "a\0b"}, "`parent` contains a NUL character"),
     "step": ({"step": 1 << 70}, "`step` is too large a number"),
     "started": ({"started": 3}, "`started` is a whole number, not a text"),
     "deep": ({"config": {"kind": "sft", "x": json.loads(nested(100))}}, "is nested more than 50 deep"),

@@ -252,7 +252,7 @@ def endless(folder, tokenizer):
 
 REFUSED = {
     "beyond the positions that it learned": (gpt2, dict(max_length=33), "beyond the 32 positions"),
-    "documents see each other": (mamba, {}, "mamba models let packed documents see each other"),
+    "documents see each other": (mamba, {}, "mamba models let packed documents attend to each other"),
     "no end of text": (endless, {}, "without an end-of-text token"),
     "too few rows": (llama, dict(resize_vocabulary=100), "`resize_vocabulary` 100 is smaller than the 512"),
     "another architecture": (

@@ -299,7 +299,7 @@ def test_what_is_no_backbone_is_refused(config, tmp_path):
         prepare(config(backbone=str(result.folder)), "cpu", "fp32", SILENT)
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(
-        LabError, match="is a dual-head model, whose backbone stays frozen: `sft` trains whole models"
+        LabError, match="is a dual-head model with a frozen backbone; `sft` trains whole models"
     ):
         run(SFTConfig(policy_checkpoint=str(result.folder), datasets=[rows], eval_fraction=0))
     assert isinstance(load_model(str(result.folder))[0], LabDualHeadForCausalLM)

@@ -113,4 +113,4 @@ def test_a_stream_resumed_with_other_workers_says_what_that_means(
     assert run(first).stopped_by
     stop_after(monkeypatch, 1000)
     run(first.model_copy(update={"dataloader_workers": 2}), reporter=told)
-    assert "`dataloader_workers` 0 -> 2: a stream goes on in another order" in told.text
+    assert "`dataloader_workers` 0 -> 2: the stream continues in another order" in told.text

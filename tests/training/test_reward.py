@@ -71,7 +71,7 @@ def test_it_learns_held_out_pairs_and_scores_by_name(base_run, tmp_path):
     assert good > bad + 1
     alone = [scores(model, tokenizer, [talk])[0] for talk in reversed(talks)]
     assert alone == pytest.approx([bad, good], abs=1e-4)
-    with pytest.raises(LabError, match="is a reward model: it scores answers and cannot write any"):
+    with pytest.raises(LabError, match="is a reward model: it scores answers and cannot generate any"):
         load_model(str(result.folder))
 
 

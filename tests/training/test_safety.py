@@ -84,7 +84,7 @@ def test_a_models_own_code_does_not_run(base_run, tmp_path):
     }
     (folder / "config.json").write_text(json.dumps(about))
     (folder / "own.py").write_text(f"open({str(marker)!r}, 'w')\n")
-    with pytest.raises(LabError, match="brings code of its own, which was not run"):
+    with pytest.raises(LabError, match="has custom code, which was not run"):
         load_model(str(folder))
     assert not marker.exists()
 
@@ -218,7 +218,7 @@ def test_out_of_memory(base_run, tmp_path, monkeypatch, wanted, told):
         assert log[-1].startswith("error: ") and "out of memory" in log[-1], "the last line says why"
         return
     result = run(sft_config(base_run, tmp_path, packing=False, out_of_memory="halve"), reporter=told)
-    assert "going on with 4 x 2 x 1 = 8" in told.text
+    assert "continuing with 4 x 2 x 1 = 8" in told.text
     steps = [line["step"] for line in RunFolder(result.folder).metrics() if "loss" in line]
     assert steps == list(range(1, 9)) and RunFolder(result.folder).record["config"]["batch_size"] == 4
 

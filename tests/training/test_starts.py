@@ -135,7 +135,7 @@ def test_a_named_earlier_checkpoint_begins_a_branch_of_its_own(base_run, tmp_pat
         branch = config(base_run, tmp_path, learning_rate=3e-3)
         run(branch, resume=str(folder.path / "checkpoint-2"), reporter=told)
     aside = folder.path / "set-aside-1"
-    assert "checkpoint-6, checkpoint-4, best: of the branch behind step 2 that is left" in told.text
+    assert "checkpoint-6, checkpoint-4, best: later than step 2, so moved to" in told.text
     assert str(aside) in told.text
     assert all(torch.equal(value, old[name]) for name, value in weights(aside / "checkpoint-6").items())
     assert [line["step"] for line in RunFolder(aside).metrics() if "loss" in line] == [1, 2, 3, 4, 5, 6]
@@ -223,7 +223,7 @@ def test_results_without_a_whole_checkpoint_are_left_as_they_are(base_run, tmp_p
     result = run(config(base_run, tmp_path), reporter=told)
     assert result.folder.name == "run-2" and folder.metrics() == lines
     assert all(torch.equal(value, before[name]) for name, value in weights(folder.path / "best").items())
-    assert "no checkpoint that is whole: they are left as they are; this one goes to" in told.text
+    assert "no complete checkpoint: they are left as they are; this one goes to" in told.text
 
 
 def test_the_folder_that_is_named_is_the_run(base_run, tmp_path, monkeypatch):

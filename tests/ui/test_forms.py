@@ -92,7 +92,7 @@ def test_back_keeps_the_answers():
 def test_what_was_answered_is_kept_as_a_draft():
     typed = ENTER * 2 + CLEAR + "192" + ENTER
     made, shown = answer(preset("tiny"), typed + CTRL_C + ENTER)
-    assert made is None and "kept as" in shown
+    assert made is None and "draft saved as" in shown
     made, _ = answer(preset("tiny"), ENTER + ENTER * 60)  # the draft is offered, Enter takes it
     assert made.d_model == 192 and not drafts.kept(type(made))
     made, _ = answer(preset("tiny"), typed + CTRL_C + CTRL_C)  # even in a hurry nothing is lost

@@ -49,7 +49,7 @@ def test_a_config_that_is_not_saved_is_kept_as_a_draft(desk, key):
     made, shown = press(
         lambda console: config_files.save_as(SFTConfig(learning_rate=0.25), "sft", console), key
     )
-    assert made is None and "kept as" in shown and drafts.kept(SFTConfig)["learning_rate"] == 0.25
+    assert made is None and "draft saved as" in shown and drafts.kept(SFTConfig)["learning_rate"] == 0.25
 
 
 def test_configs_are_copied_compared_and_deleted(desk):
@@ -138,7 +138,7 @@ def test_a_model_that_is_typed_is_checked_at_once(desk, brought):
     assert made == brought
     assert (
         "banana: there is no such model" in shown
-        and "empty: is no checkpoint" in shown
+        and "empty: is not a checkpoint" in shown
         and "./none: there is no such" in shown
     )
     made, shown = press(lambda console: pickers.type_model("sft", console), "some/model" + ENTER)

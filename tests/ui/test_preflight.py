@@ -54,7 +54,7 @@ def test_a_row_is_shown_as_the_model_will_see_it(base_run, rows):
     )
     assert (
         "a prompt as the model sees it" in shown
-        and "the right answer, for rewards that compare: Ahab" in shown
+        and "the reference answer, for rewards that compare: Ahab" in shown
     )
 
 

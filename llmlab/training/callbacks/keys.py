@@ -74,7 +74,7 @@ class Keys(TrainerCallback):
     def press(self, key: str) -> None:
         """Takes a key."""
         if key == "e" and not self.validates:
-            self.reporter.status("nothing is held out to validate on")
+            self.reporter.status("there are no held-out rows to validate on")
         elif key in ("e", "s"):
             self.asked.add(key)
             self.reporter.status(
@@ -101,7 +101,7 @@ class Keys(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Waits where a pause was asked for: the checkpoint is sealed."""
+        """Waits where a pause was asked for: the checkpoint is complete."""
         if "p" not in self.asked:
             return
         self.reporter.status(f"paused at step {state.global_step:,}, saved · p goes on · Ctrl+C stops")

@@ -1,6 +1,6 @@
 """What a checkpoint must hold to be resumed from, and what is said where it does not.
 
-A manifest tells that files are those that were sealed; whoever made it may have sealed anything. `fault_in`
+A manifest says that files are those that were written; whoever wrote it may have listed anything. `fault_in`
 looks at the files before anything is loaded, `restoring` turns what fails while they are loaded into one
 message. Both name the next older checkpoint.
 """
@@ -49,7 +49,7 @@ def damaged(checkpoint: Checkpoint, fault: str) -> LabError:
     if older:
         remedy = f"take the one before it: `llmlab run {checkpoint.run} --resume {older}`"
     else:
-        remedy = "no older checkpoint is there: --resume never begins anew in a folder of its own"
+        remedy = "no older checkpoint is there: --resume never starts a new run in a new folder"
     return LabError(f"cannot be resumed from: {fault}", where=str(checkpoint), remedy=remedy)
 
 
@@ -208,7 +208,7 @@ def _trainer_state_fault(state: dict[str, Any], step: int) -> str:
     if unknown := sorted(set(state) - set(TrainerState.__dataclass_fields__)):
         return f"has an unknown entry `{shortened(unknown[0], 60)}`"
     if state.get("global_step") != step:
-        return f"tells of step {shortened(repr(state.get('global_step')), 60)}"
+        return f"is of step {shortened(repr(state.get('global_step')), 60)}"
     numbers = (
         "logging_steps",
         "eval_steps",

@@ -42,7 +42,7 @@ class RunContext:
         """
         if secret := secret_in(json.dumps(config.to_json_dict(), ensure_ascii=False)):
             raise LabError(
-                f"the config holds {secret}, which would stand in records and on screens",
+                f"the config contains {secret}, which would be written to records and shown on screens",
                 remedy="take it out",
             )
         device = choose_device(config.device)

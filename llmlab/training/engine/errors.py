@@ -11,7 +11,7 @@ from llmlab.readable import shortened
 
 
 class OutOfMemory(Exception):
-    """The device was full in the middle of an update; what was learned before it is sealed.
+    """The device was full in the middle of an update; what was learned before it is in a checkpoint.
 
     Attributes:
         folder: of the run.

@@ -128,7 +128,7 @@ def _examine(
     results = [f"{name}/" for name in ("best", "final") if (path / name).is_dir()]
     if folder.had_checkpoints():
         holds = " and ".join([*results, "metrics"])
-        return f"holds {holds} of a run, but no checkpoint that is whole: they are left as they are"
+        return f"holds {holds} of a run, but no complete checkpoint: they are left as they are"
     if results and not same:
         return (
             f"holds {' and '.join(results)} of a run with other options, and no checkpoint: they are left as"
@@ -243,7 +243,7 @@ def _changes(
         raise LabError(
             f"`{name}` is {json.dumps(is_now)} and was {json.dumps(was)} so far: that is another model",
             where=str(folder),
-            remedy="put it back, choose another `output_dir`, or add --resume never",
+            remedy="restore it, choose another `output_dir`, or add --resume never",
         )
 
     for name in sorted(other_weights - changed):
@@ -252,7 +252,7 @@ def _changes(
             raise LabError(
                 what,
                 where=str(folder),
-                remedy="put that model back, choose another `output_dir`, or add --resume never",
+                remedy="restore that model, choose another `output_dir`, or add --resume never",
             )
         reporter.warning(f"{what}: those of the checkpoint are used")
     for name in sorted(changed - _options_with(config, "silent")):
@@ -263,7 +263,7 @@ def _changes(
     workers = {before.get("dataloader_workers"), config.dataloader_workers}
     if "dataloader_workers" in changed and workers != {0, 1} and streams:  # one process reads as none does
         change = f"`dataloader_workers` {before.get('dataloader_workers')} -> {now.get('dataloader_workers')}"
-        reporter.warning(f"{change}: a stream goes on in another order, and some of its rows come again")
+        reporter.warning(f"{change}: the stream continues in another order, and some of its rows repeat")
     for name, digest in reads["data"].items():
         if _block(recorded, "data").get(name, digest) != digest:
             source, note = name.rsplit(" ", 1)[0], _resume_note(config, "datasets")
@@ -273,7 +273,7 @@ def _changes(
         changed.add("processes")
         rows = config.micro_batch_size * config.accumulation_steps
         reporter.warning(
-            f"{was} processes -> {is_now}: an update reads {is_now * rows} rows, rows are counted on by"
+            f"{was} processes -> {is_now}: an update reads {is_now * rows} rows, row positions continue by"
             " number"
         )
     return frozenset(changed), reads
@@ -326,8 +326,8 @@ def _refuse_parts(checkpoint: Path, written_by: object) -> None:
         f"was written in parts by {count} processes, which this one cannot put together",
         where=str(checkpoint),
         remedy=(
-            f"start it as it was: `accelerate launch --num_processes {count}` with the same FSDP or DeepSpeed"
-            " settings"
+            f"start it with as many processes as before: `accelerate launch --num_processes {count}` with the"
+            " same FSDP or DeepSpeed settings"
         ),
     )
 

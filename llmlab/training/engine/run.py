@@ -78,7 +78,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
             except OutOfMemory as error:
                 context, resume = context.with_config(halve_micro_batch(context.config, error.folder)), "auto"
                 reporter.warning(
-                    f"out of memory: going on with {effective_batch(context.config)}"
+                    f"out of memory: continuing with {effective_batch(context.config)}"
                     " (batch x accumulation x devices)"
                 )
             free_memory()
@@ -126,7 +126,7 @@ def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict
         if plan.leaves is not None and (moved := folder.move_aside_after(plan.leaves)):
             *names, place = moved
             context.reporter.warning(
-                f"{', '.join(names)}: of the branch behind step {plan.leaves} that is left, moved to {place}"
+                f"{', '.join(names)}: later than step {plan.leaves}, so moved to {place}"
             )
     RunFolder.create(
         plan.run_dir, {**recorded, **run_facts(context, job)}, needed_bytes=bytes_written(context, job)

@@ -95,7 +95,7 @@ def run_lock(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise LabError(
-            f"cannot be made ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
+            f"cannot be created ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
         ) from None
     try:
         with suppress(OSError):  # a full disk: the lock holds without a name

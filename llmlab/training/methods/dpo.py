@@ -72,7 +72,7 @@ def prepare(config: DPOConfig, device: str, precision: str, reporter: Reporter) 
         moved(model, device)
     if config.padding_free and packing_leaks(model):
         raise LabError(
-            f"`padding_free`: {type(model).__name__} lets answers in one row see each other with this"
+            f"`padding_free`: {type(model).__name__} lets answers in one row attend to each other with this"
             " attention backend",
             remedy="set it to false",
         )

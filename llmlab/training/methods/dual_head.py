@@ -44,7 +44,9 @@ def prepare(config: DualHeadConfig, device: str, precision: str, reporter: Repor
     if isinstance(model, LabDualHeadForCausalLM) or model.config.is_encoder_decoder:
         kind = "an encoder-decoder" if model.config.is_encoder_decoder else "a dual-head model itself"
         raise LabError(
-            f"is {kind}, no backbone", where=config.backbone, remedy="take a decoder (GPT, Llama, Qwen ...)"
+            f"is {kind} and cannot be a backbone",
+            where=config.backbone,
+            remedy="use a decoder (GPT, Llama, Qwen ...)",
         )
     ensure_chat_template(tokenizer, config.chat_template)
     stop_at_turn_ends(model, tokenizer)

@@ -133,9 +133,9 @@ def _leaks_somehow(model: PreTrainedModel) -> bool:
 def _leaks(config: PretrainConfig, model: PreTrainedModel) -> LabError:
     backend = f'`attention_backend` "{config.attention_backend}"'
     if isinstance(model, LabForCausalLM) or takes_bounds(model):
-        return LabError(f"{backend} lets packed documents see each other", remedy='use "sdpa"')
+        return LabError(f"{backend} lets packed documents attend to each other", remedy='use "sdpa"')
     return LabError(
-        f"{model.config.model_type} models let packed documents see each other with {backend}",
+        f"{model.config.model_type} models let packed documents attend to each other with {backend}",
         remedy='try "sdpa" or "eager"; models that mix tokens otherwise cannot be trained on packed text',
     )
 

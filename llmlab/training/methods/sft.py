@@ -38,7 +38,8 @@ def prepare(config: SFTConfig, device: str, precision: str, reporter: Reporter) 
     data = sft_data(config, tokenizer)
     if config.packing and packing_leaks(model):
         raise LabError(
-            f"`packing`: {type(model).__name__} lets packed rows see each other with this attention backend",
+            f"`packing`: {type(model).__name__} lets packed rows attend to each other with this attention"
+            " backend",
             remedy="set it to false",
         )
     return Job(

@@ -8,7 +8,7 @@ description is another folder.
 
     <folder>/KEY.json                the description
     <folder>/part-<sha256>.parquet   items: key (16 bytes), one number an answer (or one a token)
-    <folder>/parts-<writer>.jsonl    one line for every part that was sealed: its name and rows
+    <folder>/parts-<writer>.jsonl    one line for every part that was written: its name and rows
     <folder>/.in-use-<writer>        locked by a run while it reads and fills the cache: `delete` leaves the
     folder alone then
 
@@ -146,7 +146,7 @@ class ReferenceCache:
         return users
 
     def read(self) -> None:
-        """Reads the parts that were sealed since the last look, also those of other processes."""
+        """Reads the parts that were written since the last look, also those of other processes."""
         listed = self._listed()
         here = {path.stem.removeprefix("part-") for path in self.folder.glob("part-*.parquet")}
         for name in sorted((listed | here) - self._read):

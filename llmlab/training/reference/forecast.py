@@ -27,7 +27,7 @@ REACHED = 1 / 3  # of the speed of a matrix product that a model reaches
 
 @dataclass(frozen=True)
 class LiveReference:
-    """A reference that is asked in every step; `beside` the policy in memory, or the policy without its
+    """A reference that is evaluated in every step; `beside` the policy in memory, or the policy without its
     adapter.
     """
 

@@ -42,7 +42,7 @@ from llmlab.training.padding_free import packed_log_probs
 from llmlab.training.reference.cache import SUMS, Item, ReferenceCache, item_key, nearest_difference
 
 ANSWERS = ("chosen", "rejected")
-PART_ITEMS = 256  # values sealed at once: what a kill loses at most
+PART_ITEMS = 256  # values written at once: what a kill loses at most
 PART_SECONDS = 30.0
 TOLERANCE = (
     0.5  # of a recomputed log-probability of an answer: 16 bit products round to a few hundredths a token
@@ -247,7 +247,7 @@ def fill(
         )  # the longest first: memory fails at once or never
         done_keys: list[bytes] = []
         done_values: list[Any] = []
-        sealed = time.perf_counter()
+        written = time.perf_counter()
         with reporter.counting("reference", "pairs", len(mine)) as advance:
             for part in _passes(order, items, how.per_pass):
                 values = reference_values(
@@ -257,10 +257,10 @@ def fill(
                 done_values += values
                 peak = max(peak, memory_now(how.device))
                 advance(len(part))
-                if len(done_keys) >= PART_ITEMS or time.perf_counter() - sealed > PART_SECONDS:
-                    _seal(cache, done_keys, done_values)
-                    done_keys, done_values, sealed = [], [], time.perf_counter()
-        _seal(cache, done_keys, done_values)
+                if len(done_keys) >= PART_ITEMS or time.perf_counter() - written > PART_SECONDS:
+                    _write_part(cache, done_keys, done_values)
+                    done_keys, done_values, written = [], [], time.perf_counter()
+        _write_part(cache, done_keys, done_values)
         del model
         free_memory()
     barrier()
@@ -377,7 +377,7 @@ def _passes(order: list[int], items: list[Item], per_pass: int | None) -> Iterat
         yield part
 
 
-def _seal(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
+def _write_part(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
     try:
         cache.append(keys, values)
     except ValueError as error:
@@ -391,7 +391,7 @@ def _seal(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> None:
             where=str(cache.folder),
             exit_code=1,
             remedy=(
-                "free space and start again: what was sealed is kept"
+                "free space and start again: what was written is kept"
                 if there
                 else "start again: it is filled anew"
             ),
