@@ -291,5 +291,5 @@ def test_checkpoints_that_are_none(name, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
-    with pytest.raises(LabError, match=r"holds neither config\.json nor run\.json"):
+    with pytest.raises(LabError, match=r"has neither config\.json nor run\.json"):
         find_model(str(tmp_path))
