@@ -20,10 +20,12 @@ from llmlab.runs.lineage import lineage
 from llmlab.runs.manifest import MANIFEST
 
 Form = Literal["native", "code", "lab", "adapter", "gguf"]
+BUNDLED = "backbone"  # the folder of a dual head's backbone in an exported folder
 LAB_TYPES = ("llmlab", "llmlab_dual_head")
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 CHECKPOINT = re.compile(r"checkpoint-\d+")
-CAME_FROM = ("exported_from", "merged_from")  # entries of a manifest that name the model a folder was made of
+# files beside a model, and their entries that name the model it was made of
+CAME_FROM = ((MANIFEST, "merged_from"), ("export.json", "exported"))
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,13 @@ def model_facts(name: str) -> ModelFacts:
     adapter, config = read_json(where / "adapter_config.json"), read_json(where / "config.json")
     classes = config.get("architectures")
     names = [str(one) for one in classes] if isinstance(classes, list) else []
+    base = str(adapter.get("base_model_name_or_path") or config.get("backbone") or "")
     return ModelFacts(
         name=display,
         where=where,
         form=_form(adapter, config),
         config=adapter or config,
-        base=str(adapter.get("base_model_name_or_path") or config.get("backbone") or ""),
+        base="" if base == BUNDLED and (where / BUNDLED).is_dir() else base,
         scores=adapter.get("task_type") == "SEQ_CLS"
         or any(one.endswith("ForSequenceClassification") for one in names),
         chats=_has_template(where),
@@ -200,11 +203,18 @@ def _has_template(folder: Path) -> bool:
 def _run_of(where: Path) -> Path | None:
     """Returns the run that a model came from: it lies in it, or its manifest names what it was made of."""
     folder = where if where.is_dir() else where.parent
-    manifest = read_json(folder / MANIFEST)
-    for name in CAME_FROM:
-        if isinstance(source := manifest.get(name), str) and (run := _run_around(Path(source))):
+    for file, entry_name in CAME_FROM:
+        source = read_json(folder / file).get(entry_name)
+        if isinstance(source, str) and (run := _named_run(source)):
             return run
     return _run_around(folder)
+
+
+def _named_run(name: str) -> Path | None:
+    try:
+        return _run_around(Path(find_model(name)))
+    except LabError:  # it was removed since, or the name was given in another folder
+        return None
 
 
 def _run_around(folder: Path) -> Path | None:

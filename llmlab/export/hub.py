@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from llmlab.errors import LabError
 from llmlab.export.card import is_own_card, model_card
-from llmlab.export.facts import HUB_ID, ModelFacts, is_hub_id
+from llmlab.export.facts import BUNDLED, HUB_ID, ModelFacts, is_hub_id
 from llmlab.models.hub import offline
 from llmlab.models.resolve import refuse_misfit
 from llmlab.readable import listed, shortened
@@ -118,12 +118,20 @@ def prepare_push(facts: ModelFacts, options: PushOptions) -> Outgoing:
     _refuse_useless(facts, options)
     card = model_card(facts, repo_id=options.repo_id, license_id=options.license_id)
     if facts.where.is_file():
-        return Outgoing({facts.where.name: facts.where}, card)
+        beside = facts.where.with_name("Modelfile")
+        more = {beside.name: beside} if beside.is_file() else {}
+        return Outgoing({facts.where.name: facts.where, **more}, card)
     refuse_misfit(facts.where, "weights")
     files, left_out = {}, []
     for path in sorted(facts.where.iterdir()):
         if path.is_file() and (FILES.fullmatch(path.name) or _is_code(path, facts)):
             files[path.name] = path
+        elif path.is_dir() and facts.form == "code" and path.name == BUNDLED:
+            files |= {
+                f"{BUNDLED}/{file.name}": file
+                for file in sorted(path.iterdir())
+                if file.is_file() and (FILES.fullmatch(file.name) or _is_code(file, facts))
+            }
         elif path.name != CARD:
             left_out.append(path.name + ("/" if path.is_dir() else ""))
     if _is_written_by_a_person(facts.where):

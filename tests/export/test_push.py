@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from llmlab.cli import command_line
 from llmlab.errors import LabError
 from llmlab.export import hub as push_module
+from llmlab.export.facts import BUNDLED
 from tests.export.conftest import WRITER
 from tests.export.hub_server import local_hub, sha256
 from tests.waiting import PATIENCE
@@ -176,6 +177,28 @@ def test_a_model_that_only_this_program_loads(hub, base_run, capsys):
     assert command_line(["push", str(base_run.folder), "alice/lab", "--as-is"]) == 0
     assert "MANIFEST.json" not in hub.files("alice/lab")
     assert b"llmlab chat alice/lab" in hub.files("alice/lab")["README.md"]
+
+
+def test_an_exported_folder_goes_with_its_code_and_its_lineage(hub, native, base_run, tmp_path):
+    """As `llmlab export` leaves it: a record, modelling code, the backbone of a dual head in a folder."""
+    from llmlab.models.dual_head.modeling import BUNDLED as exported
+
+    assert exported == BUNDLED
+    config = json.loads((native / "config.json").read_text())
+    config |= {"backbone": BUNDLED, "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+    shutil.copytree(native, tmp_path / "copy")
+    shutil.move(tmp_path / "copy", native / BUNDLED)
+    for folder in (native, native / BUNDLED):
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "modeling_x.py").write_text("")
+        (folder / "trainer_state.json").write_text("{}")
+    (native / "export.json").write_text(json.dumps({"exported": str(base_run.folder)}))
+    command_line(["push", str(native), "alice/exported"])
+    files = hub.files("alice/exported")
+    assert {"modeling_x.py", "backbone/modeling_x.py", "backbone/config.json"} <= set(files)
+    assert not {"export.json", "trainer_state.json", "backbone/trainer_state.json"} & set(files)
+    card = files["README.md"].decode()
+    assert "trust_remote_code=True" in card and "llmlab:moby-dick" in card and str(tmp_path) not in card
 
 
 def make_adapter(folder, base):
