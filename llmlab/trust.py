@@ -28,6 +28,7 @@ SECRETS = (  # environment variables that hold nothing but a secret
     "AZURE_CLIENT_SECRET",
     "GITLAB_TOKEN",
     "REPLICATE_API_TOKEN",
+    "LLMLAB_API_KEY",
 )
 SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,}|AKIA[0-9A-Z]{16}|sk-[\w-]{32,})\b"

@@ -10,9 +10,11 @@ from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent / "llmlab"
 LAYERS = {
-    **dict.fromkeys(("errors", "deferred", "files", "trust", "readable", "libraries", "screen", "config"), 0),
+    **dict.fromkeys(
+        ("errors", "deferred", "files", "trust", "readable", "libraries", "env_file", "screen", "config"), 0
+    ),
     **dict.fromkeys(("planning", "models", "data", "runs", "rewards"), 1),
-    **dict.fromkeys(("training", "evaluation", "chat", "export"), 2),
+    **dict.fromkeys(("training", "evaluation", "chat", "export", "serving"), 2),
     **dict.fromkeys(("ui", "quickstart", "cli"), 3),
     "__main__": 4,
 }

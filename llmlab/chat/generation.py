@@ -18,7 +18,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from llmlab.chat.pieces import Ending, Piece, StopTexts, TextStreamer
+from llmlab.chat.pieces import Ending, Piece, StopTexts
+from llmlab.chat.streamer import TextStreamer
 from llmlab.config.chat import ChatSettings
 from llmlab.data.tokenizer import text_ids
 from llmlab.errors import LabError
@@ -32,13 +33,13 @@ LONGEST = 131_072  # tokens that are read by a model that names no end
 
 
 class _Stop(StoppingCriteria):
-    def __init__(self) -> None:
+    def __init__(self, given_up: threading.Event | None = None) -> None:
         self.asked = threading.Event()
+        self.given_up = given_up or self.asked
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full(
-            (input_ids.shape[0],), self.asked.is_set(), device=input_ids.device, dtype=torch.bool
-        )
+        stopped = self.asked.is_set() or self.given_up.is_set()
+        return torch.full((input_ids.shape[0],), stopped, device=input_ids.device, dtype=torch.bool)
 
 
 def is_chat_model(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -48,8 +49,12 @@ def is_chat_model(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template)
 
 
-def _too_long(tokens: str, limit: int) -> LabError:
-    return LabError(
+class PromptTooLong(LabError):
+    """A prompt that leaves the model no room to answer."""
+
+
+def _too_long(tokens: str, limit: int) -> PromptTooLong:
+    return PromptTooLong(
         f"the prompt has {tokens} tokens, and the model reads {limit:,} with its answer",
         remedy="shorten it; in a chat /reset begins a new conversation",
     )
@@ -75,10 +80,22 @@ class Encoded:
 
 
 def encode(
-    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    settings: ChatSettings,
+    *,
+    rendered: bool = True,
 ) -> Encoded:
     """Returns the tokens of a prompt, and how many the answer may have: it ends where the model's positions
     do.
+
+    Args:
+        model: that answers.
+        tokenizer: its own.
+        prompt: as text.
+        settings: how it answers.
+        rendered: whether the text comes from the chat template, where there is one, with its special tokens.
 
     Raises:
         LabError: when the prompt is empty of tokens, or has more than the model reads.
@@ -87,7 +104,7 @@ def encode(
     limit = context_length(model) or LONGEST
     if len(prompt) > limit * _longest_token(tokenizer):
         raise _too_long(f"more than {limit:,}", limit)
-    ids = text_ids(tokenizer, prompt, add_special_tokens=apart or not is_chat_model(tokenizer))
+    ids = text_ids(tokenizer, prompt, add_special_tokens=apart or not (rendered and is_chat_model(tokenizer)))
     if not ids:
         raise LabError("the prompt is empty", remedy="say something for the model to continue")
     if len(ids) >= limit:
@@ -171,9 +188,13 @@ def stream_encoded(
     encoded: Encoded,
     settings: ChatSettings,
     stops: Sequence[str] = (),
+    *,
+    raw: bool = False,
+    given_up: threading.Event | None = None,
 ) -> Generator[Piece, None, Ending]:
     """Yields the continuation of a prompt that is tokens already, as `stream` does, up to the first of the
-    texts `stops`, which is left out.
+    texts `stops`, which is left out; with `raw`, special tokens stay in the text, those that end it too. Once
+    `given_up` is set, the model stops after the current token.
     """
     config = generation_config(model, tokenizer, settings, encoded.room)
 
@@ -182,8 +203,8 @@ def stream_encoded(
             return model.last_alpha[0].item()
         return None
 
-    pieces = TextStreamer(tokenizer, not model.config.is_encoder_decoder, alpha, config.eos_token_id)
-    stop, until = _Stop(), StopTexts(stops)
+    pieces = TextStreamer(tokenizer, not model.config.is_encoder_decoder, alpha, config.eos_token_id, raw=raw)
+    stop, until = _Stop(given_up), StopTexts(stops)
     failure: list[BaseException] = []
 
     def work() -> None:

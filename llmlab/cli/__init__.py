@@ -17,6 +17,7 @@ from llmlab.cli import (
     generate,
     publish,
     runs,
+    serve,
     training,
 )
 from llmlab.cli.options import parse_changes
@@ -40,6 +41,7 @@ COMMANDS = (
     training.run,
     chat.chat,
     generate.generate,
+    serve.serve,
     training.merge,
     export.export,
     publish.card,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmlab.cli.options import (
-    CheckpointArgument,
     DeviceOption,
     DtypeOption,
     LoadInOption,
@@ -15,15 +14,19 @@ from llmlab.cli.options import (
     load_options,
     option_changes,
 )
+from llmlab.errors import LabError
 
 if TYPE_CHECKING:
+    from llmlab.chat.conversation import Conversation
     from llmlab.chat.session import ChatSession
     from llmlab.config.chat import ChatSettings
     from llmlab.config.loading import LoadOptions
 
 
 def chat(
-    checkpoint: CheckpointArgument,
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run, a model folder, a GGUF file, a hub id, or the URL of a server.")
+    ],
     against: Annotated[
         str | None, typer.Option(help="Another model, whose answers are shown beside.")
     ] = None,
@@ -33,17 +36,33 @@ def chat(
     set_: SetOption = None,
 ) -> None:
     """Talk to a model; with piped input, one answer per line."""
+    from llmlab.chat.addresses import is_url
+    from llmlab.config.loading import LoadOptions
     from llmlab.runs.folder import find_model
     from llmlab.screen import LabConsole
 
     options = load_options(load_in, device, dtype)
     settings = chat_settings(set_)
-    if against:
-        find_model(against)
-    session = open_session(checkpoint, settings, options)
-    from llmlab.chat.session import chat as talk
+    names = [checkpoint, *([against] if against else [])]
+    for name in names:
+        if not is_url(name):
+            find_model(name)
+    if options != LoadOptions() and all(is_url(name) for name in names):
+        raise LabError(
+            "`--load-in`, `--device` and `--dtype` are for models that are loaded here",
+            remedy="give them to `llmlab serve`",
+        )
+    other: Conversation | None = None
+    if not against or is_url(checkpoint) or is_url(against):
+        session = open_session(checkpoint, settings, options)
+        if against:
+            other = open_session(against, settings.model_copy(update={"show_alpha": False}), options)
+    else:
+        session = local = open_local(checkpoint, settings, options)
+        other = local.beside(against, options)
+    from llmlab.chat.terminal import talk
 
-    talk(session, LabConsole(), session.beside(against, options) if against else None)
+    talk(session, LabConsole(), other)
 
 
 def chat_settings(set_: list[str] | None) -> ChatSettings:
@@ -58,7 +77,18 @@ def chat_settings(set_: list[str] | None) -> ChatSettings:
     return validate(ChatSettings, option_changes(ChatSettings, set_))
 
 
-def open_session(checkpoint: str, settings: ChatSettings, options: LoadOptions) -> ChatSession:
+def open_session(checkpoint: str, settings: ChatSettings, options: LoadOptions) -> Conversation:
+    """Returns a conversation with a model, or with one that is served at a URL."""
+    from llmlab.chat.addresses import is_url
+
+    if not is_url(checkpoint):
+        return open_local(checkpoint, settings, options)
+    from llmlab.chat.remote import RemoteSession
+
+    return RemoteSession(checkpoint, settings)
+
+
+def open_local(checkpoint: str, settings: ChatSettings, options: LoadOptions) -> ChatSession:
     """Returns a conversation with a model; a wrong name is refused before torch is loaded."""
     from llmlab.runs.folder import find_model
 

@@ -13,6 +13,7 @@ from llmlab.config.loader import KINDS
 from llmlab.config.loading import LoadOptions
 from llmlab.config.options import OptionInfo
 from llmlab.config.rewards import RewardSource
+from llmlab.config.serving import ChatRequest, CompletionRequest, ServeOptions
 from llmlab.config.sources import SourceConfig
 
 
@@ -24,6 +25,11 @@ def options_page() -> str:
     ]
     sections += [("Sources", SourceConfig), ("Rewards", RewardSource), ("Chat", ChatSettings)]
     sections += [("Loading", LoadOptions), ("Batches of prompts", BatchOptions)]
+    sections += [
+        ("Serving", ServeOptions),
+        ("A request", ChatRequest),
+        ("A text to continue", CompletionRequest),
+    ]
     for title, cls in sections:
         parts.append(f"\n## {title}\n\n| option | default | what it is |\n| --- | --- | --- |\n")
         for name, info in cls.options().items():

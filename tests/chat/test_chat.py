@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from llmlab.chat.generation import stream
-from llmlab.chat.session import ChatSession, chat
+from llmlab.chat.session import ChatSession
+from llmlab.chat.terminal import talk
 from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError
 from llmlab.models.load import load_model
@@ -109,7 +110,7 @@ def test_an_answer_ends_where_the_positions_do_and_a_prompt_that_does_not_fit_is
 def test_what_comes_by_a_pipe_is_read_line_by_line_within_bounds(session, monkeypatch, capsys):
     def piped(content):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
-        chat(session, Console(quiet=True))
+        talk(session, Console(quiet=True))
         return capsys.readouterr().out
 
     assert len(piped(b"Call me\n\nIshmael").splitlines()) >= 2

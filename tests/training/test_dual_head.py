@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, CohereConfig
 
-from llmlab.chat.session import ChatSession, answer_at_terminal, answer_side_by_side
+from llmlab.chat.session import ChatSession
+from llmlab.chat.terminal import answer_at_terminal, answer_side_by_side
 from llmlab.config import DualHeadConfig, SFTConfig, SourceConfig
 from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError

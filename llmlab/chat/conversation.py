@@ -1,0 +1,158 @@
+"""What every conversation has in common, wherever its model is: settings, turns, commands that begin with a
+slash. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from llmlab.chat.pieces import Piece
+from llmlab.config.base import as_number, validate
+from llmlab.config.chat import ChatSettings
+from llmlab.errors import LabError
+from llmlab.files import in_home, write_text_atomically
+
+HELP = {
+    "/set": "show the settings, or change one: /set temperature 0.2",
+    "/system TEXT": "what the model is told first; without a text, nothing",
+    "/reset": "forget the conversation",
+    "/save FILE": "write the conversation as JSON lines",
+    "/help": "this list",
+    "/quit": "leave (so do Ctrl+D, and Ctrl+C twice)",
+}
+
+OF_A_DUAL_HEAD = ("alignment", "show_alpha")
+
+
+class Conversation(ABC):
+    """A conversation with one model.
+
+    Args:
+        name: of the model, shown.
+        settings: how it answers.
+        chats: whether it is asked with messages; a base model continues the text it is given.
+    """
+
+    def __init__(self, name: str, settings: ChatSettings, *, chats: bool):
+        self.name, self.settings, self.chats = name, settings, chats
+        self.messages: list[dict[str, str]] = []
+
+    @abstractmethod
+    def pieces(self, said: str) -> Generator[Piece, None, object]:
+        """Yields the answer piece by piece; closing the iterator stops the model.
+
+        Raises:
+            LabError: when it cannot be answered.
+        """
+
+    @property
+    @abstractmethod
+    def fused(self) -> bool:
+        """Whether there is an alignment to turn."""
+
+    def refuse_no_text(self, said: str) -> None:
+        """Refuses what is no text.
+
+        Raises:
+            LabError: when it holds half of a character.
+        """
+        if not said.isascii() and any("\ud800" <= sign <= "\udfff" for sign in said):
+            raise LabError("what was said is not UTF-8 text", remedy="save it as UTF-8")
+
+    def adopt(self, settings: ChatSettings) -> None:
+        """Takes the settings of the session beside it."""
+        self.settings = settings
+
+    def shown_options(self) -> list[str]:
+        """Returns the settings that `/set` lists."""
+        return [name for name in ChatSettings.model_fields if name not in OF_A_DUAL_HEAD or self.fused]
+
+    def reply(self, said: str, write: Callable[[Piece], None]) -> tuple[str, bool]:
+        """Streams the answer to `write`; returns it and whether it was cut short by Ctrl+C.
+        Both are remembered.
+        """
+        parts: list[str] = []
+        pieces = self.pieces(said)
+        stopped = False
+        try:
+            for piece in pieces:
+                parts.append(piece)
+                write(piece)
+        except KeyboardInterrupt:
+            stopped = True
+        finally:
+            pieces.close()
+        answer = "".join(parts).strip()
+        self.messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
+        return answer, stopped
+
+    def command(self, line: str, console: Console) -> bool:
+        """Carries out a slash command; returns False when it ends the chat.
+
+        Raises:
+            LabError: when the command or its value is not known.
+        """
+        name, _, rest = line.partition(" ")
+        rest = rest.strip()
+        match name:
+            case "/quit" | "/exit":
+                return False
+            case "/reset":
+                self.messages.clear()
+                console.print("a new conversation", style="dim")
+            case "/system":
+                if not self.chats:
+                    raise LabError("a base model has no system prompt", remedy="fine-tune it first")
+                self.adopt(self._changed("system_prompt", rest or None))
+                console.print("noted", style="dim")
+            case "/set":
+                self._set(rest, console)
+            case "/save":
+                if not rest:
+                    raise LabError("/save needs a file name", remedy="/save talk.jsonl")
+                lines = "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in self.messages)
+                write_text_atomically(in_home(rest), lines)
+                console.print(f"{len(self.messages)} messages in {rest}", style="dim")
+            case "/help":
+                table = Table.grid(padding=(0, 2))
+                for command, text in HELP.items():
+                    table.add_row(command, text)
+                console.print(table)
+            case _:
+                raise LabError(f"there is no command {name}", remedy="/help lists them")
+        return True
+
+    def _set(self, rest: str, console: Console) -> None:
+        if not rest:
+            table = Table.grid(padding=(0, 2))
+            for name in self.shown_options():
+                info = ChatSettings.options()[name]
+                table.add_row(name, str(getattr(self.settings, name)), Text(info.description, style="dim"))
+            console.print(table)
+            return
+        name, _, value = rest.replace("=", " ", 1).partition(" ")
+        value = value.strip()
+        if not value:
+            raise LabError(
+                f"/set {name} needs a value", remedy=f"/set {name} {getattr(self.settings, name, '...')}"
+            )
+        if name in OF_A_DUAL_HEAD and not self.fused:
+            raise LabError(
+                f"{self.name} has no alignment to turn",
+                remedy="`llmlab new dual_head` trains a model that has",
+            )
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError):
+            parsed = None if value == "none" else as_number(ChatSettings, name, value)
+        self.adopt(self._changed(name, parsed))
+        console.print(f"{name} is now {getattr(self.settings, name)}", style="dim")
+
+    def _changed(self, name: str, value: object) -> ChatSettings:
+        return validate(ChatSettings, {**self.settings.model_dump(), name: value})

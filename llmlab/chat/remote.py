@@ -1,0 +1,189 @@
+"""A conversation with a served model: `llmlab serve`, or another server of OpenAI's form."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmlab.chat.conversation import Conversation
+from llmlab.chat.pieces import Piece
+from llmlab.config.chat import ChatSettings
+from llmlab.env_file import from_environment
+from llmlab.errors import LabError
+from llmlab.readable import shortened
+from llmlab.trust import keep_secret
+
+if TYPE_CHECKING:
+    import openai
+
+API_KEY = "LLMLAB_API_KEY"
+EVERYWHERE = ("temperature", "top_p", "max_new_tokens", "seed", "system_prompt")
+WITH_LLMLAB = ("top_k", "repetition_penalty")  # a server of the lab takes them, too
+OF_A_DUAL_HEAD = "alignment"
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model of a server.
+
+    Attributes:
+        url: of the server.
+        name: of the model.
+        chats: whether it is asked with messages; else it continues texts.
+        honoured: the settings that it takes.
+    """
+
+    url: str
+    name: str
+    chats: bool
+    honoured: tuple[str, ...]
+
+
+class RemoteSession(Conversation):
+    """A conversation with a served model.
+
+    Args:
+        url: of the server, `http://127.0.0.1:8000`; `#name` behind it names one of several models.
+        settings: how it answers.
+
+    Raises:
+        LabError: when the server cannot be reached, has no such model, or a setting cannot be honoured.
+    """
+
+    def __init__(self, url: str, settings: ChatSettings):
+        address, _, wanted = url.partition("#")
+        address = address.rstrip("/")
+        self.client = _client(address if address.endswith("/v1") else f"{address}/v1")
+        with _told(address):
+            self.remote = _model(address, wanted, list(self.client.models.list()))
+        super().__init__(url, settings, chats=self.remote.chats)
+        self.adopt(settings)
+
+    @property
+    def fused(self) -> bool:
+        """Whether there is an alignment to turn."""
+        return OF_A_DUAL_HEAD in self.remote.honoured
+
+    def adopt(self, settings: ChatSettings) -> None:
+        """Takes settings.
+
+        Raises:
+            LabError: when one differs from its default and the server does not take it.
+        """
+        default = ChatSettings()
+        for name in ChatSettings.model_fields:
+            if name not in self.remote.honoured and getattr(settings, name) != getattr(default, name):
+                raise LabError(
+                    f"`{name}` cannot be honoured by this server",
+                    where=self.remote.url,
+                    remedy=f"it takes {', '.join(self.remote.honoured)}",
+                )
+        self.settings = settings
+
+    def shown_options(self) -> list[str]:
+        """Returns the settings that `/set` lists."""
+        return [name for name in ChatSettings.model_fields if name in self.remote.honoured]
+
+    def pieces(self, said: str) -> Generator[Piece, None, object]:
+        """Yields the answer piece by piece; closing the iterator lets the server stop.
+
+        Raises:
+            LabError: when the server refuses, or cannot be reached.
+        """
+        self.refuse_no_text(said)
+        with _told(self.remote.url), contextlib.ExitStack() as stack:
+            stream = self._asked(said)
+            stack.callback(stream.close)
+            for chunk in stream:
+                for choice in chunk.choices:
+                    text = choice.delta.content if self.chats else choice.text
+                    if text:
+                        yield Piece(text)
+        return None
+
+    def _asked(self, said: str) -> Any:
+        settings, extra = self.settings, {}
+        for name in (*WITH_LLMLAB, OF_A_DUAL_HEAD):
+            if name in self.remote.honoured:
+                extra[name] = getattr(settings, name)
+        more: dict[str, Any] = {
+            "model": self.remote.name,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_tokens": settings.max_new_tokens,
+            "stream": True,
+            "extra_body": extra,
+        }
+        if settings.seed is not None:
+            more["seed"] = settings.seed
+        if not self.chats:
+            return self.client.completions.create(prompt=said, **more)
+        system = [{"role": "system", "content": settings.system_prompt}] if settings.system_prompt else []
+        messages: Any = [*system, *self.messages, {"role": "user", "content": said}]
+        return self.client.chat.completions.create(messages=messages, **more)
+
+
+def _client(url: str) -> openai.OpenAI:
+    if importlib.util.find_spec("openai") is None:
+        raise LabError("a served model needs the openai package", remedy="pip install openai")
+    import openai
+
+    key = from_environment([API_KEY])
+    if key:
+        keep_secret(API_KEY, key)
+    try:
+        return openai.OpenAI(base_url=url, api_key=key or "none", max_retries=1)
+    except Exception as error:  # an address that is none
+        raise LabError(f"is no address of a server ({_first_line(error)})", where=url) from None
+
+
+def _model(url: str, wanted: str, models: list[Any]) -> RemoteModel:
+    """Returns the model that is talked to: the wanted one, else the server's first.
+
+    Raises:
+        LabError: when there is none.
+    """
+    names = [model.id for model in models]
+    if not names:
+        raise LabError("serves no model", where=url)
+    if wanted and wanted not in names:
+        raise LabError(f"serves no model {wanted!r}, but {', '.join(names[:10])}", where=url)
+    model = next(model for model in models if model.id == (wanted or names[0]))
+    about = model.model_extra or {}
+    own = model.owned_by == "llmlab"
+    honoured = (
+        *EVERYWHERE,
+        *(WITH_LLMLAB if own else ()),
+        *((OF_A_DUAL_HEAD,) if own and about.get("dual_head") is True else ()),
+    )
+    return RemoteModel(url, model.id, about.get("chat", True) is True if own else True, honoured)
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Turns what the client raises into one message."""
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        body = error.body if isinstance(error.body, dict) else {}
+        message = str(body.get("message") or _first_line(error))
+        remedy = f"set {API_KEY}, or write it to .env" if error.status_code == 401 else ""
+        raise LabError(shortened(message, 300), where=url, remedy=remedy) from None
+    except openai.APIConnectionError as error:
+        reason = _first_line(error.__cause__ or error)
+        raise LabError(
+            f"cannot be reached ({reason})", where=url, remedy="`llmlab serve MODEL` starts a server"
+        ) from None
+    except openai.APIError as error:  # in the middle of an answer
+        raise LabError(shortened(_first_line(error), 300), where=url) from None
+    except (ValueError, TypeError, AttributeError) as error:  # an answer of another form
+        raise LabError(f"does not answer as OpenAI's server does ({_first_line(error)})", where=url) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
