@@ -88,9 +88,10 @@ def expected(source: Source, texts: tuple[str, ...] = TEXTS) -> list[Prompt]:
     """Returns the prompts of the test with the answers of the model that is exported."""
     limit = (context_length(source.model) or 1 << 20) - NEW_TOKENS
     plain = [(text, True, None) for text in texts]
-    chats = [(render(source.tokenizer, chat, generate=True), False, chat) for chat in CONVERSATIONS]
+    conversations = CONVERSATIONS if source.chats else ()
+    chats = [(render(source.tokenizer, chat, generate=True), False, chat) for chat in conversations]
     prompts = []
-    for text, special, messages in [*plain, *(chats if source.chats else [])]:
+    for text, special, messages in [*plain, *chats]:
         ids = text_ids(source.tokenizer, text, add_special_tokens=special)
         if len(ids) <= limit:
             prompts.append(_answered(source, Prompt(text, special, messages, ids, [], torch.zeros(1, 1))))

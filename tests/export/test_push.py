@@ -324,3 +324,12 @@ def test_the_program_and_transformers_load_what_was_pushed(base_run, native_fold
         there = python("-m", "llmlab", "generate", "alice/lab", *arguments)
         command_line(["generate", str(base_run.folder), *arguments])
         assert there.returncode == 0 and there.stdout == capsys.readouterr().out, there.stderr
+
+
+def test_a_base_model_without_a_chat_template_has_prompts_for_the_self_test_of_an_export(base_run):
+    from llmlab.config.export import ExportOptions
+    from llmlab.export.selftest import expected
+    from llmlab.export.source import load_source
+
+    prompts = expected(load_source(str(base_run.folder), ExportOptions()))
+    assert prompts and not any(prompt.messages for prompt in prompts)
