@@ -39,6 +39,7 @@ FITS: dict[str, tuple[str, ...]] = {
     "chat": kinds_that_make("base", "policy", "dual_head"),
     "score": kinds_that_make("scorer"),
     "tokenizer": tuple(METHODS),
+    "weights": tuple(METHODS),
 }
 IN_WORDS = {
     "pretrain": "a model that generates text",
@@ -46,6 +47,7 @@ IN_WORDS = {
     "chat": "a model that generates text",
     "score": "a reward model",
     "tokenizer": "a model or a tokenizer",
+    "weights": "a model",
 }
 DUAL_HEAD = "llmlab_dual_head"
 # read text in both directions and cannot write any
@@ -253,7 +255,7 @@ def refuse_architecture(model_config: dict[str, Any], where: str | Path, use: st
 
 
 def _refuse_scorer(where: str | Path, use: str, *, scores: bool) -> None:
-    if scores and use not in ("score", "reward"):  # the training of a reward model can go on
+    if scores and use not in ("score", "reward", "weights"):  # the training of a reward model can go on
         raise LabError(
             "is a reward model: it scores answers and cannot generate any",
             where=str(where),

@@ -22,6 +22,7 @@ from llmlab.ui import commands
 from llmlab.ui.config_files import saved_configs
 from llmlab.ui.pickers import answer, pick_model
 from llmlab.ui.prompts import Heading, Option, select, text
+from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.saved import saved
 from llmlab.ui.train import configure_model, train
 
@@ -53,6 +54,8 @@ def entries() -> list[Entry | str]:
         *lines,
         "tools",
         Entry(next(keys), "Test a model (chat)", test_model),
+        Entry("x", "Export or publish a model", export_or_publish),
+        Entry("v", "Serve a model", serve_model),
         Entry("s", f"Saved configs and runs{nothing}", saved),
         Entry("d", "Look at data", look_at_data),
         Entry("m", "Which method? A comparison", compare_methods),

@@ -14,6 +14,7 @@ from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, save_as, saved_configs, unused_name
 from llmlab.ui.pickers import answer, pick
 from llmlab.ui.prompts import confirm
+from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.train import run_and_go_on
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ def with_run(run: RunFolder, console: Console) -> None:
         actions["resume it"] = lambda: run_and_go_on(run.path, kind, console)
     if model and kind != "reward":
         actions["talk to it"] = lambda: commands.llmlab("chat", name)
+    if model:
+        actions["export or publish it"] = lambda: export_or_publish(console, name)
+    if model and kind != "reward":
+        actions["serve it"] = lambda: serve_model(console, name)
     if model:
         actions["details"] = lambda: commands.llmlab("info", name)
     actions["verify checkpoints"] = lambda: commands.llmlab("runs", "verify", name)

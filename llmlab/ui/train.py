@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, save_as, saved_configs
 from llmlab.ui.pickers import IN_THE_FORM, answer, pick, pick_model, pick_reward
 from llmlab.ui.prompts import Option, select, text
+from llmlab.ui.publish import export_or_publish, serve_model
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig
@@ -85,9 +87,14 @@ def run_and_go_on(path: Path, kind: str, console: Console) -> None:
     model = str(ended[0].path)
     steps = {f"{STAGES[next_kind].title} with it": next_kind for next_kind in STAGES[kind].then}
     talk = ["Talk to it"] if kind != "reward" else []
-    picked = pick(f"{model} is made. What now?", [*talk, *steps], back="back to the menu")
+    ways_out: dict[str, Callable[[Console, str], None]] = {"Export or publish it": export_or_publish}
+    if talk:
+        ways_out["Serve it"] = serve_model
+    picked = pick(f"{model} is made. What now?", [*talk, *steps, *ways_out], back="back to the menu")
     if picked in talk:
         commands.llmlab("chat", model)
+    elif picked in ways_out:
+        ways_out[picked](console, model)
     elif picked in steps and kind == "reward":  # it judges what another model says
         train(steps[picked], console, reward=model)
     elif picked in steps:

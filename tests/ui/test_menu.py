@@ -91,14 +91,16 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
     for name, keys in (
         ("a", ENTER),
         ("b", ENTER),
-        ("b", DOWN + ENTER),
-        ("c", DOWN + ENTER),
+        ("b", DOWN * 2 + ENTER),
+        ("b", DOWN * 3 + ENTER),
         ("c", DOWN * 2 + ENTER),
+        ("c", DOWN * 3 + ENTER),
     ):
         press(lambda console, name=name: saved.with_run(runs[name], console), keys)
     assert started == [
         ("run", "checkpoints/a"),
         ("chat", "checkpoints/b"),
+        ("serve", "checkpoints/b"),
         ("info", "checkpoints/b"),
         ("runs", "verify", "checkpoints/c"),
     ]
@@ -146,13 +148,45 @@ def test_a_model_that_is_typed_is_checked_at_once(desk, brought):
 
 
 @pytest.mark.slow
+def test_a_model_is_exported_and_published_from_the_menu(desk, brought):
+    _, press, started = desk
+    another = ENTER + brought + ENTER
+    for keys in (
+        ENTER,  # a folder
+        DOWN + ENTER + DOWN * 4 + ENTER,  # a GGUF file, Q8_0
+        DOWN * 3 + ENTER + "banana" + ENTER + CLEAR + "someone/it" + ENTER + "y",  # the hub
+        DOWN * 4 + ENTER,  # the card
+    ):
+        press(lambda _: menu.main_menu(), f"x{ENTER}{another}{keys}0{ENTER}")
+    press(lambda _: menu.main_menu(), f"v{ENTER}{another}0{ENTER}")
+    assert started == [
+        ("export", brought, "--to", "hf"),
+        ("export", brought, "--to", "gguf", "--quantize", "Q8_0"),
+        ("push", brought, "someone/it", "--private"),
+        ("card", brought),
+        ("serve", brought),
+    ]
+
+
+@pytest.mark.slow
 def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
     _, press, _ = desk
-    for name in ("configure_model", "train", "test_model", "saved", "look_at_data", "compare_methods"):
+    for name in (
+        "configure_model",
+        "train",
+        "test_model",
+        "saved",
+        "look_at_data",
+        "compare_methods",
+        "export_or_publish",
+        "serve_model",
+    ):
         monkeypatch.setattr(menu, name, lambda *arguments, name=name: opened.append((name, arguments[0])))
     for key, expected in {
         "1": "configure_model",
         "9": "test_model",
+        "x": "export_or_publish",
+        "v": "serve_model",
         "s": "saved",
         "d": "look_at_data",
         "m": "compare_methods",
