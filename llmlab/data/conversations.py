@@ -17,7 +17,13 @@ from llmlab.data.cache import cached, read_rows, write_tables
 from llmlab.data.packed_text import PackedSources
 from llmlab.data.packing import documents_table, pack, padding_share, row_lengths
 from llmlab.data.pipeline import Prepared
-from llmlab.data.rendering import IGNORE_INDEX, tokenize_conversation, tokenize_seq2seq
+from llmlab.data.rendering import (
+    IGNORE_INDEX,
+    RefusedByTemplate,
+    learned_answers,
+    tokenize_conversation,
+    tokenize_seq2seq,
+)
 from llmlab.data.schemas import CONVERSATIONS, InvalidRow, Row, to_messages
 from llmlab.data.tokens import require_rows, tokenise_sources, tokenizer_hash
 from llmlab.errors import LabError
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
     from llmlab.data.reader import Window
 
 COLUMNS = ("input_ids", "labels")
+UNLEARNED = "an earlier answer is read and not learned, since the chat template leaves out its thoughts"
 
 
 def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, seq2seq: bool = False) -> Prepared:
@@ -51,6 +58,7 @@ def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, seq2seq: 
         "loss_on": config.loss_on,
         "max_length": config.max_length,
         "overlong": config.on_overflow,
+        "thoughts": "of the last turns",  # where a template leaves out those of earlier ones
     }
     if seq2seq:
         key["seq2seq"] = True
@@ -79,20 +87,28 @@ def sft_data(config: SFTConfig, tokenizer: PreTrainedTokenizerBase, *, seq2seq: 
 def conversation_tokens(
     tokenizer: PreTrainedTokenizerBase, config: SFTConfig | DualHeadConfig, row: Row
 ) -> dict[str, Any]:
-    """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, and whether it was
-    `cut`.
+    """Returns `input_ids` and `labels` of a canonical row, at most `max_length` of each, whether it was
+    `cut`, and a `note` where an answer is not learned.
 
     Raises:
         InvalidRow: when it is too long and to be dropped, or has nothing to learn within `max_length`.
     """
-    tokens = tokenize_conversation(tokenizer, to_messages(row), config.loss_on)
+    messages = to_messages(row)
+    tokens = tokenize_conversation(tokenizer, messages, config.loss_on)
+    answers = sum(turn["role"] == "assistant" for turn in messages)
+    alone = config.loss_on == "assistant" and learned_answers(tokens["labels"]) < answers
     cut = len(tokens["input_ids"]) > config.max_length
     if cut and config.on_overflow == "drop":
         raise InvalidRow(f"longer than `max_length` {config.max_length}")
     labels = tokens["labels"][: config.max_length]
     if all(label == IGNORE_INDEX for label in labels[1:]):
         raise InvalidRow(f"nothing to learn within `max_length` {config.max_length}")
-    return {"input_ids": tokens["input_ids"][: config.max_length], "labels": labels, "cut": cut}
+    return {
+        "input_ids": tokens["input_ids"][: config.max_length],
+        "labels": labels,
+        "cut": cut,
+        "note": UNLEARNED if alone else "",
+    }
 
 
 def seq2seq_tokens(tokenizer: PreTrainedTokenizerBase, config: SFTConfig, row: Row) -> dict[str, Any]:
@@ -128,6 +144,8 @@ def _streamed(config: SFTConfig, make: Callable[[Row], dict[str, Any]], key: dic
                 encoded.append(make(document.row))
             except InvalidRow as invalid:
                 document.drop(invalid)
+            except RefusedByTemplate as refusal:
+                document.drop(InvalidRow(refusal.what, malformed=True))
         return documents_table({name: [np.array(row[name], np.int32) for row in encoded] for name in COLUMNS})
 
     packed = PackedSources(config, CONVERSATIONS, encode, config.max_length, "best_fit")

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from llmlab.data.schemas import PARTS_OF_A_TURN, InvalidRow, Messages
+from llmlab.data.schemas import CALL_ID, PARTS_OF_A_TURN, InvalidRow, Messages
 
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -60,7 +60,7 @@ def message(turn: Any) -> dict[str, Any]:
                 malformed=True,
             )
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
-    parts = {name: turn[name] for name in PARTS_OF_A_TURN if turn.get(name)}
+    parts = {name: turn[name] for name in (*PARTS_OF_A_TURN, CALL_ID) if turn.get(name)}
     if parts.get("tool_calls"):
         parts["tool_calls"] = [_tool_call(call) for call in parts["tool_calls"]]
         content = content or ""

@@ -61,6 +61,7 @@ def mixture(sizes: list[int], shares: list[float], seed: int, stop: str) -> tupl
         return np.empty(0, np.int64), np.empty(0, np.int64)
     longest = {"first_exhausted": min, "all_exhausted": max}[stop](sizes[i] / shares[i] for i in drawn)
     draws = sources_at(0, int(longest * 1.01) + 1000, shares, seed)
+    draws = draws[np.isin(draws, drawn)]  # of a source whose rows are all left out nothing comes
     ends = []
     for index in drawn:
         places = np.flatnonzero(draws == index)

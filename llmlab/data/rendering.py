@@ -6,7 +6,9 @@ from bisect import bisect_left
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, InvalidRow, Messages
+from jinja2 import TemplateError
+
+from llmlab.data.schemas import PARTS_OF_A_TURN, THOUGHTS, TOOLS, InvalidRow, Messages
 from llmlab.data.template_bounds import TooMuch
 from llmlab.data.templates import SECONDS, TooLong, apply_template
 from llmlab.errors import LabError
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 OTHER_TEMPLATE = 'set `chat_template` to "chatml", or take another copy of the model'
 PROBE = "Wqvxz"  # an answer that no template says by itself
+
+
+class RefusedByTemplate(LabError):
+    """A conversation that the chat template itself says it does not take: its roles, several calls ..."""
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: bool = False) -> str:
@@ -39,6 +45,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: 
     except TooMuch as error:
         raise LabError(f"this chat template was stopped: {error}", remedy=OTHER_TEMPLATE) from None
     except Exception as error:  # a template is a program of others: it can raise anything
+        if type(error) is TemplateError:  # by `raise_exception`
+            raise RefusedByTemplate(f"the chat template refuses it: {error}") from None
         text = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LabError(
             f"this chat template cannot render the conversation ({text})", remedy=OTHER_TEMPLATE
@@ -47,7 +55,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, generate: 
 
 def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
     """Refuses a conversation with parts that the chat template leaves out: it is rendered with each of them
-    and without.
+    and without. Thoughts have to be there when their turn is the last: of earlier turns many templates leave
+    them out.
 
     Raises:
         InvalidRow: naming the part and its turn.
@@ -63,8 +72,10 @@ def check_parts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> None:
     whole = render(tokenizer, messages)
     for index, part in present:
         value = messages[index][part]
-        bare = [*messages[:index], _without(messages[index], part), *messages[index + 1 :]]
-        if render(tokenizer, bare) == whole and not (part == "name" and value in whole):
+        until = messages[: index + 1] if part in THOUGHTS else messages
+        bare = [*until[:index], _without(messages[index], part), *until[index + 1 :]]
+        with_it = whole if until is messages else render(tokenizer, until)
+        if render(tokenizer, bare) == with_it and not (part == "name" and value in whole):
             where = "the conversation" if part == TOOLS else f"turn {index + 1}"
             raise InvalidRow(f"the chat template leaves out the `{part}` of {where}", malformed=True)
 
@@ -139,14 +150,17 @@ def _end_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def assistant_spans(
     tokenizer: PreTrainedTokenizerBase, messages: Messages
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Returns the rendered conversation and the character spans of what the assistant says, its end token
-    included.
+    """Returns the rendered conversation and the character spans of what the assistant says and is to learn,
+    the token that ends it included.
 
-    What a template puts behind the whole conversation (Phi-3's end of text) is part of no turn.
+    An answer is learned where the conversation has it as it was when it was said. Of an earlier turn many
+    templates leave out the thoughts (Qwen 3): an answer without them is not what is to be learned, so that it
+    is read alone. Where there were none to leave out, it is learned as it stands. What a template puts behind
+    the whole conversation (Phi-3's end of text) is part of no turn.
 
     Raises:
-        LabError: when the template renders a conversation differently once it goes on, so that no span is
-            certain.
+        LabError: when an answer does not follow what the template lets the assistant begin with, so that no
+            span is certain.
     """
     text = render(tokenizer, messages)
     spans = []
@@ -158,13 +172,34 @@ def assistant_spans(
             render(tokenizer, messages[: index + 1]),
         )
         end, _ = _closed_at(tokenizer, until, len(before))
-        if not until.startswith(before) or text[:end] != until[:end]:
+        if not until.startswith(before):
             raise LabError(
-                "this chat template rewrites earlier turns, so the assistant's tokens cannot be told apart",
+                "this chat template begins an answer otherwise than it lets the assistant begin, so the"
+                " assistant's tokens cannot be told apart",
                 remedy='set `chat_template` to "chatml" or `loss_on` to "all"',
             )
-        spans.append((len(before), end))
+        if text[:end] == until[:end]:
+            spans.append((len(before), end))
+        elif span := _as_it_stands(tokenizer, text, before, message):
+            spans.append(span)
     return text, spans
+
+
+def _as_it_stands(
+    tokenizer: PreTrainedTokenizerBase, text: str, before: str, turn: dict[str, Any]
+) -> tuple[int, int] | None:
+    """Returns the span of an answer that the conversation has otherwise than when it was said; None where its
+    thoughts are gone, or its place is not certain.
+    """
+    end = turn_end(tokenizer)
+    mark = decode(tokenizer, [end]).strip() if end is not None else ""
+    if any(turn.get(part) for part in THOUGHTS) or "</think>" in turn["content"]:
+        return None
+    place = text.find(mark, len(before)) if mark and text.startswith(before) else -1
+    said = text[len(before) : place]
+    calls = [call["function"]["name"] for call in turn.get("tool_calls") or []]
+    whole = place >= 0 and turn["content"].strip() in said and all(name in said for name in calls)
+    return (len(before), place + len(mark)) if whole else None
 
 
 def tokenize_conversation(
@@ -199,6 +234,12 @@ def tokenize_conversation(
         for position in range(bisect_left(starts, begin), bisect_left(starts, end)):
             labels[position] = ids[position]
     return {"input_ids": [*ids, *closing], "labels": [*labels, *closing]}
+
+
+def learned_answers(labels: list[int]) -> int:
+    """Returns how many answers of a conversation are learned: between two of them something else is read."""
+    before = [IGNORE_INDEX, *labels[:-1]]
+    return sum(label != IGNORE_INDEX == last for label, last in zip(labels, before, strict=True))
 
 
 def answer_tokens(

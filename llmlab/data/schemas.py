@@ -15,7 +15,9 @@ Row = dict[str, Any]
 Messages = list[dict[str, Any]]
 # what a turn may hold beside role and content; whether a chat template renders it is tried
 # (`render.check_parts`)
-PARTS_OF_A_TURN = ("tool_calls", "name", "reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+PARTS_OF_A_TURN = ("tool_calls", "name", *THOUGHTS)
+CALL_ID = "tool_call_id"  # of a tool's answer; some templates write it (Mistral's), others go by the order
 TOOLS = "tools"  # the tools that a conversation may use travel with its first turn
 
 SHAPES = ("text", "messages", "prompt_completion", "preference", "prompt_answer", "prompt")

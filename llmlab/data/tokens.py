@@ -22,6 +22,7 @@ from llmlab.data.counting import REPEATED, RowCounter, SourceCounts, told
 from llmlab.data.mixture import mixture
 from llmlab.data.opening import OpenSource, open_source
 from llmlab.data.pipeline import content_key, refuse_stream, repeats, split
+from llmlab.data.rendering import RefusedByTemplate
 from llmlab.data.schemas import InvalidRow, Row
 from llmlab.data.sources import fingerprint
 from llmlab.errors import LabError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 PARALLEL_FROM = 5_000  # rows; below, starting processes costs more than it saves
 WRITTEN = 10_000  # rows written at once
 MALFORMED = "!"  # before the reason of a malformed row
+NOTHING = {"cut": False, "note": "", "fault": "", "key": 0}  # of a row that nothing is to be said of
 Make = Callable[[Row], dict[str, Any]]
 
 
@@ -124,6 +126,10 @@ def _build(
             int(truncated.sum()),
             verb="truncated",
         )
+    notes = np.array(rows["note"][:], dtype=object)
+    for note in sorted({note for note in notes[keep] if note}):
+        noted = np.flatnonzero(keep & (notes == note))
+        counter.add(note, int(noted[0]), len(noted), verb="kept")
     held_out = split(np.arange(len(rows)), fraction)
     counter.held_out = int((keep & held_out).sum())
     lists = rows.select_columns(list(columns))
@@ -241,16 +247,26 @@ def _mapped(opened: OpenSource, make: Make, columns: tuple[str, ...]) -> Dataset
 
     rows = opened.rows
     lists = {name: List(Value("int32")) for name in columns}
-    features = Features({**lists, "cut": Value("bool"), "fault": Value("string"), "key": Value("int64")})
+    features = Features(
+        {
+            **lists,
+            "cut": Value("bool"),
+            "note": Value("string"),
+            "fault": Value("string"),
+            "key": Value("int64"),
+        }
+    )
 
     def convert(row: Row) -> dict[str, Any]:
-        empty: dict[str, Any] = {**{name: [] for name in columns}, "cut": False, "fault": "", "key": 0}
+        empty: dict[str, Any] = {**{name: [] for name in columns}, **NOTHING}
         try:
             canonical = opened.mapping(dict(row))  # datasets hands parallel workers a mapping of its own
             key = content_key(canonical)
             return {**empty, **make(canonical), "key": key}
         except InvalidRow as invalid:
             return {**empty, "fault": f"{MALFORMED if invalid.malformed else ''}{invalid.reason}"}
+        except RefusedByTemplate as refusal:
+            return {**empty, "fault": f"{MALFORMED}{refusal.what}"}
 
     if len(rows) < PARALLEL_FROM:  # without datasets' hashing of closures and its files
         converted = [convert(row) for row in rows]

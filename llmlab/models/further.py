@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llmlab.errors import LabError
 from llmlab.models.adapters import is_adapted
-from llmlab.models.headers import ALIASES
+from llmlab.models.transformer.context import context_length
 
 LEARNED_POSITIONS = ("wpe", "embed_positions", "position_embeddings", "position_embedding")
-
-
-def context_length(model_config: PreTrainedConfig) -> int | None:
-    """Returns the positions that a model was made for; None where its config does not say."""
-    text = model_config.get_text_config()
-    lengths = (getattr(text, name, None) for name in ALIASES["longest"])
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def refuse_rows_beyond_positions(model: PreTrainedModel, length: int) -> None:
@@ -26,7 +19,7 @@ def refuse_rows_beyond_positions(model: PreTrainedModel, length: int) -> None:
     Raises:
         LabError: with the longest that it has.
     """
-    context = context_length(model.config)
+    context = context_length(model)
     if context is None or length <= context:
         return
     for name, module in model.named_modules():

@@ -132,14 +132,14 @@ def test_mask_is_the_templates_own_and_the_assistants_words(tokenizer):
     assert tokenize_conversation(tokenizer, TALK, "all")["labels"] == made["input_ids"]
 
 
-def test_a_template_that_rewrites_history_is_refused(tokenizer_folder):
+def test_of_a_template_that_rewrites_history_the_last_answer_is_learned(tokenizer_folder):
     tokenizer = load_tokenizer(str(tokenizer_folder))
     tokenizer.chat_template = (
         "{% for m in messages %}{% if loop.last or m.role != 'assistant' %}{{ m.content }}|{% else %}..."
         "{% endif %}{% endfor %}"
     )
-    with pytest.raises(LabError, match="rewrites earlier turns"):
-        assistant_spans(tokenizer, TALK)
+    text, spans = assistant_spans(tokenizer, TALK)
+    assert [text[begin:end] for begin, end in spans] == [TALK[-1]["content"] + "|"]
 
 
 def test_a_tokenizer_without_template_gets_one():

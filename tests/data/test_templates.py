@@ -79,7 +79,7 @@ def test_answers_of_pairs_are_what_is_said(dressed, asked, chosen, rejected):
     assert asked in tokenizer.decode(pair["prompt_ids"]) and not pair["cut"]
 
 
-def test_a_template_that_hides_past_thoughts_is_refused_with_the_remedy(tokenizer_folder):
+def test_an_answer_whose_thoughts_the_template_hides_later_is_not_learned_without_them(tokenizer_folder):
     tokenizer = load_tokenizer(str(tokenizer_folder))
     tokenizer.chat_template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] if not loop.last else "
@@ -87,7 +87,19 @@ def test_a_template_that_hides_past_thoughts_is_refused_with_the_remedy(tokenize
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     talk = [("user", "a"), ("assistant", "<think>x</think>b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": text} for role, text in talk]
+    made = tokenize_conversation(tokenizer, messages, "assistant")
+    whole = tokenizer.decode(made["input_ids"])
+    assert whole.startswith("<|user|>a|<|assistant|>b|<|user|>c|<|assistant|>d|")
+    assert tokenizer.decode([label for label in made["labels"] if label != IGNORE_INDEX]).startswith("d|")
+
+
+def test_an_answer_that_begins_otherwise_than_it_is_asked_for_is_refused(tokenizer_folder):
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}|{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+    )
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(LabError, match='set `chat_template` to "chatml" or `loss_on` to "all"'):
-        tokenize_conversation(
-            tokenizer, [{"role": role, "content": text} for role, text in talk], "assistant"
-        )
+        tokenize_conversation(tokenizer, messages, "assistant")

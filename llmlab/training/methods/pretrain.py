@@ -16,9 +16,10 @@ from llmlab.data.tokenizer import load_tokenizer, opening_token, token_ids
 from llmlab.errors import LabError
 from llmlab.models import LabForCausalLM
 from llmlab.models.device import attention_kernel
-from llmlab.models.further import context_length, extend_vocabulary, refuse_rows_beyond_positions
+from llmlab.models.further import extend_vocabulary, refuse_rows_beyond_positions
 from llmlab.models.policy import load_policy
 from llmlab.models.resolve import resolve_model
+from llmlab.models.transformer.context import context_length
 from llmlab.models.transformer.shapes import to_lab_config, to_model_config
 from llmlab.models.typed import moved
 from llmlab.training.engine.job import Job
@@ -111,7 +112,7 @@ def _row_length(config: PretrainConfig, model: PreTrainedModel, reporter: Report
     """Returns the tokens of a row; says so where it is not the model's whole context."""
     if config.model is not None and config.max_length is None:
         return model_config(config).max_seq_len
-    context = context_length(model.config)
+    context = context_length(model)
     length = config.row_length(context)
     if config.max_length is None and length != context:
         told = f"the model's context is {context:,}" if context else "the model names no context length"
