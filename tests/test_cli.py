@@ -52,7 +52,7 @@ def place(tmp_path, base_config):
         ),
         (
             ["run", "base.json", "--resume", "latest"],
-            "`--resume auto`, the default, takes the newest checkpoint",
+            "`--resume auto`, the default, uses the newest checkpoint",
         ),
         (["run", "none.json"], "no such config"),
         (["run", "folder"], "holds no run"),

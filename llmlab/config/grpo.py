@@ -63,6 +63,7 @@ class GRPOConfig(RolloutConfig):
         if self.batch_size % self.group_size:
             near = max(self.group_size, self.batch_size // self.group_size * self.group_size)
             raise ValueError(
-                f"`batch_size` {self.batch_size} is no multiple of `group_size` {self.group_size}: use {near}"
+                f"`batch_size` {self.batch_size} is not a multiple of `group_size` {self.group_size}:"
+                f" use {near}"
             )
         return self

@@ -94,7 +94,7 @@ class ModelConfig(KindConfig):
     positional_encoding: Literal["sinusoidal", "rope", "alibi", "yarn"] = option(
         "rope",
         "Positions",
-        "How the model knows where a token stands.",
+        "How the model encodes the position of a token.",
         choices={
             "sinusoidal": "fixed waves added to the embeddings: the original transformer's",
             "rope": "rotates queries and keys: what nearly all current models use",

@@ -57,7 +57,7 @@ class PPOConfig(RolloutConfig):
     value_learning_rate: float = option(
         1e-3,
         "Value head learning rate",
-        "Learning rate of the value head, which begins at zero.",
+        "Learning rate of the value head, which is initialised to zero.",
         applies_when=CRITIC,
         advanced=True,
         gt=0,

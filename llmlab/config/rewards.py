@@ -68,7 +68,9 @@ class RewardSource(LabBaseConfig):
             try:
                 re.compile(self.setting or "")
             except re.error as error:
-                raise ValueError(f"`setting` {self.setting!r} is no regular expression ({error})") from None
+                raise ValueError(
+                    f"`setting` {self.setting!r} is not a regular expression ({error})"
+                ) from None
             if not self.setting:
                 raise ValueError(
                     "the reward `format` needs a regular expression: write `format | 1.0 | ^\\d+$`"

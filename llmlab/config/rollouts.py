@@ -22,7 +22,7 @@ class RolloutConfig(AdapterOptions, DividedBatches):
     datasets: list[SourceConfig] = option(
         lambda: [SourceConfig(name="Anthropic/hh-rlhf")],
         "Datasets",
-        "Where the prompts come from, with the right answers where a reward needs them.",
+        "Where the prompts come from, with reference answers where a reward needs them.",
         min_length=1,
     )
     reward_model: list[RewardSource] = option(

@@ -66,8 +66,8 @@ class SourceConfig(LabBaseConfig):
                 "`prompt` and `completion`, `instruction` and `output`, or `question` and `answer`"
             ),
             "preference": "`prompt`, `chosen` and `rejected`",
-            "prompt_answer": "`prompt` and the right `answer`, for rewards",
-            "prompt": "a `prompt` alone, for rewards that need no right answer",
+            "prompt_answer": "`prompt` and the reference `answer`, for rewards",
+            "prompt": "a `prompt` alone, for rewards that need no reference answer",
             "classification": "a `text` and a `label` that becomes one of the label words",
         },
         advanced=True,
@@ -81,7 +81,7 @@ class SourceConfig(LabBaseConfig):
     columns: dict[str, str] | None = option(
         None,
         "Columns",
-        f'Which column holds which part, as {{"prompt": "frage"}}; the parts are {", ".join(PARTS)}.',
+        f'Which column has which part, as {{"prompt": "frage"}}; the parts are {", ".join(PARTS)}.',
         advanced=True,
     )
     prompt: str | None = option(

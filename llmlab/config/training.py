@@ -197,7 +197,7 @@ class TrainingConfig(KindConfig):
         "What to do when the device is full in the middle of an update.",
         choices={
             "stop": "stop and say what to change",
-            "halve": "halve the micro-batch, double the accumulation and go on: the effective batch stays",
+            "halve": "halve the micro-batch, double the accumulation and continue: the same effective batch",
         },
         advanced=True,
         resume="silent",

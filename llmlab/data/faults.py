@@ -217,7 +217,7 @@ def _json_fault(file: Path, number: int, text: str, types: dict[str, tuple[str, 
         )
     except json.JSONDecodeError as error:
         truncated = (
-            " (it seems cut off)"
+            " (it seems truncated)"
             if error.pos >= len(text.rstrip()) - 1 or "Unterminated" in error.msg
             else ""
         )
@@ -257,7 +257,7 @@ def _csv_fault(file: Path) -> LabError | None:
                 )
     except csv.Error as error:
         return LabError(
-            f"cannot be read as csv behind row {number} ({error})", where=str(file), remedy="is it JSON?"
+            f"cannot be read as csv after row {number} ({error})", where=str(file), remedy="is it JSON?"
         )
     return None
 

@@ -196,7 +196,7 @@ def suggest(lengths: np.ndarray) -> tuple[int, str]:
     length = next((power for power in powers if (lengths <= power).mean() >= ENOUGH), powers[-1])
     share, more = (lengths <= length).mean(), (lengths <= 2 * length).mean()
     if share == 1:
-        return length, "every row fits, and half of it would cut some"
+        return length, "every row fits; half of it would truncate some"
     gain = (
         f"twice of it would hold {more - share:.1%} more for twice the memory"
         if more > share
@@ -225,7 +225,7 @@ def sample_pieces(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[tuple[st
         )
         return [
             (decode(tokenizer, pair["prompt_ids"]), False),
-            (f"\n  the right answer: {row['answer']}", False),
+            (f"\n  the reference answer: {row['answer']}", False),
         ]
     tokens = tokenize_conversation(tokenizer, to_messages(row), "assistant")
     pieces: list[tuple[str, bool]] = []

@@ -92,7 +92,7 @@ def open_source(
         set_too = {"format": source.format != "auto", "columns": source.columns, "prompt": source.prompt}
         if beside := next((option for option, is_set in set_too.items() if is_set), ""):
             raise LabError(
-                f"`like` and `{beside}` both say how rows are read",
+                f"`like` and `{beside}` both set how rows are read",
                 where=source.name,
                 remedy="give one of them",
             )
@@ -123,8 +123,8 @@ def open_source(
         marks = [name for name in ("label", "labels") if isinstance(sample.get(name), bool)]
         if marks:
             raise LabError(
-                f"holds answers marked good or bad (`{marks[0]}` is true or false: KTO rows), and all would"
-                " be learned as good",
+                f"holds answers marked good or bad (`{marks[0]}` is true or false: KTO rows), and all of"
+                " them would be learned as good",
                 where=source.name,
                 remedy=f"keep the rows with a true `{marks[0]}` in a file of their own, without that column",
             )

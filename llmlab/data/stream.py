@@ -154,7 +154,7 @@ class PackedStream(IterableDataset[dict[str, Any]]):
         if self.mix.endless:
             reasons = [f"left out {count:,} rows: {reason}" for reason, count in self._left_out().items()]
             raise LabError(
-                f"the stream holds nothing to train on: {'; '.join(reasons) or 'its sources are empty'}",
+                f"the stream has nothing to train on: {'; '.join(reasons) or 'its sources are empty'}",
                 where="datasets",
                 remedy="raise `max_length` or look at the rows: `llmlab data inspect`",
             )

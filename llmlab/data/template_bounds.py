@@ -181,7 +181,7 @@ def bounded_value(name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str
         if wide > WIDEST_INDENT or weight(separators, allowed()) > WIDEST_INDENT:
             raise TooMuch(f"it puts more than {WIDEST_INDENT} characters between the values of JSON")
     elif name == "sum" and not isinstance(named.get("start", 0), (int, float)):
-        raise TooMuch("it adds up what are no numbers")
+        raise TooMuch("it adds values that are not numbers")
     return value
 
 
@@ -215,4 +215,4 @@ def check_percent(pattern: str, arguments: Any) -> None:
     for width in DIGITS.findall(pattern):
         check_size(int(width[:20]))
     if "*" in pattern:
-        raise TooMuch("it takes a width from its arguments")
+        raise TooMuch("it uses a width from its arguments")

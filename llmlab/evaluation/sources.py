@@ -112,10 +112,10 @@ def measure(
     elif by == "generate":
         if "text" in rows[0] or "chosen" in rows[0]:
             raise LabError(
-                f'`by` "generate": {"plain text" if "text" in rows[0] else "pairs"} have no right answer to'
-                " compare with",
+                f'`by` "generate": {"plain text" if "text" in rows[0] else "pairs"} have no reference answer'
+                " to compare with",
                 where=source.name,
-                remedy="leave it out, or take prompts with answers or labels",
+                remedy="leave it out, or use prompts with answers or labels",
             )
         measured.figures = {"exact_match": _exact_match(model, tokenizer, rows, batch_size)}
     elif model.config.is_encoder_decoder and ("chosen" in rows[0] or "text" in rows[0]):

@@ -187,7 +187,7 @@ def add_adapter(model: Module, config: AdapterOptions, *, task: str = "CAUSAL_LM
     except ValueError as error:
         if "ParamWrapper" in str(error) and config.lora_dropout:
             raise LabError(
-                f"`lora_dropout` {config.lora_dropout}: experts take no dropout, being whole tensors",
+                f"`lora_dropout` {config.lora_dropout}: experts are single tensors and take no dropout",
                 remedy='set it to 0, or `lora_targets` to "attention"',
             ) from None
         raise LabError(

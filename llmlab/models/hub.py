@@ -25,7 +25,7 @@ class HubAnswer(Enum):
 
     DOWNLOADED = "it was downloaded before"
     FOUND = "the hub has it"
-    OFFLINE = "the hub was not to be asked"
+    OFFLINE = "the hub was not asked"
     UNREACHABLE = "the hub did not answer"
 
     @property

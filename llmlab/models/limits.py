@@ -220,7 +220,7 @@ def check_adapter(path: Path, modules: Iterable[str]) -> None:
     except TooLong:
         fault = "is a pattern that takes too long to match"
     except (re.error, RecursionError, OverflowError) as error:
-        fault = f"is no pattern ({error})"
+        fault = f"is not a pattern ({error})"
     name, pattern = tried
     raise LabError(
         f"`{name}` {shortened(repr(pattern), 80)} {fault}",

@@ -202,7 +202,9 @@ def refuse_misfit(where: Path, use: str) -> None:
         base = adapter.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise LabError(
-                "is an adapter that names no base", where=str(where), remedy="set `base_model_name_or_path`"
+                "is an adapter without the name of its base",
+                where=str(where),
+                remedy="set `base_model_name_or_path`",
             )
         _check_base(where, base, "weights" if scores else use)
         return
@@ -291,12 +293,12 @@ def _refuse_without_weights(where: Path) -> None:
         )
         if missing:
             raise LabError(
-                f"lacks {missing[0]}, which {index.name} names", where=str(where), remedy="copy it again"
+                f"lacks {missing[0]}, which {index.name} lists", where=str(where), remedy="copy it again"
             )
     for file in files:
         if not whole(file):
             raise LabError(
-                f"{file.name} is cut off or damaged",
+                f"{file.name} is truncated or damaged",
                 where=str(where),
                 remedy="copy it again, or recreate it",
             )

@@ -55,7 +55,7 @@ STAGES: dict[str, Stage] = {
             data="plain text, as much as there is",
             memory="weights, gradients, optimizer: 4 copies with AdamW",
             speed="1",
-            when="there is no model yet, or none that knows your kind of text",
+            when="there is no model yet, or none trained on your kind of text",
         ),
         Stage(
             "sft",

@@ -50,10 +50,10 @@ def reward_function(source: RewardSource, device: str) -> Callable[..., list[flo
             raise _fault(source, f"failed ({type(error).__name__}: {error})", texts[:1]) from None
         if not isinstance(values, (list, tuple)) or len(values) != len(texts):
             count = len(values) if isinstance(values, (list, tuple)) else type(values).__name__
-            raise _fault(source, f"gave {count} values for {len(texts)} answers", [])
+            raise _fault(source, f"returned {count} values for {len(texts)} answers", [])
         for value, text in zip(values, texts, strict=True):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise _fault(source, f"gave {value!r}, which is no finite number", [text])
+                raise _fault(source, f"gave {value!r}, which is not a finite number", [text])
         return [float(value) for value in values]
 
     checked.__name__ = source.name.split("/")[-1].split(":")[-1]

@@ -46,7 +46,7 @@ def verified(root: Path) -> tuple[list[str], bool]:
     lines = []
     for cache in cache_list:
         lines += [f"{cache.folder.name}: {fault}" for fault in cache.faults]
-        lines.append(f"{cache.folder.name}: {len(cache):,} pairs whole")
+        lines.append(f"{cache.folder.name}: {len(cache):,} pairs, all intact")
     return lines or [f"no cache in {root}"], not any(cache.faults for cache in cache_list)
 
 

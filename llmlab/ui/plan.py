@@ -139,7 +139,7 @@ def live_figures(config: LabBaseConfig) -> list[str]:
         )
         cache = size(1000 * kv_cache_bytes_per_token(config))
         return [
-            f"{short_count(count.total)} parameters, {short_count(count.non_embedding)} beside embeddings; "
+            f"{short_count(count.total)} parameters, {short_count(count.non_embedding)} without embeddings; "
             f"bf16 {size(count.total * 2)}; KV {cache} a 1,000 tokens",
             f"training {size(memory.total)} (adamw, fp32, 1 row) {memory_bar(memory.total)}",
         ]

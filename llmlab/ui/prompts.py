@@ -28,7 +28,7 @@ class Navigation(Enum):
     """Where the person goes instead of answering."""
 
     BACK = "the previous question"
-    LEAVE = "out of what is being asked"
+    LEAVE = "out of the question"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ FATAL = {
         [GOOD, GOOD, {"prompt": 7, "completion": "x"}],
         "row 3: column 'prompt' holds a whole number, not text or a list",
     ),
-    "cut off": ([GOOD, '{"prompt": "Who?", "comp'], r"row 2 is not valid JSON \(it seems cut off\)"),
+    "cut off": ([GOOD, '{"prompt": "Who?", "comp'], r"row 2 is not valid JSON \(it seems truncated\)"),
     "no object": ([GOOD, "[1, 2]"], r"row 2 is a list, not an object"),
     "roles": (
         [talk(("user", "a"), ("assistant", "b")), talk(("user", "a"), ("user", "b"), ("assistant", "c"))],
@@ -253,7 +253,7 @@ def test_a_tokenizer_is_learned_from_words_without_an_end():
     [
         ("rows.json", '[null, {"text": "Ahab"}]', "row 1 is null, not an object"),
         ("rows.json", '[{"text": "Ahab"}, [1]]', "row 2 is a list, not an object"),
-        ("rows.csv", '{"a":' * 50_000 + "1" + "}" * 50_000, "cannot be read as csv behind row 0"),
+        ("rows.csv", '{"a":' * 50_000 + "1" + "}" * 50_000, "cannot be read as csv after row 0"),
     ],
 )
 def test_rows_that_abort_their_reader_are_one_message(tmp_path, name, content, message):

@@ -111,7 +111,7 @@ def test_none_is_ignored(kind, tmp_path):
 def test_two_ways_to_read_are_refused(tmp_path, beside):
     (tmp_path / "rows.jsonl").write_text('{"text": "Call me Ishmael."}\n' * 3)
     source = {"name": str(tmp_path / "rows.jsonl"), "like": "stanfordnlp/imdb", **beside}
-    with pytest.raises(LabError, match=f"`like` and `{next(iter(beside))}` both say"):
+    with pytest.raises(LabError, match=f"`like` and `{next(iter(beside))}` both set"):
         pretrain_data(
             kind_class("pretrain")(datasets=[source], eval_fraction=0.0), load_tokenizer("byte"), 64
         )

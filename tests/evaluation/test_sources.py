@@ -158,7 +158,7 @@ def test_answers_are_generated_where_that_is_asked_for(model, tmp_path):
         made, tokenizer, [("", row["prompt"], row["completion"]) for row in rows], max_new_tokens=longest
     )
     assert found == {"exact_match": said.accuracy}
-    with pytest.raises(LabError, match="plain text have no right answer"):
+    with pytest.raises(LabError, match="plain text have no reference answer"):
         measure(made, tokenizer, SourceConfig(name="llmlab:moby-dick", max_rows=2), by="generate")
 
 

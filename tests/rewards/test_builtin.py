@@ -99,7 +99,7 @@ def test_rewards_as_lines(line, expected):
         ("exact_match | 0", "other than 0"),
         ("exact_match | nan", "other than 0"),
         ("format", "needs a regular expression"),
-        ("format | 1 | (", "is no regular expression"),
+        ("format | 1 | (", "is not a regular expression"),
         ("length | 1 | some", "not a number of words"),
         ("exact_match | 1 | 5", "takes no setting"),
     ],

@@ -89,7 +89,7 @@ CASES = {
     "state batch": (STATE, changed(STATE, train_batch_size=None), "`train_batch_size`"),
     "lab empty": (LAB, lambda folder: b"", "lab_state.json is not valid JSON"),
     "lab deep": (LAB, lambda folder: b"[" * 100_000, "lab_state.json is nested"),
-    "lab object": (LAB, lambda folder: b"{}", "lab_state.json holds no counters"),
+    "lab object": (LAB, lambda folder: b"{}", "lab_state.json has no counters"),
     "lab counters": (LAB, changed(LAB, counters={"args": 1}), "unknown counter `args`"),
     "lab loss": (LAB, changed(LAB, loss="a"), "lab_state.json holds no loss"),
     "lab figures": (LAB, changed(LAB, figures=[1]), "lab_state.json holds no lists"),
@@ -126,7 +126,7 @@ CASES = {
     "optimizer other": (
         "optimizer.pt",
         state(lambda found: found["state"][0].update(exp_avg=torch.zeros(3))),
-        "`exp_avg` in .* not the shape",
+        "`exp_avg` in .* not have the shape",
     ),
     "optimizer number": (
         "optimizer.pt",
@@ -202,7 +202,7 @@ def test_a_sum_of_losses_that_is_a_whole_number_is_resumed_from(base_run, checkp
 @pytest.mark.slow
 def test_code_in_a_file_of_torch_is_told_and_not_run(base_run, checkpoint, tmp_path):
     (checkpoint / "optimizer.pt").write_bytes(hostile(tmp_path / "ran"))
-    assert "holds code (posix.system) that would run when it is read; nothing of it was run" in refusal(
+    assert "holds code (posix.system) that would run when it is read; none of it was run" in refusal(
         base_run, checkpoint
     )
     assert not (tmp_path / "ran").exists()

@@ -192,17 +192,17 @@ BAD = {
     ),
     "none": (
         "def f(prompts, completions, **k): return [None] * len(completions)",
-        "gave None, which is no finite number; the answer",
+        "gave None, which is not a finite number; the answer",
     ),
     "nan": (
         "def f(prompts, completions, **k): return [float('nan')] * len(completions)",
-        "gave nan, which is no finite number",
+        "gave nan, which is not a finite number",
     ),
-    "count": ("def f(prompts, completions, **k): return [1.0]", "gave 1 values for 3 answers"),
-    "kind": ("def f(prompts, completions, **k): return 1.0", "gave float values for 3 answers"),
+    "count": ("def f(prompts, completions, **k): return [1.0]", "returned 1 values for 3 answers"),
+    "kind": ("def f(prompts, completions, **k): return 1.0", "returned float values for 3 answers"),
     "text": (
         "def f(prompts, completions, **k): return ['good'] * 3",
-        "gave 'good', which is no finite number",
+        "gave 'good', which is not a finite number",
     ),
 }
 
@@ -309,7 +309,10 @@ def test_a_reward_model_by_name_whatever_its_tokenizer(policy, base_run, tmp_pat
     [
         (dict(group_size=1), "`group_size` 1 must be at least 2"),
         (dict(batch_size=18, mini_batch_size=4), "does not divide `batch_size` 18"),
-        (dict(batch_size=18, mini_batch_size=6), "`batch_size` 18 is no multiple of `group_size` 4: use 16"),
+        (
+            dict(batch_size=18, mini_batch_size=6),
+            "`batch_size` 18 is not a multiple of `group_size` 4: use 16",
+        ),
         (dict(reward_model=[]), "reward_model"),
     ],
 )

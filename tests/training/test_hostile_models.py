@@ -81,8 +81,8 @@ def test_sizes_that_no_model_has(model, entries, message):
     "entries, message",
     [
         ({"target_modules": "(a+)+$|(.*)*\\1x|([a-z_.]+)+!"}, "`target_modules` .* takes too long to match"),
-        ({"target_modules": "(("}, "`target_modules` .* is no pattern"),
-        ({"target_modules": "a" * 20_000}, "is no pattern"),
+        ({"target_modules": "(("}, "`target_modules` .* is not a pattern"),
+        ({"target_modules": "a" * 20_000}, "is not a pattern"),
         ({"exclude_modules": "([a-z_.0-9]+)+!"}, "`exclude_modules` .* takes too long"),
         ({"rank_pattern": {"([a-z_.0-9]+)+!": 4}}, "`rank_pattern` .* takes too long"),
         ({"modules_to_save": ["([a-z_.0-9]+)+!"]}, "`modules_to_save` .* takes too long"),

@@ -36,7 +36,7 @@ def test_a_pickle_in_a_checkpoint_does_not_run(base_run, tmp_path, monkeypatch, 
     (bad / name).write_bytes(pickle.dumps(Hostile(marker)))
     assert verify(bad) and folder.latest_valid_checkpoint()[0].path != bad, "its seal is broken"
     write_manifest(bad, step=6)  # whoever sends files can make a manifest, too
-    with pytest.raises(LabError, match=f"{name} is no file that torch writes, and was not opened"):
+    with pytest.raises(LabError, match=f"{name} is not a file that torch writes; it was not opened"):
         run(sft_config(base_run, tmp_path))
     assert not marker.exists()
     shutil.rmtree(bad)

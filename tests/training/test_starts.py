@@ -106,7 +106,7 @@ def test_a_kill_in_the_first_checkpoint_costs_nothing(base_run, tmp_path, monkey
     assert max(steps(RunFolder(tmp_path / "run"))) == 2
     result = run(config(base_run, tmp_path), reporter=told)
     assert result.folder == tmp_path / "run"
-    assert "stopped before its first checkpoint: it begins at step 0" in told.text
+    assert "stopped before its first checkpoint: it starts again at step 0" in told.text
     assert steps(RunFolder(result.folder)) == list(range(1, 9))
 
 
@@ -253,7 +253,7 @@ def test_other_rows_and_other_weights_are_told(base_run, tmp_path, monkeypatch, 
     shutil.copy(next(base_run.folder.glob("checkpoint-10/model.safetensors")), base / "model.safetensors")
     loaded = []
     monkeypatch.setattr("llmlab.training.methods.sft.load_policy", lambda *_: loaded.append(1))
-    with pytest.raises(LabError, match="does not hold the weights that this run began with"):
+    with pytest.raises(LabError, match="does not have the weights that this run started with"):
         run(config(base_run, tmp_path, **changes))
     with pytest.raises(LabError, match="that is another model"):
         run(config(base_run, tmp_path, policy_checkpoint=str(base)))

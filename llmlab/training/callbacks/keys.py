@@ -104,7 +104,7 @@ class Keys(TrainerCallback):
         """Waits where a pause was asked for: the checkpoint is complete."""
         if "p" not in self.asked:
             return
-        self.reporter.status(f"paused at step {state.global_step:,}, saved · p goes on · Ctrl+C stops")
+        self.reporter.status(f"paused at step {state.global_step:,}, saved · p continues · Ctrl+C stops")
         while "p" in self.asked and not self.stop.received:
             time.sleep(POLL)
         self.reporter.status("")

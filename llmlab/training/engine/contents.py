@@ -74,12 +74,12 @@ def fault_in(checkpoint: Checkpoint) -> str:
                 return f"{file.name} {fault}"
     for file in sorted(checkpoint.path.iterdir()):
         if file.suffix == ".safetensors" and not whole(file):
-            return f"{file.name} is cut off or damaged"
+            return f"{file.name} is truncated or damaged"
         if TORCH_FILES.fullmatch(file.name):
             if not zipfile.is_zipfile(file):  # what a bare pickle is, too
-                return f"{file.name} is no file that torch writes, and was not opened"
+                return f"{file.name} is not a file that torch writes; it was not opened"
         elif file.suffix in PICKLES and file.name not in FSDP_FILES:
-            return f"{file.name} is a pickle, which can run code when it is read, and was not opened"
+            return f"{file.name} is a pickle, which can run code when it is read; it was not opened"
     return ""
 
 
@@ -115,7 +115,7 @@ def check_scheduler(state: Any, scheduler: Any, *, groups: bool) -> None:
         ValueError: when it would replace a method, or holds a value of another type.
     """
     if not isinstance(state, dict):
-        raise ValueError("scheduler.pt holds no state of a scheduler")
+        raise ValueError("scheduler.pt has no state of a scheduler")
     for name, value in state.items():
         own = vars(scheduler).get(name)
         method = callable(getattr(type(scheduler), str(name), None))
@@ -157,14 +157,14 @@ def check_optimizer(optimizer: Any) -> None:
     """
     for group in optimizer.param_groups:
         if not isinstance(group.get("lr"), (int, float)) and not hasattr(group.get("lr"), "item"):
-            raise ValueError("optimizer.pt holds a learning rate that is no number")
+            raise ValueError("optimizer.pt holds a learning rate that is not a number")
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             if not isinstance(state, dict):
-                raise ValueError("optimizer.pt holds no state of an optimizer")
+                raise ValueError("optimizer.pt has no state of an optimizer")
             for name in MOMENTS:
                 if name in state and getattr(state[name], "shape", None) != parameter.shape:
-                    raise ValueError(f"`{name}` in optimizer.pt has not the shape of its weight")
+                    raise ValueError(f"`{name}` in optimizer.pt does not have the shape of its weight")
 
 
 def _reason(error: Exception) -> str:
@@ -172,7 +172,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         named = re.search(r"(?:GLOBAL|class|function|type) ([\w.]*\w\.\w+)", text)
         code = (
-            f"holds code ({named[1]}) that would run when it is read; nothing of it was run"
+            f"holds code ({named[1]}) that would run when it is read; none of it was run"
             if named
             else "is damaged"
         )
@@ -225,27 +225,27 @@ def _trainer_state_fault(state: dict[str, Any], step: int) -> str:
         return "does not say the batch size"
     lines = state.get("log_history")
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
-        return "holds no list of figures under `log_history`"
+        return "has no list of figures under `log_history`"
     best, callbacks = state.get("best_model_checkpoint"), state.get("stateful_callbacks")
     if not isinstance(best, str | None) or not isinstance(callbacks, dict | None):
-        return "holds entries of a wrong type"
+        return "has entries of a wrong type"
     return ""
 
 
 def _lab_state_fault(state: dict[str, Any]) -> str:
     counters, figures, rollouts = state.get("counters"), state.get("figures"), state.get("rollouts", [])
     if not isinstance(counters, dict) or not all(_number(value) for value in counters.values()):
-        return "holds no counters"
+        return "has no counters"
     if not _number(state.get("loss")) or not isinstance(state.get("eval_due"), bool):
-        return "holds no loss, or not whether a validation is due"
+        return "lacks the loss, or whether a validation is due"
     if not isinstance(figures, dict) or not all(
         isinstance(v, list) and all(map(_figure, v)) for v in figures.values()
     ):
-        return "holds no lists of figures"
+        return "has no lists of figures"
     if not (state.get("micro_batch") is None or _count(state["micro_batch"])) or "micro_batch" not in state:
         return "does not say the micro-batch"
     if not isinstance(rollouts, list) or not all(isinstance(part, dict) for part in rollouts):
-        return "holds no answers under `rollouts`"
+        return "has no answers under `rollouts`"
     return ""
 
 
@@ -256,22 +256,22 @@ def _figure(value: object) -> bool:
 def _position_fault(place: dict[str, Any], step: int) -> str:
     stream, rows_per_step = place.get("stream"), place.get("rows_per_step")
     if not _count(rows_per_step) or not isinstance(stream, dict):
-        return "holds no place in a stream"
+        return "has no position in a stream"
     lanes = stream.get("lanes", [stream])  # an older version had one lane
     if not isinstance(lanes, list) or not lanes or not _is_lane(stream.get("turn", 0), len(lanes)):
-        return "holds no places in a stream"
+        return "has no positions in a stream"
     for number, lane in enumerate(lanes):
         if not isinstance(lane, dict) or not all(_count(lane.get(name)) for name in ("rows", "inside")):
-            return "holds no place in a stream"
+            return "has no position in a stream"
         left_out = lane.get("left_out", {})
         if not isinstance(left_out, dict) or not all(map(_count, left_out.values())):
             return "does not say what was left out of the stream"
         if lane.get("lane", 0) != number or lane["inside"] > lane["rows"]:
-            return "holds a place in the stream that is not that of its step"
+            return "has a position in the stream that is not that of its step"
         if fault := _window_fault(lane.get("windows", "missing")):
             return fault
     if sum(lane["rows"] for lane in lanes) != step * rows_per_step:
-        return "holds a place in the stream that is not that of its step"
+        return "has a position in the stream that is not that of its step"
     return ""
 
 
@@ -279,17 +279,17 @@ def _window_fault(windows: object) -> str:
     if windows is None:
         return ""
     if not isinstance(windows, dict):
-        return "holds no place in a stream"
+        return "has no position in a stream"
     readers, done = windows.get("readers"), windows.get("done")
     if not all(
         _count(value)
         for value in (windows.get("position"), windows.get("number", 0), windows.get("rounds", 0))
     ):
-        return "holds no place in a mixture"
+        return "has no position in a mixture"
     if not isinstance(done, list) or not all(map(_count, done)):
-        return "holds no place in a mixture"
+        return "has no position in a mixture"
     if not isinstance(readers, list) or not all(map(_is_reader, readers)):
-        return "holds no places in its sources"
+        return "has no positions in its sources"
     return ""
 
 

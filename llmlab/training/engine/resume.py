@@ -134,7 +134,7 @@ def _examine(
             f"holds {' and '.join(results)} of a run with other options, and no checkpoint: they are left as"
             " they are"
         )
-    reporter.warning(f"{path} was stopped before its first checkpoint: it begins at step 0 again")
+    reporter.warning(f"{path} was stopped before its first checkpoint: it starts again at step 0")
     return ResumePlan(path, reads=inputs_read(config))
 
 
@@ -247,7 +247,7 @@ def _changes(
         )
 
     for name in sorted(other_weights - changed):
-        what = f"{getattr(config, name)} does not hold the weights that this run began with"
+        what = f"{getattr(config, name)} does not have the weights that this run started with"
         if config.kind not in ("pretrain", "sft", "reward") or getattr(config, "frozen_base", False):
             raise LabError(
                 what,

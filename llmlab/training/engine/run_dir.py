@@ -32,13 +32,13 @@ def candidate_folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
         if resume in ("latest", "last", "newest") and not named.is_dir():
             raise LabError(
                 f"`--resume {resume}` is not known",
-                remedy="`--resume auto`, the default, takes the newest checkpoint",
+                remedy="`--resume auto`, the default, uses the newest checkpoint",
             )
         if not named.is_dir():
             raise LabError(
                 "there is no such checkpoint",
                 where=resume,
-                remedy="name a run or one of its checkpoints; auto takes the newest",
+                remedy="name a run or one of its checkpoints; auto uses the newest",
             )
         yield named.parent if Checkpoint.at(named) else named
         return

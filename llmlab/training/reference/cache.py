@@ -260,7 +260,7 @@ class ReferenceCache:
             columns = [table.column(column).to_pylist() for column in answers]
             keys = table.column("key").to_pylist()
         except (pa.ArrowException, KeyError, OSError) as error:
-            return f"is no part of a cache ({type(error).__name__})"
+            return f"is not a part of a cache ({type(error).__name__})"
         self._take(keys, [_arrays(values) for values in zip(*columns, strict=True)])
         return ""
 

@@ -271,7 +271,7 @@ def fill(
             f"{len(left):,} pairs have no reference values",
             where=str(cache.folder),
             exit_code=1,
-            remedy="start again: they are computed then",
+            remedy="run it again: they are computed then",
         )
     return Filled(
         computed=len(missing),
@@ -393,7 +393,7 @@ def _write_part(cache: ReferenceCache, keys: list[bytes], values: list[Any]) -> 
             remedy=(
                 "free space and start again: what was written is kept"
                 if there
-                else "start again: it is filled anew"
+                else "start again: it is filled again"
             ),
         ) from None
 
