@@ -48,7 +48,7 @@ def place(tmp_path, base_config):
         (["run", "half.json"], "not valid JSON"),
         (
             ["new", "dual_head", "--yes", "--set", "policy_checkpoint=x"],
-            "here the model to begin with is `backbone`",
+            "the option for the starting model is `backbone`",
         ),
         (
             ["run", "base.json", "--resume", "latest"],
