@@ -82,7 +82,7 @@ class Conversation(ABC):
         stopped = False
         try:
             for piece in pieces:
-                parts.append(piece)
+                parts += [] if piece.thought else [piece]
                 write(piece)
         except KeyboardInterrupt:
             stopped = True

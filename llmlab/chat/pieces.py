@@ -12,9 +12,11 @@ class Piece(str):
 
     Attributes:
         alpha: of a dual head, how much of this token the reward head said; None of other models.
+        thought: whether it is reasoning that a server told apart; it is shown, and no part of the answer.
     """
 
     alpha: float | None = None
+    thought: bool = False
 
 
 @dataclass(frozen=True)

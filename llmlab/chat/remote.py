@@ -99,8 +99,11 @@ class RemoteSession(Conversation):
             stack.callback(stream.close)
             for chunk in stream:
                 for choice in chunk.choices:
-                    text = choice.delta.content if self.chats else choice.text
-                    if text:
+                    if thought := self.chats and (choice.delta.model_extra or {}).get("reasoning_content"):
+                        piece = Piece(thought)
+                        piece.thought = True
+                        yield piece
+                    if text := choice.delta.content if self.chats else choice.text:
                         yield Piece(text)
         return None
 

@@ -55,7 +55,7 @@ class AnswerRequest(LabBaseConfig):
     )
     seed: int | None = option(None, "Seed", "Makes the answer repeatable.", ge=0)
     stream: bool = option(False, "Stream", "Send the answer piece by piece.")
-    stream_options: dict[str, bool] | None = option(
+    stream_options: dict[Literal["include_usage"], bool] | None = option(
         None, "Stream options", "`include_usage`: a last piece with the numbers of tokens."
     )
     top_k: int | None = option(None, "Top-k", "Not of OpenAI's: sample among this many tokens.", ge=0)

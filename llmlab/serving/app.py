@@ -94,7 +94,8 @@ async def _chat(served: Served, request: Request) -> Response:
     settings = settings_of(served, asked)
     tools = None if asked.tool_choice == "none" else asked.tools
     engine = served.engine
-    encoded = await asyncio.to_thread(engine.conversation, asked.messages, tools, settings)
+    turns = engine.turns(asked.messages, tools, settings)
+    encoded = await asyncio.to_thread(engine.conversation, turns, settings)
     parser = AnswerParser(engine.tokenizer, engine.model, encoded.ids, tools)
     said = engine.answer(Asked(encoded, settings, stops_of(asked), raw=parser.active))
     about = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}

@@ -19,14 +19,16 @@ from llmlab.config.chat import ChatSettings
 from llmlab.data.messages import as_messages
 from llmlab.data.messages import tools as tools_of
 from llmlab.data.rendering import check_parts, render
-from llmlab.data.schemas import TOOLS, InvalidRow
+from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, InvalidRow, Messages
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.transformer.context import context_length
 from llmlab.models.typed import LanguageModel
+from llmlab.readable import shortened
 from llmlab.serving.errors import ApiError
 
 MOST_WAITING = 512  # requests; one more is told to come again
 ROLES = {"developer": "system"}  # OpenAI's newer name
+BESIDE = ("tool_call_id",)  # of a tool's answer: which call it answers
 
 Said = Piece | Ending | BaseException
 
@@ -81,25 +83,45 @@ class Engine:
         for given_up in list(self._running):
             given_up.set()
 
-    def conversation(
+    def turns(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, settings: ChatSettings
-    ) -> Encoded:
-        """Returns a conversation as tokens.
+    ) -> Messages:
+        """Returns a conversation as the template takes it, after rendering it once.
+
+        In the main thread, where a template that never ends is stopped.
 
         Raises:
             ApiError: when it cannot be answered by this model.
-            LabError: when it is too long, or the template refuses it.
+            LabError: when the template refuses it.
         """
         if not self.chats:
             raise ApiError(400, "this is a base model without a chat template: use /v1/completions")
         try:
-            turns = as_messages([_renamed(turn) for turn in messages])
+            turns = [
+                {**turn, **{name: given[name] for name in BESIDE if given.get(name)}}
+                for turn, given in zip(
+                    as_messages([_renamed(turn) for turn in messages]), messages, strict=True
+                )
+            ]
             if not turns or turns[-1]["role"] not in ("user", "tool"):
                 raise ApiError(400, "`messages` does not end with a message of the user or of a tool")
             if settings.system_prompt and turns[0]["role"] != "system":
                 turns = [{"role": "system", "content": settings.system_prompt}, *turns]
             if tools:
                 turns[0] = {**turns[0], TOOLS: tools_of(tools)}
+        except InvalidRow as invalid:
+            raise ApiError(400, f"`messages`: {invalid.reason}") from None
+        render(self.tokenizer, turns, generate=True)
+        return turns
+
+    def conversation(self, turns: Messages, settings: ChatSettings) -> Encoded:
+        """Returns a conversation as tokens.
+
+        Raises:
+            ApiError: when the template leaves a part of it out.
+            LabError: when it is too long.
+        """
+        try:
             check_parts(self.tokenizer, turns)
         except InvalidRow as invalid:
             raise ApiError(400, f"`messages`: {invalid.reason}") from None
@@ -173,7 +195,14 @@ class Engine:
             self._answering = False
 
 
-def _renamed(turn: Any) -> Any:
-    if not isinstance(turn, dict) or turn.get("role") not in ROLES:
-        return turn
-    return {**turn, "role": ROLES[turn["role"]]}
+def _renamed(turn: dict[str, Any]) -> dict[str, Any]:
+    """Returns a message with the role's older name.
+
+    Raises:
+        InvalidRow: when it holds something that would be left out.
+    """
+    known = ("role", "content", *BESIDE, *PARTS_OF_A_TURN)
+    if unknown := [name for name, value in turn.items() if value and name not in known]:
+        raise InvalidRow(f"a message holds `{shortened(unknown[0], 50)}`, which this server does not read")
+    role = turn.get("role")
+    return {**turn, "role": ROLES.get(role, role)} if isinstance(role, str) else turn

@@ -6,6 +6,7 @@ These functions are public names of `transformers.cli.serving.utils`, which `tra
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,7 @@ class AnswerParser:
                 "tool_calls": [
                     {
                         "index": self.calls - 1,
-                        "id": f"call_{self.calls - 1}",
+                        "id": secrets.token_hex(5)[:9],  # the form that the strictest templates take
                         "type": "function",
                         "function": call,
                     }

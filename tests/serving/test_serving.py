@@ -175,6 +175,8 @@ def test_an_answer_that_nobody_waits_for_stops_the_model(running, slow):
         (dict(messages=[turn("hi", "assistant")]), "`messages` does not end with a message of the user"),
         (dict(messages=[{"role": "user"}]), "a turn of 'user' has no text"),
         (dict(messages=[turn([{"type": "image_url", "image_url": {}}])]), "only text can be read"),
+        (dict(messages=[{**turn("hi"), "audio": {"id": "a"}}]), "a message holds `audio`"),
+        (dict(stream_options={"include_obfuscation": True}), "`stream_options"),
         (dict(tools=[{"type": "function", "function": {"name": "f"}}]), "leaves out the `tools`"),
         (dict(messages=[turn("\0")]), "NUL"),
     ],
@@ -263,7 +265,7 @@ def test_nothing_of_a_conversation_is_printed(running, capfd, monkeypatch, caplo
             json={"model": "lab", "messages": [turn(secret)], "stream": True},
         ).text.split("\n\n")
         assert json.loads(chunks[-3][6:])["error"]["message"] == "the model failed while it answered"
-        patched.setattr(type(running.engine), "conversation", fails)
+        patched.setattr(type(running.engine), "turns", fails)
         with pytest.raises(openai.InternalServerError, match="the server failed"):
             chat(running, secret)
     out, err = capfd.readouterr()
