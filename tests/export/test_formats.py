@@ -2,6 +2,7 @@
 
 import json
 import random
+import subprocess
 
 import pytest
 import torch
@@ -192,3 +193,36 @@ def test_an_export_that_reads_otherwise_is_refused_and_removed(tokenizer, tmp_pa
         export(folder, ExportOptions(output=str(tmp_path / "out")))
     assert error.value.exit_code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0.5, 1.003], ids=["too small", "full in the middle"])
+def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path, room):
+    model = lab_model(tokenizer, d_ff=4096)
+    folder = saved(model, tokenizer, tmp_path / "model")
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = int(sum(weight.numel() * 4 for weight in model.parameters()) * room)
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)], capture_output=True
+    ).returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        with pytest.raises(LabError, match=r"the disk has|cannot be written .*[Nn]o space left") as error:
+            export(folder, ExportOptions(output=str(place / "out")))
+        assert error.value.exit_code == 2 and list(place.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def test_a_template_that_never_ends_is_refused_before_anything_is_written(tokenizer, tmp_path):
+    model = lab_model(tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.chat_template = (
+        "{% for i in range(99999999) %}{% for j in range(99999999) %}x{% endfor %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(LabError) as error:
+        export(str(tmp_path / "model"), ExportOptions(output=str(tmp_path / "out")))
+    assert len(str(error.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
