@@ -23,76 +23,91 @@ class Turns:
     Attributes:
         before: of each role, what stands before its content.
         after: of each role, what stands behind it.
-        start: what stands before the first turn.
-        unsaid: what stands before the first turn where no system turn is given: a standard one, with `start`.
+        start: what stands before the first turn, a standard system turn included; with a system turn it is
+            part of that one's `before`.
         answer: what an answer begins behind.
     """
 
     before: dict[str, str]
     after: dict[str, str]
     start: str
-    unsaid: str
     answer: str
 
     def text(self, messages: list[dict[str, str]]) -> str:
         """Returns a conversation as these texts write it."""
         has_system = bool(messages) and messages[0]["role"] == "system"
         turns = [self.before[m["role"]] + m["content"] + self.after[m["role"]] for m in messages]
-        return (self.start if has_system else self.unsaid) + "".join(turns) + self.answer
+        return ("" if has_system else self.start) + "".join(turns) + self.answer
 
 
 def turns_of(tokenizer: PreTrainedTokenizerBase) -> Turns | None:
     """Returns the texts around turns, or None where a template is more than that."""
-    marked = {role: {"role": role, "content": MARK.format(role)} for role in ROLES}
-    try:
-        whole = render(
-            tokenizer, [marked["system"], marked["user"], marked["assistant"], marked["user"]], generate=True
-        )
-        plain = render(tokenizer, [marked["user"], marked["assistant"], marked["user"]], generate=True)
-        last = render(tokenizer, [marked["user"], marked["assistant"], marked["user"]])
-    except Exception:  # a template may refuse system turns, or have any other demand
+    system, user, assistant = ({"role": role, "content": MARK.format(role)} for role in ROLES)
+    plain = _pieces(tokenizer, [user, assistant, user], generate=True)
+    closed = _pieces(tokenizer, [user, assistant, user], generate=False)
+    whole = _pieces(tokenizer, [system, user, assistant, user], generate=True)
+    if len(plain) != 4:
         return None
-    system, user, assistant = (MARK.format(role) for role in ROLES)
-    pieces = whole.replace(system, "\0").replace(user, "\0").replace(assistant, "\0").split("\0")
-    shorter = plain.replace(user, "\0").replace(assistant, "\0").split("\0")
-    if len(pieces) != 5 or len(shorter) != 4 or not plain.startswith(last) or pieces[2:] != shorter[1:]:
+    if len(whole) != 5 or whole[2:] != plain[1:]:
+        whole = []  # no system turns
+    start, between, after_answer, ending = plain
+    # what an answer begins behind stands only where one is asked for; else it belongs to the user's turn
+    answer = ending[len(closed[3]) :] if len(closed) == 4 and ending.startswith(closed[3]) else ""
+    after_user = ending.removesuffix(answer) if answer else ending
+    if not between.startswith(after_user):
         return None
-    answer = plain[len(last) :]
-    after_user = pieces[4].removesuffix(answer)
-    # "assistant's before" begins behind the user's after, and so on
-    if not pieces[2].startswith(after_user) or not shorter[0]:
-        return None
-    before_assistant = pieces[2][len(after_user) :]
-    for cut in range(len(pieces[3]) + 1):
-        before_user = pieces[3][cut:]
-        if not before_user or not pieces[1].endswith(before_user) or not shorter[0].endswith(before_user):
+    for cut in _cuts(after_answer, after_user, tokenizer):
+        before_user = after_answer[cut:]
+        if not start.endswith(before_user) or (whole and not whole[1].endswith(before_user)):
             continue
-        after_system = pieces[1].removesuffix(before_user)
-        found = Turns(
-            {"system": pieces[0], "user": before_user, "assistant": before_assistant},
-            {"system": after_system, "user": after_user, "assistant": pieces[3][:cut]},
-            "",
-            shorter[0].removesuffix(before_user),
-            answer,
+        turns = Turns(
+            before={"user": before_user, "assistant": between[len(after_user) :]},
+            after={"user": after_user, "assistant": after_answer[:cut]},
+            start=start.removesuffix(before_user),
+            answer=answer,
         )
-        if _same(tokenizer, found):
-            return found
+        if whole:
+            turns.before["system"], turns.after["system"] = whole[0], whole[1].removesuffix(before_user)
+        if _same(tokenizer, turns):
+            return turns
     return None
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generate: bool
+) -> list[str]:
+    """Returns the texts around the contents of a conversation; none where the template refuses it."""
+    try:
+        text = render(tokenizer, messages, generate=generate)
+    except Exception:  # a template raises what it wants: that it knows no system turns, for one
+        return []
+    for role in ROLES:
+        text = text.replace(MARK.format(role), "\0")
+    return text.split("\0")
+
+
+def _cuts(text: str, after_user: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns where the text between an answer and the next question can be cut, the likeliest first: where
+    the user's turn ends, too, then behind special tokens and lines.
+    """
+    ends = [text.find(token) + len(token) for token in [*tokenizer.all_special_tokens, "\n"] if token in text]
+    first = [len(after_user)] if text.startswith(after_user) else []
+    return list(dict.fromkeys([*first, *sorted(ends), *range(len(text) + 1)]))
 
 
 def _same(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> bool:
     """Returns whether the texts write conversations as the template does."""
     user, assistant = {"role": "user", "content": "Hi {{ you }}"}, {"role": "assistant", "content": "Hello."}
-    system = {"role": "system", "content": "Be short."}
-    for messages in (
-        [user],
-        [system, user],
-        [user, assistant, user],
-        [system, user, assistant, user, assistant, user],
-    ):
-        if render(tokenizer, messages, generate=True) != turns.text(messages):
-            return False
-    return True
+    system = [{"role": "system", "content": "Be short."}] if "system" in turns.before else []
+    return all(
+        render(tokenizer, messages, generate=True) == turns.text(messages)
+        for messages in (
+            [user],
+            [*system, user],
+            [user, assistant, user],
+            [*system, *[user, assistant] * 2, user],
+        )
+    )
 
 
 def go_template(turns: Turns, bos: str) -> str:
@@ -104,17 +119,18 @@ def go_template(turns: Turns, bos: str) -> str:
     def without_bos(text: str) -> str:
         return text.removeprefix(bos) if bos else text
 
-    unsaid = literal(without_bos(turns.unsaid))
-    first = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{unsaid}{{{{ end }}}}' if unsaid else ""
+    start = literal(without_bos(turns.start))
+    if start and "system" in turns.before:
+        start = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{start}{{{{ end }}}}'
     cases: list[str] = []
-    for role in ROLES:
-        before = without_bos(turns.before[role]) if role == "system" else turns.before[role]
-        word = "if" if not cases else "else if"
-        after = literal(turns.after[role])
-        cases.append(f'{{{{ {word} eq .Role "{role}" }}}}{literal(before)}{{{{ .Content }}}}{after}')
-    return (
-        f"{first}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}{literal(turns.answer)}"
-    )
+    for role in turns.before:
+        before = literal(without_bos(turns.before[role]) if role == "system" else turns.before[role])
+        word = "else if" if cases else "if"
+        cases.append(
+            f'{{{{ {word} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{literal(turns.after[role])}'
+        )
+    ended = f"{{{{ end }}}}{{{{ end }}}}{literal(turns.answer)}"
+    return f"{start}{{{{ range .Messages }}}}{''.join(cases)}{ended}"
 
 
 def modelfile(tokenizer: PreTrainedTokenizerBase, weights: str, context: int | None) -> tuple[str, list[str]]:
