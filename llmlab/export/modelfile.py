@@ -99,14 +99,10 @@ def _same(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> bool:
     """Returns whether the texts write conversations as the template does."""
     user, assistant = {"role": "user", "content": "Hi {{ you }}"}, {"role": "assistant", "content": "Hello."}
     system = [{"role": "system", "content": "Be short."}] if "system" in turns.before else []
+    longer = [*system, *[user, assistant] * 2, user]
     return all(
         render(tokenizer, messages, generate=True) == turns.text(messages)
-        for messages in (
-            [user],
-            [*system, user],
-            [user, assistant, user],
-            [*system, *[user, assistant] * 2, user],
-        )
+        for messages in ([user], [*system, user], [user, assistant, user], longer)
     )
 
 

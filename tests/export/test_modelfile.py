@@ -1,4 +1,4 @@
-"""A Modelfile's template writes a conversation as the model's own template does, in twelve families' formats."""
+"""A Modelfile writes a conversation as the chat template does, in the formats of twelve families."""
 
 import re
 
