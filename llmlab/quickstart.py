@@ -361,11 +361,13 @@ def _own_mistakes(
     )
     answers = answer(model, tokenizer, rows, batch_size=256, max_new_tokens=LONGEST, temperature=1.0)
     pairs = [
-        (question, right, wrong) for _, question, right, wrong in answers.rows if wrong and wrong != right
+        (question, correct, wrong)
+        for _, question, correct, wrong in answers.rows
+        if wrong and wrong != correct
     ]
     if len(pairs) < at_least:  # a model that is nearly always right: answers to other questions stand in
         shifted = zip(rows, rows[1:] + rows[:1], strict=True)
-        pairs += [(q, right, other) for (_, q, right), (_, _, other) in shifted if other != right]
+        pairs += [(q, correct, other) for (_, q, correct), (_, _, other) in shifted if other != correct]
     return pairs
 
 

@@ -119,7 +119,7 @@ def is_unicode(stream: Any) -> bool:
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
-def said(text: str) -> str:
+def printable(text: str) -> str:
     """Returns a text in the letters that standard output has,
     with nothing in it that a terminal would obey.
     """

@@ -60,7 +60,7 @@ def fingerprint(source: SourceConfig) -> str:
     how = source.model_dump(mode="json", exclude={"weight", "name"})
     digest = hashlib.sha256(repr(sorted(how.items())).encode())
     files = local_files(source.name, source.split)
-    if not files:  # the hub's own revision: what the library's cache is keyed by
+    if not files:  # the hub's own revision: what the cache of datasets is keyed by
         rows = load_rows(source)
         digest.update(f"{real_id(source.name)}:{getattr(rows, '_fingerprint', '')}".encode())
     for file in files:
@@ -101,14 +101,12 @@ def _from_files(
                 return IterableDataset.from_generator(_documents, gen_kwargs={"files": names, "piece": piece})
             changed = [
                 (file.stat().st_size, file.stat().st_mtime_ns) for file in files
-            ]  # part of the library's own key
+            ]  # part of the key of datasets
             return Dataset.from_generator(
                 _documents, gen_kwargs={"files": names, "piece": piece, "changed": changed}
             )
         return load_dataset(kind, data_files=names, split="train", streaming=stream)
-    except (
-        Exception
-    ) as error:  # of the library, its readers and the decompressors, each with kinds of its own
+    except Exception as error:  # of datasets, its readers and the decompressors, each with kinds of its own
         raise damaged(source, error) from None
 
 

@@ -161,7 +161,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=name in TRUSTED)
     except (
         Exception
-    ) as error:  # the library raises many kinds for one situation: there is no such tokenizer here
+    ) as error:  # transformers raises many kinds for one situation: there is no such tokenizer here
         if path.exists():
             raise LabError(f"cannot load a tokenizer from it ({_first_line(error)})", where=name) from None
         raise LabError(

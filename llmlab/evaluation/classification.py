@@ -27,31 +27,31 @@ OTHER = "(other)"
 
 @dataclass
 class Classified:
-    """Right and given labels of a source.
+    """Labels and predictions of a source.
 
     Attributes:
         labels: the words.
-        right: number of the right word for each row.
-        given: number of the given word; `len(labels)` for none of them.
+        references: number of the correct word for each row.
+        predictions: number of the predicted word; `len(labels)` for none of them.
     """
 
     labels: list[str]
-    right: list[int] = field(default_factory=list)
-    given: list[int] = field(default_factory=list)
+    references: list[int] = field(default_factory=list)
+    predictions: list[int] = field(default_factory=list)
 
     @property
     def confusion(self) -> np.ndarray:
-        """Rows of the right word, columns of the given one, the last column for none of them; (labels,
+        """Rows of the correct word, columns of the predicted one, the last column for none of them; (labels,
         labels + 1).
         """
         table = np.zeros((len(self.labels), len(self.labels) + 1), int)
-        np.add.at(table, (self.right, self.given), 1)
+        np.add.at(table, (self.references, self.predictions), 1)
         return table
 
     @property
     def accuracy(self) -> float:
-        """Share of the right ones."""
-        return float(np.trace(self.confusion[:, :-1]) / max(1, len(self.right)))
+        """Share of the rows that are correct."""
+        return float(np.trace(self.confusion[:, :-1]) / max(1, len(self.references)))
 
     @property
     def macro_f1(self) -> float:
@@ -64,7 +64,7 @@ class Classified:
     @property
     def majority(self) -> float:
         """Accuracy of always giving the most frequent word."""
-        return max(Counter(self.right).values(), default=0) / max(1, len(self.right))
+        return max(Counter(self.references).values(), default=0) / max(1, len(self.references))
 
 
 @torch.no_grad()
@@ -102,7 +102,7 @@ def classify(
                 None,
             )
             if word:
-                result.given[index] = labels.index(word)
+                result.predictions[index] = labels.index(word)
         return result
     was_training = model.training
     model.eval()
@@ -114,7 +114,7 @@ def classify(
         part = [i for i in order[start : start + batch_size] if rows[i]["choices"] == choices]
         scores = score_words(model, tokenizer, [prompts[i] for i in part], choices)
         for index, best in zip(part, scores.argmax(dim=1).tolist(), strict=True):
-            result.given[index] = labels.index(choices[best])
+            result.predictions[index] = labels.index(choices[best])
         start += len(part)
     model.train(was_training)
     return result

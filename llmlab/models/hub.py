@@ -41,14 +41,14 @@ def offline() -> bool:
 
 
 def look_up(
-    name: str, kind: Repository, *, known: bool = False, ask: bool = True
+    name: str, kind: Repository, *, exists: bool = False, ask: bool = True
 ) -> tuple[HubAnswer, Path | None]:
     """Returns what is known of a hub id, and where it was downloaded to.
 
     Args:
         name: the id.
         kind: of the repository.
-        known: that it exists is known from elsewhere (the catalogue): a name without an owner is not refused.
+        exists: it is known from the catalogue that it exists: a name without an owner is not refused.
         ask: the hub; without, only what was downloaded before is looked at.
 
     Raises:
@@ -63,7 +63,7 @@ def look_up(
     if folder := _downloaded(name, kind):
         return HubAnswer.DOWNLOADED, folder
     answer = HubAnswer.OFFLINE if not ask or offline() else _ask(name, kind)
-    if not answer.is_sure and "/" not in name and not known and not WITHOUT_OWNER.fullmatch(name):
+    if not answer.is_sure and "/" not in name and not exists and not WITHOUT_OWNER.fullmatch(name):
         raise LabError(
             f"there is no such {kind}",
             where=name,

@@ -35,24 +35,24 @@ class Answer:
     Attributes:
         text: what it said.
         prompt: what was asked.
-        right: the right answer of the row; "" where it has none.
+        reference: the reference answer of the row; "" where it has none.
         setting: of the reward, from the config.
     """
 
     text: str
     prompt: str = ""
-    right: str = ""
+    reference: str = ""
     setting: str = ""
 
 
 def exact_match(answer: Answer) -> float:
-    """1 when the answer is the right one to the letter, surrounding space aside."""
-    return float(bool(answer.right.strip()) and answer.text.strip() == answer.right.strip())
+    """1 when the answer equals the reference answer, surrounding space aside."""
+    return float(bool(answer.reference.strip()) and answer.text.strip() == answer.reference.strip())
 
 
 def numeric_match(answer: Answer) -> float:
-    """1 when the final number is the right one: after `####`, in a box, or the last one said."""
-    predicted, reference = final_number(answer.text), final_number(answer.right)
+    """1 when the final number (after `####`, in a box, or the last one) is that of the reference."""
+    predicted, reference = final_number(answer.text), final_number(answer.reference)
     return float(
         predicted is not None
         and reference is not None
@@ -61,7 +61,7 @@ def numeric_match(answer: Answer) -> float:
 
 
 def arithmetic_steps(answer: Answer) -> float:
-    """Share of the steps `a + b = c` in the answer that are really right; 0 without any."""
+    """Share of the steps `a + b = c` in the answer that are correct; 0 without any."""
     steps = STEP.findall(answer.text)
     correct = 0
     for a, sign, b, c in steps:
@@ -73,8 +73,8 @@ def arithmetic_steps(answer: Answer) -> float:
 
 
 def label_match(answer: Answer) -> float:
-    """1 when the answer is the right label, whatever its case, quotes and final stop."""
-    return float(bool(answer.right.strip()) and _bare(answer.text) == _bare(answer.right))
+    """1 when the answer is the reference label, whatever its case, quotes and final stop."""
+    return float(bool(answer.reference.strip()) and _bare(answer.text) == _bare(answer.reference))
 
 
 def matches_format(answer: Answer) -> float:

@@ -59,7 +59,7 @@ def check_inputs(config: KindConfig) -> list[Unchecked]:
     for source in [*config.datasets, *config.eval_datasets]:
         if not local_files(source.name, source.split):
             in_catalogue = entry(source.name, source.subset) is not None
-            note("datasets", source.line(), look_up(real_id(source.name), "dataset", known=in_catalogue)[0])
+            note("datasets", source.line(), look_up(real_id(source.name), "dataset", exists=in_catalogue)[0])
     return unchecked
 
 

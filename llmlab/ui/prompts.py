@@ -16,7 +16,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bin
 from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Layout, Window
 from questionary.prompts.common import InquirerControl
 
-from llmlab.readable import said
+from llmlab.readable import printable
 
 T = TypeVar("T")
 QUICK = 0.05  # seconds until a lone Escape is one, and not the beginning of an arrow key
@@ -87,12 +87,12 @@ def text(
         default: what stands in the line.
         validate: returns True or what is wrong with a line.
     """
-    return Question(questionary.text(said(question), default=default, validate=validate), str)
+    return Question(questionary.text(printable(question), default=default, validate=validate), str)
 
 
 def confirm(question: str, *, default: bool = True) -> Question[bool]:
     """Returns a question of yes or no."""
-    return Question(questionary.confirm(said(question), default=default), bool)
+    return Question(questionary.confirm(printable(question), default=default), bool)
 
 
 def select(
@@ -110,14 +110,14 @@ def select(
     values: list[T | None] = []
     for number, option in enumerate(options):
         if isinstance(option, Heading):
-            choices.append(questionary.Separator(said(option.label)))
+            choices.append(questionary.Separator(printable(option.label)))
             values.append(None)
         else:
-            choices.append(questionary.Choice(said(option.label), number, shortcut_key=option.key))
+            choices.append(questionary.Choice(printable(option.label), number, shortcut_key=option.key))
             values.append(option.value)
     first = values.index(default) if default is not None else None
     asked = questionary.select(
-        said(question), choices, default=choices[first] if first is not None else None, **_looks(how)
+        printable(question), choices, default=choices[first] if first is not None else None, **_looks(how)
     )
     return Question(asked, lambda number: _chosen(options[number]))
 
@@ -205,7 +205,7 @@ def _ask(
 
 def _show_below(app: Application[Any], lines: Callable[[], str]) -> None:
     """Adds lines below a question, which go when it is answered."""
-    shown = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", said(lines()))])
+    shown = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", printable(lines()))])
     old = app.layout
     for window in old.find_all_windows():  # they stand below the question, not at the bottom of the screen
         window.dont_extend_height = to_filter(True)
@@ -214,7 +214,7 @@ def _show_below(app: Application[Any], lines: Callable[[], str]) -> None:
 
 
 def _looks(how: dict[str, Any]) -> dict[str, Any]:
-    return {"pointer": said("»"), **how}
+    return {"pointer": printable("»"), **how}
 
 
 def _chosen(option: Option[T] | Heading) -> T:

@@ -63,7 +63,7 @@ def test_table_files(tmp_path, suffix, write):
         ("space.txt", b" \n\n ", "is empty"),
         ("binary.txt", b"\x7fELF\0\0\0", "binary file"),
         ("latin.txt", "é".encode("latin-1") * 20, "not UTF-8"),
-        ("broken.jsonl", b'{"text": "a"}\n{"text": ', r"row 2 is not valid JSON \(it seems cut off\)"),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": ', r"row 2 is not valid JSON \(it seems truncated\)"),
         ("image.png", b"\x89PNG", "cannot be read"),
         (None, b"", "no such file"),
     ],

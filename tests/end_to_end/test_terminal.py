@@ -154,7 +154,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     # the chain: SFT with the new checkpoint, then DPO with that, then a chat
     for method, data, name in (
         ("Supervised", "talk.jsonl", "second"),
-        ("Preference", "pairs.jsonl", "third"),
+        ("Direct preference", "pairs.jsonl", "third"),
     ):
         for _ in range(8):
             if re.search(rf"» {method}", term.text()):

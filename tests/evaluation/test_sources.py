@@ -54,7 +54,7 @@ def test_scores_are_those_of_whole_sequences(model):
     for column, word in enumerate(words):
         alone = answer_log_probs(made, prompts, [_word_ids(tokenizer, word)] * 3, tokenizer.pad_token_id)
         torch.testing.assert_close(scores[:, column], alone, rtol=1e-4, atol=1e-4)
-    given = classify(made, tokenizer, rows, batch_size=2).given
+    given = classify(made, tokenizer, rows, batch_size=2).predictions
     assert given == scores.argmax(1).tolist()
 
 

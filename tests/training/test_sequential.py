@@ -320,7 +320,7 @@ def test_only_what_the_run_reads_is_computed_and_a_longer_one_completes_it(
     short = run(config(policy, tmp_path, data, **{**values, "max_steps": 10}))
     assert sum(asked) == 10 * 2 + 3, "updates x pairs, and the held-out pairs"
     note = RunFolder(short.folder).record["data_notes"][-1]
-    assert "23 pairs computed" in note and "0 known, 37 that this run does not read left out" in note
+    assert "23 pairs computed" in note and "0 cached, 37 that this run does not read left out" in note
     assert ending(short)[0] == wanted[0][:10]
     long = run(config(policy, tmp_path, data, **values))
     assert long.folder == short.folder and ending(long)[0] == wanted[0]

@@ -72,7 +72,7 @@ def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter)
         trainer=partial(
             GRPOTrainer,
             reward_funcs=rewards,
-            held=has_reference,
+            has_reference=has_reference,
             reference=frozen_copy(model) if has_reference else None,
             kl_weight=config.beta,
             adapter_dropout=config.adapter_dropout,

@@ -55,15 +55,15 @@ class Filled:
     """What filling a cache did.
 
     Attributes:
-        computed: items that were not known.
-        known: items that were.
+        computed: items that were not in the cache.
+        cached: items that were.
         seconds: wall time, loading included.
         memory: bytes in use before the reference was loaded, at its peak, and after it was freed.
         left: items without values, which the run does not read.
     """
 
     computed: int
-    known: int
+    cached: int
     seconds: float
     memory: tuple[int, int, int]
     left: int = 0
@@ -72,13 +72,11 @@ class Filled:
         """Returns the line for the screen and the record."""
         unread = f", {self.left:,} that this run does not read left out" if self.left else ""
         if not self.computed:
-            return (
-                f"reference: {self.known:,} pairs known, none computed{unread}; the reference was not loaded"
-            )
+            return f"reference: {self.cached:,} pairs cached, none computed{unread}; the reference was not loaded"
         before, peak, after = (f"{value / 1e9:.2f}" for value in self.memory)
         return (
-            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.known:,}"
-            f" known{unread}; memory {before} GB before, {peak} GB with it, {after} GB after it was freed"
+            f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.cached:,}"
+            f" cached{unread}; memory {before} GB before, {peak} GB with it, {after} GB after it was freed"
         )
 
 
@@ -275,7 +273,7 @@ def fill(
         )
     return Filled(
         computed=len(missing),
-        known=len(set(keys)) - len(missing),
+        cached=len(set(keys)) - len(missing),
         seconds=time.perf_counter() - began,
         memory=(before, peak, memory_now(how.device)),
     )

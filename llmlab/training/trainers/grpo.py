@@ -38,9 +38,9 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
     draws and shuffles answers by itself. What vLLM draws depends on how it batches.
 
     Args:
-        held: whether the policy is held to a reference.
-        reference: the frozen model; None where `held` is false, or where the policy is an adapter, of which a
-            copy is kept.
+        has_reference: whether the loss has a KL term to a reference.
+        reference: the frozen model; None where `has_reference` is false, or where the policy is an
+            adapter, of which a copy is kept.
         kl_weight: beta.
         adapter_dropout: dropout of the adapter; of the model itself there is none.
         **kwargs: of TRL's trainer.
@@ -52,7 +52,7 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
     def __init__(
         self,
         *args: Any,
-        held: bool = False,
+        has_reference: bool = False,
         reference: PreTrainedModel | None = None,
         kl_weight: float = 0.0,
         adapter_dropout: float = 0.0,
@@ -63,7 +63,7 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
             self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        elif held:  # only now: TRL rounds an adapter on quantised weights to bf16
+        elif has_reference:  # only now: TRL rounds an adapter on quantised weights to bf16
             add_reference_adapter(self.model)
         set_dropout(self.model, adapter_dropout)
         for model in (self.model, reference):
