@@ -72,7 +72,8 @@ class Filled:
         """Returns the line for the screen and the record."""
         unread = f", {self.left:,} that this run does not read left out" if self.left else ""
         if not self.computed:
-            return f"reference: {self.cached:,} pairs cached, none computed{unread}; the reference was not loaded"
+            count = f"{self.cached:,} pairs cached, none computed{unread}"
+            return f"reference: {count}; the reference was not loaded"
         before, peak, after = (f"{value / 1e9:.2f}" for value in self.memory)
         return (
             f"reference: {self.computed:,} pairs computed in {self.seconds:.0f} s, {self.cached:,}"
