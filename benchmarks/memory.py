@@ -231,6 +231,10 @@ def jobs(work: Path) -> tuple[dict[str, dict[str, Any]], set[str]]:
         "sft-small-1024": dict(
             **{**sft, "policy_checkpoint": str(_small(work))}, max_length=1024, batch_size=4
         ),
+        "further-256": dict(**{**base, "learning_rate": 1e-5}, init_from=smol, max_length=256, batch_size=2),
+        "further-lora": dict(
+            **{**base, "learning_rate": 1e-4}, init_from=smol, max_length=384, batch_size=2, adapter="lora"
+        ),
         "qlora-256": dict(**sft, max_length=256, batch_size=4, adapter="qlora"),
         "qlora-128": dict(**sft, max_length=128, batch_size=4, adapter="qlora"),
         "dpo-lora-384": {

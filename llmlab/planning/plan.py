@@ -47,9 +47,10 @@ class ArchitecturePlan:
 
 @dataclass(frozen=True)
 class TokensPlan:
-    """What base training reads: tokens, and the FLOPs of training on them."""
+    """What base training reads: tokens, those of a row, and the FLOPs of training on them."""
 
     tokens: int
+    row: int
     flops: float
 
 
@@ -175,12 +176,14 @@ def tokens_plan(config: PretrainConfig) -> TokensPlan | None:
     rows = config.max_steps * config.batch_size * config.gradient_accumulation_steps
     if config.init_from is None:
         model = _shape(config)
-        return TokensPlan(rows * model.max_seq_len, rows * model.max_seq_len * flops_per_token(model))
+        return TokensPlan(
+            rows * model.max_seq_len, model.max_seq_len, rows * model.max_seq_len * flops_per_token(model)
+        )
     shape = start_shape(config)
     if shape is None:
         return None
     length = row_length(config, shape)
-    return TokensPlan(rows * length, rows * length * flops_of_checkpoint(shape, length))
+    return TokensPlan(rows * length, length, rows * length * flops_of_checkpoint(shape, length))
 
 
 def memory_plan(config: TrainingConfig) -> MemoryPlan | None:

@@ -44,7 +44,8 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.architecture:
         yield from _architecture_rows(plan.architecture)
     if plan.tokens:
-        yield "tokens", f"{plan.tokens.tokens:,} in all, {plan.tokens.flops:.3g} FLOPs"
+        tokens = plan.tokens
+        yield "tokens", f"{tokens.tokens:,} in all, in rows of {tokens.row:,}; {tokens.flops:.3g} FLOPs"
     if plan.memory:
         yield "memory", memory_in_words(plan.memory)
     if plan.disk:
@@ -111,7 +112,7 @@ def _dual_head_rows(plan: DualHeadPlan) -> Iterator[tuple[str, str]]:
 def _schedule_rows(plan: SchedulePlan) -> Iterator[tuple[str, str]]:
     if plan.start:
         option, name = plan.start
-        yield option.split("_")[0], name
+        yield "starts from" if option == "init_from" else option.split("_")[0], name
     yield (
         "effective batch",
         f"{plan.micro_batch} x {plan.accumulation} x {plan.devices} = {plan.effective_batch}"
