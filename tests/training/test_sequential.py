@@ -324,7 +324,7 @@ def test_only_what_the_run_reads_is_computed_and_a_longer_one_completes_it(
     assert ending(short)[0] == wanted[0][:10]
     long = run(config(policy, tmp_path, data, **values))
     assert long.folder == short.folder and ending(long)[0] == wanted[0]
-    assert sum(asked) == 54 + 3 and "23 known" in RunFolder(long.folder).record["data_notes"][-1]
+    assert sum(asked) == 54 + 3 and "23 cached" in RunFolder(long.folder).record["data_notes"][-1]
     assert all(torch.equal(ending(long)[3][name], wanted[3][name]) for name in wanted[3])
 
 
@@ -334,7 +334,7 @@ def test_only_unknown_pairs_are_computed(policy, tmp_path, asked):
     assert sum(asked) == 40 and "40 pairs computed" in RunFolder(first.folder).record["data_notes"][-1]
     asked.clear()
     half = run(config(policy, tmp_path, write(tmp_path / "b.jsonl", range(59, 19, -1)), "b", **short))
-    assert sum(asked) == 20 and "20 known" in RunFolder(half.folder).record["data_notes"][-1]
+    assert sum(asked) == 20 and "20 cached" in RunFolder(half.folder).record["data_notes"][-1]
     asked.clear()
     run(
         config(
