@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from llmlab.data.schemas import CALL_ID, PARTS_OF_A_TURN, InvalidRow, Messages
+from llmlab.readable import TYPE_WORDS, type_words
 
 TURN = re.compile(r"\n\n(Human|Assistant): ?")
 ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -50,9 +51,9 @@ def message(turn: Any) -> dict[str, Any]:
     content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
     if isinstance(content, list):  # parts of one message
         others = {
-            str(part.get("type"))
+            str(part.get("type")) if isinstance(part, dict) else type_words(part)
             for part in content
-            if isinstance(part, dict) and not isinstance(part.get("text"), str)
+            if not isinstance(part.get("text") if isinstance(part, dict) else part, str)
         }
         if others:
             raise InvalidRow(
@@ -61,6 +62,13 @@ def message(turn: Any) -> dict[str, Any]:
             )
         content = "".join(part if isinstance(part, str) else part["text"] for part in content)
     parts = {name: turn[name] for name in (*PARTS_OF_A_TURN, CALL_ID) if turn.get(name)}
+    for name, part in parts.items():
+        wanted = list if name == "tool_calls" else str
+        if not isinstance(part, wanted):
+            raise InvalidRow(
+                f"the `{name}` of a turn of {role!r} is {type_words(part)}, not {TYPE_WORDS[wanted]}",
+                malformed=True,
+            )
     if parts.get("tool_calls"):
         parts["tool_calls"] = [_tool_call(call) for call in parts["tool_calls"]]
         content = content or ""

@@ -19,7 +19,7 @@ from llmlab.config.chat import ChatSettings
 from llmlab.data.messages import as_messages
 from llmlab.data.messages import tools as tools_of
 from llmlab.data.rendering import check_parts, render
-from llmlab.data.schemas import PARTS_OF_A_TURN, TOOLS, InvalidRow, Messages
+from llmlab.data.schemas import CALL_ID, PARTS_OF_A_TURN, TOOLS, InvalidRow, Messages
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.transformer.context import context_length
 from llmlab.models.typed import LanguageModel
@@ -28,7 +28,6 @@ from llmlab.serving.errors import ApiError
 
 MOST_WAITING = 512  # requests; one more is told to come again
 ROLES = {"developer": "system"}  # OpenAI's newer name
-BESIDE = ("tool_call_id",)  # of a tool's answer: which call it answers
 
 Said = Piece | Ending | BaseException
 
@@ -97,12 +96,7 @@ class Engine:
         if not self.chats:
             raise ApiError(400, "this is a base model without a chat template: use /v1/completions")
         try:
-            turns = [
-                {**turn, **{name: given[name] for name in BESIDE if given.get(name)}}
-                for turn, given in zip(
-                    as_messages([_renamed(turn) for turn in messages]), messages, strict=True
-                )
-            ]
+            turns = as_messages([_renamed(turn) for turn in messages])
             if not turns or turns[-1]["role"] not in ("user", "tool"):
                 raise ApiError(400, "`messages` does not end with a message of the user or of a tool")
             if settings.system_prompt and turns[0]["role"] != "system":
@@ -201,7 +195,7 @@ def _renamed(turn: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidRow: when it holds something that would be left out.
     """
-    known = ("role", "content", *BESIDE, *PARTS_OF_A_TURN)
+    known = ("role", "content", CALL_ID, *PARTS_OF_A_TURN)
     if unknown := [name for name, value in turn.items() if value and name not in known]:
         raise InvalidRow(f"a message holds `{shortened(unknown[0], 50)}`, which this server does not read")
     role = turn.get("role")

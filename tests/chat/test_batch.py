@@ -204,6 +204,11 @@ def test_answers_of_something_else_are_not_mixed_in(
         (b'{"prompt": 7}\n', "`prompt` is a whole number, not a text or a list of messages"),
         (b'{"messages": "hi"}\n', "`messages` is a text, not a list of messages"),
         (b'{"messages": [{"role": "user"}]}\n', "a turn of 'user' has no text"),
+        (
+            b'{"messages": [{"role": "user", "content": "a", "name": 3}]}\n',
+            "the `name` of a turn of 'user' is",
+        ),
+        (b'{"messages": [{"role": "user", "content": [3]}]}\n', "a part of type 'a whole number'"),
         (b'{"messages": [{"role": "assistant", "content": "b"}]}\n', "does not end with a message to answer"),
         (b'{"prompt": "a", "completion": "b"}\n', "has a column `completion`, which the output adds"),
         (b'{"prompt": "\\ud800"}\n', "`prompt` is not UTF-8 text"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -44,15 +45,22 @@ def started(folder, cwd, *options, **environment):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_in_the_middle_of_an_answer(chat_folder, tmp_path):
+def test_a_template_that_never_ends_and_ctrl_c_in_the_middle_of_an_answer(chat_folder, tmp_path):
     key = "a-key-that-is-long-enough"
     (tmp_path / ".env").write_text(f"{API_KEY}={key}\n")
-    name = str(chat_folder)
-    with started(chat_folder, tmp_path, "--set", "max_new_tokens=70") as (process, address):
+    folder = shutil.copytree(chat_folder, tmp_path / "model")
+    spin = "{% if messages[-1].content == 'spin' %}"
+    spin += "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    template = folder / "chat_template.jinja"
+    template.write_text(spin + template.read_text())
+    name = str(folder)
+    with started(folder, tmp_path, "--set", "max_new_tokens=70") as (process, address):
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=address, api_key="other", max_retries=0).models.list()
         client = openai.OpenAI(base_url=address, api_key=key, max_retries=0)
         assert client.models.list().data[0].id == name
+        with pytest.raises(openai.BadRequestError, match="this chat template ran for 1 s and was stopped"):
+            client.chat.completions.create(model=name, messages=[{"role": "user", "content": "spin"}])
         failures = []
 
         def ask():
