@@ -142,6 +142,8 @@ def texts_of(folder, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"adapter": "lora", "lora_r": 4}], ids=["whole", "lora"])
 def test_a_mixture_of_streams_is_resumed_exactly(how, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmlab.data.stream.MIN_WINDOW", 20_000)
+    monkeypatch.setattr("llmlab.data.stream.ROWS_OF_A_WINDOW", 1)
     streams = [
         SourceConfig(name=texts_of(tmp_path, name), streaming=True, weight=weight)
         for name, weight in (("a.jsonl", 2.0), ("b.jsonl", 1.0))
