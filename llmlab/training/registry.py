@@ -53,7 +53,7 @@ STAGES: dict[str, Stage] = {
             "training",
             ("text",),
             data="plain text, as much as there is",
-            memory="weights, gradients, optimizer: 4 copies with AdamW",
+            memory="4 copies with AdamW; of an existing model with LoRA 1, with QLoRA about 1/4",
             speed="1",
             when="there is no model yet, or none trained on your kind of text",
         ),
