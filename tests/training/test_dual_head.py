@@ -296,7 +296,7 @@ def test_what_is_no_backbone_is_refused(config, tmp_path):
     with pytest.raises(LabError, match="scales or caps its logits"):
         refuse_other_logits(AutoModelForCausalLM.from_config(made), "cohere")
     result = run(config(max_steps=2, warmup_steps=0))
-    with pytest.raises(LabError, match="a dual-head model itself, no backbone"):
+    with pytest.raises(LabError, match="a dual-head model itself and cannot be a backbone"):
         prepare(config(backbone=str(result.folder)), "cpu", "fp32", SILENT)
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
     with pytest.raises(

@@ -192,7 +192,7 @@ def test_another_optimizer_begins_anew_and_a_finished_run_can_be_made_longer(
 ):
     stopped_run(base_run, tmp_path, monkeypatch)
     result = run(sft_config(base_run, tmp_path, optimizer="lion"), reporter=told)
-    assert "`optimizer` adamw -> lion: its state starts anew" in told.text and result.model
+    assert "`optimizer` adamw -> lion: its state is reset" in told.text and result.model
     longer = run(sft_config(base_run, tmp_path, optimizer="lion", max_steps=11))
     assert longer.folder == result.folder and RunFolder(longer.folder).record["step"] == 11
     other = run(sft_config(base_run, tmp_path, optimizer="lion", max_steps=11))

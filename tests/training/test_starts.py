@@ -321,6 +321,6 @@ def test_a_harmless_variable_changes_no_record(base_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_averysecretvalue")
     result = run(config(base_run, tmp_path, max_steps=2))
     assert RunFolder(result.folder).record["config"]["output_dir"] == str(tmp_path / "run")
-    with pytest.raises(LabError, match="holds the value of HF_TOKEN"):
+    with pytest.raises(LabError, match="contains the value of HF_TOKEN"):
         run(config(base_run, tmp_path, max_steps=2, output_dir=str(tmp_path / "hf_averysecretvalue")))
     assert not (tmp_path / "hf_averysecretvalue").exists()
