@@ -90,11 +90,11 @@ def test_templates_of_models_render_as_in_transformers(family):
         for generate in (False, True):
             expected = theirs(tokenizer, talk, add_generation_prompt=generate)
             made = ours(tokenizer, talk, generate)
-            assert made == expected or f"({expected})" in made
+            assert made == expected or made == f"the chat template refuses it: {expected}"
             with_tools = [{**talk[0], "tools": TOOLS}, *talk[1:]]
             expected = theirs(tokenizer, talk, add_generation_prompt=generate, tools=TOOLS)
             made = ours(tokenizer, with_tools, generate)
-            assert made == expected or f"({expected})" in made
+            assert made == expected or made == f"the chat template refuses it: {expected}"
 
 
 def test_reasoning_and_missing_parts_are_given_as_transformers_gives_them():
@@ -114,7 +114,9 @@ def test_hostile_templates_are_stopped(monkeypatch, number):
     monkeypatch.setattr(templates, "SECONDS", 0.3)
     tokenizer = load_tokenizer("byte")
     tokenizer.chat_template = HOSTILE_TEMPLATES[number]
-    with pytest.raises(LabError, match=r"this chat template (was stopped|ran for|cannot render)") as caught:
+    with pytest.raises(
+        LabError, match=r"this chat template (was stopped|ran for|cannot render)|the chat template refuses it"
+    ) as caught:
         render(tokenizer, TALK)
     assert "\n" not in str(caught.value)
 

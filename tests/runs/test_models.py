@@ -112,7 +112,7 @@ def test_a_brought_model_is_looked_at_whole(lab, tmp_path):
     assert check_model("brought", "dpo") == Path("brought")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(LabError, match=r"model\.safetensors is cut off"):
+    with pytest.raises(LabError, match=r"model\.safetensors is truncated"):
         check_model("brought", "dpo")
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(LabError, match="in a pickle"):

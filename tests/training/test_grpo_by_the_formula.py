@@ -84,7 +84,7 @@ def build(kind, policy, folder, micro, **more):
         remove_unused_columns=False,
     )
     if kind is GRPOTrainer:
-        more = dict(held=True, reference=frozen_copy(model), kl_weight=BETA)
+        more = dict(has_reference=True, reference=frozen_copy(model), kl_weight=BETA)
     trainer = kind(
         model=model,
         reward_funcs=[reward],

@@ -247,7 +247,7 @@ def test_batches_of_older_configs_are_counted_in_rows(configs, tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({**data, "eval_steps": 5}))
     assert load_config(tmp_path / "old.json").eval_rows == 20
     (tmp_path / "both.json").write_text(json.dumps({**data, "eval_steps": 5, "eval_rows": 7}))
-    with pytest.raises(LabError, match=r"`eval_steps` .batches. says what `eval_rows` says"):
+    with pytest.raises(LabError, match=r"`eval_steps` .in batches. and `eval_rows` set the same thing"):
         load_config(tmp_path / "both.json")
     assert apply_changes(config, {"eval_steps": "3"}).eval_rows == 12
     (tmp_path / "bad.json").write_text(json.dumps({**data, "eval_steps": "many"}))
