@@ -56,7 +56,8 @@ def export(
     typer.echo(visible(f"read by: {', '.join(done.programs)}"))
     typer.echo(
         f"self-test: {test.prompts} prompts, the largest difference of logits {test.difference:.1e}, the same"
-        f" likeliest token at {test.agreement:.1%} of the positions"
+        f" likeliest token at {test.agreement:.1%} of the positions, {test.same_answers:.0%} of the greedy"
+        " answers the same"
     )
     for note in done.notes:
         typer.echo(visible(f"note: {note}"))

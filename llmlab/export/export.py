@@ -196,11 +196,17 @@ def _context(source: Source) -> int | None:
 
 
 def _refuse_difference(outcome: Outcome, kind: str, reader: str) -> None:
-    """Refuses an export whose logits differ by more than rounding explains.
+    """Refuses an export whose logits differ by more than rounding explains, or whose answers end elsewhere.
 
     Raises:
         LabError: with the difference.
     """
+    if outcome.same_answers < 1.0:
+        raise LabError(
+            f"the self-test failed: read by {reader}, only {outcome.same_answers:.0%} of the greedy answers"
+            " are the same and stop at the same token; nothing was written",
+            exit_code=1,
+        )
     if outcome.difference > ROUNDING[kind]:
         raise LabError(
             f"the self-test failed: read by {reader}, its logits differ by up to {outcome.difference:.2g}"

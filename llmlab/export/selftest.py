@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Prompt:
         messages: of the conversation that it renders; None of a plain text.
         ids: its tokens.
         tokens: of the greedy continuation.
+        ended: whether the last of them ends an answer.
         logits: at the positions before each of these, (n, V); of a reward model its score, (1, 1).
     """
 
@@ -64,6 +65,7 @@ class Prompt:
     ids: list[int]
     tokens: list[int]
     logits: Tensor
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,15 @@ class Outcome:
         difference: largest, of the logits (of log-probabilities where the reader gives no logits).
         agreement: share of the positions at which both programs hold the same token for the likeliest.
         divergence: mean Kullback-Leibler divergence of the reader's distributions, in nats.
+        same_answers: share of the prompts with the same greedy continuation, its end included; one that parts
+            where two tokens are as likely counts.
     """
 
     prompts: int
     difference: float
     agreement: float
     divergence: float
+    same_answers: float = 1.0
 
 
 @torch.no_grad()
@@ -117,7 +122,9 @@ def _answered(source: Source, prompt: Prompt) -> Prompt:
         )
         tokens = answer[0, inputs.shape[1] :].tolist()
         logits = model(answer, attention_mask=torch.ones_like(answer)).logits[0, inputs.shape[1] - 1 : -1]
-    return Prompt(prompt.text, prompt.special, prompt.messages, prompt.ids, tokens, logits.float())
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ended = bool(tokens) and tokens[-1] in (ends if isinstance(ends, list) else [ends])
+    return replace(prompt, tokens=tokens, logits=logits.float(), ended=ended)
 
 
 @dataclass(frozen=True)
@@ -188,8 +195,9 @@ def read_by_llama_cpp(*exports: Written) -> list[Outcome]:
 
 def _compare_log_probs(prompts: list[Prompt], answers: list[dict[str, Any]]) -> Outcome:
     _same_text(prompts, answers, "llama.cpp")
-    difference, same, positions, divergence = 0.0, 0, 0, 0.0
+    difference, same, positions, divergence, alike = 0.0, 0, 0, 0.0, 0
     for prompt, answer in zip(prompts, answers, strict=True):
+        alike += _same_answer(prompt, answer["tokens"])
         for ours_of_all, read in zip(prompt.logits.log_softmax(-1), answer["log_probs"], strict=True):
             if not read:
                 continue
@@ -201,7 +209,16 @@ def _compare_log_probs(prompts: list[Prompt], answers: list[dict[str, Any]]) -> 
             same += read[0][0] == ours_of_all.argmax().item()
     if not positions:
         raise LabError("llama.cpp gave no probabilities", exit_code=1)
-    return Outcome(len(prompts), difference, same / positions, max(0.0, divergence / positions))
+    return Outcome(
+        len(prompts), difference, same / positions, max(0.0, divergence / positions), alike / len(prompts)
+    )
+
+
+def _same_answer(prompt: Prompt, tokens: list[int]) -> bool:
+    """Returns whether a greedy answer is the expected one and stops where that stops."""
+    ours = prompt.tokens[:-1] if prompt.ended else prompt.tokens
+    theirs = tokens[: len(ours)] if prompt.ended and tokens[len(ours) :] == prompt.tokens[-1:] else tokens
+    return theirs == ours or (theirs[: len(ours)] != ours and tied(prompt, theirs, tolerance=0.02))
 
 
 def tied(prompt: Prompt, tokens: list[int], tolerance: float = 1e-3) -> bool:
