@@ -29,9 +29,23 @@ TYPES = {
     "Q2_K": "3.4 bits a weight, by llama.cpp",
 }
 QuantizationType = Literal[
-    "auto", "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0",
-    "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K",
-]  # fmt: skip
+    "auto",
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q5_1",
+    "Q5_0",
+    "Q4_1",
+    "Q4_0",
+    "Q6_K",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q4_K_M",
+    "Q4_K_S",
+    "Q3_K_M",
+    "Q2_K",
+]
 
 
 class ExportOptions(LabBaseConfig):

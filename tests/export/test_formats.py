@@ -151,7 +151,7 @@ def test_an_adapter_is_merged_rounded_and_given_to_ollama(tokenizer, tmp_path):
     assert done.outcome.prompts == 6 and 0 < done.outcome.divergence < 0.05  # nats a token
     modelfile = (done.target / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model-Q8_0.gguf\n") and 'PARAMETER stop "<|im_end|>"' in modelfile
-    assert '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n' in modelfile
+    assert '{{ else if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n' in modelfile
 
 
 @pytest.mark.slow

@@ -82,8 +82,8 @@ CASES = {
     "no state": (STATE, lambda folder: b"", "trainer_state.json is not valid JSON"),
     "state garbage": (STATE, lambda folder: GARBAGE, "trainer_state.json is not UTF-8 text"),
     "state a list": (STATE, lambda folder: b"[]", "trainer_state.json holds no JSON object"),
-    "state of another": (STATE, changed(STATE, global_step=7), "trainer_state.json tells of step 7"),
-    "state step text": (STATE, changed(STATE, global_step="6"), "trainer_state.json tells of step '6'"),
+    "state of another": (STATE, changed(STATE, global_step=7), "trainer_state.json is of step 7"),
+    "state step text": (STATE, changed(STATE, global_step="6"), "trainer_state.json is of step '6'"),
     "state history": (STATE, changed(STATE, log_history=7), "`log_history`"),
     "state unknown": (STATE, changed(STATE, surprise=7), "unknown entry `surprise`"),
     "state batch": (STATE, changed(STATE, train_batch_size=None), "`train_batch_size`"),
@@ -91,14 +91,14 @@ CASES = {
     "lab deep": (LAB, lambda folder: b"[" * 100_000, "lab_state.json is nested"),
     "lab object": (LAB, lambda folder: b"{}", "lab_state.json has no counters"),
     "lab counters": (LAB, changed(LAB, counters={"args": 1}), "unknown counter `args`"),
-    "lab loss": (LAB, changed(LAB, loss="a"), "lab_state.json holds no loss"),
-    "lab figures": (LAB, changed(LAB, figures=[1]), "lab_state.json holds no lists"),
+    "lab loss": (LAB, changed(LAB, loss="a"), "lab_state.json lacks the loss"),
+    "lab figures": (LAB, changed(LAB, figures=[1]), "lab_state.json has no lists"),
     "config": ("config.json", lambda folder: b"null", "config.json holds no JSON object"),
-    "weights empty": ("model.safetensors", lambda folder: b"", "model.safetensors is cut off"),
+    "weights empty": ("model.safetensors", lambda folder: b"", "model.safetensors is truncated"),
     "weights cut": (
         "model.safetensors",
         lambda folder: (folder / "model.safetensors").read_bytes()[:-9],
-        "model.safetensors is cut",
+        "model.safetensors is truncated",
     ),
     "weights none": ("model.safetensors", weights(lambda held: {}), "missing"),
     "a weight less": (
@@ -116,11 +116,11 @@ CASES = {
         lambda folder: torch_bytes({}),
         "pytorch_model.bin is a pickle.* not opened",
     ),
-    "optimizer empty": ("optimizer.pt", lambda folder: b"", "optimizer.pt is no file that torch writes"),
+    "optimizer empty": ("optimizer.pt", lambda folder: b"", "optimizer.pt is not a file that torch writes"),
     "optimizer garbage": (
         "optimizer.pt",
         lambda folder: GARBAGE,
-        "optimizer.pt is no file that torch writes",
+        "optimizer.pt is not a file that torch writes",
     ),
     "optimizer list": ("optimizer.pt", lambda folder: torch_bytes([1]), "cannot be resumed from"),
     "optimizer other": (
@@ -136,12 +136,12 @@ CASES = {
     "optimizer rate": (
         "optimizer.pt",
         state(lambda found: found["param_groups"][0].update(lr="a")),
-        "no number",
+        "not a number",
     ),
     "optimizer a part": (
         "optimizer.pt",
         lambda folder: (folder / "optimizer.pt").read_bytes()[:-900],
-        "optimizer.pt is no file",
+        "optimizer.pt is not a file",
     ),
     "optimizer flipped": (
         "optimizer.pt",
