@@ -36,7 +36,7 @@ from llmlab.config import KINDS, SFTConfig, save_config
 from llmlab.runs.manifest import write_manifest
 from tests.fuzzing import Case, case
 
-SECONDS = 2  # of the processor, from the start of the command; libraries are loaded by then
+SECONDS = 2.0  # of the processor, from the start of the command; libraries are loaded by then
 WAIT = 40  # seconds of the clock, on a machine that does other things, too
 FAULTS = ("traceback", "hang", "stuck", "crash", "code ran", "control characters", "exit code")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -102,7 +102,7 @@ def lay_out(made: Case, folder: Path) -> None:
     (folder / ".stdin").write_bytes(made.stdin)
 
 
-def child(made: Case, folder: Path) -> None:
+def child(made: Case, folder: Path, limit: float) -> None:
     """Runs the program in this process, which ends with it."""
     os.chdir(folder)
     for number, name in enumerate((".stdin", ".stdout", ".stderr")):
@@ -116,7 +116,7 @@ def child(made: Case, folder: Path) -> None:
     sys.argv = ["llmlab", *made.argv]
     code = 0
     began = time.process_time()
-    resource.setrlimit(resource.RLIMIT_CPU, (int(began) + SECONDS + 8, int(began) + SECONDS + 9))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(began + limit) + 8, int(began + limit) + 9))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
@@ -133,12 +133,12 @@ def child(made: Case, folder: Path) -> None:
         os._exit(code)
 
 
-def tried(made: Case, folder: Path) -> tuple[list[str], float]:
-    """Returns what was wrong with the answer to a case, and how long it took."""
+def tried(made: Case, folder: Path, limit: float) -> tuple[list[str], float]:
+    """Returns what was wrong with the answer to a case, and its seconds; above `limit` it is a hang."""
     lay_out(made, folder)
     pid = os.fork()
     if not pid:
-        child(made, folder)
+        child(made, folder, limit)
     deadline = time.monotonic() + WAIT
     while not (ended := os.wait4(pid, os.WNOHANG))[0]:
         if time.monotonic() > deadline:
@@ -156,7 +156,7 @@ def tried(made: Case, folder: Path) -> tuple[list[str], float]:
         (folder / name).read_bytes().decode("utf-8", "backslashreplace") for name in (".stdout", ".stderr")
     )
     faults = {
-        "hang": code == -signal.SIGXCPU or seconds > SECONDS,
+        "hang": code == -signal.SIGXCPU or seconds > limit,
         "crash": code < 0 and code != -signal.SIGXCPU,
         "traceback": "Traceback (most recent call last)" in said,
         "code ran": (folder / "ran").exists(),
@@ -194,7 +194,7 @@ def worker(given: argparse.Namespace) -> None:
             ):  # a lock that another thread held is never freed in a process that was forked then
                 folder = Path(work) / f"{number}{attempt}"
                 folder.mkdir()
-                faults, seconds = tried(made, folder)
+                faults, seconds = tried(made, folder, given.limit)
                 if "stuck" not in faults:
                     break
             line = {"number": number, "kind": made.kind, "faults": faults, "seconds": seconds}
@@ -215,6 +215,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600, help="an end before the count is reached")
+    parser.add_argument(
+        "--limit", type=float, default=SECONDS, help="seconds of the processor; more is a hang"
+    )
     parser.add_argument("--kinds", default="", help="of input, with commas between them; left out, all")
     for name, kind in (("worker", int), ("material", str), ("results", str), ("until", float)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)

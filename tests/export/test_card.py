@@ -61,6 +61,7 @@ def test_a_code_block_cannot_be_left():
     assert [token.type for token in tokens] == ["fence"] and tokens[0].content == text + "\n"
 
 
+@pytest.mark.slow
 def test_the_card_of_a_run(base_run, capsys):
     command_line(["card", str(base_run.folder)])
     content = capsys.readouterr().out

@@ -20,8 +20,11 @@ from tests.export.conftest import WRITER
 from tests.export.hub_server import local_hub, sha256
 from tests.waiting import PATIENCE
 
-# of httpx2, about how huggingface_hub calls it
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,  # servers, uploads
+    # of httpx2, about how huggingface_hub calls it
+    pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning"),
+]
 
 
 def logits(folder):
@@ -209,7 +212,6 @@ def make_adapter(folder, base):
     return folder
 
 
-@pytest.mark.slow
 def test_an_adapter_goes_with_the_id_of_its_base(hub, native, tmp_path):
     folder = make_adapter(tmp_path / "lora", native)
     with pytest.raises(LabError, match=r"has no hub id: make a whole model first .`llmlab merge"):
@@ -225,7 +227,6 @@ def test_an_adapter_goes_with_the_id_of_its_base(hub, native, tmp_path):
     assert b"library_name: peft" in files["README.md"] and b"AutoPeftModelForCausalLM" in files["README.md"]
 
 
-@pytest.mark.slow
 def test_readmes(hub, native, capsys):
     """A person's page stays: beside the model it is pushed, on the hub it is kept; a card is made anew."""
     command_line(["push", str(native), "alice/tiny"])
@@ -246,7 +247,6 @@ def test_readmes(hub, native, capsys):
     assert hub.files("alice/tiny")["README.md"] == b"# Mine\n"
 
 
-@pytest.mark.slow
 def test_weights_of_an_earlier_push_are_removed(hub, native, tmp_path, capsys):
     command_line(["push", str(native), "alice/tiny"])
     whole = tmp_path / "whole"
@@ -286,7 +286,6 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(hub, native, capsys, monkeyp
     assert not hub.requests
 
 
-@pytest.mark.slow
 def test_the_program_and_transformers_load_what_was_pushed(base_run, native_folder, tmp_path, capsys):
     """As a person does: processes with HF_ENDPOINT set; the same logits come back from the hub."""
     with local_hub(part_size=40_000) as hub:

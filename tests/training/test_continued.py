@@ -293,6 +293,7 @@ def test_options_that_do_not_go_together_are_refused(values, message):
         parse_config({"kind": "pretrain", **values})
 
 
+@pytest.mark.slow
 def test_a_config_that_names_both_models_of_one_architecture_still_runs(
     base_run, base_config, shape, tmp_path
 ):

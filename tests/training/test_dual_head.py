@@ -164,6 +164,7 @@ def trainer_of(config, tmp_path, **changes):
     )
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_formula(config, tmp_path):
     made = config(
         lambda_r=0.7, lambda_g=0.2, beta_r=0.3, rm_dropout=0.0, gating_dropout=0.0, share_prompts=False

@@ -135,6 +135,7 @@ def test_weighted_rewards_and_advantages_by_the_formula(policy, tmp_path, monkey
     torch.testing.assert_close(kept["advantages"], wanted.flatten())
 
 
+@pytest.mark.slow
 def test_prompts_bring_the_bare_answer_where_the_catalogue_knows_it(policy, tmp_path):
     from llmlab.data.prompts import prompts_data
     from llmlab.data.tokenizer import load_tokenizer

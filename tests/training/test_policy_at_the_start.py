@@ -128,6 +128,7 @@ def test_kl_of_the_first_update_is_0(policies, tmp_path, kind, make):
     assert not (result.model / "ref").exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_on_an_adapter_is_both(policies):
     ids = torch.arange(5, 30)[None]
     with torch.no_grad():
