@@ -73,6 +73,10 @@ class Scale:
         """Returns the steps of a stage, at least 10."""
         return max(10, round(at_default * self.factor))
 
+    def rows(self, at_default: int) -> int:
+        """Returns how many questions a stage is given: fewer where there is no time to read them all."""
+        return max(100, round(at_default * min(1.0, self.factor)))
+
 
 @dataclass
 class Report:
@@ -186,7 +190,9 @@ def _sft(
 ) -> str:
     console.rule("2 of 4: supervised fine-tuning on questions and answers, every other answer as a sentence")
     steps = scale.steps(16 if scale.small else 300)
-    rows = itertools.islice(questions(scale.seed, held_out=False), 2000 if scale.small else 40_000)
+    rows = itertools.islice(
+        questions(scale.seed, held_out=False), 2000 if scale.small else scale.rows(40_000)
+    )
     styled = ((q, a if number % 2 else SENTENCE.format(a)) for number, q, a in _alternating(rows))
     _write_rows(folder / "sft.jsonl", [{"prompt": q, "completion": a} for q, a in styled])
     _write_rows(folder / "test.jsonl", [{"task": t, "prompt": q, "completion": a} for t, q, a in test])
@@ -253,7 +259,9 @@ def _grpo(
         "3 of 4: reward training (GRPO); an answer is worth 1 when it is right to the letter, else 0"
     )
     steps = scale.steps(4 if scale.small else 60)
-    rows = itertools.islice(questions(scale.seed + 1, held_out=False), 400 if scale.small else 8000)
+    rows = itertools.islice(
+        questions(scale.seed + 1, held_out=False), 400 if scale.small else scale.rows(8000)
+    )
     _write_rows(folder / "prompts.jsonl", [{"prompt": q, "answer": a} for _, q, a in rows])
     _write_rows(folder / "prompts_validation.jsonl", [{"prompt": q, "answer": a} for _, q, a in validation])
     small: dict[str, Any] = dict(
