@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from llmlab.config.base import KindConfig
 from llmlab.config.loader import parse_config
+from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.data.catalogue import Entry, entry
 from llmlab.errors import LabError
 from llmlab.models.headers import tensor_sizes
+from llmlab.runs.figures import RESULT_FIGURES
 from llmlab.runs.folder import MODELS, RunFolder, find_model, read_json
 from llmlab.runs.lineage import lineage
 from llmlab.runs.manifest import MANIFEST
@@ -59,12 +61,15 @@ class Stage:
 
     @property
     def figures(self) -> dict[str, tuple[float | None, float]]:
-        """Held-out figures, each before (where that was measured) and after."""
+        """Held-out figures, each before (where that was measured) and after; the loss of a method that learns
+        from rewards is none: it is 0 where the policy is what it was at the last update.
+        """
         metrics = self.record.get("metrics") or {}
+        without = ("eval_loss",) if isinstance(self.config, RolloutConfig) else ()
         return {
-            name.removeprefix("eval_"): (metrics.get(f"before_{name}"), value)
-            for name, value in metrics.items()
-            if name.startswith("eval_") and value is not None
+            name.removeprefix("eval_"): (metrics.get(f"before_{name}"), metrics[name])
+            for name in RESULT_FIGURES
+            if name.startswith("eval_") and name not in without and metrics.get(name) is not None
         }
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from llmlab.errors import LabError
 from llmlab.readable import visible
+from llmlab.runs.figures import RESULT_FIGURES
 from llmlab.runs.folder import LOG
 from llmlab.screen import screen
 from llmlab.training.engine.reporter import Outline, Progress, Reporter, Silent, TrainingStart
@@ -28,17 +29,6 @@ if TYPE_CHECKING:
 
 COUNTED = 15.0  # seconds between two lines about work in parts
 SAMPLE = 4 * 80  # characters of a sample in a line
-RESULT_FIGURES = (
-    "eval_loss",
-    "eval_bits_per_byte",
-    "eval_rewards/accuracies",
-    "eval_accuracy",
-    "eval_reward",
-    "eval_reward_accuracy",
-    "eval_perplexity",
-    "eval_alpha",
-    "train_loss",
-)
 
 
 def run_reporter(console: Console | None = None) -> Reporter:
