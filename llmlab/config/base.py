@@ -33,8 +33,11 @@ class LabBaseConfig(BaseModel):
 
     @classmethod
     def options(cls) -> dict[str, OptionInfo]:
-        """Returns every option of this config with what its field says of it, in the order of the fields."""
-        return {name: option_info(field) for name, field in cls.model_fields.items()}
+        """Returns every option of this config with what its field says of it, in the order of the fields;
+        those of a section follow the others.
+        """
+        infos = {name: option_info(field) for name, field in cls.model_fields.items()}
+        return dict(sorted(infos.items(), key=lambda entry: bool(entry[1].section)))
 
     @classmethod
     def with_current_names(cls, data: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.batches import AccumulatedBatches
+from llmlab.config.hardware import Engine
 from llmlab.config.options import LARGEST, option
 from llmlab.config.training import (
     NEWEST,
@@ -32,6 +33,7 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((5e-6, 1e-3), (5e-6, 1e-3))
     STARTS_FROM: ClassVar[str] = "backbone"
     frozen_base: ClassVar[bool] = True
+    ENGINES: ClassVar[tuple[Engine, ...]] = ("ddp", "fsdp2")
     kind: Literal["dual_head"] = "dual_head"
 
     backbone: str = option(

@@ -31,6 +31,7 @@ class OptionInfo:
         resume: what becomes of a resumed run whose checkpoint has another value: "use" takes the new one and
             says so, "silent" takes it, "refuse" stops, since the checkpoint is of another model.
         resume_note: what "use" means here, in words.
+        section: heading under which forms and docs have it, behind the options without one; "" for none.
     """
 
     title: str
@@ -43,6 +44,7 @@ class OptionInfo:
     aliases: list[str] = field(default_factory=list)
     resume: Literal["use", "silent", "refuse"] = "use"
     resume_note: str = ""
+    section: str = ""
 
 
 class _Given(list[str]):
@@ -55,7 +57,17 @@ class _Given(list[str]):
 GIVEN = _Given(["given"])
 
 LARGEST, LARGEST_STEP = 10_000_000, 1_000_000_000  # above what any machine does with a size, and with steps
-_SCHEMA_KEYS = ("unit", "typical", "choices", "applies_when", "advanced", "aliases", "resume", "resume_note")
+_SCHEMA_KEYS = (
+    "unit",
+    "typical",
+    "choices",
+    "applies_when",
+    "advanced",
+    "aliases",
+    "resume",
+    "resume_note",
+    "section",
+)
 
 
 def option(
@@ -71,6 +83,7 @@ def option(
     aliases: list[str] | None = None,
     resume: Literal["use", "silent", "refuse"] = "use",
     resume_note: str = "",
+    section: str = "",
     **constraints: Any,
 ) -> Any:
     """Returns a pydantic field for an option; `constraints` are pydantic's own (`gt`, `ge`, `lt`, `le` ...).
@@ -78,7 +91,17 @@ def option(
     `default` may be a function without arguments, for lists. Whole numbers have an upper bound in any case:
     `LARGEST`, or `LARGEST_STEP` where the unit is steps.
     """
-    values: tuple[Any, ...] = (unit, typical, choices, applies_when, advanced, aliases, resume, resume_note)
+    values: tuple[Any, ...] = (
+        unit,
+        typical,
+        choices,
+        applies_when,
+        advanced,
+        aliases,
+        resume,
+        resume_note,
+        section,
+    )
     extra: dict[str, Any] = {
         key: value for key, value in zip(_SCHEMA_KEYS, values, strict=True) if value and value != "use"
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
 from llmlab.config.adapters import COMPARED, AdapterOptions
 from llmlab.config.batches import DividedBatches
+from llmlab.config.hardware import Engine
 from llmlab.config.options import option
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sft import POLICY
@@ -17,6 +18,8 @@ from llmlab.config.training import NEWEST, FirstOrder, first_order_option
 
 class RolloutConfig(AdapterOptions, DividedBatches):
     """Training on answers that the policy gives itself, and what they are rewarded for."""
+
+    ENGINES: ClassVar[tuple[Engine, ...]] = ("ddp", "fsdp2")
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
     datasets: list[SourceConfig] = option(

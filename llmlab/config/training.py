@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.base import KindConfig
+from llmlab.config.hardware import HardwareOptions
 from llmlab.config.options import option, option_info
 from llmlab.config.sources import SourceConfig, check_weights
 
@@ -28,22 +29,8 @@ ModelSort = Literal["base", "policy", "scorer", "dual_head"]
 Bounds = tuple[float, float]
 
 
-class TrainingConfig(KindConfig):
-    """What all methods have in common.
-
-    Attributes:
-        METHOD: names the method in the name of a run.
-        STARTS_FROM: the option that names the model to begin with.
-        STARTS_FROM_MODELS: the sorts of models that it can begin with.
-        MAKES: the sort of model that it makes.
-        USUAL_RATES: the learning rates that published recipes lie within, of whole models and of adapters.
-    """
-
-    METHOD: ClassVar[str] = ""
-    STARTS_FROM: ClassVar[str] = "policy_checkpoint"
-    STARTS_FROM_MODELS: ClassVar[tuple[ModelSort, ...]] = ("policy",)
-    MAKES: ClassVar[ModelSort] = "policy"
-    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-6, 3e-4), (2e-5, 1e-3))
+class RunOptions(KindConfig):
+    """Data, updates, validations, checkpoints and records: the options of every run."""
 
     name: str | None = option(
         None,
@@ -264,52 +251,6 @@ class TrainingConfig(KindConfig):
         advanced=True,
         resume="silent",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto",
-        "Precision",
-        "Number format of the matrix products.",
-        choices={
-            "auto": "bf16 on a GPU that has it, else fp32",
-            "fp32": "exact; twice the memory and a fraction of the speed on GPUs",
-            "bf16": "the usual choice on current GPUs",
-            "fp16": "for older GPUs, with loss scaling",
-        },
-    )
-    gradient_checkpointing: bool = option(
-        False,
-        "Gradient checkpointing",
-        "Recompute activations in the backward pass: less memory, a third slower.",
-        advanced=True,
-    )
-    compile: bool = option(
-        False, "Compile", "torch.compile the model: a slow start, faster steps.", advanced=True
-    )
-    attention_backend: Literal["auto", "sdpa", "flex", "flash", "eager"] = option(
-        "auto",
-        "Attention backend",
-        "Which kernel computes attention; the one in use is recorded in run.json.",
-        choices={
-            "auto": "sdpa where the architecture and the device support it, else eager",
-            "sdpa": "PyTorch's fused kernels: the usual choice",
-            "flex": "PyTorch's compiled attention: fast for packed rows on GPUs",
-            "flash": "the flash-attn package, where it is installed",
-            "eager": "plain matrix products: for debugging",
-        },
-        advanced=True,
-    )
-    device: Literal["auto", "cuda", "mps", "cpu"] = option(
-        "auto",
-        "Device",
-        "The device to train on.",
-        choices={
-            "auto": "the best that is found",
-            "cuda": "an NVIDIA GPU",
-            "mps": "an Apple GPU",
-            "cpu": "the processor",
-        },
-        advanced=True,
-        resume="silent",
-    )
     seed: int = option(
         42,
         "Seed",
@@ -348,12 +289,12 @@ class TrainingConfig(KindConfig):
     )
 
     @model_validator(mode="after")
-    def _check_mixture(self) -> TrainingConfig:
+    def _check_mixture(self) -> RunOptions:
         check_weights(self.datasets, "datasets")
         return self
 
     @model_validator(mode="after")
-    def _check_warmup(self) -> TrainingConfig:
+    def _check_warmup(self) -> RunOptions:
         if (
             "warmup_steps" not in self.model_fields_set
         ):  # the default is meant for long runs: at most a tenth of this one
@@ -383,6 +324,24 @@ class TrainingConfig(KindConfig):
         whole = all(isinstance(value, int) and not isinstance(value, bool) for value in (batches, rows))
         data["eval_rows"] = batches * rows if whole else batches
         return data
+
+
+class TrainingConfig(HardwareOptions, RunOptions):
+    """What all methods have in common.
+
+    Attributes:
+        METHOD: names the method in the name of a run.
+        STARTS_FROM: the option that names the model to begin with.
+        STARTS_FROM_MODELS: the sorts of models that it can begin with.
+        MAKES: the sort of model that it makes.
+        USUAL_RATES: the learning rates that published recipes lie within, of whole models and of adapters.
+    """
+
+    METHOD: ClassVar[str] = ""
+    STARTS_FROM: ClassVar[str] = "policy_checkpoint"
+    STARTS_FROM_MODELS: ClassVar[tuple[ModelSort, ...]] = ("policy",)
+    MAKES: ClassVar[ModelSort] = "policy"
+    USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-6, 3e-4), (2e-5, 1e-3))
 
     @property
     def usual_rates(self) -> Bounds:

@@ -52,14 +52,15 @@ def line_class(annotation: object) -> type[LabBaseConfig] | None:
 
 
 def heading(info: OptionInfo) -> Text:
-    """Returns the line above a question: title, description, typical values, unit."""
+    """Returns the line above a question: section, title, description, typical values, unit."""
     parts = [
         info.description,
         f"Typical: {info.typical}." if info.typical else "",
         f"Unit: {info.unit}." if info.unit else "",
     ]
     line = " ".join(part for part in parts if part)
-    return styled("[cyan]{}[/cyan] [dim]{}[/dim]", info.title, line)
+    section = f"{info.section} · " if info.section else ""
+    return styled("[dim]{}[/dim][cyan]{}[/cyan] [dim]{}[/dim]", section, info.title, line)
 
 
 def explanation(cls: type[LabBaseConfig], name: str, origin: Origin | None = None) -> Panel:
