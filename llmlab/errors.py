@@ -30,3 +30,15 @@ class LabError(Exception):
         """Returns the same error with its place named more widely (a file around an option)."""
         place = f"{where}: {self.where}" if self.where else where
         return LabError(self.what, where=place, remedy=self.remedy, exit_code=self.exit_code)
+
+
+class ProcessLost(LabError):
+    """Another process of the job is gone, or does not come: the cause is there.
+
+    Attributes:
+        late: whether it did not come in time.
+    """
+
+    def __init__(self, what: str, *, where: str, remedy: str, late: bool):
+        super().__init__(what, where=where, remedy=remedy, exit_code=1)
+        self.late = late

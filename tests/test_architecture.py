@@ -13,7 +13,7 @@ LAYERS = {
     **dict.fromkeys(
         ("errors", "deferred", "files", "trust", "readable", "libraries", "env_file", "screen", "config"), 0
     ),
-    **dict.fromkeys(("planning", "models", "data", "runs", "rewards"), 1),
+    **dict.fromkeys(("planning", "models", "data", "runs", "rewards", "launching"), 1),
     **dict.fromkeys(("training", "evaluation", "chat", "export", "serving"), 2),
     **dict.fromkeys(("ui", "quickstart", "cli"), 3),
     "__main__": 4,

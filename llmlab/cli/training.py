@@ -24,6 +24,14 @@ def run(
     config: Annotated[Path, typer.Argument(help="A config file, or the folder of a run to resume.")],
     set_: SetOption = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+    devices: Annotated[
+        int | None, typer.Option(help="Devices of this machine that train together, one process each.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines that train together.")] = None,
+    rendezvous: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where several machines meet: the same on all of them.")
+    ] = "",
+    job_id: Annotated[str, typer.Option(help="Name of the meeting, the same on all machines.")] = "llmlab",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     trust: TrustOption = None,
     as_json: JsonOption = False,
@@ -31,13 +39,17 @@ def run(
     """Train as a config says; progress on stderr, the result on stdout."""
     from llmlab.config.training import TrainingConfig
 
-    loaded = load_for_run(config, set_)
+    changes = list(set_ or [])
+    changes += [f"{name}={value}" for name, value in (("devices", devices), ("nodes", nodes)) if value]
+    loaded = load_for_run(config, changes)
     if not isinstance(loaded, TrainingConfig):
         raise LabError(
             "is a model config and cannot be run",
             where=str(config),
             remedy='name it as `model` in a "pretrain" config',
         )
+    if rendezvous and loaded.nodes == 1:
+        raise LabError("`--rendezvous` is for several machines", remedy="set `nodes`, or leave it out")
     if dry_run:
         from llmlab.planning.plan import make_plan
         from llmlab.training.inputs import check_inputs
@@ -49,6 +61,7 @@ def run(
             typer.echo(visible(unchecked_line(unchecked)))
         return
     from llmlab.config.rollouts import RolloutConfig
+    from llmlab.launching.start import several_processes, start
     from llmlab.libraries import quiet_libraries
     from llmlab.models.hub import HubAnswer
     from llmlab.screen import warn
@@ -56,6 +69,7 @@ def run(
     from llmlab.training.engine.job import exit_code
     from llmlab.training.engine.run import run as train
     from llmlab.training.inputs import check_inputs
+    from llmlab.trust import TRUSTED
     from llmlab.ui.inputs import unchecked_line
     from llmlab.ui.reporters import result_line, run_reporter
 
@@ -63,6 +77,12 @@ def run(
     trust_names(trust)
     if isinstance(loaded, RolloutConfig):
         trust_rewards(loaded.reward_model)
+    if several_processes(loaded):
+        options = [("--set", change) for change in changes]
+        options += [("--trust", name) for name in sorted(TRUSTED)]
+        arguments = [str(config), "--resume", resume, *(part for option in options for part in option)]
+        code = start(loaded, [*arguments, *(["--json"] if as_json else [])], rendezvous, job_id)
+        raise typer.Exit(code)
     for unchecked in check_inputs(loaded):
         if (
             is_main() and unchecked.answer is HubAnswer.UNREACHABLE

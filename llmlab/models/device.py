@@ -32,6 +32,11 @@ def choose_device(wanted: str) -> str:
     return wanted
 
 
+def device_count() -> int:
+    """Returns how many NVIDIA GPUs this process sees."""
+    return torch.cuda.device_count()
+
+
 def hardware_name(device: str) -> str:
     """Returns the name of what computes: a GPU's, or a processor's with the threads that are used."""
     if device == "cuda":

@@ -166,7 +166,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.distributed import init_process_group, destroy_process_group
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
-init_process_group("cpu")
+init_process_group("cpu", 60)
 part, rank = torch.nn.Linear(2, 2), os.environ["RANK"]
 def train():
     shared = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))

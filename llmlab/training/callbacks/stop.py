@@ -23,6 +23,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.received = 0
+        self._arrived = False  # in this process; a launcher's signal reaches each of them a moment apart
         self._before: dict[int, Any] = {}  # as `signal.signal` returns them
 
     def __enter__(self) -> StopOnSignal:
@@ -35,9 +36,9 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self._arrived:
             raise KeyboardInterrupt
-        self.received = number
+        self._arrived, self.received = True, number
 
     def heard(self) -> bool:
         """Returns whether an end was asked for."""

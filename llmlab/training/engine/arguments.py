@@ -63,6 +63,7 @@ def trainer_arguments(context: RunContext, job: Job, run_dir: Path) -> dict[str,
         full_determinism=config.deterministic,
         report_to=[name for name in config.report_to if name != "tensorboard"],  # `TensorBoard` writes it
         use_cpu=device == "cpu",
+        ddp_timeout=config.process_timeout,
         ddp_find_unused_parameters=processes() > 1
         and may_be_unreached(job.model),  # to look for them costs a walk each step
         include_num_input_tokens_seen="all",

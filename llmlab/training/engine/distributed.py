@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar, cast
 
 from llmlab.errors import LabError
@@ -22,12 +23,17 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def init_process_group(device: str) -> None:
-    """Connects the processes of a job, where there are several."""
+def init_process_group(device: str, timeout: int) -> None:
+    """Connects the processes of a job, where there are several.
+
+    Args:
+        device: "cpu", "cuda" ...
+        timeout: seconds that a process waits for the others.
+    """
     if processes() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu")
+        PartialState(cpu=device == "cpu", timeout=timedelta(seconds=timeout))
 
 
 def destroy_process_group() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
-from llmlab.errors import LabError
+from llmlab.errors import LabError, ProcessLost
+from llmlab.launching.rank_files import RankFiles
 from llmlab.readable import shortened
 
 
@@ -35,6 +38,29 @@ def out_of_memory(folder: Path) -> LabError:
         exit_code=1,
         remedy="lower `batch_size` or `max_length`, set `gradient_checkpointing`, use an adapter, or let"
         ' the lab halve the micro-batch with `out_of_memory` "halve"',
+    )
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Returns whether an error says that another process of the job is gone, or did not come in time."""
+    text = str(error).lower()
+    gloo = "gloo" in text or "connection closed by peer" in text or "connection reset by peer" in text
+    return isinstance(error, torch.distributed.DistError) or gloo
+
+
+def process_lost(folder: Path, config: TrainingConfig, error: BaseException) -> ProcessLost:
+    """Returns the error of a run whose other processes are gone or late; late ones are asked to write down
+    what they do.
+    """
+    late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+    if late:
+        RankFiles.of_this_process().ask_others_for_stacks()
+    waited = f"a process waited {config.process_timeout} s for the others (`process_timeout`)"
+    return ProcessLost(
+        waited if late else "lost the connection to another process of the job",
+        where=str(folder),
+        remedy=f"to resume from the last checkpoint: `llmlab run {folder}`",
+        late=late,
     )
 
 

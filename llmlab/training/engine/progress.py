@@ -8,11 +8,13 @@ from typing import cast
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
+from llmlab.launching.rank_files import RankFiles
 from llmlab.models.typed import LanguageModel
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.keys import KEYS, Keys
 from llmlab.training.callbacks.progress import ReportProgress
+from llmlab.training.callbacks.rank_step import NoteStep
 from llmlab.training.callbacks.samples import Samples, opening
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.engine.context import RunContext
@@ -49,7 +51,8 @@ def progress_callbacks(
         peak_flops=peak_flops(context.device, context.precision) if measures else 0.0,
     )
     answers = samples(context, job, folder)
-    return [*writers, *answers, *([keys] if keys else []), ReportProgress(context.reporter, start)]
+    place = NoteStep(RankFiles.of_this_process())
+    return [*writers, *answers, *([keys] if keys else []), place, ReportProgress(context.reporter, start)]
 
 
 def samples(context: RunContext, job: Job, folder: RunFolder) -> list[TrainerCallback]:

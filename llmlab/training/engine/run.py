@@ -10,6 +10,7 @@ import torch
 
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
+from llmlab.launching.rank_files import RankFiles
 from llmlab.libraries import quiet_within
 from llmlab.models.resolve import with_newest
 from llmlab.planning.plan import make_plan
@@ -35,8 +36,10 @@ from llmlab.training.engine.errors import (
     compile_failed,
     halve_micro_batch,
     is_compile_error,
+    is_connection_error,
     is_out_of_memory,
     out_of_memory,
+    process_lost,
     write_failed,
 )
 from llmlab.training.engine.job import Job, Prepare, RunResult
@@ -67,7 +70,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
     tune_malloc(sparing=config.gradient_checkpointing)
     context = RunContext.of(config, reporter)
     with quiet_within(reporter.warning):
-        init_process_group(context.device)
+        init_process_group(context.device, config.process_timeout)
         context = context.with_config(broadcast_from_main(lambda: with_newest(config)))
         while True:
             try:
@@ -119,6 +122,7 @@ def _prepare(context: RunContext) -> Job:
 def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict[str, Any]) -> RunFolder:
     """Returns the run's folder, cleared of what kills left; a branch that is left is moved aside."""
     folder = RunFolder(plan.run_dir)
+    RankFiles.of_this_process().note_run(folder.path)
     if not is_main():
         return folder
     if folder.path.is_dir():
@@ -165,6 +169,9 @@ def _fit(
             trainer.save_snapshot()
             note(folder, status="stopped")
             raise OutOfMemory(folder.path) from None
+        if processes() > 1 and is_connection_error(error):
+            note(folder, status="stopped")
+            raise process_lost(folder.path, context.config, error) from None
         note(folder, status="failed", error=redact(str(error)[:500]))
         if is_out_of_memory(error):
             raise out_of_memory(folder.path) from None
