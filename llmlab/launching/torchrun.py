@@ -109,7 +109,7 @@ def launch(arguments: Sequence[str], placement: Placement) -> int:
     _share_the_cores(placement.devices)
     killed: dict[int, int] = {}
     try:
-        elastic_launch(config, sys.executable)("-m", "llmlab.launching.rank", *arguments)
+        elastic_launch(config, sys.executable)("-m", "llmlab.cli.rank", *arguments)
     except SignalException as stopped:
         return _code_of(_ended(logs, {}), otherwise=128 + int(stopped.sigval))
     except ChildFailedError as failed:

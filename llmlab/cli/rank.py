@@ -1,4 +1,4 @@
-"""One process of a job that `llmlab run` started: `python -m llmlab.launching.rank run CONFIG ...`.
+"""One process of a job that `llmlab run` started: `python -m llmlab.cli.rank run CONFIG ...`.
 
 It does what `python -m llmlab` does, but leaves what went wrong to be said once, by the program that started
 it, and ends with it.
