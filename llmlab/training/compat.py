@@ -52,6 +52,8 @@ PRIVATE = (
     Private(TRAINER, "_get_output_dir", "a checkpoint is written aside and renamed when it is complete"),
     Private(TRAINER, "_load_from_checkpoint", "what fails in it is told as a damaged checkpoint"),
     Private(TRAINER, "_load_optimizer_and_scheduler", "options that were changed on purpose are kept"),
+    Private(TRAINER, "_save", "weights that are divided are put together before they are saved"),
+    Private(TRAINER, "_save_optimizer_and_scheduler", "states that are divided are written by name"),
     Private(TRAINER, "_load_scaler", "what fails in it is told as a damaged checkpoint"),
     Private(TRAINER, "_load_rng_state", "called last when resuming: the lab's own state is loaded after it"),
     Private(TRAINER, "_prepare_inputs", "moves a batch to the device; TRL's trainers override it"),
@@ -88,6 +90,9 @@ PRIVATE = (
     ),
     Private(
         "trl.trainer.utils", "_use_triton", "its fused log-probabilities need a GPU's Triton", attribute=True
+    ),
+    Private(
+        "accelerate.state.AcceleratorState", "_reset_state", "what it would do is asked before it is done"
     ),
 )
 
@@ -206,3 +211,19 @@ def load_checkpoint(trainer: Any, folder: str) -> None:
     """Loads weights and random state of a checkpoint outside of training."""
     trainer._load_from_checkpoint(folder)
     trainer._load_rng_state(folder)
+
+
+def engine_that_accelerate_takes(device: str) -> str:
+    """Returns what accelerate really does on a device when it is asked to shard: "fsdp2", or "ddp" where it
+    falls back without a word.
+    """
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    try:
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        asked = Accelerator(cpu=device == "cpu", fsdp_plugin=plugin)
+        return "fsdp2" if asked.distributed_type == DistributedType.FSDP else "ddp"
+    finally:
+        AcceleratorState._reset_state()

@@ -49,6 +49,7 @@ def run_facts(context: RunContext, job: Job) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": context.device,
+        "engine": context.sharing.engine,
         "hardware": hardware_name(context.device),
         "precision": context.precision,
         "attention": attention_in_use(job.model),

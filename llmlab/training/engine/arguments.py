@@ -13,6 +13,7 @@ from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import EffectiveBatch
+from llmlab.training.engine.sharing import sharing_arguments
 from llmlab.training.reach import may_be_unreached
 
 SCHEDULERS = {
@@ -76,6 +77,7 @@ def trainer_arguments(context: RunContext, job: Job, run_dir: Path) -> dict[str,
         accelerator_config={
             "dispatch_batches": False
         },  # every process reads the stream and takes its own rows of it
+        **sharing_arguments(context.sharing, config),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -68,9 +70,10 @@ def build_trainer(
         eval_dataset=_eval_sets(job, config.eval_rows),
         processing_class=job.tokenizer,
         callbacks=[metrics, guard, stop, *callbacks],
-        optimizers=(build_optimizer(job.model, config), None),
         services=RunServices(
             run=folder,
+            optimizer=partial(build_optimizer, config=config),
+            sharing=context.sharing,
             checkpoints=checkpoints,
             guard=guard,
             stream=stream,

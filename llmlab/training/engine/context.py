@@ -11,6 +11,7 @@ from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.device import choose_device, choose_precision
 from llmlab.training.engine.reporter import Reporter
+from llmlab.training.engine.sharing import ALONE, Sharing, resolve_sharing
 from llmlab.trust import secret_in
 
 
@@ -23,6 +24,7 @@ class RunContext:
         device: "cpu", "cuda" ...
         precision: "fp32", "bf16" or "fp16".
         reporter: that the run speaks to.
+        sharing: how the devices of the job share the work.
         started: of `time.perf_counter`.
     """
 
@@ -30,6 +32,7 @@ class RunContext:
     device: str
     precision: str
     reporter: Reporter
+    sharing: Sharing = ALONE
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -57,6 +60,14 @@ class RunContext:
     def with_config(self, config: TrainingConfig) -> RunContext:
         """Returns the context with another config for the same machine."""
         return replace(self, config=config)
+
+    def with_sharing(self) -> RunContext:
+        """Returns the context with the engine that the processes of the job, now connected, will use.
+
+        Raises:
+            LabError: when the engine that was asked for cannot be had.
+        """
+        return replace(self, sharing=resolve_sharing(self.config, self.device))
 
     def seconds(self) -> float:
         """Returns the wall time since the run was asked for."""

@@ -12,6 +12,7 @@ from llmlab.launching.rank_files import RankFiles
 from llmlab.models.typed import LanguageModel
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
+from llmlab.training.callbacks.engine_in_effect import SayEngine
 from llmlab.training.callbacks.keys import KEYS, Keys
 from llmlab.training.callbacks.progress import ReportProgress
 from llmlab.training.callbacks.rank_step import NoteStep
@@ -51,8 +52,9 @@ def progress_callbacks(
         peak_flops=peak_flops(context.device, context.precision) if measures else 0.0,
     )
     answers = samples(context, job, folder)
-    place = NoteStep(RankFiles.of_this_process())
-    return [*writers, *answers, *([keys] if keys else []), place, ReportProgress(context.reporter, start)]
+    place, engine = NoteStep(RankFiles.of_this_process()), SayEngine(context.sharing, context.reporter)
+    shown = [engine, place, ReportProgress(context.reporter, start)]
+    return [*writers, *answers, *([keys] if keys else []), *shown]
 
 
 def samples(context: RunContext, job: Job, folder: RunFolder) -> list[TrainerCallback]:

@@ -71,7 +71,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
     context = RunContext.of(config, reporter)
     with quiet_within(reporter.warning):
         init_process_group(context.device, config.process_timeout)
-        context = context.with_config(broadcast_from_main(lambda: with_newest(config)))
+        context = context.with_config(broadcast_from_main(lambda: with_newest(config))).with_sharing()
         while True:
             try:
                 return _attempt(context, resume)

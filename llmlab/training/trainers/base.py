@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -9,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset, RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.data.stream import StreamFault
+from llmlab.models.adapters import is_adapted
 from llmlab.models.headers import tensor_sizes
 from llmlab.runs.folder import RunFolder
 from llmlab.training import compat
 from llmlab.training.callbacks.best_model import BestModel
 from llmlab.training.callbacks.non_finite import NonFiniteGuard, suspects
 from llmlab.training.callbacks.stream_position import StreamProgress
+from llmlab.training.engine import optimizer_state
 from llmlab.training.engine.checkpointing import CheckpointWriter
 from llmlab.training.engine.contents import (
     check_optimizer,
@@ -26,6 +31,7 @@ from llmlab.training.engine.contents import (
     check_weights_are_there,
     restoring,
 )
+from llmlab.training.engine.sharing import Sharing
 from llmlab.training.engine.state import (
     Stateful,
     TrainerSnapshot,
@@ -35,6 +41,7 @@ from llmlab.training.engine.state import (
     save_state,
     take_snapshot,
 )
+from llmlab.training.engine.weights import load_weights, whole_state
 from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.training.order import SeededOrder
 from llmlab.training.trainers.saving import save_model
@@ -54,6 +61,8 @@ class RunServices:
 
     Attributes:
         run: the run's folder.
+        optimizer: makes the optimizer of a model.
+        sharing: how the devices of the job share the work.
         checkpoints: writes checkpoints.
         guard: is told of updates that are not finite.
         stream: the place in a stream; one that keeps nothing where rows are stored.
@@ -62,6 +71,8 @@ class RunServices:
     """
 
     run: RunFolder
+    optimizer: Callable[[nn.Module], Optimizer]
+    sharing: Sharing
     checkpoints: CheckpointWriter
     guard: NonFiniteGuard
     stream: StreamProgress
@@ -156,8 +167,28 @@ class LabTrainerMixin(HeldOutMixin):
         assert self.services is not None
         save_model(self, self.services.run.path / name, self.services.checkpoints.disk, **facts)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves model and tokenizer; of a model that is divided, what all processes have together."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        main = self.is_world_process_zero()
+        state = whole_state(self.model, adapter_only=is_adapted(self.model), main=main)
+        if main:
+            self._save(output_dir, state_dict=state)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: transformers' says nothing of this run."""
+
+    # Optimizer
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """Returns the optimizer of the run, over the weights that the trainer has when it begins."""
+        if self.services is None:
+            return super().create_optimizer(model)
+        if self.optimizer is None:
+            self.optimizer = self.services.optimizer(self.model)
+        return self.optimizer
 
     # Order of rows
 
@@ -244,8 +275,11 @@ class LabTrainerMixin(HeldOutMixin):
             LabError: when they are others than those that are trained.
         """
         with restoring(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            if self.is_fsdp_enabled:
+                load_weights(model or self.model, Path(resume_from_checkpoint))
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not self.is_deepspeed_enabled:
                 check_weights_are_there(model or self.model, tensor_sizes(Path(resume_from_checkpoint)))
             load_parts(self, Path(resume_from_checkpoint))
 
@@ -287,7 +321,8 @@ class LabTrainerMixin(HeldOutMixin):
             if "optimizer" in changed:
                 self.lr_scheduler.load_state_dict(state)
             else:
-                super()._load_optimizer_and_scheduler(checkpoint)
+                self._load_optimizer(checkpoint)
+                self.lr_scheduler.load_state_dict(state)
                 check_optimizer(self.optimizer)
         if "optimizer" not in changed:  # the checkpoint's hyperparameters came with its state
             for group, values in zip(self.optimizer.param_groups, fresh, strict=True):
@@ -298,6 +333,26 @@ class LabTrainerMixin(HeldOutMixin):
                 group["initial_lr"] = base
             self.lr_scheduler.last_epoch -= 1
             self.lr_scheduler.step()  # to the same place again, with the new rates
+
+    def _load_optimizer(self, checkpoint: str) -> None:
+        folder, optimizer = Path(checkpoint), getattr(self.optimizer, "optimizer", self.optimizer)
+        if (folder / optimizer_state.FOLDER).is_dir():
+            optimizer_state.load_parts(self.model, optimizer, folder)
+        elif self.is_fsdp_enabled:
+            optimizer_state.load_whole(self.model, optimizer, folder)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Saves both; of an optimizer whose state is divided every process writes its part."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        main, folder = self.is_world_process_zero(), Path(output_dir)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        optimizer_state.save_parts(self.model, optimizer, folder, main=main)
+        if main:
+            torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
 
     # Checkpoints
 

@@ -1,0 +1,111 @@
+"""How the devices of a job share the work: which engine it is, and what it asks of the libraries.
+
+Nothing distributed is done here: DDP and FSDP2 (Zhao et al. 2023) are PyTorch's through accelerate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.training import compat
+from llmlab.training.engine.distributed import processes
+
+# optimizers whose update needs a matrix or a gradient whole, which no device of a sharded run has
+NEEDS_WHOLE = {"sophia": "its curvature estimate needs the whole gradient of every weight"}
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the devices share the work.
+
+    Attributes:
+        engine: "none" for one process, "ddp" or "fsdp2".
+        why: why it is this one, "" where it was asked for.
+    """
+
+    engine: str
+    why: str = ""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether no device has all weights."""
+        return self.engine == "fsdp2"
+
+
+ALONE = Sharing("none")
+
+
+def resolve_sharing(config: TrainingConfig, device: str) -> Sharing:
+    """Returns the engine that a run will use; every process has to ask.
+
+    Raises:
+        LabError: when the engine that was asked for cannot be had here, or the run cannot be divided so.
+    """
+    if processes() == 1 and config.parallel in ("auto", "ddp"):
+        return ALONE
+    sharing = Sharing("ddp", "auto") if config.parallel == "auto" else Sharing(config.parallel)
+    if not sharing.sharded:
+        return sharing
+    if processes() == 1:
+        raise LabError(
+            f'`parallel` "{config.parallel}" divides a run over several processes, and this is one',
+            remedy='set `devices`, or `parallel` to "auto"',
+        )
+    if reason := NEEDS_WHOLE.get(config.optimizer):
+        raise LabError(
+            f'`optimizer` "{config.optimizer}" does not work with `parallel` "{config.parallel}": {reason}',
+            remedy='use "adamw", or `parallel` "ddp"',
+        )
+    found = compat.engine_that_accelerate_takes(device)
+    if found != sharing.engine:
+        raise LabError(
+            f'`parallel` "{config.parallel}": accelerate does not shard on {device}, it would run {found}'
+            " and say nothing",
+            remedy='use GPUs, or set `parallel` to "ddp"',
+        )
+    return sharing
+
+
+def sharing_arguments(sharing: Sharing, config: TrainingConfig) -> dict[str, Any]:
+    """Returns the arguments of transformers' `TrainingArguments` that an engine stands for."""
+    if not sharing.sharded:
+        return {}
+    return {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "reshard_after_forward": True,
+            "cpu_offload": config.cpu_offload,
+            "state_dict_type": "FULL_STATE_DICT",  # `best/` and `final/` are plain folders
+        },
+    }
+
+
+def in_effect(model: torch.nn.Module, sharing: Sharing) -> str:
+    """Returns what is really done, in words: the engine, the processes, and how many of the parameters are
+    divided; "" for one process.
+
+    Args:
+        model: as the trainer prepared it.
+        sharing: that was asked for.
+
+    Raises:
+        LabError: when it should be divided and nothing of it is.
+    """
+    if sharing == ALONE:
+        return ""
+    parameters = list(model.parameters())
+    divided = sum(isinstance(p, DTensor) for p in parameters)
+    if sharing.sharded and not divided:
+        raise LabError(
+            f"{sharing.engine} was asked for, and no parameter is divided: the run would not be what it says",
+            exit_code=1,
+        )
+    what = f": {divided} of {len(parameters)} parameters sharded" if sharing.sharded else ""
+    return f"{sharing.engine} over {processes()} processes{what}"
