@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from llmlab.config import LabBaseConfig, PretrainConfig
 from llmlab.config.adapters import AdapterOptions
@@ -12,12 +12,14 @@ from llmlab.config.loader import apply_changes
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.planning.live import available_memory
-from llmlab.planning.memory import predicted
+from llmlab.planning.engines import Verdict, need_in_effect
+from llmlab.planning.live import on_gpu
+from llmlab.planning.processes import processes_of
 from llmlab.planning.start import start_shape
 
 SMALL = 20_000_000  # parameters; what is smaller bears and needs more
-FILL = 0.9  # of the free memory that a run may be expected to take
+MACHINE = 8  # devices of one machine at most, in what is proposed
+MACHINES = 8  # machines at most
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,21 @@ class ValidatedOnTraining:
 
 @dataclass(frozen=True)
 class TooLarge:
-    """More bytes are needed than are free."""
+    """More bytes are needed on a device than are free there."""
 
     needed: float
     free: int
 
 
-Concern = UnusualRate | BeyondContext | ValidatedOnTraining | TooLarge
-Verdict = Literal["fits", "tight", "does not fit"]
+@dataclass(frozen=True)
+class HostTooSmall:
+    """Offload puts more bytes into the machine's memory than are free there."""
+
+    needed: float
+    free: int
+
+
+Concern = UnusualRate | BeyondContext | ValidatedOnTraining | TooLarge | HostTooSmall
 
 
 def concerns(config: LabBaseConfig) -> list[Concern]:
@@ -80,15 +89,17 @@ def concerns(config: LabBaseConfig) -> list[Concern]:
         for source in config.eval_datasets
         if (source.name, source.subset, source.split) in trained
     ]
-    memory = predicted(config)
-    if memory is not None and memory.total > available_memory():
-        result.append(TooLarge(memory.total, available_memory()))
+    need = need_in_effect(config)
+    if need is not None and need.total > need.free:
+        result.append(TooLarge(need.total, need.free))
+    if need is not None and need.host > need.host_free:
+        result.append(HostTooSmall(need.host, need.host_free))
     return result
 
 
 @dataclass(frozen=True)
 class WayToFit:
-    """Changes of options that would make a run fit, and the bytes that it would need then."""
+    """Changes of options that would make a run fit, and the bytes of a device that it would need then."""
 
     changes: dict[str, Any]
     total: float
@@ -98,27 +109,69 @@ def ways_to_fit(config: LabBaseConfig) -> list[WayToFit]:
     """Returns what would make a run fit that does not; nothing where it does, or nothing would."""
     if not isinstance(config, TrainingConfig):
         return []
-    memory, free = predicted(config), available_memory()
-    if memory is None or memory.total < FILL * free:
+    need = need_in_effect(config)
+    if need is None or need.fits:
         return []
-    ways = []
-    for start in _families(config):
-        changes, changed = dict(start), _changed(config, start)
-        while changed is not None and (needed := predicted(changed)) is not None:
-            if needed.total < FILL * free:
-                ways.append(WayToFit(changes, needed.total))
-                break
-            halved = _halved(changed)
-            if not halved:
-                break
-            changes |= halved
-            changed = _changed(config, changes)
-    return ways
+    ways = [way for start in _families(config) if (way := _with_smaller_batches(config, start))]
+    return ways + [way for series in _more_devices(config) if (way := _first_that_fits(config, series))]
+
+
+def _with_smaller_batches(config: TrainingConfig, start: dict[str, Any]) -> WayToFit | None:
+    """Returns the changes to begin with, and the largest micro-batch that fits with them."""
+    changes, changed = dict(start), _changed(config, start)
+    while changed is not None and (need := need_in_effect(changed)) is not None:
+        if need.fits:
+            return WayToFit(changes, need.total)
+        halved = _halved(changed)
+        if not halved:
+            return None
+        changes |= halved
+        changed = _changed(config, changes)
+    return None
+
+
+def _first_that_fits(config: TrainingConfig, series: list[dict[str, Any]]) -> WayToFit | None:
+    for changes in series:
+        changed = _changed(config, changes)
+        if changed is not None and (need := need_in_effect(changed)) is not None and need.fits:
+            return WayToFit(changes, need.total)
+    return None
+
+
+def _more_devices(config: TrainingConfig) -> list[list[dict[str, Any]]]:
+    """Returns series of changes, of which the first that fits is proposed: ever more GPUs, and machines.
+
+    The effective batch stays where it can be divided by them. Processes that share the memory of one machine
+    need more of it, not less: without GPUs nothing is proposed.
+    """
+    if not on_gpu(config) or processes_of(config) != config.devices * config.nodes:
+        return []
+    counts = [(2**i, config.nodes) for i in range(1, 4) if 2**i > config.devices]
+    counts += [(max(MACHINE, config.devices), n) for n in (2, 4, MACHINES) if n > config.nodes]
+    series: list[dict[str, Any]] = []
+    for devices, nodes in counts:
+        changes: dict[str, Any] = {"devices": devices}
+        changes |= {"nodes": nodes} if nodes != config.nodes else {}
+        changes |= {"parallel": "auto"} if config.parallel == "ddp" else {}
+        series.append(changes | _fewer_passes(config, devices * nodes // (config.devices * config.nodes)))
+    return [series]
+
+
+def _fewer_passes(config: TrainingConfig, times: int) -> dict[str, Any]:
+    """Returns the changes that keep the effective batch on so many times the devices; none where the passes
+    of an update cannot be divided by them.
+    """
+    if times < 2 or config.accumulation_steps % times:
+        return {}
+    if isinstance(config, AccumulatedBatches):
+        return {"gradient_accumulation_steps": config.accumulation_steps // times}
+    return {"batch_size": config.micro_batch_size * config.accumulation_steps // times}
 
 
 def _families(config: TrainingConfig) -> list[dict[str, Any]]:
-    """Where to begin: smaller micro-batches alone, then with checkpointing, then with adapters."""
+    """Where to begin: smaller micro-batches alone, then with sharding, offload, checkpointing, adapters."""
     families: list[dict[str, Any]] = [{}]
+    families += _sharding(config)
     if not config.gradient_checkpointing:
         families.append({"gradient_checkpointing": True})
     new = isinstance(config, PretrainConfig) and config.init_from is None
@@ -127,6 +180,19 @@ def _families(config: TrainingConfig) -> list[dict[str, Any]]:
     elif new and config.optimizer != "adafactor":
         families.append({"optimizer": "adafactor", "gradient_checkpointing": True})
     return families
+
+
+def _sharding(config: TrainingConfig) -> list[dict[str, Any]]:
+    """Returns what several devices can still divide, and move to the machine's memory."""
+    if processes_of(config) == 1 or "fsdp2" not in type(config).ENGINES:
+        return []
+    divided: dict[str, Any] = {"parallel": "fsdp2"} if config.parallel in ("ddp", "auto", "zero2") else {}
+    ways = [divided] if config.parallel in ("ddp", "zero2") else []
+    if config.cpu_offload:
+        ways.append({"cpu_offload": False})
+    elif on_gpu(config):
+        ways.append({**divided, "cpu_offload": True})
+    return ways
 
 
 def _halved(config: TrainingConfig) -> dict[str, Any]:
@@ -150,10 +216,5 @@ def _changed(config: TrainingConfig, changes: dict[str, Any]) -> TrainingConfig 
 
 def verdict(config: LabBaseConfig) -> Verdict | None:
     """Returns whether a run fits into the memory that is free here; None where it is not known."""
-    memory = predicted(config) if isinstance(config, TrainingConfig) else None
-    return fit(memory.total, available_memory()) if memory else None
-
-
-def fit(needed: float, free: float) -> Verdict:
-    """Returns whether bytes that are needed fit into bytes that are free."""
-    return "fits" if needed < 0.8 * free else "tight" if needed < free else "does not fit"
+    need = need_in_effect(config) if isinstance(config, TrainingConfig) else None
+    return need.verdict if need else None

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmlab.config.hardware import Engine
+from llmlab.config.hardware import SHARDED, Engine
 from llmlab.config.training import TrainingConfig
-from llmlab.planning.live import available_memory
-from llmlab.planning.memory import TrainingMemory, predicted
+from llmlab.planning.live import device_memory, host_memory
+from llmlab.planning.needs import needs_of
+from llmlab.planning.processes import local_processes_of, processes_of
+from llmlab.planning.sharding import EngineInEffect, on_a_device
+from llmlab.planning.step import Needs, TrainingMemory
 
 FILL = 0.9  # of the free memory that a run may be expected to take
 # from the least sharding to the most; DeepSpeed is a package of its own: only where it is asked for
 AUTOMATIC: tuple[Engine, ...] = ("ddp", "fsdp2")
 
+Verdict = Literal["fits", "tight", "does not fit"]
 Why = Literal["one process", "asked for", "not known", "least that fits", "nothing fits"]
 
 
@@ -22,19 +26,38 @@ class EngineNeed:
     """What one device has to hold under an engine.
 
     Attributes:
-        engine: how the devices share the work.
-        needed: bytes of a device at the peak.
+        engine: how the devices share the work; "none" for one device.
+        cpu_offload: whether what is divided lies in the machine's memory.
+        memory: of a device at the peak, by part.
         free: bytes that are free on the fullest device.
+        host: bytes that all processes of this machine put into its own memory by offload.
+        host_free: bytes that are free there.
     """
 
-    engine: Engine
-    needed: float
+    engine: EngineInEffect
+    cpu_offload: bool
+    memory: TrainingMemory
     free: int
+    host: float
+    host_free: int
+
+    @property
+    def total(self) -> float:
+        """Bytes of a device at the peak."""
+        return self.memory.total
 
     @property
     def fits(self) -> bool:
-        """Whether a device can be expected to hold that."""
-        return self.needed < FILL * self.free
+        """Whether device and machine can be expected to hold that."""
+        return self.total < FILL * self.free and (not self.host or self.host < FILL * self.host_free)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it fits, on the device and in the machine's memory."""
+        on_device = fit(self.total, self.free)
+        if on_device != "does not fit" and self.host and self.host >= self.host_free:
+            return "does not fit"
+        return on_device
 
 
 @dataclass(frozen=True)
@@ -45,12 +68,18 @@ class Choice:
         engine: how the processes share the work; "none" for one process.
         why: "one process"; "asked for" by the config; "not known" how much it needs: `ddp` is taken;
             "least that fits": the least sharding whose need fits; "nothing fits": the smallest need is taken.
-        looked_at: what a device needs under each engine that was looked at.
+        looked_at: what a device needs under each engine that the method can use; nothing where it is not
+            known.
     """
 
-    engine: Engine | Literal["none"]
+    engine: EngineInEffect
     why: Why
     looked_at: tuple[EngineNeed, ...] = ()
+
+    @property
+    def need(self) -> EngineNeed | None:
+        """What a device needs under the engine that was chosen; None where it is not known."""
+        return next((need for need in self.looked_at if need.engine == self.engine), None)
 
 
 def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
@@ -63,24 +92,38 @@ def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
         config: of the run; `parallel` other than "auto" is taken as it is.
         devices: processes of the whole job, over all nodes.
     """
+    needs = needs_of(config)
     if devices == 1:
-        return Choice("none", "one process")
+        return Choice("none", "one process", (_need(config, needs, "none", 1),) if needs else ())
+    looked_at = (
+        tuple(_need(config, needs, engine, devices) for engine in type(config).ENGINES) if needs else ()
+    )
     if config.parallel != "auto":
-        return Choice(config.parallel, "asked for")
-    memory = predicted(config)
-    if memory is None:
+        return Choice(config.parallel, "asked for", looked_at)
+    if not looked_at:
         return Choice("ddp", "not known")
-    free = available_memory()
-    engines = [engine for engine in AUTOMATIC if engine in type(config).ENGINES]
-    needs = tuple(EngineNeed(engine, _needed(memory, engine, devices), free) for engine in engines)
-    for need in needs:
+    automatic = [need for need in looked_at if need.engine in AUTOMATIC]
+    for need in automatic:
         if need.fits:
-            return Choice(need.engine, "least that fits", needs)
-    return Choice(min(needs, key=lambda need: need.needed).engine, "nothing fits", needs)
+            return Choice(need.engine, "least that fits", looked_at)
+    return Choice(min(automatic, key=lambda need: need.total).engine, "nothing fits", looked_at)
 
 
-def _needed(memory: TrainingMemory, engine: Engine, devices: int) -> float:
-    held = memory.weights + memory.gradients + memory.optimizer
-    if engine == "ddp":
-        return memory.total + memory.gradients
-    return memory.total - held + held / devices
+def need_in_effect(config: TrainingConfig) -> EngineNeed | None:
+    """Returns what each device of a run needs under the engine that it would use; None where its model's
+    shape is not known here.
+    """
+    return choose_engine(config, devices=processes_of(config)).need
+
+
+def fit(needed: float, free: float) -> Verdict:
+    """Returns whether bytes that are needed fit into bytes that are free."""
+    return "fits" if needed < 0.8 * free else "tight" if needed < free else "does not fit"
+
+
+def _need(config: TrainingConfig, needs: Needs, engine: EngineInEffect, devices: int) -> EngineNeed:
+    # without a GPU there is one memory, and nothing to move
+    offload = config.cpu_offload and engine in SHARDED and needs.on_gpu
+    one = on_a_device(needs, engine, devices, offload=offload)
+    memory, host = one.device, one.host * local_processes_of(config)
+    return EngineNeed(engine, offload, memory, device_memory(config), host, host_memory())

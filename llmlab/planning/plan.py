@@ -4,7 +4,6 @@ nothing is loaded. No torch.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +12,17 @@ from llmlab.config import DualHeadConfig, KindConfig, ModelConfig, PretrainConfi
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import checkpoint_shape
-from llmlab.planning.advice import Concern, Verdict, WayToFit, concerns, fit, ways_to_fit
+from llmlab.planning.advice import Concern, WayToFit, concerns, ways_to_fit
 from llmlab.planning.dual_head import DualHeadPlan, dual_head_plan
-from llmlab.planning.live import available_memory
-from llmlab.planning.memory import checkpoint_bytes, predicted
+from llmlab.planning.engines import Choice, Verdict, choose_engine, need_in_effect
+from llmlab.planning.memory import checkpoint_bytes, one_checkpoint_bytes
 from llmlab.planning.parameters import (
     count_parameters,
     flops_of_checkpoint,
     flops_per_token,
     kv_cache_bytes_per_token,
 )
+from llmlab.planning.processes import processes_of
 from llmlab.planning.start import row_length, start_shape
 
 
@@ -56,26 +56,39 @@ class TokensPlan:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Memory of a run.
+    """Memory of a run on each of its devices.
 
     Attributes:
         total: bytes at most.
         parts: bytes of each part.
-        free: bytes that are free now.
+        free: bytes that are free now on the fullest device.
         verdict: whether it fits.
+        host: bytes that offload puts into the memory of a machine.
+        host_free: bytes that are free there.
     """
 
     total: float
     parts: dict[str, float]
     free: int
     verdict: Verdict
+    host: float
+    host_free: int
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """How the processes of a job share its work: the engine, why, and what the others would need."""
+
+    processes: int
+    choice: Choice
 
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Bytes of the checkpoints at most, and bytes that are free where they go."""
+    """Bytes of all checkpoints at most, of one of them, and bytes that are free where they go."""
 
     needed: float
+    one: float
     free: int
 
 
@@ -117,6 +130,7 @@ class Plan:
 
     Attributes:
         kind: of the config.
+        engine: how several devices share the run; None where it has one.
         concerns: what is unusual about it.
         ways_to_fit: changes that would make a run fit that does not.
     """
@@ -124,6 +138,7 @@ class Plan:
     kind: str
     architecture: ArchitecturePlan | None = None
     tokens: TokensPlan | None = None
+    engine: EnginePlan | None = None
     memory: MemoryPlan | None = None
     disk: DiskPlan | None = None
     dual_head: DualHeadPlan | None = None
@@ -144,6 +159,7 @@ def make_plan(config: KindConfig) -> Plan:
         return Plan(config.KIND)
     plan = Plan(
         config.KIND,
+        engine=engine_plan(config),
         memory=memory_plan(config),
         disk=disk_plan(config),
         schedule=schedule_plan(config),
@@ -172,8 +188,8 @@ def architecture_plan(config: ModelConfig) -> ArchitecturePlan:
 
 
 def tokens_plan(config: PretrainConfig) -> TokensPlan | None:
-    """Returns what base training reads on one device; None where its model's shape is not known here."""
-    rows = config.max_steps * config.batch_size * config.gradient_accumulation_steps
+    """Returns what all devices read in base training; None where its model's shape is not known here."""
+    rows = config.max_steps * schedule_plan(config).effective_batch
     if config.init_from is None:
         model = _shape(config)
         return TokensPlan(
@@ -186,13 +202,19 @@ def tokens_plan(config: PretrainConfig) -> TokensPlan | None:
     return TokensPlan(rows * length, length, rows * length * flops_of_checkpoint(shape, length))
 
 
+def engine_plan(config: TrainingConfig) -> EnginePlan | None:
+    """Returns how the devices of a run share it; None where there is one."""
+    processes = processes_of(config)
+    return EnginePlan(processes, choose_engine(config, devices=processes)) if processes > 1 else None
+
+
 def memory_plan(config: TrainingConfig) -> MemoryPlan | None:
-    """Returns the memory of a run; None where it is not known without loading."""
-    memory = predicted(config)
-    if memory is None:
+    """Returns the memory of a run on each of its devices; None where it is not known without loading."""
+    need = need_in_effect(config)
+    if need is None:
         return None
-    free = available_memory()
-    return MemoryPlan(memory.total, memory.parts(), free, fit(memory.total, free))
+    parts = need.memory.parts()
+    return MemoryPlan(need.total, parts, need.free, need.verdict, need.host, need.host_free)
 
 
 def disk_plan(config: TrainingConfig) -> DiskPlan | None:
@@ -202,7 +224,7 @@ def disk_plan(config: TrainingConfig) -> DiskPlan | None:
         return None
     target = Path(config.output_dir or ".")
     existing = next(path for path in (target, *target.absolute().parents) if path.exists())
-    return DiskPlan(needed, shutil.disk_usage(existing).free)
+    return DiskPlan(needed, one_checkpoint_bytes(config), shutil.disk_usage(existing).free)
 
 
 def schedule_plan(config: TrainingConfig) -> SchedulePlan:
@@ -213,7 +235,7 @@ def schedule_plan(config: TrainingConfig) -> SchedulePlan:
         (config.STARTS_FROM, str(start)) if start else None,
         config.micro_batch_size,
         config.accumulation_steps,
-        int(os.environ.get("WORLD_SIZE", "1")),
+        processes_of(config),
         getattr(config, "epochs", None),
         config.max_steps,
         config.warmup_steps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from rich.table import Table
@@ -12,17 +11,19 @@ from llmlab.config.training import TrainingConfig
 from llmlab.planning.advice import (
     BeyondContext,
     Concern,
+    HostTooSmall,
     TooLarge,
     UnusualRate,
     ValidatedOnTraining,
     WayToFit,
-    fit,
 )
 from llmlab.planning.dual_head import DualHeadPlan
+from llmlab.planning.engines import Choice, EngineNeed, Verdict, fit, need_in_effect
 from llmlab.planning.live import available_memory
-from llmlab.planning.memory import predicted, training_memory
+from llmlab.planning.memory import training_memory
 from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
-from llmlab.planning.plan import ArchitecturePlan, MemoryPlan, Plan, SchedulePlan
+from llmlab.planning.plan import ArchitecturePlan, DiskPlan, EnginePlan, MemoryPlan, Plan, SchedulePlan
+from llmlab.planning.processes import processes_of
 from llmlab.planning.start import row_length, start_shape
 from llmlab.ui.units import short_count, size
 
@@ -46,10 +47,14 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.tokens:
         tokens = plan.tokens
         yield "tokens", f"{tokens.tokens:,} in all, in rows of {tokens.row:,}; {tokens.flops:.3g} FLOPs"
+    if plan.engine:
+        yield "engine", engine_in_words(plan.engine)
     if plan.memory:
-        yield "memory", memory_in_words(plan.memory)
+        yield from _memory_rows(plan.memory, plan.engine)
+    if plan.engine and plan.memory:
+        yield from ((f"  {need.engine}", need_in_words(need)) for need in plan.engine.choice.looked_at)
     if plan.disk:
-        yield "disk", f"up to {size(plan.disk.needed)} for checkpoints; {size(plan.disk.free)} free"
+        yield "disk", disk_in_words(plan.disk)
     if plan.dual_head:
         yield from _dual_head_rows(plan.dual_head)
     if plan.schedule:
@@ -62,8 +67,11 @@ def forecast_lines(plan: Plan) -> Iterator[tuple[str, bool]]:
     """Yields what a person has to know before a run begins: does it fit, what is unusual, and what would make
     it fit; and whether the line deserves attention.
     """
+    if plan.engine:
+        yield f"engine: {engine_in_words(plan.engine)}", False
     if plan.memory:
-        yield f"memory: {memory_in_words(plan.memory)}", False
+        rows = _memory_rows(plan.memory, plan.engine)
+        yield from ((f"{name}: {value}", False) for name, value in rows)
     yield from ((f"warning: {in_words(concern)}", True) for concern in plan.concerns)
     yield from ((f"would fit with: {way_in_words(way)}", True) for way in plan.ways_to_fit)
 
@@ -83,6 +91,52 @@ def in_words(concern: Concern) -> str:
             return f"{source.line()} {both}: its held-out figures mean nothing"
         case TooLarge(needed, free):
             return f"about {size(needed)} are needed and {size(free)} are free: it will not fit"
+        case HostTooSmall(needed, free):
+            return (
+                f"`cpu_offload` puts about {size(needed)} into the machine's memory and {size(free)}"
+                " are free: it will not fit"
+            )
+
+
+def _memory_rows(plan: MemoryPlan, engine: EnginePlan | None) -> Iterator[tuple[str, str]]:
+    yield "memory per device" if engine else "memory", memory_in_words(plan)
+    if plan.host:
+        yield "machine's memory", f"about {size(plan.host)} by offload ({size(plan.host_free)} free)"
+
+
+def engine_in_words(plan: EnginePlan) -> str:
+    """Returns how the processes share the work, and why so."""
+    return f"{plan.choice.engine} over {plan.processes} processes: {why_in_words(plan.choice)}"
+
+
+def why_in_words(choice: Choice) -> str:
+    """Returns why an engine was chosen."""
+    match choice.why:
+        case "one process":
+            return "one process has nothing to share"
+        case "asked for":
+            return "as `parallel` says"
+        case "not known":
+            return "what it needs is not known before the model is loaded"
+        case "least that fits":
+            return "the least sharding that fits"
+        case "nothing fits":
+            return "nothing fits, and this needs the least"
+
+
+def need_in_words(need: EngineNeed) -> str:
+    """Returns what a device needs under an engine, and whether it fits or by how much not."""
+    over = need.total - need.free
+    offload = " with CPU offload" if need.cpu_offload else ""
+    said = f"about {size(need.total)}{offload}, {need.verdict}"
+    if over > 0:
+        return f"{said}: {size(over)} too much"
+    return f"{said}: the machine's memory is too small" if need.verdict == "does not fit" else said
+
+
+def disk_in_words(plan: DiskPlan) -> str:
+    """Returns what a run writes, in all and with each checkpoint."""
+    return f"up to {size(plan.needed)} for checkpoints, {size(plan.one)} each; {size(plan.free)} free"
 
 
 def memory_in_words(plan: MemoryPlan) -> str:
@@ -138,26 +192,28 @@ def live_figures(config: LabBaseConfig) -> list[str]:
         memory = training_memory(
             config, batch_size=1, optimizer="adamw", precision="fp32", gradient_checkpointing=False
         )
+        free = available_memory()
+        bar = memory_bar(memory.total, free, fit(memory.total, free))
         cache = size(1000 * kv_cache_bytes_per_token(config))
         return [
             f"{short_count(count.total)} parameters, {short_count(count.non_embedding)} without embeddings; "
             f"bf16 {size(count.total * 2)}; KV {cache} a 1,000 tokens",
-            f"training {size(memory.total)} (adamw, fp32, 1 row) {memory_bar(memory.total)}",
+            f"training {size(memory.total)} (adamw, fp32, 1 row) {bar}",
         ]
     if not isinstance(config, TrainingConfig):
         return []
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rows = config.micro_batch_size * config.accumulation_steps * world
+    rows = config.micro_batch_size * config.accumulation_steps * processes_of(config)
     lines = [f"{rows:,} rows an update, {rows * config.max_steps:,} in all"]
     if isinstance(config, PretrainConfig) and (shape := start_shape(config)):
         lines = [f"{lines[0]}: {rows * config.max_steps * row_length(config, shape):,} tokens"]
-    if needed := predicted(config):
-        lines.append(f"memory about {size(needed.total)} {memory_bar(needed.total)}")
+    if need := need_in_effect(config):
+        each = "" if need.engine == "none" else f" a device with {need.engine}"
+        bar = memory_bar(need.total, need.free, need.verdict)
+        lines.append(f"memory about {size(need.total)}{each} {bar}")
     return lines
 
 
-def memory_bar(needed: float) -> str:
-    """Returns a bar of what is needed of the memory that is free here, and whether it fits."""
-    free = available_memory()
-    filled = min(WIDTH, round(needed / free * WIDTH))
-    return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {fit(needed, free)} ({size(free)} free)"
+def memory_bar(needed: float, free: float, verdict: Verdict) -> str:
+    """Returns a bar of what is needed of the memory that is free, and whether it fits."""
+    filled = min(WIDTH, round(needed / free * WIDTH)) if free else WIDTH
+    return f"[{'#' * filled}{'.' * (WIDTH - filled)}] {verdict} ({size(free)} free)"

@@ -10,10 +10,10 @@ from llmlab.config import DPOConfig, PretrainConfig, SFTConfig, preset
 from llmlab.config.loader import apply_changes
 from llmlab.models.adapters import add_adapter
 from llmlab.models.headers import checkpoint_shape
-from llmlab.planning import advice
+from llmlab.planning import engines
 from llmlab.planning.advice import TooLarge, concerns, verdict, ways_to_fit
-from llmlab.planning.memory import adapter_parameters, predicted
-from llmlab.ui import plan as shown_plan
+from llmlab.planning.memory import predicted
+from llmlab.planning.needs import adapter_parameters
 from llmlab.ui.plan import in_words, live_figures
 
 
@@ -65,9 +65,8 @@ def test_what_does_not_fit_can_be_made_to(monkeypatch):
     config = PretrainConfig(model=preset("small"), batch_size=64, gradient_accumulation_steps=1)
     needed = predicted(config).total
     assert not ways_to_fit(config) and verdict(config) == "fits"
-    for module in (advice, shown_plan):
-        monkeypatch.setattr(module, "available_memory", lambda: needed / 2)
-    assert advice.verdict(config) == "does not fit"
+    monkeypatch.setattr(engines, "device_memory", lambda config: needed / 2)
+    assert verdict(config) == "does not fit"
     assert concerns(config) == [TooLarge(needed, needed / 2)]
     assert in_words(TooLarge(2e9, 1_000_000_000)) == (
         "about 2 GB are needed and 1 GB are free: it will not fit"

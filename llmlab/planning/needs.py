@@ -1,0 +1,349 @@
+"""What a config needs of memory, read from its options and the shape of its model.
+
+What the backward pass keeps was counted, tensor by tensor, on both implementations (the lab's transformer and
+transformers' Llama), and what is alive at the peak with torch's profiler: `benchmarks/memory.py --allocated`
+counts it again. No torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmlab.config import (
+    DPOConfig,
+    DualHeadConfig,
+    GRPOConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    SFTConfig,
+)
+from llmlab.config.adapters import AdapterOptions
+from llmlab.config.rollouts import RolloutConfig
+from llmlab.config.training import TrainingConfig
+from llmlab.models.headers import CheckpointShape, checkpoint_shape
+from llmlab.planning.live import on_gpu
+from llmlab.planning.parameters import DualHeadCount, count_dual_head
+from llmlab.planning.start import row_length, start_shape
+from llmlab.planning.step import Held, Needs, Passing
+
+# the methods that train the weights of a checkpoint, or an adapter on them
+OnCheckpoint = SFTConfig | PretrainConfig | RewardConfig | DPOConfig | RolloutConfig
+# values an optimizer keeps for each weight, all in fp32; Adafactor's factored moments are a few rows and
+# columns
+STATE_VALUES = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sophia": 3.0, "muon": 1.3}
+LOGITS_ALIVE = 1 << 23  # the lab's own loss works through the logits in slices of this many values
+TILE = (4096, 1 << 15)  # tokens and words of a slice of logits in TRL's loss
+TILES_ALIVE = (
+    8.25  # of those without Triton: logits, their scaled copies, probabilities, gradients ... in fp32
+)
+QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the blocks' scales included
+RUNTIME = 560e6  # Python, torch and the libraries on the CPU
+# of the activations: what the C library on the CPU has freed and cannot use again, which grows with what a
+# layer makes and does not keep; fitted to nine of the jobs of `benchmarks/memory.py`, the others tell whether
+# it holds
+FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9, "quantised": 0.4}
+UNTOUCHED = (
+    0.3  # of the part of TRL's slice of logits that a small vocabulary leaves empty: the heap grows around it
+)
+GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}
+
+
+def needs_of(config: TrainingConfig) -> Needs | None:
+    """Returns what a run needs on this kind of machine; None where its model's shape is not known here."""
+    shape = start_shape(config)
+    if shape is None:
+        return None
+    gpu = on_gpu(config)
+    precision = "fp32" if config.precision == "auto" and not gpu else config.precision.replace("auto", "bf16")
+    wide = 4 if precision == "fp32" else 2
+    own, unused, answers = _own_loss(config, shape), 0.0, 0.0
+    if isinstance(config, PretrainConfig) and own:
+        held, passing = own_step(
+            shape,
+            config.batch_size,
+            row_length(config, shape),
+            wide=wide,
+            states=STATE_VALUES[config.optimizer],
+            checkpointing=config.gradient_checkpointing,
+            accumulates=config.accumulation_steps > 1,
+        )
+    elif isinstance(config, DualHeadConfig):
+        held, passing = _of_dual_head(config, shape, wide)
+    elif isinstance(config, OnCheckpoint):
+        held, passing = _held(config, shape, wide), _passing(config, shape, wide, gpu)
+        unused, answers = _untouched(config, shape), _answers(config, shape, wide)
+    else:
+        return None
+    needs = Needs(held, passing, answers, on_gpu=gpu)
+    if gpu:
+        return needs
+    kind = "own" if own else "library"
+    if isinstance(config, AdapterOptions) and config.frozen_base:
+        kind = "quantised" if config.quantised != "none" else "adapted"
+    if config.gradient_checkpointing:  # memory before speed: freed memory is given back
+        return replace(needs, runtime=RUNTIME)
+    empty = UNTOUCHED * unused if kind == "library" else 0.0
+    return replace(needs, runtime=RUNTIME, fragments=FRAGMENTS[kind], empty=empty)
+
+
+def own_step(
+    shape: CheckpointShape,
+    batch_size: int,
+    length: int,
+    *,
+    wide: int,
+    states: float,
+    checkpointing: bool,
+    accumulates: bool,
+) -> tuple[Held, Passing]:
+    """Returns a step on all weights of the lab's own model with its own loss."""
+    tokens = batch_size * length
+    layer = wide * tokens * _own_layer(shape.width, shape.kv_heads * shape.head_dim, shape)
+    head = 4.0 * shape.vocabulary * shape.width  # the head's gradient is made beside the others
+    held = _ends(
+        Held(shape.parameters, states, wide, copies=_copies(shape, wide)), shape, shape.in_matrices * wide
+    )
+    passing = Passing(
+        layer=layer,
+        layers=shape.layers,
+        between=wide * tokens * shape.width,
+        # with the mask that keeps packed documents apart
+        beside=wide * (tokens * 2.5 * shape.width + tokens * length),
+        logits=4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + head,
+        checkpointing=checkpointing,
+        accumulates=accumulates,
+    )
+    return held, passing
+
+
+def _copies(shape: CheckpointShape, wide: int) -> float:
+    """Bytes of the half-precision weights that autocast keeps beside fp32 ones."""
+    return shape.parameters * 2 if wide == 2 else 0.0
+
+
+def _ends(held: Held, shape: CheckpointShape, in_layers: float) -> Held:
+    """Returns the same with what is gathered together: a layer, and the embedding."""
+    return replace(
+        held,
+        block=in_layers / shape.layers,
+        embedding=held.wide * shape.vocabulary * shape.width,
+        tied=shape.tied,
+    )
+
+
+def _own_layer(width: int, kv_width: int, shape: CheckpointShape) -> float:
+    """Values a token that a layer of the lab's transformer keeps for its backward pass."""
+    return 6 * width + 2 * kv_width + (3 if shape.gated else 2) * shape.feed_forward
+
+
+def _held(config: OnCheckpoint, shape: CheckpointShape, wide: int) -> Held:
+    """A model of transformers', or the lab's own, trained whole or through an adapter."""
+    states = STATE_VALUES[config.optimizer]
+    fixed = _reward_models(config)
+    if config.adapter == "none":
+        reference = shape.parameters * 4 if _second_model(config) else 0.0
+        held = Held(
+            shape.parameters,
+            states,
+            wide,
+            fixed=fixed,
+            reference=reference,
+            copies=_copies(shape, wide),
+        )
+        return _ends(held, shape, shape.in_matrices * wide)
+    trained = adapter_parameters(config, shape)
+    outside = (shape.parameters - shape.in_matrices) * wide
+    quantised = config.quantised != "none"
+    inside = 0.0 if quantised else float(shape.in_matrices * wide)
+    if quantised:
+        fixed += shape.in_matrices * QUANTISED[config.quantised]
+    held = Held(trained, states, wide, frozen=outside + inside, fixed=fixed, ends_train=False)
+    return _ends(held, shape, inside + 4 * trained)
+
+
+def _passing(config: OnCheckpoint, shape: CheckpointShape, wide: int, gpu: bool) -> Passing:
+    rows, length, scored = _batch(config, shape)
+    tokens = rows * length
+    own = shape.kind == "llmlab"
+    mask = wide * tokens * length  # rows are packed, or padded; transformers' kernel keeps one for each layer
+    # the head's gradient is made beside the others
+    head = 0 if config.adapter != "none" else 4 * shape.vocabulary * shape.width
+    return Passing(
+        layer=wide * tokens * _layer(config, shape) + (0 if own else mask),
+        layers=shape.layers,
+        between=wide * tokens * shape.width,
+        beside=wide * tokens * 2.5 * shape.width + (mask if own else 0),
+        logits=_tile(config, rows * scored, shape.vocabulary, wide, gpu) + head if scored else 0.0,
+        checkpointing=config.gradient_checkpointing,
+        accumulates=config.accumulation_steps > 1,
+    )
+
+
+def _answers(config: OnCheckpoint, shape: CheckpointShape, wide: int) -> float:
+    """Bytes of keys and values of the answers of a rollout."""
+    if not isinstance(config, RolloutConfig):
+        return 0.0
+    _, length, _ = _batch(config, shape)
+    return config.batch_size * length * 2 * shape.layers * shape.kv_heads * shape.head_dim * wide
+
+
+def _reward_models(config: OnCheckpoint) -> float:
+    """Bytes of the reward models that are on this machine; every device holds them whole, as they were saved
+    or in fp32.
+    """
+    if not isinstance(config, RolloutConfig):
+        return 0.0
+    names = [source.name for source in config.reward_model if source.kind == "model"]
+    return sum(4.0 * shape.parameters for name in names if (shape := checkpoint_shape(name)))
+
+
+def _batch(config: OnCheckpoint, shape: CheckpointShape) -> tuple[int, int, int]:
+    """Returns rows of a micro-batch, tokens of a row,
+    and how many of these are scored over the vocabulary.
+    """
+    if isinstance(config, RolloutConfig):
+        return (
+            config.micro_batch_size,
+            config.max_prompt_length + config.max_new_tokens,
+            config.max_new_tokens,
+        )
+    if isinstance(config, SFTConfig):
+        return config.micro_batch_size, config.max_length, config.max_length
+    if isinstance(config, PretrainConfig):
+        length = row_length(config, shape)
+        return config.micro_batch_size, length, length
+    answers = config.max_length - config.max_prompt_length // 2  # with prompts half as long as they may be
+    return 2 * config.micro_batch_size, config.max_length, 0 if isinstance(config, RewardConfig) else answers
+
+
+def _second_model(config: OnCheckpoint) -> bool:
+    """Whether a frozen copy of the policy is in memory while it trains."""
+    if isinstance(config, DPOConfig):
+        return config.reference == "live"
+    if isinstance(config, GRPOConfig):
+        return config.beta > 0
+    return isinstance(config, PPOConfig) and config.kl_coef > 0
+
+
+def _tile(config: OnCheckpoint, tokens: int, vocabulary: int, wide: int, gpu: bool) -> float:
+    """Bytes of the slices of logits in TRL's loss: one on a GPU, changed in place, and several in fp32
+    without Triton.
+
+    TRL's trainers set the one aside for all its words, whatever the vocabulary; on the CPU what is never
+    touched takes no memory.
+    """
+    rows, words = min(tokens, TILE[0]), min(vocabulary, TILE[1])
+    if gpu:
+        return rows * (words if isinstance(config, PPOConfig) else TILE[1]) * wide
+    return rows * words * 4 * TILES_ALIVE
+
+
+def _untouched(config: OnCheckpoint, shape: CheckpointShape) -> float:
+    """Bytes of those slices that are set aside and never written to:
+    they are made for more words than there are.
+    """
+    if isinstance(config, PPOConfig):
+        return 0.0
+    rows, _, scored = _batch(config, shape)
+    return min(rows * scored, TILE[0]) * max(0, TILE[1] - shape.vocabulary) * 4
+
+
+def _layer(config: OnCheckpoint, shape: CheckpointShape) -> float:
+    """Values a token that a layer keeps for its backward pass."""
+    width, query, forward = shape.width, shape.heads * shape.head_dim, shape.feed_forward
+    adapted, own = config.adapter != "none", shape.kind == "llmlab"
+    if own and not adapted:
+        return _own_layer(width, shape.kv_heads * shape.head_dim, shape)
+    wanted = _adapted_groups(config) if adapted else ("attention", "ffn")
+    inputs = 3 if shape.gated else 2  # of the feed-forward's nonlinearity and product, which are kept anyway
+    # without adapters transformers' norms keep what they made of their input, too; with a mask its kernel
+    # wants keys and values for every head
+    widths = 5 + ("ffn" in wanted) if adapted else 8
+    layer: float = (
+        widths * width
+        + 2 * (shape.kv_heads * shape.head_dim if own else query)
+        + (inputs + ("ffn" in wanted)) * forward
+    )
+    if (
+        adapted and config.lora_dropout
+    ):  # every adapted matrix keeps an input of its own, and which values were dropped
+        layer += ("attention" in wanted) * 6 * width + ("ffn" in wanted) * (2.5 * width + forward)
+    return layer
+
+
+def _dual_head(config: DualHeadConfig, shape: CheckpointShape) -> DualHeadCount:
+    return count_dual_head(
+        shape.width,
+        shape.vocabulary,
+        gating_size=config.gating_size,
+        layer_norm=config.gating_layer_norm,
+        rm_bias=config.rm_bias,
+    )
+
+
+def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, wide: int) -> tuple[Held, Passing]:
+    """Two heads and a gate on a frozen backbone, whose layers keep nothing."""
+    count = _dual_head(config, shape)
+    quantised = config.load_in != "none"
+    frozen = wide * (shape.parameters - (shape.in_matrices if quantised else 0))
+    fixed = shape.in_matrices * QUANTISED[config.load_in] if quantised else 0.0
+    tokens = 2 * config.micro_batch_size * config.max_length
+    logits = (
+        10 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * count.head
+    )  # slices; a head's gradient beside its sum
+    passing = (
+        wide * tokens * (6 * shape.width + (4 if shape.gated else 2) * shape.feed_forward)
+    )  # of a layer, gone at the loss
+    held = Held(
+        count.trained,
+        STATE_VALUES[config.optimizer],
+        wide,
+        frozen=frozen,
+        fixed=fixed,
+        ends_train=False,
+    )
+    return _ends(held, shape, 0.0 if quantised else shape.in_matrices * wide), Passing(
+        layer=0.0,
+        layers=shape.layers,
+        between=0.0,
+        beside=4 * tokens * 7 * shape.width + max(0.0, passing - logits),  # of the gate
+        logits=logits,
+        checkpointing=False,
+        accumulates=True,
+    )
+
+
+def trained_parameters(config: TrainingConfig) -> int:
+    """Returns how many weights learn; 0 where the model's shape is not known here."""
+    shape = start_shape(config)
+    if shape is None:
+        return 0
+    if isinstance(config, DualHeadConfig):
+        return _dual_head(config, shape).trained
+    if isinstance(config, AdapterOptions) and config.frozen_base:
+        return adapter_parameters(config, shape)
+    return shape.parameters
+
+
+def _own_loss(config: TrainingConfig, shape: CheckpointShape) -> bool:
+    """Whether a run trains all weights of the lab's own model by the lab's own loss."""
+    return isinstance(config, PretrainConfig) and shape.kind == "llmlab" and not config.frozen_base
+
+
+def adapter_parameters(config: AdapterOptions, shape: CheckpointShape) -> int:
+    """Returns the weights of a LoRA adapter:
+    rank times the rows and columns of every matrix that gets one.
+    """
+    query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    sides = {
+        "attention": 2 * (shape.width + query) + 2 * (shape.width + kv),
+        "ffn": (3 if shape.gated else 2) * (shape.width + shape.feed_forward),
+    }
+    return config.lora_r * shape.layers * sum(sides[group] for group in _adapted_groups(config))
+
+
+def _adapted_groups(config: AdapterOptions) -> tuple[str, ...]:
+    if isinstance(config.lora_targets, str):
+        return GROUPS.get(config.lora_targets, ("attention", "ffn"))
+    return ("attention",)
