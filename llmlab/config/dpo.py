@@ -9,6 +9,7 @@ from pydantic import model_validator
 from llmlab.config.adapters import COMPARED, AdapterOptions
 from llmlab.config.batches import DividedBatches
 from llmlab.config.options import LARGEST, option
+from llmlab.config.schedule import warmup_option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import NEWEST, Bounds, LengthOptions
@@ -161,13 +162,7 @@ class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(
-        100,
-        "Warm-up",
-        "Steps over which the learning rate rises from zero.",
-        unit="steps",
-        ge=0,
-    )
+    warmup_steps: int = warmup_option(100)
     batch_size: int = option(128, "Batch size", "Pairs per device and optimizer update.", unit="pairs", ge=1)
     mini_batch_size: int = option(
         32, "Mini-batch size", "Pairs per device and micro-step; divides the batch size.", unit="pairs", ge=1

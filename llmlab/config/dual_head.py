@@ -11,6 +11,7 @@ from pydantic import model_validator
 from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.hardware import Engine
 from llmlab.config.options import LARGEST, option
+from llmlab.config.schedule import epochs_option, warmup_option
 from llmlab.config.training import (
     NEWEST,
     Bounds,
@@ -180,21 +181,7 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
         unit="tokens",
         ge=1,
     )
-    epochs: float = option(
-        3.0,
-        "Epochs",
-        "Passes over the rows.",
-        unit="passes",
-        gt=0,
-        resume_note="the schedule is that of the new length",
-    )
-    max_steps: int = option(
-        10000,
-        "Steps",
-        "Optimizer updates, at most; the epochs may be over before.",
-        unit="steps",
-        ge=1,
-    )
+    epochs: float | None = epochs_option(3.0)
     optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
         5e-5,
@@ -211,13 +198,7 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(
-        100,
-        "Warm-up",
-        "Steps over which the learning rate rises from zero.",
-        unit="steps",
-        ge=0,
-    )
+    warmup_steps: int = warmup_option(100)
     batch_size: int = option(
         8, "Batch size", "Rows (pairs or answers) per device and micro-step.", unit="rows", ge=1
     )

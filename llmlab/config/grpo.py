@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
@@ -67,3 +68,8 @@ class GRPOConfig(RolloutConfig):
                 f" use {near}"
             )
         return self
+
+    def steps_of_a_pass(self, rows: int, processes: int) -> int:
+        """Returns the updates on answers to every prompt once; the last batch of prompts is filled up."""
+        prompts = self.batch_size * processes // self.group_size
+        return math.ceil(rows / prompts) * self.iterations

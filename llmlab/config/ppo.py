@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from llmlab.config.options import option
@@ -25,7 +26,7 @@ class PPOConfig(RolloutConfig):
     temperature: float = option(
         1.0, "Temperature", "Sampling temperature; lower gives more similar answers.", advanced=True, gt=0
     )
-    ppo_epochs: int = option(4, "Epochs", "Passes over each batch of answers.", typical="1 to 4", ge=1)
+    ppo_epochs: int = option(4, "PPO epochs", "Passes over each batch of answers.", typical="1 to 4", ge=1)
     clip_range: float = option(
         0.2, "Clip range", "Clip range of the probability ratio.", advanced=True, gt=0, lt=1
     )
@@ -84,3 +85,8 @@ class PPOConfig(RolloutConfig):
     def accumulation_steps(self) -> int:
         """Forward and backward passes per optimizer step: each mini-batch is an update."""
         return 1
+
+    def steps_of_a_pass(self, rows: int, processes: int) -> int:
+        """Returns the updates on answers to every prompt once; the last batch of prompts is filled up."""
+        updates = self.batch_size // self.mini_batch_size * self.ppo_epochs
+        return math.ceil(rows / (self.batch_size * processes)) * updates

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from llmlab.config.adapters import COMPARED, AdapterOptions
 from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.options import option
+from llmlab.config.schedule import steps_option, warmup_option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import (
@@ -72,13 +73,7 @@ class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
         advanced=True,
         ge=1,
     )
-    max_steps: int = option(
-        2000,
-        "Steps",
-        "Optimizer updates.",
-        unit="steps",
-        ge=1,
-    )
+    max_steps: int = steps_option(2000)
     optimizer: FirstOrder = first_order_option()
     learning_rate: float = option(
         1e-5,
@@ -95,13 +90,7 @@ class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(
-        100,
-        "Warm-up",
-        "Steps over which the learning rate rises from zero.",
-        unit="steps",
-        ge=0,
-    )
+    warmup_steps: int = warmup_option(100)
     batch_size: int = option(16, "Batch size", "Pairs per device and micro-step.", unit="pairs", ge=1)
     gradient_accumulation_steps: int = option(
         4,

@@ -11,6 +11,7 @@ from llmlab.config.batches import DividedBatches
 from llmlab.config.hardware import Engine
 from llmlab.config.options import option
 from llmlab.config.rewards import RewardSource
+from llmlab.config.schedule import warmup_option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import NEWEST, FirstOrder, first_order_option
@@ -65,13 +66,7 @@ class RolloutConfig(AdapterOptions, DividedBatches):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(
-        100,
-        "Warm-up",
-        "Steps over which the learning rate rises from zero.",
-        unit="steps",
-        ge=0,
-    )
+    warmup_steps: int = warmup_option(100)
     batch_size: int = option(
         128,
         "Batch size",

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from llmlab.config.adapters import AdapterOptions
 from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.options import option
+from llmlab.config.schedule import steps_option, warmup_option
 from llmlab.config.training import NEWEST, LengthOptions, ModelSort
 
 POLICY: dict[str, Any] = dict(
@@ -57,13 +58,7 @@ class SFTConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
         },
         advanced=True,
     )
-    max_steps: int = option(
-        5000,
-        "Steps",
-        "Optimizer updates.",
-        unit="steps",
-        ge=1,
-    )
+    max_steps: int = steps_option(5000)
     learning_rate: float = option(
         5e-6,
         "Learning rate",
@@ -79,13 +74,7 @@ class SFTConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
         advanced=True,
         ge=0,
     )
-    warmup_steps: int = option(
-        100,
-        "Warm-up",
-        "Steps over which the learning rate rises from zero.",
-        unit="steps",
-        ge=0,
-    )
+    warmup_steps: int = warmup_option(100)
     batch_size: int = option(4, "Batch size", "Sequences per device and micro-step.", unit="sequences", ge=1)
     gradient_accumulation_steps: int = option(
         16,

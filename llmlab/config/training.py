@@ -1,15 +1,15 @@
-"""Options that every training method shares: steps, optimizer, schedule, precision, saving, reporting."""
+"""Options that every training method shares: optimizer, validations, checkpoints, records."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from llmlab.config.base import KindConfig
 from llmlab.config.hardware import HardwareOptions
 from llmlab.config.options import option, option_info
-from llmlab.config.sources import SourceConfig, check_weights
+from llmlab.config.schedule import ScheduleOptions
 
 NEWEST = "newest"  # as the name of a model: that of the newest run whose result fits
 ADAM_PARTS = ["adamw", "muon"]  # Muon hands what is not a hidden matrix to AdamW
@@ -29,53 +29,9 @@ ModelSort = Literal["base", "policy", "scorer", "dual_head"]
 Bounds = tuple[float, float]
 
 
-class RunOptions(KindConfig):
-    """Data, updates, validations, checkpoints and records: the options of every run."""
+class RunOptions(ScheduleOptions):
+    """Data, length, updates, validations, checkpoints and records: the options of every run."""
 
-    name: str | None = option(
-        None,
-        "Run name",
-        "Folder name of the run; left out, it is made from model, data, method and time.",
-        pattern=r"^[\w.+-]+$",
-        resume="silent",
-    )
-    datasets: list[SourceConfig] = option(
-        lambda: [SourceConfig(name="llmlab:moby-dick")],
-        "Datasets",
-        "Where the training rows come from.",
-        min_length=1,
-        resume_note="the position continues by row number, so other rows follow than before",
-    )
-    eval_datasets: list[SourceConfig] = option(
-        list, "Validation datasets", "Held-out rows; left empty, a part of the training rows is held out."
-    )
-    eval_fraction: float = option(
-        0.02,
-        "Held-out share",
-        "Share of the training rows held out for validation when no validation dataset is given; 0 for none.",
-        typical="0.01 to 0.1",
-        advanced=True,
-        ge=0,
-        lt=1,
-    )
-    mixture_stop: Literal["first_exhausted", "all_exhausted"] = option(
-        "first_exhausted",
-        "Mixture ends",
-        "When a pass over several sources ends.",
-        choices={
-            "first_exhausted": "with the first source that runs out: no row is seen twice in a pass",
-            "all_exhausted": "when every row was seen: smaller sources are repeated",
-        },
-        advanced=True,
-    )
-    max_steps: int = option(
-        10000,
-        "Steps",
-        "Optimizer updates.",
-        unit="steps",
-        ge=1,
-        resume_note="the schedule is that of the new length",
-    )
     optimizer: Literal["adamw", "adafactor", "lion", "sophia", "muon"] = option(
         "adamw",
         "Optimizer",
@@ -154,26 +110,6 @@ class RunOptions(KindConfig):
     )
     muon_nesterov: bool = option(
         True, "Muon Nesterov", "Use Nesterov momentum.", applies_when={"optimizer": ["muon"]}, advanced=True
-    )
-    scheduler: Literal["none", "cosine", "linear", "polynomial"] = option(
-        "cosine",
-        "Schedule",
-        "How the learning rate falls after warm-up.",
-        choices={
-            "none": "stays at the peak",
-            "cosine": "cosine decay to zero: the usual choice",
-            "linear": "linear decay to zero",
-            "polynomial": "linear decay to 1e-7",
-        },
-        resume_note="it applies from this step on",
-    )
-    warmup_steps: int = option(
-        1000,
-        "Warm-up",
-        "Steps over which the learning rate rises from zero.",
-        unit="steps",
-        ge=0,
-        resume_note="it applies from this step on",
     )
     max_grad_norm: float = option(
         1.0, "Gradient clipping", "Largest norm of the gradient.", advanced=True, gt=0, aliases=["grad_clip"]
@@ -288,24 +224,6 @@ class RunOptions(KindConfig):
         resume="silent",
     )
 
-    @model_validator(mode="after")
-    def _check_mixture(self) -> RunOptions:
-        check_weights(self.datasets, "datasets")
-        return self
-
-    @model_validator(mode="after")
-    def _check_warmup(self) -> RunOptions:
-        if (
-            "warmup_steps" not in self.model_fields_set
-        ):  # the default is meant for long runs: at most a tenth of this one
-            self.__dict__["warmup_steps"] = min(self.warmup_steps, self.max_steps // 10)
-        if self.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"`warmup_steps` {self.warmup_steps} is above `max_steps` {self.max_steps}: use at most"
-                f" {self.max_steps}"
-            )
-        return self
-
     @model_validator(mode="before")
     @classmethod
     def _rows_from_batches(cls, data: Any) -> Any:
@@ -357,6 +275,10 @@ class TrainingConfig(HardwareOptions, RunOptions):
     def accumulation_steps(self) -> int:
         """Forward and backward passes per optimizer step."""
         raise NotImplementedError
+
+    def steps_of_a_pass(self, rows: int, processes: int) -> int:
+        """Returns the updates that take every row once; the last of them takes what is left."""
+        return math.ceil(rows / (self.micro_batch_size * self.accumulation_steps * processes))
 
 
 def first_order_option() -> Any:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmlab.config import save_config
 from llmlab.config.loader import apply_changes
@@ -38,9 +39,10 @@ def measure(config: TrainingConfig) -> Measured:
         LabError: when they fail, with the reason.
     """
     with tempfile.TemporaryDirectory() as folder:
-        few = {
+        few: dict[str, Any] = {
             "max_steps": STEPS,
             "warmup_steps": 0,
+            "warmup_ratio": None,
             "log_every": 1,
             "save_every": 10**9,
             "eval_fraction": 0.0,

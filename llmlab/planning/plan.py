@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmlab.config import DualHeadConfig, KindConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config.schedule import NO_LIMIT
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import checkpoint_shape
@@ -102,6 +103,8 @@ class SchedulePlan:
         accumulation: forward passes of an update.
         devices: that work on an update together.
         epochs: after which it ends; None where only the steps count.
+        max_steps: at most; None where the epochs alone say when it ends.
+        warmup: a number of steps, or a share of them; None where it follows from the epochs.
         sources: (name, share of the rows) of each dataset.
     """
 
@@ -110,8 +113,8 @@ class SchedulePlan:
     accumulation: int
     devices: int
     epochs: float | None
-    max_steps: int
-    warmup_steps: int
+    max_steps: int | None
+    warmup: int | float | None
     scheduler: str
     optimizer: str
     learning_rate: float
@@ -188,7 +191,11 @@ def architecture_plan(config: ModelConfig) -> ArchitecturePlan:
 
 
 def tokens_plan(config: PretrainConfig) -> TokensPlan | None:
-    """Returns what all devices read in base training; None where its model's shape is not known here."""
+    """Returns what all devices read in base training; None where its model's shape is not known here, and
+    where the rows have to be counted first.
+    """
+    if config.epochs is not None:
+        return None
     rows = config.max_steps * schedule_plan(config).effective_batch
     if config.init_from is None:
         model = _shape(config)
@@ -236,9 +243,9 @@ def schedule_plan(config: TrainingConfig) -> SchedulePlan:
         config.micro_batch_size,
         config.accumulation_steps,
         processes_of(config),
-        getattr(config, "epochs", None),
-        config.max_steps,
-        config.warmup_steps,
+        config.epochs,
+        config.max_steps if config.max_steps < NO_LIMIT else None,
+        config.warmup,
         config.scheduler,
         config.optimizer,
         config.learning_rate,

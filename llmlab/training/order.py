@@ -105,8 +105,22 @@ class RepeatedOrder(RepeatSampler):
     """TRL's order of prompts for GRPO, each repeated for its answers and updates.
 
     TRL's own draws one epoch after the other from a generator: a run resumed in a later epoch would begin
-    with the first.
+    with the first. And it leaves out the prompts that fill no batch: here the last batch of an epoch is
+    filled up with the epoch's first prompts.
     """
+
+    def __len__(self) -> int:
+        batches = math.ceil(self.num_samples / self.batch_size)
+        return batches * self.batch_size * self.mini_repeat_count * self.repeat_count
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the indices of the epoch that was set."""
+        order = torch.randperm(self.num_samples, generator=self.generator).tolist()
+        for start in range(0, self.num_samples, self.batch_size):
+            batch = [order[place % self.num_samples] for place in range(start, start + self.batch_size)]
+            for _ in range(self.repeat_count):
+                for index in batch:
+                    yield from [index] * self.mini_repeat_count
 
     @classmethod
     def of(cls, sampler: RepeatSampler) -> RepeatedOrder:

@@ -172,15 +172,26 @@ def _schedule_rows(plan: SchedulePlan) -> Iterator[tuple[str, str]]:
         f"{plan.micro_batch} x {plan.accumulation} x {plan.devices} = {plan.effective_batch}"
         " (batch x accumulation x devices)",
     )
-    steps = f"{plan.max_steps:,}"
-    if plan.epochs:
-        steps = f"those of {plan.epochs:g} epochs, at most {steps}"
-    yield "steps", f"{steps}, {plan.warmup_steps:,} of them warm-up, then {plan.scheduler}"
+    yield "steps", f"{_length(plan)}, {_warmup(plan)} of them warm-up, then {plan.scheduler}"
     yield (
         "optimizer",
         f"{plan.optimizer}, learning rate {plan.learning_rate:g}, weight decay {plan.weight_decay:g}",
     )
     yield "data", ", ".join(f"{name} ({share:.0%})" for name, share in plan.sources)
+
+
+def _length(plan: SchedulePlan) -> str:
+    at_most = "" if plan.max_steps is None else f"{plan.max_steps:,}"
+    if plan.epochs is None:
+        return at_most
+    those = f"those of {plan.epochs:g} epoch{'' if plan.epochs == 1 else 's'}"
+    return f"{those}, at most {at_most}" if at_most else f"{those} (known when the rows are counted)"
+
+
+def _warmup(plan: SchedulePlan) -> str:
+    if plan.warmup is None:
+        return "at most a tenth"
+    return f"{100 * plan.warmup:g} %" if isinstance(plan.warmup, float) else f"{plan.warmup:,}"
 
 
 def live_figures(config: LabBaseConfig) -> list[str]:
@@ -203,8 +214,10 @@ def live_figures(config: LabBaseConfig) -> list[str]:
     if not isinstance(config, TrainingConfig):
         return []
     rows = config.micro_batch_size * config.accumulation_steps * processes_of(config)
-    lines = [f"{rows:,} rows an update, {rows * config.max_steps:,} in all"]
-    if isinstance(config, PretrainConfig) and (shape := start_shape(config)):
+    lines = [f"{rows:,} rows an update"]
+    if config.epochs is None:
+        lines = [f"{lines[0]}, {rows * config.max_steps:,} in all"]
+    if config.epochs is None and isinstance(config, PretrainConfig) and (shape := start_shape(config)):
         lines = [f"{lines[0]}: {rows * config.max_steps * row_length(config, shape):,} tokens"]
     if need := need_in_effect(config):
         each = "" if need.engine == "none" else f" a device with {need.engine}"

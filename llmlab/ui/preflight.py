@@ -10,6 +10,7 @@ from rich.text import Text
 from llmlab.config import DPOConfig
 from llmlab.config.base import KindConfig
 from llmlab.config.rollouts import RolloutConfig
+from llmlab.config.schedule import NO_LIMIT
 from llmlab.config.training import TrainingConfig
 from llmlab.data.preview import COMPARED, Overlap, RowPreview, first_row, look_at_sources, overlaps
 from llmlab.planning.measured import Measured
@@ -79,10 +80,13 @@ def overlap_in_words(overlap: Overlap) -> str:
 
 def measured_lines(measured: Measured, config: TrainingConfig) -> list[str]:
     """Returns the measured figures for a whole run, beside what was predicted."""
-    total = measured.seconds * config.max_steps
-    hours, minutes = divmod(int(total / 60), 60)
-    time = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(total) % 60:02d} s"
-    steps = f"{time} for {config.max_steps:,} steps, validation and saving aside"
+    steps = "the steps of its epochs are known when the rows are counted"
+    if config.max_steps < NO_LIMIT:
+        total = measured.seconds * config.max_steps
+        hours, minutes = divmod(int(total / 60), 60)
+        time = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(total) % 60:02d} s"
+        most = "" if config.epochs is None else "at most "
+        steps = f"{time} for {most}{config.max_steps:,} steps, validation and saving aside"
     memory = predicted(config)
     beside = f" (predicted {size(memory.total)})" if memory else ""
     return [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from datasets import Dataset
 
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
@@ -15,6 +16,8 @@ from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import EffectiveBatch
 from llmlab.training.engine.sharing import sharing_arguments
 from llmlab.training.reach import may_be_unreached
+
+C = TypeVar("C", bound=TrainingConfig)
 
 SCHEDULERS = {
     "none": "constant_with_warmup",
@@ -81,16 +84,17 @@ def trainer_arguments(context: RunContext, job: Job, run_dir: Path) -> dict[str,
     )
 
 
-def resolve_max_steps(config: TrainingConfig, job: Job) -> TrainingConfig:
+def resolve_max_steps(config: C, rows: Dataset | PackedStream) -> C:
     """Returns the config with the steps that its epochs take where it counts in epochs,
     at most its `max_steps`.
+
+    Raises:
+        LabError: when it warms up for longer than that.
     """
-    epochs, rows = getattr(config, "epochs", None), job.data.train
-    if not epochs:
+    if isinstance(rows, PackedStream):  # the config refuses epochs of a stream
         return config
-    assert not isinstance(rows, PackedStream)  # base training alone reads streams, and it counts no epochs
-    steps = min(config.max_steps, max(1, math.ceil(len(rows) * epochs / rows_per_step(config))))
-    return apply_changes(config, {"max_steps": steps, "warmup_steps": min(config.warmup_steps, steps // 10)})
+    length = config.at_length(len(rows), processes())
+    return apply_changes(config, length) if length else config
 
 
 def rows_per_step(config: TrainingConfig) -> int:

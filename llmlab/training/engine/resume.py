@@ -30,6 +30,7 @@ from llmlab.training.engine.run_dir import candidate_folders, run_lock
 
 # options that name a model
 STARTING_POINTS = ("policy_checkpoint", "backbone", "init_from", "reference_checkpoint")
+LENGTH = {"max_steps", "epochs"}  # options that say how long a run is
 # folders of a checkpoint that several processes wrote
 IN_PARTS = ("pytorch_model_fsdp_", "optimizer_", "global_step")
 
@@ -163,17 +164,21 @@ def _named(
 
 
 def _longer(record: dict[str, Any], config: TrainingConfig) -> bool:
-    """Returns whether a finished run is asked for again with more steps and nothing else that would make it
-    another run.
+    """Returns whether a finished run is asked for again with more steps or epochs, and nothing else that
+    would make it another run.
     """
-    changed = _differences(record.get("config"), as_run(config))
-    steps = (record.get("config") or {}).get("max_steps")
+    before, now = _block(record, "config"), as_run(config)
+    changed = _differences(before, now) - _options_with(config, "silent")
     return (
-        "max_steps" in changed
-        and isinstance(steps, int)
-        and config.max_steps > steps
-        and changed <= {"max_steps", *_options_with(config, "silent")}
+        bool(changed)
+        and all(_grows(before.get(name), now.get(name)) for name in changed & LENGTH)
+        and (changed <= LENGTH)
     )
+
+
+def _grows(before: object, now: object) -> bool:
+    """Returns whether a length of a run is above what it was."""
+    return isinstance(before, (int, float)) and isinstance(now, (int, float)) and now > before
 
 
 def as_run(config: TrainingConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from llmlab.config.training import TrainingConfig
+from llmlab.data.stream import PackedStream
 from llmlab.errors import LabError
 from llmlab.launching.rank_files import RankFiles
 from llmlab.libraries import quiet_within
@@ -96,7 +97,7 @@ def _attempt(context: RunContext, resume: str) -> RunResult:
         # the options so that the run's folder, given to `llmlab run`, resumes this very run
         recorded = {"config": {**as_run(context.config), "output_dir": str(plan.run_dir)}, **plan.reads}
         job = _prepare(context)
-        context = context.with_config(resolve_max_steps(context.config, job))
+        context = _with_length(context, job)
         folder = _open_folder(context, plan, job, recorded)
         context.reporter.plan(outline(context, job, costs))
         stop = StopOnSignal()
@@ -117,6 +118,17 @@ def _prepare(context: RunContext) -> Job:
     job = prepare(context.config, context.device, context.precision, context.reporter)
     free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
     return job
+
+
+def _with_length(context: RunContext, job: Job) -> RunContext:
+    """Returns the context with the steps that epochs amount to, and says them."""
+    rows, config = job.data.train, resolve_max_steps(context.config, job.data.train)
+    if config.epochs is not None and not isinstance(rows, PackedStream):
+        context.reporter.note(
+            f"epochs {config.epochs:g} of {len(rows):,} rows: {config.max_steps:,} steps,"
+            f" {config.warmup_steps:,} of them warm-up"
+        )
+    return context.with_config(config)
 
 
 def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict[str, Any]) -> RunFolder:

@@ -24,7 +24,7 @@ from llmlab.models.load import load_model, stop_at_turn_ends
 from llmlab.models.policy import load_policy, refuse_encoder_decoders
 from llmlab.models.resolve import resolve_model
 from llmlab.models.typed import moved
-from llmlab.training.engine.arguments import rows_per_step
+from llmlab.training.engine.arguments import resolve_max_steps, rows_per_step
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.order import LengthGrouped, SeededOrder
@@ -60,7 +60,8 @@ def prepare(config: DPOConfig, device: str, precision: str, reporter: Reporter) 
     sequential = config.reference == "sequential"
     if sequential:
         together = {TRAIN: data.train, **data.eval}
-        read: dict[str, Sequence[int]] = {TRAIN: order.first(config.max_steps * rows_per_step(config))}
+        steps = resolve_max_steps(config, data.train).max_steps
+        read: dict[str, Sequence[int]] = {TRAIN: order.first(steps * rows_per_step(config))}
         read |= {name: range(min(len(rows), config.eval_rows)) for name, rows in data.eval.items()}
         scored, note = with_reference(together, read, config, tokenizer, device, precision, reporter)
         data.train, data.eval = scored.pop(TRAIN), scored

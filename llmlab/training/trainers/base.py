@@ -52,7 +52,10 @@ compat.check(compat.TRAINER)
 # of an optimizer's parameter group, as the config has them
 HYPERPARAMETERS = ("weight_decay", "betas", "eps", "momentum", "nesterov")
 # options that a schedule follows from
-SCHEDULE = {"optimizer", "learning_rate", "value_learning_rate", "scheduler", "warmup_steps", "max_steps"}
+SCHEDULE = {
+    *("optimizer", "learning_rate", "value_learning_rate", "scheduler"),
+    *("warmup_steps", "warmup_ratio", "max_steps", "epochs"),
+}
 
 
 @dataclass(frozen=True)
