@@ -38,6 +38,7 @@ COMMANDS = (
     configs.schema,
     configs.check,
     configs.methods,
+    configs.recipes,
     training.run,
     chat.chat,
     generate.generate,

@@ -17,7 +17,8 @@ from llmlab.readable import visible
 def new(
     kind: KindArgument,
     preset: Annotated[
-        str | None, typer.Option(help="Preset to start from: a known shape; for methods 100m, 1b or 7b.")
+        str | None,
+        typer.Option(help="Preset to start from: a known shape; for methods 100m, 1b, 7b, a recipe."),
     ] = None,
     set_: SetOption = None,
     output: Annotated[
@@ -28,8 +29,8 @@ def new(
     """Fill in the form for one config and save it."""
     from llmlab.config import KindConfig, apply_changes, save_config
     from llmlab.config.loader import kind_class
-    from llmlab.config.presets import method_preset
     from llmlab.config.presets import preset as model_preset
+    from llmlab.config.recipes import RECIPES, preset_options
     from llmlab.models.resolve import with_newest
 
     cls = kind_class(kind)
@@ -37,7 +38,7 @@ def new(
     if preset and kind == "model":
         start = model_preset(preset)
     else:
-        start = cls(**{"kind": kind, **(method_preset(kind, preset) if preset else {})})
+        start = cls(**{"kind": kind, **(preset_options(kind, preset) if preset else {})})
     config = with_newest(apply_changes(start, parse_changes(set_)), required=False)
     if not yes:
         if not sys.stdin.isatty():
@@ -48,7 +49,8 @@ def new(
         if filled_in is None:
             raise typer.Exit(130)
         config = filled_in
-    name = preset if preset and kind == "model" else f"{kind}-{preset}" if preset else kind
+    alone = preset and (kind == "model" or preset in RECIPES)  # a name that says enough
+    name = preset if alone else f"{kind}-{preset}" if preset else kind
     path = save_config(config, output or Path("model_configs") / f"{name}.json")
     typer.echo(visible(str(path)))
 
@@ -89,6 +91,13 @@ def check(
     if measure and isinstance(loaded, TrainingConfig):
         for line in preflight.measured_lines(measure_steps(loaded), loaded):
             console.print(line, highlight=False, soft_wrap=True)
+
+
+def recipes() -> None:
+    """Whole runs after published recipes: the hardware, the data and the source of each."""
+    from llmlab.ui.recipes import recipes_table
+
+    show(recipes_table())
 
 
 def methods() -> None:

@@ -8,6 +8,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -94,6 +95,11 @@ class KindConfig(LabBaseConfig):
     kind: str
     schema_version: Literal[1] = SCHEMA_VERSION
     _migrated: str = PrivateAttr("")
+
+    @classmethod
+    def follows(cls, name: str, values: Mapping[str, Any]) -> bool:
+        """Returns whether an option follows from the values of others, so that a form need not ask for it."""
+        return False
 
     @property
     def migrated(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -142,6 +143,13 @@ class ScheduleOptions(DataOptions):
         if follows and name not in self.model_fields_set:
             return "`epochs` is left out"
         return super().inapplicable(name)
+
+    @classmethod
+    def follows(cls, name: str, values: Mapping[str, Any]) -> bool:
+        """Returns whether an option follows from others: the steps from the epochs."""
+        fields = cls.model_fields
+        in_epochs = values.get("epochs") is not None
+        return in_epochs and name == "max_steps" and values.get(name) == fields[name].default
 
     def steps_of_a_pass(self, rows: int, processes: int) -> int:
         """Returns the updates that take every row once; the last of them takes what is left.

@@ -47,7 +47,8 @@ class FormState:
         options = self.cls.options()
         asked: dict[bool, list[str]] = {False: [], True: []}
         for name, info in options.items():
-            if name not in FIXED and applies(info, self.values):
+            known = name in FIXED or self.cls.follows(name, self.values)
+            if not known and applies(info, self.values):
                 asked[info.advanced].append(name)
         more = [ADVANCED, *(asked[True] if self.advanced else [])] if asked[True] else []
         return [*asked[False], *more]

@@ -22,7 +22,7 @@ from llmlab.screen import LabConsole, styled
 from llmlab.ui import drafts
 from llmlab.ui.explanations import review
 from llmlab.ui.fields import ask_option, parse_typed
-from llmlab.ui.form_state import ADVANCED, FIXED, FormState
+from llmlab.ui.form_state import ADVANCED, FIXED, FormState, default
 from llmlab.ui.plan import live_figures, plan_table, way_in_words
 from llmlab.ui.prompts import EXPLAINS, HINT, Answer, Navigation, Reply, ask, confirm, plain, select
 
@@ -46,8 +46,12 @@ def fill_in(config: KindConfig, console: Console | None = None, *, origin: str =
     says where the values come from, a preset or a file; the review shows what differs from it.
     """
     gc.freeze()  # what is loaded stays: looking through it for garbage would hold a question up
-    values = {name: getattr(config, name) for name in type(config).model_fields}
-    form = Form(FormState(type(config), values, origin), console or LabConsole())
+    cls = type(config)
+    values = {  # what follows from other options is not an answer
+        name: default(cls, name) if config.inapplicable(name) else getattr(config, name)
+        for name in cls.model_fields
+    }
+    form = Form(FormState(cls, values, origin), console or LabConsole())
     form.console.print(styled("\n[bold]{}[/bold] [dim]Enter keeps a value · {}[/dim]\n", config.TITLE, HINT))
     with form.kept_when_the_terminal_closes():
         outcome = form.run()

@@ -20,11 +20,11 @@ from llmlab.runs.folder import RUNS, all_runs
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import commands
 from llmlab.ui.config_files import saved_configs
-from llmlab.ui.pickers import answer, pick_model
+from llmlab.ui.pickers import answer, pick, pick_model
 from llmlab.ui.prompts import Heading, Option, select, text
 from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.saved import saved
-from llmlab.ui.train import configure_model, train
+from llmlab.ui.train import configure_model, from_recipe, train
 
 KEYS = "123456789abcefghij"  # of the model, the methods and the chat; letters of other entries left out
 
@@ -56,6 +56,7 @@ def entries() -> list[Entry | str]:
         Entry(next(keys), "Test a model (chat)", test_model),
         Entry("x", "Export or publish a model", export_or_publish),
         Entry("v", "Serve a model", serve_model),
+        Entry("r", "Recipes: published runs, ready for their hardware", recipes),
         Entry("s", f"Saved configs and runs{nothing}", saved),
         Entry("d", "Look at data", look_at_data),
         Entry("m", "Which method? A comparison", compare_methods),
@@ -100,6 +101,16 @@ def test_model(console: Console) -> None:
     """Opens a chat with a model."""
     if picked := pick_model("Talk to which model?", "chat", console):
         commands.llmlab("chat", picked)
+
+
+def recipes(console: Console) -> None:
+    """Shows the recipes; one of them becomes a form, a config and a run."""
+    from llmlab.config.recipes import RECIPES
+    from llmlab.ui.recipes import recipes_table
+
+    console.print(recipes_table())
+    if name := pick("Which one?", list(RECIPES)):
+        from_recipe(name, console)
 
 
 def look_at_data(console: Console) -> None:

@@ -52,17 +52,31 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
         checkpoint: to start from; "" asks.
         reward: what answers are rewarded for; "" asks where the kind needs one.
     """
-    from llmlab.config.training import TrainingConfig
     from llmlab.training.registry import STAGES
-    from llmlab.ui.forms import fill_in
 
     starts = STAGES[kind].needs or checkpoint or pick("Train which model?", [FROM_SCRATCH, FURTHER])
     if not starts:
         return
     new = starts == FROM_SCRATCH
     start = _from_a_shape(kind, console) if new else _from_a_model(kind, console, checkpoint, reward)
-    config = fill_in(start, console) if start else None
-    path = save_as(config, kind, console) if config else None
+    if start:
+        _fill_in_and_run(start, kind, console)
+
+
+def from_recipe(name: str, console: Console) -> None:
+    """Asks for the config of a recipe, whose options are offered; then as `train`."""
+    from llmlab.config.recipes import RECIPES
+
+    _fill_in_and_run(RECIPES[name].config(), name, console, origin=name)
+
+
+def _fill_in_and_run(start: KindConfig, name: str, console: Console, origin: str = "") -> None:
+    """Asks for the options of a config, saves it under a name, and runs it if the person wants."""
+    from llmlab.config.training import TrainingConfig
+    from llmlab.ui.forms import fill_in
+
+    config = fill_in(start, console, origin=origin)
+    path = save_as(config, name, console) if config else None
     if not path:
         return
     assert isinstance(config, TrainingConfig)
@@ -70,7 +84,7 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
     while (choice := pick("Run it now?", [RUN, MEASURE])) == MEASURE:
         commands.llmlab("check", str(path), "--measure")
     if choice:
-        run_and_go_on(path, kind, console)
+        run_and_go_on(path, start.kind, console)
 
 
 def run_and_go_on(path: Path, kind: str, console: Console) -> None:

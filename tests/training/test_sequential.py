@@ -494,17 +494,15 @@ def test_values_that_are_no_numbers_stop_with_one_message(policy, tmp_path, monk
 
 
 def test_the_published_large_recipe_ships(request):
-    recipe = load_config(request.config.rootpath / "model_configs" / "dpo-olmo3-7b.json")
+    recipe = load_config(request.config.rootpath / "model_configs" / "olmo3-think-7b-dpo.json")
     assert (recipe.beta, recipe.loss_type, recipe.scheduler, recipe.learning_rate) == (
         5.0,
         "sigmoid_norm",
         "linear",
         1e-6,
     )
-    assert (recipe.max_length, recipe.max_prompt_length, recipe.mini_batch_size) == (8192, 4096, 4)
-    assert recipe.batch_size * 4 == 128 and recipe.warmup_steps == pytest.approx(
-        0.1 * recipe.max_steps, abs=1
-    )
+    assert (recipe.max_length, recipe.max_prompt_length, recipe.epochs) == (8192, 4096, 1)
+    assert recipe.batch_size * recipe.devices == 128 and recipe.warmup_ratio == 0.1
     assert (
         recipe.reference == "sequential"
         and recipe.group_by_length

@@ -44,6 +44,12 @@ def test_enter_keeps_everything(config):
     assert "review" in shown and "Advanced" not in shown
 
 
+def test_steps_that_follow_from_epochs_are_not_asked_for():
+    made, shown = answer(SFTConfig(epochs=2, warmup_ratio=0.1), ENTER * 60)
+    assert "Epochs Passes" in shown and "Steps Optimizer" not in shown and "Warm-up Steps" not in shown
+    assert made.to_json_dict() == SFTConfig(epochs=2, warmup_ratio=0.1).to_json_dict()
+
+
 def test_a_typed_value_arrives_and_is_marked():
     made, shown = answer(preset("tiny"), ENTER * 2 + CLEAR + "192" + ENTER * 60)
     assert made.d_model == 192 and "changed" in shown
@@ -207,7 +213,7 @@ def test_every_option_is_reached_by_some_answers(cls):
             values[other] = allowed[0]
             for further, more in cls.options()[other].applies_when.items():
                 values[further] = more[0]
-        state = FormState(cls, values)
+        state = FormState(cls, {**values, "epochs": None} if name == "max_steps" else values)
         state.advanced = True
         assert name in state.steps() and ADVANCED in state.steps()
 
