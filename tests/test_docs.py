@@ -14,6 +14,7 @@ from llmlab.cli import app, parse_changes
 from llmlab.config.base import option_info
 from llmlab.config.chat import ChatSettings
 from llmlab.config.loader import KINDS, kind_class
+from llmlab.config.slurm import SlurmConfig
 from llmlab.config.sources import SourceConfig
 from llmlab.data.packed_text import document_texts
 
@@ -59,7 +60,13 @@ def find(words):
 def check_changes(path, words):
     """The names of `--set` are options of what they change, where the line says what that is."""
     changes = parse_changes([words[i + 1] for i, word in enumerate(words) if word == "--set"])
-    classes = {"data": SourceConfig, "evaluate": SourceConfig, "chat": ChatSettings, "generate": ChatSettings}
+    classes = {
+        "data": SourceConfig,
+        "evaluate": SourceConfig,
+        "chat": ChatSettings,
+        "generate": ChatSettings,
+        "slurm": SlurmConfig,
+    }
     cls = kind_class(words[0]) if path == "new" else classes.get(path)
     known = [cls] if cls else KINDS.values()
     names = {n for c in known for n, f in c.model_fields.items() for n in (n, *option_info(f).aliases)}

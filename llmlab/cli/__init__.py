@@ -18,6 +18,7 @@ from llmlab.cli import (
     publish,
     runs,
     serve,
+    slurm,
     training,
 )
 from llmlab.cli.options import parse_changes
@@ -40,6 +41,7 @@ COMMANDS = (
     configs.methods,
     configs.recipes,
     training.run,
+    slurm.slurm,
     chat.chat,
     generate.generate,
     serve.serve,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,9 @@ from llmlab.readable import visible
 def run(
     config: Annotated[Path, typer.Argument(help="A config file, or the folder of a run to resume.")],
     set_: SetOption = None,
-    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+    resume: Annotated[
+        str, typer.Option(help="auto, once (a finished run is left as it is), never, or a checkpoint folder.")
+    ] = "auto",
     devices: Annotated[
         int | None, typer.Option(help="Devices of this machine that train together, one process each.")
     ] = None,
@@ -38,6 +41,7 @@ def run(
 ) -> None:
     """Train as a config says; progress on stderr, the result on stdout."""
     from llmlab.config.training import TrainingConfig
+    from llmlab.launching.srun import adopt_srun_rank
 
     changes = list(set_ or [])
     changes += [f"{name}={value}" for name, value in (("devices", devices), ("nodes", nodes)) if value]
@@ -48,6 +52,7 @@ def run(
             where=str(config),
             remedy='name it as `model` in a "pretrain" config',
         )
+    adopt_srun_rank(loaded, os.environ)
     if rendezvous and loaded.nodes == 1:
         raise LabError("`--rendezvous` is for several machines", remedy="set `nodes`, or leave it out")
     if dry_run:

@@ -14,6 +14,7 @@ from llmlab.config.loading import LoadOptions
 from llmlab.config.options import OptionInfo
 from llmlab.config.rewards import RewardSource
 from llmlab.config.serving import ChatRequest, CompletionRequest, ServeOptions
+from llmlab.config.slurm import SlurmConfig
 from llmlab.config.sources import SourceConfig
 
 
@@ -29,6 +30,7 @@ def options_page() -> str:
         ("Serving", ServeOptions),
         ("A request", ChatRequest),
         ("A text to continue", CompletionRequest),
+        ("Jobs of a cluster", SlurmConfig),
     ]
     for title, cls in sections:
         parts.append(f"\n## {title}\n\n| option | default | what it is |\n| --- | --- | --- |\n")

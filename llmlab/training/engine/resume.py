@@ -139,6 +139,15 @@ def _examine(
     return ResumePlan(path, reads=inputs_read(config))
 
 
+def finished_run(config: TrainingConfig) -> Path | None:
+    """Returns the folder of a config where it holds a finished run, unless more steps are asked for than it
+    has; else None.
+    """
+    folder = next(candidate_folders(config, "auto"))
+    record = RunFolder(folder).record
+    return folder if record.get("status") == "done" and not _longer(record, config) else None
+
+
 def _named(
     folder: RunFolder, checkpoint_path: Path, config: TrainingConfig, reporter: Reporter
 ) -> ResumePlan:

@@ -48,7 +48,7 @@ from llmlab.training.engine.memory import free_memory, tune_malloc
 from llmlab.training.engine.outcome import finish, held_out_figures, load_without_training, note
 from llmlab.training.engine.progress import keys_of, progress_callbacks
 from llmlab.training.engine.reporter import SILENT, Reporter
-from llmlab.training.engine.resume import ResumePlan, as_run, resolve_resume
+from llmlab.training.engine.resume import ResumePlan, as_run, finished_run, resolve_resume
 from llmlab.training.registry import STAGES
 from llmlab.training.trainers.base import LabTrainerMixin
 from llmlab.trust import redact
@@ -60,7 +60,8 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
     Args:
         config: of a kind in the registry of methods.
         resume: "auto" resumes from the newest complete checkpoint of an unfinished run in the same folder,
-            "never" starts anew in a folder of its own, a path names the checkpoint.
+            "never" starts anew in a folder of its own, a path names the checkpoint. "once" is "auto" for a
+            job that may be started again: a finished run in the folder is the result.
         reporter: that it speaks to; left out, nothing is said.
 
     Raises:
@@ -73,6 +74,10 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
     with quiet_within(reporter.warning):
         init_process_group(context.device, config.process_timeout)
         context = context.with_config(broadcast_from_main(lambda: with_newest(config))).with_sharing()
+        if resume == "once":
+            if folder := broadcast_from_main(lambda: finished_run(context.config)):
+                return _as_it_ended(RunFolder(folder))
+            resume = "auto"
         while True:
             try:
                 return _attempt(context, resume)
@@ -86,6 +91,10 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
                     " (batch x accumulation x devices)"
                 )
             free_memory()
+
+
+def _as_it_ended(folder: RunFolder) -> RunResult:
+    return RunResult(folder.path, folder.result(), held_out_figures(folder), 0, 0.0)
 
 
 def _attempt(context: RunContext, resume: str) -> RunResult:
