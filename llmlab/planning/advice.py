@@ -12,7 +12,7 @@ from llmlab.config.loader import apply_changes
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.planning.engines import Verdict, need_in_effect
+from llmlab.planning.engines import Verdict, need_in_effect, usable
 from llmlab.planning.live import on_gpu
 from llmlab.planning.processes import processes_of
 from llmlab.planning.start import start_shape
@@ -184,7 +184,7 @@ def _families(config: TrainingConfig) -> list[dict[str, Any]]:
 
 def _sharding(config: TrainingConfig) -> list[dict[str, Any]]:
     """Returns what several devices can still divide, and move to the machine's memory."""
-    if processes_of(config) == 1 or "fsdp2" not in type(config).ENGINES:
+    if processes_of(config) == 1 or "fsdp2" not in usable(config):
         return []
     divided: dict[str, Any] = {"parallel": "fsdp2"} if config.parallel in ("ddp", "auto", "zero2") else {}
     ways = [divided] if config.parallel in ("ddp", "zero2") else []

@@ -16,6 +16,7 @@ from llmlab.planning.step import Needs, TrainingMemory
 FILL = 0.9  # of the free memory that a run may be expected to take
 # from the least sharding to the most; DeepSpeed is a package of its own: only where it is asked for
 AUTOMATIC: tuple[Engine, ...] = ("ddp", "fsdp2")
+NEEDS_WHOLE = ("sophia",)  # optimizers that need a gradient whole, which no device of a sharded run has
 
 Verdict = Literal["fits", "tight", "does not fit"]
 Why = Literal["one process", "asked for", "not known", "least that fits", "nothing fits"]
@@ -95,9 +96,7 @@ def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
     needs = needs_of(config)
     if devices == 1:
         return Choice("none", "one process", (_need(config, needs, "none", 1),) if needs else ())
-    looked_at = (
-        tuple(_need(config, needs, engine, devices) for engine in type(config).ENGINES) if needs else ()
-    )
+    looked_at = tuple(_need(config, needs, engine, devices) for engine in usable(config)) if needs else ()
     if config.parallel != "auto":
         return Choice(config.parallel, "asked for", looked_at)
     if not looked_at:
@@ -107,6 +106,12 @@ def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
         if need.fits:
             return Choice(need.engine, "least that fits", looked_at)
     return Choice(min(automatic, key=lambda need: need.total).engine, "nothing fits", looked_at)
+
+
+def usable(config: TrainingConfig) -> tuple[Engine, ...]:
+    """Returns the engines that the method and the optimizer of a run can use."""
+    engines = type(config).ENGINES
+    return tuple(e for e in engines if e not in SHARDED or config.optimizer not in NEEDS_WHOLE)
 
 
 def need_in_effect(config: TrainingConfig) -> EngineNeed | None:
