@@ -183,14 +183,16 @@ def _families(config: TrainingConfig) -> list[dict[str, Any]]:
 
 
 def _sharding(config: TrainingConfig) -> list[dict[str, Any]]:
-    """Returns what several devices can still divide, and move to the machine's memory."""
-    if processes_of(config) == 1 or "fsdp2" not in usable(config):
+    """Returns what several GPUs can still divide, and move to the machine's memory; accelerate shards on them
+    alone.
+    """
+    if not on_gpu(config) or processes_of(config) == 1 or "fsdp2" not in usable(config):
         return []
     divided: dict[str, Any] = {"parallel": "fsdp2"} if config.parallel in ("ddp", "auto", "zero2") else {}
     ways = [divided] if config.parallel in ("ddp", "zero2") else []
     if config.cpu_offload:
         ways.append({"cpu_offload": False})
-    elif on_gpu(config):
+    else:
         ways.append({**divided, "cpu_offload": True})
     return ways
 

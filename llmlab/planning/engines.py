@@ -19,7 +19,7 @@ AUTOMATIC: tuple[Engine, ...] = ("ddp", "fsdp2")
 NEEDS_WHOLE = ("sophia",)  # optimizers that need a gradient whole, which no device of a sharded run has
 
 Verdict = Literal["fits", "tight", "does not fit"]
-Why = Literal["one process", "asked for", "not known", "least that fits", "nothing fits"]
+Why = Literal["one process", "asked for", "not known", "no GPUs", "least that fits", "nothing fits"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class EngineNeed:
         free: bytes that are free on the fullest device.
         host: bytes that all processes of this machine put into its own memory by offload.
         host_free: bytes that are free there.
+        on_gpu: whether the device is a GPU.
     """
 
     engine: EngineInEffect
@@ -41,6 +42,7 @@ class EngineNeed:
     free: int
     host: float
     host_free: int
+    on_gpu: bool
 
     @property
     def total(self) -> float:
@@ -67,8 +69,9 @@ class Choice:
 
     Attributes:
         engine: how the processes share the work; "none" for one process.
-        why: "one process"; "asked for" by the config; "not known" how much it needs: `ddp` is taken;
-            "least that fits": the least sharding whose need fits; "nothing fits": the smallest need is taken.
+        why: "one process"; "asked for" by the config; "not known" how much it needs: `ddp` is taken; "no
+            GPUs", without which accelerate shards nothing: `ddp` is taken; "least that fits": the least
+            sharding whose need fits; "nothing fits": the smallest need is taken.
         looked_at: what a device needs under each engine that the method can use; nothing where it is not
             known.
     """
@@ -101,6 +104,8 @@ def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
         return Choice(config.parallel, "asked for", looked_at)
     if not looked_at:
         return Choice("ddp", "not known")
+    if not any(need.on_gpu for need in looked_at):
+        return Choice("ddp", "no GPUs", looked_at)
     automatic = [need for need in looked_at if need.engine in AUTOMATIC]
     for need in automatic:
         if need.fits:
@@ -131,4 +136,4 @@ def _need(config: TrainingConfig, needs: Needs, engine: EngineInEffect, devices:
     offload = config.cpu_offload and engine in SHARDED and needs.on_gpu
     one = on_a_device(needs, engine, devices, offload=offload)
     memory, host = one.device, one.host * local_processes_of(config)
-    return EngineNeed(engine, offload, memory, device_memory(config), host, host_memory())
+    return EngineNeed(engine, offload, memory, device_memory(config), host, host_memory(), needs.on_gpu)

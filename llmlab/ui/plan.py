@@ -118,6 +118,8 @@ def why_in_words(choice: Choice) -> str:
             return "as `parallel` says"
         case "not known":
             return "what it needs is not known before the model is loaded"
+        case "no GPUs":
+            return "accelerate shards on GPUs alone"
         case "least that fits":
             return "the least sharding that fits"
         case "nothing fits":

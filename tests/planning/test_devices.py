@@ -134,6 +134,11 @@ def test_the_least_sharding_that_fits(gpus, free, engine, why):
     assert [need.engine for need in choice.looked_at] == ["ddp", "fsdp2", "zero2", "zero3"]
 
 
+def test_without_gpus_nothing_is_divided_unasked():
+    choice = choose_engine(PretrainConfig(model=preset("llama-7b"), device="cpu"), devices=2)
+    assert (choice.engine, choice.why) == ("ddp", "no GPUs") and choice.need.engine == "ddp"
+
+
 def test_an_engine_is_one_that_the_run_can_use(checkpoint, gpus):
     gpus(1)
     dual = DualHeadConfig(backbone=checkpoint, devices=2)
