@@ -52,12 +52,6 @@ class GRPOConfig(RolloutConfig):
         ge=1,
         aliases=["ppo_epochs"],
     )
-    use_vllm: bool = option(
-        False,
-        "vLLM",
-        "Generate with vLLM, where it is installed: several times as fast on a GPU.",
-        advanced=True,
-    )
 
     @model_validator(mode="after")
     def _check_groups(self) -> GRPOConfig:

@@ -15,9 +15,10 @@ from llmlab.config.schedule import warmup_option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import NEWEST, FirstOrder, first_order_option
+from llmlab.config.vllm import VLLMOptions
 
 
-class RolloutConfig(AdapterOptions, DividedBatches):
+class RolloutConfig(VLLMOptions, AdapterOptions, DividedBatches):
     """Training on answers that the policy gives itself, and what they are rewarded for."""
 
     ENGINES: ClassVar[tuple[Engine, ...]] = ("ddp", "fsdp2")

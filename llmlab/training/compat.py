@@ -34,6 +34,7 @@ class Private:
     attribute: bool = False
 
 
+VLLM = "trl.generation.vllm_generation.VLLMGeneration"
 TRAINER, MODEL, GRPO, DPO = (
     "transformers.Trainer",
     "transformers.PreTrainedModel",
@@ -68,6 +69,8 @@ PRIVATE = (
     Private(GRPO, "_buffered_inputs", "completions that are still trained on", attribute=True),
     Private(GRPO, "_generate_and_score_completions", "every answer is drawn by seed, step, row and place"),
     Private(GRPO, "_calculate_rewards", "parts of the reward are figures of their own"),
+    Private(GRPO, "_generate_single_turn", "vLLM draws every answer by a seed of its own"),
+    Private(VLLM, "_iter_named_params", "the lab's weights have other names in vLLM"),
     Private(DPO, "_compute_loss", "the reference log-probabilities come from the cache"),
     Private(DPO, "_precompute_ref_logps", "they were computed before, in a phase of their own"),
     Private(DPO, "_prepare_dataset", "rows are rendered, tokenised and cached by the lab"),

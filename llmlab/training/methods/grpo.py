@@ -8,7 +8,6 @@ itself (DeepSeek-V3.2, 2025).
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 
 from trl.trainer.grpo_config import GRPOConfig as Arguments
@@ -16,7 +15,6 @@ from trl.trainer.grpo_config import GRPOConfig as Arguments
 from llmlab.config import GRPOConfig
 from llmlab.data.prompts import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template
-from llmlab.errors import LabError
 from llmlab.models.adapters import frozen_copy
 from llmlab.models.load import stop_at_turn_ends
 from llmlab.models.policy import load_policy
@@ -26,22 +24,20 @@ from llmlab.training.engine.job import Job
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.rewards import refuse_untrusted, reward_function
 from llmlab.training.trainers.grpo import GRPOTrainer
+from llmlab.training.vllm import answering, refuse_vllm
 
 
 def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a GRPO run.
 
     Raises:
-        LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed
-            to.
+        LabError: when policy, rewards or prompts do not load, a reward of the person's own was not agreed
+            to, or vLLM cannot write the answers.
     """
     refuse_untrusted(config.reward_model)
-    if config.use_vllm and importlib.util.find_spec("vllm") is None:
-        raise LabError(
-            "`use_vllm`: the package vllm is not installed", remedy="pip install vllm, or leave it out"
-        )
-    rewards = [reward_function(source, device) for source in config.reward_model]
     policy = resolve_model(config.policy_checkpoint)
+    refuse_vllm(config, policy, device)
+    rewards = [reward_function(source, device) for source in config.reward_model]
     model, tokenizer = load_policy(policy, config, device, precision)
     tokenizer.padding_side = "left"
     ensure_chat_template(tokenizer)
@@ -66,7 +62,6 @@ def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter)
             epsilon=config.clip_range,
             num_iterations=config.iterations,
             reward_weights=[source.weight for source in config.reward_model],
-            use_vllm=config.use_vllm,
             generation_kwargs={"eos_token_id": ends},
         ),
         trainer=partial(
@@ -76,6 +71,7 @@ def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter)
             reference=frozen_copy(model) if has_reference else None,
             kl_weight=config.beta,
             adapter_dropout=config.adapter_dropout,
+            vllm=answering(config, policy, config.grpo_temperature, ends),
         ),
         parent=policy.where,
         best_by="eval_reward",

@@ -33,22 +33,24 @@ from llmlab.training.engine.reporter import Reporter
 from llmlab.training.rewards import refuse_untrusted, reward_function
 from llmlab.training.rollouts import Reward
 from llmlab.training.trainers.ppo import PPOTrainer
+from llmlab.training.vllm import answering, refuse_vllm
 
 
 def prepare(config: PPOConfig, device: str, precision: str, reporter: Reporter) -> Job:
     """Returns the job of a PPO run.
 
     Raises:
-        LabError: when policy, rewards or prompts do not load, or a reward of the person's own was not agreed
-            to.
+        LabError: when policy, rewards or prompts do not load, a reward of the person's own was not agreed
+            to, or vLLM cannot write the answers.
     """
     refuse_untrusted(config.reward_model)
+    policy = resolve_model(config.policy_checkpoint)
+    refuse_vllm(config, policy, device)
     functions = [reward_function(source, device) for source in config.reward_model]
     rewards = [
         Reward(function.__name__, source.weight, function)
         for source, function in zip(config.reward_model, functions, strict=True)
     ]
-    policy = resolve_model(config.policy_checkpoint)
     model, tokenizer = load_policy(policy, config, device, precision)
     ensure_chat_template(tokenizer)
     ends = stop_at_turn_ends(model, tokenizer)
@@ -64,6 +66,7 @@ def prepare(config: PPOConfig, device: str, precision: str, reporter: Reporter) 
             rewards=rewards,
             reference=frozen_copy(model) if config.kl_coef else None,
             ends=ends,
+            vllm=answering(config, policy, config.temperature, ends),
         ),
         parent=policy.where,
         best_by="eval_reward",

@@ -16,6 +16,7 @@ from llmlab.models.transformer.modeling import real_positions
 from llmlab.training import compat
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RepeatedOrder
+from llmlab.training.rollouts import Seeds
 from llmlab.training.sampling import (
     ANSWERS,
     HELD_OUT,
@@ -26,8 +27,11 @@ from llmlab.training.sampling import (
     with_row_numbers,
 )
 from llmlab.training.trainers.base import LabTrainerMixin
+from llmlab.training.vllm import Answering
 
 compat.check(compat.GRPO)
+
+Drawn = tuple[list[list[int]], list[list[float | None]] | None]  # token ids, and their log-probabilities
 
 
 class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
@@ -35,7 +39,7 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
     number of processes.
 
     TRL would load the reference again by its name, which GGUF files do not allow; and each of its processes
-    draws and shuffles answers by itself. What vLLM draws depends on how it batches.
+    draws and shuffles answers by itself.
 
     Args:
         has_reference: whether the loss has a KL term to a reference.
@@ -43,6 +47,7 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
             adapter, of which a copy is kept.
         kl_weight: beta.
         adapter_dropout: dropout of the adapter; of the model itself there is none.
+        vllm: how vLLM writes the answers; None where the policy does itself.
         **kwargs: of TRL's trainer.
     """
 
@@ -56,9 +61,13 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
         reference: PreTrainedModel | None = None,
         kl_weight: float = 0.0,
         adapter_dropout: float = 0.0,
+        vllm: Answering | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.vllm = vllm.engine(self.model, self.accelerator, self.processing_class) if vllm else None
+        self.use_vllm = vllm is not None
+        self._seeds: Seeds = []
         self.beta = self.args.beta = kl_weight
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
@@ -83,12 +92,20 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
         else:
             seeds = seeds_of_rows(self.args.seed, HELD_OUT, 0, [row[ROW] for row in inputs])
             inputs = [{name: value for name, value in row.items() if name != ROW} for row in inputs]
-        if not self.use_vllm:
+        self._seeds = seeds
+        if self.vllm is None:
             draws = SeededDraws(seeds, cast(int, self.max_completion_length))
             self.generation_config = GenerationConfig(
                 **self.generation_kwargs, disable_compile=True, watermarking_config=draws
             )
         return cast(dict[str, Any], super()._generate_and_score_completions(inputs))
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> Drawn:
+        """Returns the token ids of the answers, and their log-probabilities where vLLM wrote them."""
+        if self.vllm is None:
+            own: Drawn = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            return own
+        return self.vllm.answers(prompt_ids, self._seeds, self.state.global_step)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         """Returns the answers of the next micro-step;

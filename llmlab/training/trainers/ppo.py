@@ -45,7 +45,9 @@ from llmlab.training.sampling import (
     with_row_numbers,
 )
 from llmlab.training.trainers.base import LabTrainerMixin
+from llmlab.training.vllm import Answering
 
+NOTHING = -1  # in place of a token, behind an answer
 VALUE_HEAD = "value_head"  # file of a checkpoint
 MIN_STD = 0.1  # of the largest spread of returns so far: advantages that spread less are not blown up to 1
 
@@ -60,6 +62,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         reference: frozen model that the policy is held to; None where `kl_coef` is 0, or where the policy is
             an adapter, of which a copy is kept.
         ends: ids of the tokens that end an answer.
+        vllm: how vLLM writes the answers; None where the policy does itself.
         **kwargs: of `transformers.Trainer`.
     """
 
@@ -71,6 +74,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         rewards: Sequence[Reward],
         reference: LanguageModel | None,
         ends: Sequence[int],
+        vllm: Answering | None = None,
         **kwargs: Any,
     ):
         self.config, self.rewards, self.ends = config, rewards, list(ends)
@@ -85,6 +89,7 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             moved(reference, self.accelerator.device) if has_reference and reference is not None else None
         )
         set_dropout(model, config.adapter_dropout)
+        self.vllm = vllm.engine(model, self.accelerator, self.processing_class) if vllm else None
         self.eval_dataset = with_row_numbers(self.eval_dataset)
         # names that TRL's trainers have for the same, which `engine.state` keeps with a checkpoint
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
@@ -219,6 +224,24 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             for row in rows
         ]
         padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
+        token_ids = self._written_by_vllm(prompts, seeds) if self.vllm else self._written(padded, seeds)
+        ends = torch.isin(token_ids, torch.tensor(self.ends, device=device))
+        # up to the first end, itself included
+        mask = (ends.cumsum(dim=1) - ends.long() == 0) & (token_ids != NOTHING)
+        token_ids = token_ids.masked_fill(~mask, tokenizer.pad_token_id)
+        own = [ids[row_mask].tolist() for ids, row_mask in zip(token_ids.cpu(), mask.cpu(), strict=True)]
+        return Answers(
+            input_ids=torch.cat([padded["input_ids"], token_ids], dim=1),
+            attention_mask=torch.cat([padded["attention_mask"], mask.long()], dim=1),
+            length=token_ids.size(1),
+            ended=(ends & mask).any(dim=1),
+            texts=tokenizer.batch_decode(own, skip_special_tokens=True),
+            token_ids=own,
+        )
+
+    def _written(self, padded: Any, seeds: Seeds) -> Tensor:
+        """Returns what the policy itself writes behind padded prompts, (B, T)."""
+        tokenizer = self.processing_class
         generation = GenerationConfig(
             max_new_tokens=self.config.max_new_tokens,
             do_sample=True,
@@ -237,19 +260,15 @@ class PPOTrainer(LabTrainerMixin, Trainer):
                 attention_mask=padded["attention_mask"],
                 generation_config=generation,
             )
-        token_ids = written[:, padded["input_ids"].size(1) :]  # (B, T)
-        ends = torch.isin(token_ids, torch.tensor(self.ends, device=device))
-        mask = ends.cumsum(dim=1) - ends.long() == 0  # up to the first end, itself included
-        token_ids = token_ids.masked_fill(~mask, tokenizer.pad_token_id)
-        own = [ids[row_mask].tolist() for ids, row_mask in zip(token_ids.cpu(), mask.cpu(), strict=True)]
-        return Answers(
-            input_ids=torch.cat([padded["input_ids"], token_ids], dim=1),
-            attention_mask=torch.cat([padded["attention_mask"], mask.long()], dim=1),
-            length=token_ids.size(1),
-            ended=(ends & mask).any(dim=1),
-            texts=tokenizer.batch_decode(own, skip_special_tokens=True),
-            token_ids=own,
-        )
+        return written[:, padded["input_ids"].size(1) :]
+
+    def _written_by_vllm(self, prompts: list[list[int]], seeds: Seeds) -> Tensor:
+        """Returns what vLLM writes behind prompts with the policy's weights, (B, T)."""
+        assert self.vllm is not None
+        written, _ = self.vllm.answers(prompts, seeds, self.state.global_step)
+        longest = max(len(ids) for ids in written)
+        rows = [ids + [NOTHING] * (longest - len(ids)) for ids in written]
+        return torch.tensor(rows, device=self.accelerator.device)
 
     def _score(self, rows: Rows, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """Returns the score of each answer of this process, (B,), and the figures of those of all."""
