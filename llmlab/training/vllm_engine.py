@@ -134,8 +134,10 @@ class VLLMAnswers(VLLMGeneration):
     def sync_weights(self) -> None:
         """Gives vLLM the weights as they are now; every process has to call it."""
         if self.mode == "colocate" and self.accelerator.device.type == "cpu":
-            # there vLLM packs them for its kernels as it loads them, and TRL's way finds none to write over
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._iter_named_params()})
+            # there vLLM packs them for its kernels as it loads them, and TRL's way finds none to write over;
+            # it may keep some until all are there, when an adapter is no longer merged into them
+            copies = ((name, weight.clone()) for name, weight in self._iter_named_params())
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": copies})
             self.llm.reset_prefix_cache()
         else:
             super().sync_weights()
