@@ -148,6 +148,23 @@ def score_answers(
     return score_tokens(inner, states, answer, mask, temperature=temperature).log_probs
 
 
+class AnswerScorer(nn.Module):
+    """`score_answers` of a model, as a module: what divides a model over devices watches the calls of one.
+
+    Args:
+        model: with an adapter or without.
+        temperature: that the logits are divided by.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float):
+        super().__init__()
+        self.model, self.temperature = model, temperature
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, length: int) -> Tensor:
+        """Returns log pi of each of the last `length` tokens of rows, (B, length); 0 at padding."""
+        return score_answers(self.model, input_ids, attention_mask, length, temperature=self.temperature)
+
+
 def score_labels(model: nn.Module, input_ids: Tensor, labels: Tensor, **inputs: Any) -> Tensor:
     """Returns log pi of the labels of rows, (B, T - 1): that of `labels[:, t + 1]` stands at t.
 

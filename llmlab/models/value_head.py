@@ -141,6 +141,10 @@ class PolicyWithValueHead(nn.Module):
         routed = hasattr(config, "output_router_logits")
         return float(getattr(config, "router_aux_loss_coef", 0.0)) if routed else 0.0
 
+    def generate(self, **kwargs: Any) -> Any:
+        """Lets the policy answer; asked here, since what divides a model watches the calls of the whole."""
+        return self.policy.generate(**kwargs)
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Lets the policy's layers be computed anew in the backward pass."""
         self.policy.activation_checkpointing_enable(**kwargs)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,6 +207,22 @@ def start_rollouts_at(trainer: Any, global_step: int) -> None:
         trainer._step = global_step * trainer.args.gradient_accumulation_steps
 
 
+@contextmanager
+def no_reference_model() -> Iterator[None]:
+    """Keeps TRL's preference trainer from loading a reference that it would free unused: under FSDP it does
+    so even where the reference log-probabilities are computed already.
+    """
+    from trl.trainer import dpo_trainer
+
+    module: Any = dpo_trainer
+    loads = module.create_model_from_path
+    module.create_model_from_path = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        module.create_model_from_path = loads
+
+
 def save_checkpoint(trainer: Any) -> None:
     """Saves a checkpoint of the state that a trainer is in."""
     trainer._save_checkpoint(trainer.model, None)
@@ -221,12 +239,15 @@ def engine_that_accelerate_takes(device: str) -> str:
     falls back without a word.
     """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
+    processes = PartialState()
+    before = processes.distributed_type  # it would keep the answer, and be wrong when it is asked again
     try:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
         asked = Accelerator(cpu=device == "cpu", fsdp_plugin=plugin)
         return "fsdp2" if asked.distributed_type == DistributedType.FSDP else "ddp"
     finally:
         AcceleratorState._reset_state()
+        processes.distributed_type = before

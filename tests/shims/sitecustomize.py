@@ -40,6 +40,7 @@ def _shard_on_processors(module):
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
             self.fsdp_plugin = fsdp_plugin
+            module.PartialState._shared_state["distributed_type"] = self.distributed_type
 
     module.AcceleratorState.__init__ = init
 

@@ -108,6 +108,11 @@ def load_whole(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
     _take_groups(optimizer, groups)
 
 
+def whole(value: Tensor) -> Tensor:
+    """Returns a tensor that is divided as a whole one; every process has to ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def as_part_of(parameter: Tensor, whole: Tensor) -> Tensor:
     """Returns the part of a tensor that goes with this process's part of a weight; a scalar whole."""
     if not whole.ndim:

@@ -6,9 +6,12 @@ Nothing distributed is done here: DDP and FSDP2 (Zhao et al. 2023) are PyTorch's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from llmlab.config.training import TrainingConfig
@@ -18,6 +21,9 @@ from llmlab.training.engine.distributed import processes
 
 # optimizers whose update needs a matrix or a gradient whole, which no device of a sharded run has
 NEEDS_WHOLE = {"sophia": "its curvature estimate needs the whole gradient of every weight"}
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,15 @@ def sharing_arguments(sharing: Sharing, config: TrainingConfig) -> dict[str, Any
             "state_dict_type": "FULL_STATE_DICT",  # `best/` and `final/` are plain folders
         },
     }
+
+
+def shard_frozen(model: M, accelerator: Accelerator) -> M:
+    """Returns a model that only answers, divided like the one that is trained where that one is divided,
+    else on the device as it is.
+    """
+    if accelerator.is_fsdp2:
+        return cast(M, fsdp2_prepare_model(accelerator, model.requires_grad_(False)))
+    return cast(M, accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True))
 
 
 def in_effect(model: torch.nn.Module, sharing: Sharing) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from llmlab.files import read_object
 from llmlab.training import compat
+from llmlab.training.engine.optimizer_state import as_part_of, whole
 
 if TYPE_CHECKING:
     from llmlab.training.trainers.base import LabTrainerMixin
@@ -127,10 +128,10 @@ def save_state(trainer: LabTrainerMixin, snapshot: TrainerSnapshot, folder: Path
         save_file(tensors, folder / f"{ROLLOUTS}{suffix}.safetensors")
         state["rollouts"] = layout
     (folder / f"{STATE}{suffix}.json").write_text(json.dumps(state))
-    if trainer.is_world_process_zero():
-        for name, tensors in snapshot.parts.items():
-            contiguous = {key: value.contiguous() for key, value in tensors.items()}
-            save_file(contiguous, folder / f"{name}.safetensors")
+    for name, tensors in snapshot.parts.items():
+        together = {key: whole(value).contiguous() for key, value in tensors.items()}
+        if trainer.is_world_process_zero():
+            save_file(together, folder / f"{name}.safetensors")
 
 
 def load_parts(trainer: LabTrainerMixin, folder: Path) -> None:
@@ -140,7 +141,13 @@ def load_parts(trainer: LabTrainerMixin, folder: Path) -> None:
         OSError, ValueError, KeyError, RuntimeError: when the files hold something else.
     """
     for name, part in trainer.stateful_parts().items():
-        part.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        saved, present = load_file(folder / f"{name}.safetensors"), part.state_dict()
+        part.load_state_dict(
+            {
+                key: as_part_of(present[key], value) if key in present else value
+                for key, value in saved.items()
+            }
+        )
 
 
 def load_state(trainer: LabTrainerMixin, folder: Path) -> bool:

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from llmlab.training.engine.optimizer_state import WRAPPERS, as_part_of
+from llmlab.training.engine.optimizer_state import WRAPPERS, as_part_of, whole
 
 # peft saves an adapter's weights without its name: lora_A.default.weight as lora_A.weight
 ADAPTER_NAME = re.compile(r"\.(modules_to_save\.)?default(?=\.|$)")
@@ -27,17 +26,17 @@ def whole_state(model: nn.Module, *, adapter_only: bool, main: bool) -> dict[str
         main: whether this is the main process.
     """
     learning = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    whole: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     seen: dict[int, Tensor] = {}  # tied weights stay one
     for name, value in model.state_dict(keep_vars=True).items():
         if adapter_only and name not in learning:
             continue
         if id(value) not in seen:
-            full = value.full_tensor() if isinstance(value, DTensor) else value
+            full = whole(value)
             seen[id(value)] = full.detach().cpu() if main else torch.empty(0)
         if main:
-            whole[WRAPPERS.sub("", name)] = seen[id(value)]
-    return whole
+            state[WRAPPERS.sub("", name)] = seen[id(value)]
+    return state
 
 
 @torch.no_grad()
@@ -58,7 +57,7 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         if spelled is None:
             continue
         with safe_open(places[spelled], framework="pt") as opened:
-            whole = opened.get_tensor(spelled)
-        if whole.shape != parameter.shape:
-            raise ValueError(f"`{spelled[:100]}` has the shape {tuple(whole.shape)}")
-        parameter.copy_(as_part_of(parameter, whole.to(parameter.dtype)))
+            saved = opened.get_tensor(spelled)
+        if saved.shape != parameter.shape:
+            raise ValueError(f"`{spelled[:100]}` has the shape {tuple(saved.shape)}")
+        parameter.copy_(as_part_of(parameter, saved.to(parameter.dtype)))

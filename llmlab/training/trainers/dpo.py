@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from peft import PeftModel
@@ -37,7 +38,9 @@ class DPOTrainer(LabTrainerMixin, trl_trainer.DPOTrainer):
         **kwargs: Any,
     ):
         self._wanted = order
-        super().__init__(*args, **kwargs)
+        sequential = kwargs["args"].precompute_ref_log_probs
+        with compat.no_reference_model() if sequential else nullcontext():
+            super().__init__(*args, **kwargs)
         set_dropout(self.model, adapter_dropout)
         if self.ref_model is not None:
             set_dropout(self.ref_model, 0.0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Trainer
 
+from llmlab.models.dual_head.modeling import LabDualHeadForCausalLM
 from llmlab.training.held_out import EACH
 from llmlab.training.trainers.base import LabTrainerMixin
 
@@ -39,6 +40,12 @@ class DualHeadTrainer(LabTrainerMixin, Trainer):
         self._batch: dict[str, tuple[float, int]] = {}  # of the batch of a validation
         self._pairs: Tensor | None = None
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            # the backbone's head may be its embedding, which FSDP cannot divide beside a head of our own;
+            # both are frozen, so every device keeps them whole
+            backbone = cast(LabDualHeadForCausalLM, self.model).backbone
+            kept = [backbone.get_input_embeddings(), backbone.get_output_embeddings()]
+            self.accelerator.state.fsdp_plugin.ignored_modules = kept
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Returns the micro-batches of an update and the tokens that they learn from,

@@ -14,6 +14,7 @@ from trl.trainer.utils import add_fused_lm_head
 from llmlab.models.adapters import add_reference_adapter, set_dropout, without_adapter
 from llmlab.models.transformer.modeling import real_positions
 from llmlab.training import compat
+from llmlab.training.engine.sharing import shard_frozen
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RepeatedOrder
 from llmlab.training.rollouts import Seeds
@@ -71,7 +72,7 @@ class GRPOTrainer(LabTrainerMixin, trl_trainer.GRPOTrainer):
         self.beta = self.args.beta = kl_weight
         if reference is not None:
             add_fused_lm_head(reference, temperature=self.temperature)
-            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+            self.ref_model = shard_frozen(reference, self.accelerator)
         elif has_reference:  # only now: TRL rounds an adapter on quantised weights to bf16
             add_reference_adapter(self.model)
         set_dropout(self.model, adapter_dropout)

@@ -12,14 +12,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import GenerationConfig, Trainer
 
 from llmlab.config import PPOConfig
 from llmlab.data.rendering import render
-from llmlab.models.adapters import add_reference_adapter, reference_adapter, set_dropout
-from llmlab.models.log_probs import score_answers
-from llmlab.models.typed import LanguageModel, moved
+from llmlab.models.adapters import add_reference_adapter, is_adapted, reference_adapter, set_dropout
+from llmlab.models.log_probs import AnswerScorer
+from llmlab.models.typed import LanguageModel
 from llmlab.models.value_head import AnswerTokens, PolicyWithValueHead, ValueHead
 from llmlab.training.advantages import (
     clipped_policy_loss,
@@ -31,7 +32,9 @@ from llmlab.training.advantages import (
     token_rewards,
     whiten,
 )
+from llmlab.training.engine.sharing import shard_frozen
 from llmlab.training.engine.state import Stateful
+from llmlab.training.engine.weights import whole_state
 from llmlab.training.held_out import answer_weights, deviations, squares
 from llmlab.training.order import RolloutOrder
 from llmlab.training.rollouts import Answers, Reward, Rows, Seeds, answer_figures
@@ -80,14 +83,13 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         self.config, self.rewards, self.ends = config, rewards, list(ends)
         together = PolicyWithValueHead(model, config.temperature, critic=config.critic)
         super().__init__(model=together, data_collator=list, **kwargs)
-        if config.critic:
-            self._add_to_optimizer(self.value_head, config.value_learning_rate)
         has_reference = config.kl_coef > 0
         if has_reference and reference is None:
             add_reference_adapter(model)
-        self.reference = (
-            moved(reference, self.accelerator.device) if has_reference and reference is not None else None
-        )
+        self.reference: nn.Module | None = None
+        if has_reference and reference is not None:
+            scorer = AnswerScorer(reference, config.temperature)
+            self.reference = shard_frozen(scorer, self.accelerator)
         set_dropout(model, config.adapter_dropout)
         self.vllm = vllm.engine(model, self.accelerator, self.processing_class) if vllm else None
         self.eval_dataset = with_row_numbers(self.eval_dataset)
@@ -95,11 +97,19 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         self._metrics: dict[str, dict[str, list[float]]] = {"train": defaultdict(list)}
         self._buffered_inputs: list[dict[str, Tensor]] | None = None
 
-    def _add_to_optimizer(self, module: nn.Module, learning_rate: float) -> None:
-        """Lets the optimizer train a module as it does what it has, at a rate of its own, without decay."""
-        others = {k: value for k, value in self.optimizer.param_groups[-1].items() if k != "params"}
-        own = {"params": list(module.parameters()), "lr": learning_rate, "weight_decay": 0.0}
-        self.optimizer.add_param_group({**others, **own})
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        """Returns the optimizer of the policy, which trains the value head as it does the last weights of the
+        policy, at a rate of its own and without decay.
+        """
+        if self.optimizer is not None or self.services is None:
+            return super().create_optimizer(model)
+        optimizer = self.services.optimizer(self.policy)
+        if self.config.critic:
+            others = {k: value for k, value in optimizer.param_groups[-1].items() if k != "params"}
+            own = {"lr": self.config.value_learning_rate, "weight_decay": 0.0}
+            optimizer.add_param_group({**others, "params": list(self.value_head.parameters()), **own})
+        self.optimizer = optimizer
+        return optimizer
 
     @property
     def together(self) -> PolicyWithValueHead:
@@ -255,10 +265,11 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             watermarking_config=SeededDraws(seeds, self.config.max_new_tokens),
         )
         with self.accelerator.autocast(), self._router_loss_left_out():
-            written = self.policy.generate(
+            written = self.model.generate(
                 input_ids=padded["input_ids"],
                 attention_mask=padded["attention_mask"],
                 generation_config=generation,
+                synced_gpus=self.is_fsdp_enabled,  # a process whose answers have ended still helps the others
             )
         return written[:, padded["input_ids"].size(1) :]
 
@@ -305,20 +316,11 @@ class PPOTrainer(LabTrainerMixin, Trainer):
         """Returns log ref of the tokens of answers, (B, T)."""
         size = self.args.per_device_train_batch_size
         parts = zip(answers.input_ids.split(size), answers.attention_mask.split(size), strict=True)
-        temperature = self.config.temperature
-
-        def scored(model: nn.Module) -> Tensor:
-            with self.accelerator.autocast():
-                read = [
-                    score_answers(model, ids, mask, answers.length, temperature=temperature)
-                    for ids, mask in parts
-                ]
-            return torch.cat(read)
-
-        if self.reference is not None:
-            return scored(self.reference)
-        with reference_adapter(self.policy):
-            return scored(self.policy)
+        with self.accelerator.autocast():
+            if self.reference is not None:
+                return torch.cat([self.reference(ids, mask, answers.length) for ids, mask in parts])
+            with reference_adapter(self.policy):
+                return torch.cat([self.model(ids, mask, answers.length).log_probs for ids, mask in parts])
 
     def _sum(self, value: Tensor) -> Tensor:
         """Returns the sum of a number over all processes."""
@@ -410,15 +412,15 @@ class PPOTrainer(LabTrainerMixin, Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the policy as a plain model folder with its tokenizer; every process takes part."""
         folder, state = str(output_dir or self.args.output_dir), None
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # the weights lie in parts
-            whole = self.accelerator.get_state_dict(self.model_wrapped)
-            state = {k.removeprefix("policy."): v for k, v in whole.items() if k.startswith("policy.")}
+        if self.is_fsdp_enabled:
+            main = self.is_world_process_zero()
+            state = whole_state(self.policy, adapter_only=is_adapted(self.policy), main=main)
         if self.args.should_save:
             self.policy.save_pretrained(folder, state_dict=state)
             self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model if self.is_fsdp_enabled else self.policy)
+        super()._load_from_checkpoint(resume_from_checkpoint, self.policy)
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Returns the value head, whose running moments change with every batch of answers."""

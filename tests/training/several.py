@@ -1,0 +1,60 @@
+"""Runs configs one after another in each process of a job: `torchrun -m tests.training.several PLAN RESULT`.
+
+Starting processes and importing the libraries takes longer than a short run does, so one job does many. PLAN
+is a JSON list of {"config": ..., "resume": ..., "stop_at": step}; RESULT gets, from the main process, a list
+of {"error": text, "engine": words} in its order.
+"""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+
+from llmlab.config import parse_config
+from llmlab.errors import LabError
+from llmlab.libraries import quiet_libraries
+from llmlab.training.engine.distributed import destroy_process_group
+from llmlab.training.engine.reporter import Silent
+from llmlab.training.engine.run import run
+
+
+class Words(Silent):
+    """Keeps the notes of a run."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def main():
+    quiet_libraries(print)
+    results, connected = [], False
+    for part in json.loads(Path(sys.argv[1]).read_text()):
+        words, error = Words(), ""
+        if connected:  # accelerate keeps the engine of the run before
+            PartialState().distributed_type = DistributedType.MULTI_CPU
+        connected = True
+        try:
+            run(parse_config(part["config"]), resume=part.get("resume", "auto"), reporter=words)
+        except LabError as refused:
+            error = str(refused)
+        except Exception:
+            error = traceback.format_exc()
+        engine = next((note for note in words.notes if "over" in note and "processes" in note), "")
+        results.append({"error": error, "engine": engine})
+        if os.environ["RANK"] == "0":
+            Path(sys.argv[2]).write_text(json.dumps(results))
+        if error.startswith("Traceback"):  # the others may wait for this one: nothing more can be done
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+    destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
