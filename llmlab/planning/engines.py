@@ -16,7 +16,8 @@ from llmlab.planning.step import Needs, TrainingMemory
 FILL = 0.9  # of the free memory that a run may be expected to take
 # from the least sharding to the most; DeepSpeed is a package of its own: only where it is asked for
 AUTOMATIC: tuple[Engine, ...] = ("ddp", "fsdp2")
-NEEDS_WHOLE = ("sophia",)  # optimizers that need a gradient whole, which no device of a sharded run has
+# optimizers that need a gradient whole, which no device of a sharded run has
+NEEDS_WHOLE = {"sophia": "its curvature estimate needs the whole gradient of every weight"}
 
 Verdict = Literal["fits", "tight", "does not fit"]
 Why = Literal["one process", "asked for", "not known", "no GPUs", "least that fits", "nothing fits"]

@@ -84,7 +84,8 @@ def test_no_other_private_name_is_read_or_set():
                     own.add(node.attr)
                 used.setdefault(node.attr, []).append(f"{path.relative_to(ROOT)}:{node.lineno}")
     listed = {private.name for private in PRIVATE}
-    assert not {name: places for name, places in used.items() if name not in own | listed}
+    public = {"_exit"}  # of `os`, which documents it
+    assert not {name: places for name, places in used.items() if name not in own | listed | public}
 
 
 def test_no_other_private_method_is_overridden():

@@ -14,14 +14,12 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from llmlab.config.hardware import SHARDED
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
+from llmlab.planning.engines import NEEDS_WHOLE, choose_engine
 from llmlab.training import compat
-from llmlab.training.engine.distributed import processes
-
-# optimizers whose update needs a matrix or a gradient whole, which no device of a sharded run has
-NEEDS_WHOLE = {"sophia": "its curvature estimate needs the whole gradient of every weight"}
-
+from llmlab.training.engine.distributed import broadcast_from_main, processes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -32,16 +30,14 @@ class Sharing:
 
     Attributes:
         engine: "none" for one process, "ddp" or "fsdp2".
-        why: why it is this one, "" where it was asked for.
     """
 
     engine: str
-    why: str = ""
 
     @property
     def sharded(self) -> bool:
         """Whether no device has all weights."""
-        return self.engine == "fsdp2"
+        return self.engine in SHARDED
 
 
 ALONE = Sharing("none")
@@ -55,14 +51,17 @@ def resolve_sharing(config: TrainingConfig, device: str) -> Sharing:
     """
     if processes() == 1 and config.parallel in ("auto", "ddp"):
         return ALONE
-    sharing = Sharing("ddp", "auto") if config.parallel == "auto" else Sharing(config.parallel)
-    if not sharing.sharded:
-        return sharing
     if processes() == 1:
         raise LabError(
             f'`parallel` "{config.parallel}" divides a run over several processes, and this is one',
             remedy='set `devices`, or `parallel` to "auto"',
         )
+    # one process asks for all: the answer follows from the memory that is free at this moment
+    sharing = Sharing(broadcast_from_main(lambda: choose_engine(config, devices=processes()).engine))
+    if not sharing.sharded:
+        return sharing
+    if sharing.engine != "fsdp2":
+        raise LabError(f'`parallel` "{sharing.engine}" cannot be used yet', remedy='use "fsdp2"')
     if reason := NEEDS_WHOLE.get(config.optimizer):
         raise LabError(
             f'`optimizer` "{config.optimizer}" does not work with `parallel` "{config.parallel}": {reason}',
