@@ -126,10 +126,9 @@ def job_of(
             remedy="write a script for each, or set `nodes` and `gpus_per_node` here",
         )
     nodes, devices, on_cpu = shapes.pop()
-    gpus = (0 if on_cpu else devices) if options.gpus_per_node is None else options.gpus_per_node
-    job = SlurmJob(
-        options, elements, Path.cwd(), options.nodes or nodes, options.gpus_per_node or devices, gpus, after
-    )
+    gpus = devices if options.gpus_per_node is None else options.gpus_per_node
+    gpus = 0 if on_cpu else gpus
+    job = SlurmJob(options, elements, Path.cwd(), options.nodes or nodes, gpus or devices, gpus, after)
     folders = [element.run_dir.resolve() for element in elements]
     if twice := {str(folder) for folder in folders if folders.count(folder) > 1}:
         raise LabError(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from llmlab.config.base import KindConfig
+from llmlab.config.loader import KINDS
 from llmlab.errors import LabError
 from llmlab.planning.advice import ways_to_fit
 from llmlab.planning.plan import make_plan
@@ -204,6 +205,8 @@ class Form:
 
     def _show(self, config: KindConfig) -> None:
         self.console.print(review(config, self.state.origin))
+        if config.kind not in KINDS:  # nothing that is run
+            return
         try:
             self.console.print(plan_table(make_plan(config)))
         except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost

@@ -15,7 +15,7 @@ from llmlab.ui.config_files import kind_of, save_as, saved_configs, unused_name
 from llmlab.ui.pickers import answer, pick
 from llmlab.ui.prompts import confirm
 from llmlab.ui.publish import export_or_publish, serve_model
-from llmlab.ui.train import run_and_go_on
+from llmlab.ui.train import has_cluster, run_and_go_on, write_job
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig
@@ -91,6 +91,8 @@ def _with_valid(config: KindConfig, path: Path, console: Console) -> dict[str, C
     actions: dict[str, Callable[[], None]] = {"check": lambda: commands.llmlab("check", str(path))}
     if config.kind in STAGES:
         actions["run"] = lambda: run_and_go_on(path, config.kind, console)
+    if config.kind in STAGES and has_cluster():
+        actions["write its Slurm job"] = lambda: write_job(path)
     actions["edit"] = lambda: _edit(config, path, console)
     actions["duplicate"] = lambda: _duplicate(config, path, console)
     others = [other for other in saved_configs() if other != path and kind_of(other) == config.kind]

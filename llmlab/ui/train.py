@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ NEW_SHAPE = "a new one: configure it now"
 FROM_SCRATCH = "from scratch: a new model learns from nothing"
 FURTHER = "from an existing model: it reads on, in your texts"
 DEFAULTS = "the defaults"
-RUN, MEASURE = "run it", "measure three steps first"
+RUN, MEASURE, QUEUE = "run it", "measure three steps first", "write its Slurm job"
 
 
 def configure_model(console: Console) -> Path | None:
@@ -81,10 +82,25 @@ def _fill_in_and_run(start: KindConfig, name: str, console: Console, origin: str
         return
     assert isinstance(config, TrainingConfig)
     _before(config, console)
-    while (choice := pick("Run it now?", [RUN, MEASURE])) == MEASURE:
+    ways = [RUN, MEASURE, *([QUEUE] if has_cluster() else [])]
+    while (choice := pick("Run it now?", ways)) == MEASURE:
         commands.llmlab("check", str(path), "--measure")
-    if choice:
+    if choice == QUEUE:
+        write_job(path)
+    elif choice:
         run_and_go_on(path, start.kind, console)
+
+
+def has_cluster() -> bool:
+    """Returns whether jobs are of use here: there is a queue, or somebody told of one."""
+    from llmlab.config.slurm import kept_file
+
+    return shutil.which("sbatch") is not None or kept_file().exists()
+
+
+def write_job(path: Path) -> None:
+    """Writes the Slurm job of a config beside it; asks about the cluster where nothing is known of it."""
+    commands.llmlab("slurm", str(path), "-o", str(path.with_suffix(".sh")))
 
 
 def run_and_go_on(path: Path, kind: str, console: Console) -> None:

@@ -85,6 +85,7 @@ def many_scripts():
     yield from (script("a", folder=Path("/work") / text) for text in HOSTILE)
 
 
+@pytest.mark.slow  # shellcheck reads them all
 def test_every_script_is_right_for_bash_and_shellcheck(tmp_path):
     files = []
     for number, text in enumerate(many_scripts()):
@@ -252,6 +253,7 @@ def test_runs_of_one_job_have_folders_of_their_own():
         ({"gpus_per_node": 4, "gpu_type": "a100"}, {"devices": 2}, ("--gpus-per-node=a100:4", 4)),
         ({"gpus_per_node": 4, "gpu_request": "gres"}, {}, ("--gres=gpu:4", 4)),
         ({"gpus_per_node": 0}, {"devices": 2}, (None, 2)),
+        ({"gpus_per_node": 4}, {"device": "cpu"}, (None, 1)),
     ],
 )
 def test_gpus_are_those_of_the_cluster_else_of_the_config(options, config, wanted):

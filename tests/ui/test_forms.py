@@ -12,6 +12,7 @@ from rich.console import Console
 
 from llmlab.config import KINDS, SFTConfig, SourceConfig, preset, save_config
 from llmlab.config.rewards import RewardSource
+from llmlab.config.slurm import SlurmConfig
 from llmlab.errors import LabError
 from llmlab.ui import drafts, prompts
 from llmlab.ui.explanations import explanation
@@ -48,6 +49,11 @@ def test_steps_that_follow_from_epochs_are_not_asked_for():
     made, shown = answer(SFTConfig(epochs=2, warmup_ratio=0.1), ENTER * 60)
     assert "Epochs Passes" in shown and "Steps Optimizer" not in shown and "Warm-up Steps" not in shown
     assert made.to_json_dict() == SFTConfig(epochs=2, warmup_ratio=0.1).to_json_dict()
+
+
+def test_what_a_cluster_wants_to_know_is_asked_in_a_form():
+    made, shown = answer(SlurmConfig(), "gpu" + ENTER * 2 + CLEAR + "2:00:00" + ENTER * 60)
+    assert made == SlurmConfig(partition="gpu", time="2:00:00") and "review" in shown
 
 
 def test_a_typed_value_arrives_and_is_marked():

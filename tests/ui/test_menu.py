@@ -23,6 +23,7 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started = []
     monkeypatch.setattr(commands, "llmlab", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(saved, "has_cluster", lambda: False)  # whatever this machine is part of
 
     def press(act, keys):
         console = Console(record=True, width=120, file=io.StringIO())
@@ -67,6 +68,14 @@ def test_configs_are_copied_compared_and_deleted(desk):
         lambda console: saved.with_config(config_files.CONFIGS / "a-2.json", console), DOWN * 5 + ENTER + "y"
     )
     assert not (folder / "model_configs" / "a-2.json").exists()
+
+
+def test_where_there_is_a_queue_a_config_becomes_a_job(desk, monkeypatch):
+    folder, press, started = desk
+    monkeypatch.setattr(saved, "has_cluster", lambda: True)
+    save_config(SFTConfig(), folder / "model_configs" / "a.json")
+    press(lambda console: saved.with_config(config_files.CONFIGS / "a.json", console), DOWN * 2 + ENTER)
+    assert started == [("slurm", "model_configs/a.json", "-o", "model_configs/a.sh")]
 
 
 def test_a_config_that_no_longer_validates_says_why_and_can_be_deleted(desk):
