@@ -78,7 +78,13 @@ CONF
 stop() {
     scancel --user="$(id -un)" 2>/dev/null || true
     for file in "$folder"/slurmd-*.pid "$folder/slurmctld.pid" "$folder/munge/pid"; do
-        if [ -f "$file" ]; then kill "$(cat "$file")" 2>/dev/null || true; fi
+        [ -f "$file" ] || continue
+        pid=$(cat "$file")
+        kill "$pid" 2>/dev/null || true
+        for _ in $(seq 100); do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.2
+        done
     done
 }
 
