@@ -1,16 +1,18 @@
 """Runs configs one after another in each process of a job: `torchrun -m tests.training.several PLAN RESULT`.
 
 Starting processes and importing the libraries takes longer than a short run does, so one job does many. PLAN
-is a JSON list of {"config": ..., "resume": ..., "stop_at": step}; RESULT gets, from the main process, a list
-of {"error": text, "engine": words} in its order.
+is a JSON list of {"config": ..., "resume": ...} and of {"copy": [from, to]}; RESULT gets, from the main
+process, a list of {"error": text, "engine": words} in its order, null for a copy.
 """
 
 import json
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
@@ -36,6 +38,13 @@ def main():
     quiet_libraries(print)
     results, connected = [], False
     for part in json.loads(Path(sys.argv[1]).read_text()):
+        if "copy" in part:
+            torch.distributed.barrier()
+            if os.environ["RANK"] == "0":
+                shutil.copytree(*part["copy"])
+            torch.distributed.barrier()
+            results.append(None)
+            continue
         words, error = Words(), ""
         if connected:  # accelerate keeps the engine of the run before
             PartialState().distributed_type = DistributedType.MULTI_CPU

@@ -78,8 +78,10 @@ def trainer_arguments(context: RunContext, job: Job, run_dir: Path) -> dict[str,
         dataloader_pin_memory=device == "cuda",
         dataloader_num_workers=config.dataloader_workers,
         accelerator_config={
-            "dispatch_batches": False
-        },  # every process reads the stream and takes its own rows of it
+            "dispatch_batches": False,  # every process reads the stream and takes its own rows of it
+            # else every device keeps whole gradients until the last micro-batch of an update
+            "gradient_accumulation_kwargs": {"sync_each_batch": context.sharing.sharded},
+        },
         **sharing_arguments(context.sharing, config),
     )
 
