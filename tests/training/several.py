@@ -5,9 +5,11 @@ is a JSON list of {"config": ..., "resume": ...} and of {"copy": [from, to]}; RE
 process, a list of {"error": text, "engine": words} in its order, null for a copy.
 """
 
+import faulthandler
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -35,6 +37,7 @@ class Words(Silent):
 
 
 def main():
+    faulthandler.register(signal.SIGUSR1)  # where it stands, of a job that hangs
     quiet_libraries(print)
     results, connected = [], False
     for part in json.loads(Path(sys.argv[1]).read_text()):

@@ -53,6 +53,8 @@ def config_of(stage, policy, folder, processes, **changes):
     changes = {**SHORT, **{name: value for name, value in STILL.items() if name in values}, **changes}
     if "reward_model" in values:
         changes["reward_model"] = ["length | 1 | 4"]
+    if "ppo_epochs" in values:
+        changes["ppo_epochs"] = 1  # a checkpoint falls between two rollouts, which another number takes over
     for size in ("batch_size", "mini_batch_size"):
         if size in values:
             changes[size] = values[size] // processes

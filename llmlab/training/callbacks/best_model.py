@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmlab.runs.folder import RunFolder, read_json
 from llmlab.runs.manifest import MANIFEST
+from llmlab.training.engine.distributed import broadcast_from_main
 
 
 class BestModel(TrainerCallback):
@@ -22,7 +23,8 @@ class BestModel(TrainerCallback):
     def __init__(self, folder: RunFolder, figure: str, save: Callable[..., None]):
         self.folder, self.figure, self.save = folder, figure, save
         self.sign = -1.0 if figure.endswith("loss") else 1.0
-        value = read_json(folder.path / "best" / MANIFEST).get(figure)
+        # the first process alone changes the folder: the others must not read it before it is done
+        value = broadcast_from_main(lambda: read_json(folder.path / "best" / MANIFEST).get(figure))
         self.best = self.sign * value if isinstance(value, (int, float)) else float("-inf")
 
     def on_evaluate(

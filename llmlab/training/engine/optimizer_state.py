@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,11 @@ def load_parts(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
                 )
     if unread := set(about["tensors"]) - set(wanted):
         raise ValueError(f"`{sorted(unread)[0][:100]}` is of no weight that is trained")
-    load(wanted, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    alone = not torch.distributed.is_initialized()
+    with warnings.catch_warnings():
+        if alone:  # which is said to be assumed, even where it was asked for
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(wanted, storage_reader=reader, no_dist=alone)
     _take_groups(optimizer, about["groups"])
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmlab.config import PretrainConfig, load_config
 from llmlab.config.options import OptionInfo
+from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.data.local import contents_hash
 from llmlab.errors import LabError
@@ -286,9 +287,10 @@ def _changes(
     if was != is_now:
         changed.add("processes")
         rows = config.micro_batch_size * config.accumulation_steps
+        answers = ", answers in use are generated again" if isinstance(config, RolloutConfig) else ""
         reporter.warning(
             f"{was} processes -> {is_now}: an update reads {is_now * rows} rows, row positions continue by"
-            " number"
+            f" number; random generators begin anew{answers}"
         )
     return frozenset(changed), reads
 
