@@ -15,6 +15,7 @@ from llmlab.errors import LabError
 T = TypeVar("T")
 LITTLE = 4_000_000  # bytes; a failed write with less than this left failed for want of room
 LOOK_EVERY = 1.0  # seconds
+DONE, FULL, FAILED = range(3)  # how a write ended, the worst last
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,41 @@ class FullDisk:
     tell: Callable[[str], None]
     stop_asked: Callable[[], bool] = lambda: False
 
-    def retry(self, write: Callable[[], T], folder: Path, needed: int = 0) -> T:
+    def retry(
+        self,
+        write: Callable[[], T],
+        folder: Path,
+        needed: int = 0,
+        *,
+        worst: Callable[[int], int] = lambda own: own,
+    ) -> T:
         """Returns what `write` returns; while the disk has no room, waits and begins it again.
 
         Args:
             write: writes into `folder`, and can be done again after a failure.
             folder: on the disk in question.
             needed: bytes that must be free before it is tried.
+            worst: the largest of the numbers that all processes give, where several write together: each
+                has to call this then, and they begin again together.
 
         Raises:
-            LabError: when an end was asked for while the disk was full.
+            LabError: when an end was asked for while the disk was full, or when another process failed.
         """
         warned = False
         while True:
             free = shutil.disk_usage(folder).free
-            if free >= needed:
+            if worst(int(free < needed)) == 0:
+                error = None
                 try:
-                    return write()
-                except Exception as error:  # the libraries that write raise kinds of their own
-                    if not is_full(error, folder):
-                        raise
+                    written = write()
+                except Exception as failed:  # the libraries that write raise kinds of their own
+                    error = failed
+                state = DONE if error is None else FULL if is_full(error, folder) else FAILED
+                match worst(state):
+                    case 0:  # of all, this one included
+                        return written
+                    case 2:
+                        raise error if error and state == FAILED else elsewhere(folder)
             if not warned:
                 self.tell(
                     f"the disk is full: {folder} has {free / 1e6:,.1f} MB free and about"
@@ -56,7 +72,7 @@ class FullDisk:
                     " stop it with Ctrl+C: checkpoints that are complete stay"
                 )
                 warned = True
-            if self.stop_asked():
+            if worst(int(self.stop_asked())):
                 raise LabError(
                     "stopped while the disk was full; earlier checkpoints are complete",
                     where=str(folder),
@@ -64,6 +80,16 @@ class FullDisk:
                     remedy=f"free space; to resume from the last checkpoint: `llmlab run {folder}`",
                 )
             time.sleep(LOOK_EVERY)
+
+
+def elsewhere(folder: Path) -> LabError:
+    """Returns the error of a process whose writing was in vain, since another one failed."""
+    return LabError(
+        "another process of the job could not write",
+        where=str(folder),
+        exit_code=1,
+        remedy=f"to resume from the last checkpoint: `llmlab run {folder}`",
+    )
 
 
 def is_full(error: BaseException, folder: Path) -> bool:

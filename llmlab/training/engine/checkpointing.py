@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RUN_CONFIG, RunFolder
 from llmlab.runs.manifest import sync_folder, write_manifest
+from llmlab.training.engine.distributed import worst_of_all
 
 ASIDE = ".saving"
 LEFT_OUT = ("training_args.bin", "README.md")  # a pickle, and a card that says nothing of this run
@@ -56,7 +58,8 @@ class CheckpointWriter:
         Args:
             step: optimizer updates that it comes after.
             save: writes everything but the manifest below the folder `aside`, into the folder that it is
-                given; called again when the disk was full.
+                given; called again when the disk was full. Where one process fails to write, it must still
+                take part in what all processes do together.
             main: whether this process writes the manifest.
             barrier: waits for all processes.
             expected_bytes: that must be free, where no earlier checkpoint tells.
@@ -68,12 +71,13 @@ class CheckpointWriter:
                 shutil.rmtree(self.aside, ignore_errors=True)
             barrier()
             save(self.aside / target.name)
-            if main:
-                self._commit(target)
-            barrier()
 
         try:
-            self.disk.retry(attempt, self.run.path, self._last_bytes() or expected_bytes)
+            needed = self._last_bytes() or expected_bytes
+            self.disk.retry(attempt, self.run.path, needed, worst=worst_of_all)
+            # only now have all processes written all of it
+            commit = partial(self._commit, target) if main else lambda: None
+            self.disk.retry(commit, self.run.path, worst=worst_of_all)
         finally:
             if main:
                 shutil.rmtree(self.aside, ignore_errors=True)

@@ -73,6 +73,17 @@ def broadcast_from_main(decide: Callable[[], T]) -> T:
     return cast(T, box[0])
 
 
+def worst_of_all(own: int) -> int:
+    """Returns the largest of the numbers that the processes of the job give; all of them have to ask,
+    and wait for each other.
+    """
+    if processes() == 1:
+        return own
+    from accelerate.utils import gather_object
+
+    return int(max(gather_object([own])))
+
+
 def all_processes_agree(holds: bool) -> bool:
     """Returns whether something holds in every process of the job; all of them have to ask,
     and wait for each other.

@@ -60,13 +60,13 @@ def save_parts(model: nn.Module, optimizer: Optimizer, folder: Path, *, main: bo
                 kind = str(value.dtype).removeprefix("torch.") if torch.is_tensor(value) else ""
                 numbers[f"{name}|{key}"] = [kind, value.item() if torch.is_tensor(value) else value]
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    if tensors:
+        writer = HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
+        save(tensors, storage_writer=writer)
     if main:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         about = {"groups": groups, "numbers": numbers, "tensors": sorted(tensors)}
         (folder / FOLDER / NUMBERS).write_text(json.dumps(about))
-    if tensors:
-        writer = HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
-        save(tensors, storage_writer=writer)
 
 
 def load_parts(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:

@@ -106,6 +106,10 @@ def save_state(trainer: LabTrainerMixin, snapshot: TrainerSnapshot, folder: Path
     """Writes all of a snapshot that transformers does not. Every process writes its own; parts, which are the
     same in all, are written by the first one.
     """
+    parts = {
+        name: {key: whole(value).contiguous() for key, value in tensors.items()}
+        for name, tensors in snapshot.parts.items()
+    }  # first: a process that then fails to write keeps no other one waiting
     suffix = _suffix(trainer)
     state: dict[str, object] = {
         "counters": snapshot.counters,
@@ -128,9 +132,8 @@ def save_state(trainer: LabTrainerMixin, snapshot: TrainerSnapshot, folder: Path
         save_file(tensors, folder / f"{ROLLOUTS}{suffix}.safetensors")
         state["rollouts"] = layout
     (folder / f"{STATE}{suffix}.json").write_text(json.dumps(state))
-    for name, tensors in snapshot.parts.items():
-        together = {key: whole(value).contiguous() for key, value in tensors.items()}
-        if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero():
+        for name, together in parts.items():
             save_file(together, folder / f"{name}.safetensors")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,6 +142,7 @@ class LabTrainerMixin(HeldOutMixin):
         self.order: Any = None
         self._suspects: tuple[str, ...] = ()
         self._aside: Path | None = None
+        self._failed_write: Exception | None = None
         self._resumed_step = -1
         watching = [*(callbacks or []), _Hooks(self)]
         if services and services.best_by:
@@ -178,7 +179,23 @@ class LabTrainerMixin(HeldOutMixin):
         main = self.is_world_process_zero()
         state = whole_state(self.model, adapter_only=is_adapted(self.model), main=main)
         if main:
-            self._save(output_dir, state_dict=state)
+            with self._put_off():
+                self._save(output_dir, state_dict=state)
+        if self._aside is None:
+            self._raise_put_off()
+
+    @contextmanager
+    def _put_off(self) -> Iterator[None]:
+        """Keeps an error of this process until the others have what they wait for."""
+        try:
+            yield
+        except Exception as error:  # the libraries that write raise kinds of their own
+            self._failed_write = self._failed_write or error
+
+    def _raise_put_off(self) -> None:
+        failed, self._failed_write = self._failed_write, None
+        if failed is not None:
+            raise failed
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Writes none: transformers' says nothing of this run."""
@@ -384,10 +401,10 @@ class LabTrainerMixin(HeldOutMixin):
 
     def _write_checkpoint(self, model: Any, trial: Any, snapshot: TrainerSnapshot, folder: Path) -> None:
         assert self.services is not None
+        self.services.guard.check_weights(self.model, folder.name)
         super()._save_checkpoint(model, trial)
         save_state(self, snapshot, folder)
-        self.accelerator.wait_for_everyone()
-        self.services.guard.check_weights(self.model, folder.name)
+        self._raise_put_off()
         if self.is_world_process_zero():
             self.services.stream.write(folder, self.state.global_step)
 

@@ -416,8 +416,11 @@ class PPOTrainer(LabTrainerMixin, Trainer):
             main = self.is_world_process_zero()
             state = whole_state(self.policy, adapter_only=is_adapted(self.policy), main=main)
         if self.args.should_save:
-            self.policy.save_pretrained(folder, state_dict=state)
-            self.processing_class.save_pretrained(folder)
+            with self._put_off():
+                self.policy.save_pretrained(folder, state_dict=state)
+                self.processing_class.save_pretrained(folder)
+        if self._aside is None:
+            self._raise_put_off()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, self.policy)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 from llmlab.models.identity import base_of, note_base
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.manifest import write_manifest
+from llmlab.training.engine.distributed import worst_of_all
 from llmlab.training.trainers.library import LibraryTrainer
 
 LEFT_OUT = ("training_args.bin", "README.md")  # a pickle, and a card that says nothing of this run
@@ -25,30 +27,30 @@ def save_model(trainer: LibraryTrainer, target: Path, disk: FullDisk, **facts: o
     """
     trained = (p for p in trainer.model.parameters() if p.requires_grad)
     needed = sum(p.numel() * p.element_size() for p in trained)
-    disk.retry(lambda: _save_model(trainer, target, **facts), target.parent, needed)
-
-
-def _save_model(trainer: LibraryTrainer, target: Path, **facts: object) -> None:
     aside = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        disk.retry(lambda: _save_aside(trainer, aside), target.parent, needed, worst=worst_of_all)
+        move = partial(_move, aside, target, **facts) if trainer.is_world_process_zero() else lambda: None
+        disk.retry(move, target.parent, worst=worst_of_all)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _save_aside(trainer: LibraryTrainer, aside: Path) -> None:
     configuration = trainer.model.config
-    cached, configuration.use_cache = (
-        configuration.use_cache,
-        True,
-    )  # off in training; whoever loads this will generate
+    # off in training; whoever loads this will generate
+    cached, configuration.use_cache = configuration.use_cache, True
     try:
         trainer.save_model(str(aside))  # every process takes part; the first one writes
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     finally:
         configuration.use_cache = cached
-    if not trainer.is_world_process_zero():
-        return
+
+
+def _move(aside: Path, target: Path, **facts: object) -> None:
     for leftover in LEFT_OUT:
         (aside / leftover).unlink(missing_ok=True)
-    shutil.rmtree(
-        aside / "ref", ignore_errors=True
-    )  # TRL's frozen copy of an adapter, which is not what was trained
+    # TRL's frozen copy of an adapter, which is not what was trained
+    shutil.rmtree(aside / "ref", ignore_errors=True)
     if base := base_of(aside):
         note_base(aside, base)
     write_manifest(aside, **facts)
