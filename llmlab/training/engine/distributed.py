@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar, cast
 
 from llmlab.errors import LabError
@@ -71,6 +74,46 @@ def broadcast_from_main(decide: Callable[[], T]) -> T:
         what, where, remedy, exit_code = cast(tuple[str, str, str, int], box[1])
         raise LabError(what, where=where, remedy=remedy, exit_code=exit_code)
     return cast(T, box[0])
+
+
+def times_started_again() -> int:
+    """Returns how often torchrun has started the processes of the job again after one had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def refuse_unshared(folder: Path) -> None:
+    """Looks whether the machines of a job share the place of a folder: the first process writes a file there,
+    which all have to see.
+
+    Raises:
+        LabError: in every process, when one does not see it.
+    """
+    if processes() == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        return
+    mark = broadcast_from_main(lambda: folder.parent / f".seen-by-all-{uuid.uuid4().hex}")
+    if is_main():
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    all_processes_agree(True)  # it is written
+    shared = all_processes_agree(mark.exists() or _appears(mark))
+    if is_main():
+        mark.unlink(missing_ok=True)
+    if not shared:
+        raise LabError(
+            "the machines of the job do not share this folder: some do not see what the first one writes",
+            where=str(folder.parent.absolute()),
+            remedy="set `output_dir` to a place on a disk that all of them mount",
+        )
+
+
+def _appears(file: Path, seconds: float = 10.0) -> bool:
+    """Returns whether a file is seen within some time, which a network's file system may need."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        if file.name in os.listdir(file.parent if file.parent.is_dir() else "/"):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def worst_of_all(own: int) -> int:

@@ -31,6 +31,8 @@ from llmlab.training.engine.distributed import (
     init_process_group,
     is_main,
     processes,
+    refuse_unshared,
+    times_started_again,
 )
 from llmlab.training.engine.errors import (
     OutOfMemory,
@@ -71,6 +73,8 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
     reporter = reporter if is_main() else SILENT
     tune_malloc(sparing=config.gradient_checkpointing)
     context = RunContext.of(config, reporter)
+    if again := times_started_again():
+        reporter.warning(f"the processes were started again ({again} of {config.restarts})")
     with quiet_within(reporter.warning):
         init_process_group(context.device, config.process_timeout)
         context = context.with_config(broadcast_from_main(lambda: with_newest(config))).with_sharing()
@@ -143,6 +147,7 @@ def _with_length(context: RunContext, job: Job) -> RunContext:
 def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict[str, Any]) -> RunFolder:
     """Returns the run's folder, cleared of what kills left; a branch that is left is moved aside."""
     folder = RunFolder(plan.run_dir)
+    refuse_unshared(folder.path)
     RankFiles.of_this_process().note_run(folder.path)
     if not is_main():
         return folder
