@@ -396,8 +396,11 @@ def _answers(policy: str, test: list[Question], console: Console, *, keep: bool 
 
 
 def _run(config: Any, file: Path, report: Report, console: Console) -> Any:
-    from llmlab.training.engine.job import exit_code
-    from llmlab.training.engine.run import run
+    from llmlab.libraries import importing
+
+    with importing():
+        from llmlab.training.engine.job import exit_code
+        from llmlab.training.engine.run import run
     from llmlab.ui.reporters import run_reporter
 
     save_config(config, file)

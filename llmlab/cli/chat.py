@@ -93,10 +93,12 @@ def open_local(checkpoint: str, settings: ChatSettings, options: LoadOptions) ->
     from llmlab.runs.folder import find_model
 
     find_model(checkpoint)
-    from llmlab.chat.session import ChatSession
-    from llmlab.libraries import quiet_libraries
-    from llmlab.models.loading import load_for_use
+    from llmlab.libraries import importing, quiet_libraries
     from llmlab.screen import warn
+
+    with importing():
+        from llmlab.chat.session import ChatSession
+        from llmlab.models.loading import load_for_use
 
     quiet_libraries(warn)
     model, tokenizer = load_for_use(checkpoint, options)

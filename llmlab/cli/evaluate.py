@@ -107,10 +107,12 @@ def _measured(
     checkpoint: str, sources: list[SourceConfig], options: LoadOptions, how: dict[str, Any]
 ) -> list[Measured]:
     """Returns the figures of a model on each source."""
-    from llmlab.evaluation.sources import measure
-    from llmlab.libraries import quiet_libraries
-    from llmlab.models.loading import load_for_use
+    from llmlab.libraries import importing, quiet_libraries
     from llmlab.screen import warn
+
+    with importing():
+        from llmlab.evaluation.sources import measure
+        from llmlab.models.loading import load_for_use
 
     quiet_libraries(warn)
     model, tokenizer = load_for_use(checkpoint, options)
@@ -125,11 +127,13 @@ def _rewarded(
     batch_size: int,
 ) -> list[Measured]:
     """Returns the mean reward of a model's answers, and its win rate against another."""
-    from llmlab.evaluation.win_rate import load_candidates, score_with_reward
-    from llmlab.libraries import quiet_libraries
+    from llmlab.libraries import importing, quiet_libraries
     from llmlab.models.device import choose_device
     from llmlab.screen import warn
-    from llmlab.training.rewards import refuse_untrusted, weighted
+
+    with importing():
+        from llmlab.evaluation.win_rate import load_candidates, score_with_reward
+        from llmlab.training.rewards import refuse_untrusted, weighted
 
     quiet_libraries(warn)
     trust_rewards(rewards)

@@ -41,8 +41,10 @@ def export(
     options = validate(ExportOptions, given)
     find_model(checkpoint)  # a wrong name is refused before torch is loaded
     trust_names(trust)
-    from llmlab.export.export import export as write
-    from llmlab.libraries import quiet_libraries
+    from llmlab.libraries import importing, quiet_libraries
+
+    with importing():
+        from llmlab.export.export import export as write
 
     quiet_libraries(warn)
     console = screen()

@@ -80,9 +80,11 @@ def _answer_file(job: AnswerJob) -> None:
         if job.done == job.count:
             progress.say(f"all {job.count:,} rows of {job.target} are answered already")
             return
-        from llmlab.libraries import quiet_libraries
-        from llmlab.models.loading import load_for_use
+        from llmlab.libraries import importing, quiet_libraries
         from llmlab.screen import warn
+
+        with importing():
+            from llmlab.models.loading import load_for_use
 
         quiet_libraries(warn)
         try:

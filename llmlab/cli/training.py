@@ -67,13 +67,15 @@ def run(
         return
     from llmlab.config.rollouts import RolloutConfig
     from llmlab.launching.start import several_processes, start
-    from llmlab.libraries import quiet_libraries
+    from llmlab.libraries import importing, quiet_libraries
     from llmlab.models.hub import HubAnswer
     from llmlab.screen import warn
-    from llmlab.training.engine.distributed import destroy_process_group, is_main
-    from llmlab.training.engine.job import exit_code
-    from llmlab.training.engine.run import run as train
-    from llmlab.training.inputs import check_inputs
+
+    with importing():
+        from llmlab.training.engine.distributed import destroy_process_group, is_main
+        from llmlab.training.engine.job import exit_code
+        from llmlab.training.engine.run import run as train
+        from llmlab.training.inputs import check_inputs
     from llmlab.trust import TRUSTED
     from llmlab.ui.inputs import unchecked_line
     from llmlab.ui.reporters import result_line, run_reporter
