@@ -16,6 +16,7 @@ def main() -> None:
     os.environ.setdefault(
         "TQDM_DISABLE", "1"
     )  # the libraries read it when they are imported; the dashboard shows progress
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what connections say when the other side ends
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub client's retries; what came of them is said
     try:
         if (

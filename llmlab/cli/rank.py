@@ -22,6 +22,7 @@ def main() -> None:
     """Runs the command of the arguments."""
     make_readable()
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what connections say when the other side ends
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     end_with_the_launcher()
     files = RankFiles.of_this_process()
