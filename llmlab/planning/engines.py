@@ -17,7 +17,10 @@ FILL = 0.9  # of the free memory that a run may be expected to take
 # from the least sharding to the most; DeepSpeed is a package of its own: only where it is asked for
 AUTOMATIC: tuple[Engine, ...] = ("ddp", "fsdp2")
 # optimizers that need a gradient whole, which no device of a sharded run has
-NEEDS_WHOLE = {"sophia": "its curvature estimate needs the whole gradient of every weight"}
+NEEDS_WHOLE = {
+    "sophia": "its curvature estimate needs the whole gradient of every weight",
+    "adafactor": "PyTorch's norms over rows and columns need whole matrices",
+}
 
 Verdict = Literal["fits", "tight", "does not fit"]
 Why = Literal["one process", "asked for", "not known", "no GPUs", "least that fits", "nothing fits"]

@@ -62,6 +62,8 @@ def resolve_sharing(config: TrainingConfig, device: str) -> Sharing:
         return sharing
     if sharing.engine != "fsdp2":
         raise LabError(f'`parallel` "{sharing.engine}" cannot be used yet', remedy='use "fsdp2"')
+    if config.cpu_offload and device == "cpu":
+        raise LabError("`cpu_offload` moves nothing: this run is on the processor", remedy="set it to false")
     if reason := NEEDS_WHOLE.get(config.optimizer):
         raise LabError(
             f'`optimizer` "{config.optimizer}" does not work with `parallel` "{config.parallel}": {reason}',
