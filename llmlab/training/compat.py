@@ -48,6 +48,11 @@ PRIVATE = (
     Private(TRAINER, "_get_train_sampler", "the order of rows must follow from seed and epoch alone"),
     Private(
         TRAINER,
+        "_prepare_for_training",
+        "under DeepSpeed the lab's checkpoint is read behind it, not DeepSpeed's pickles",
+    ),
+    Private(
+        TRAINER,
         "_get_grad_norm",
         "the norm, by which an update is skipped, is known before the step only here",
     ),

@@ -27,6 +27,7 @@ LIBRARIES = {
 }
 PARAMETERS = {
     "_get_train_sampler": ["train_dataset"],
+    "_prepare_for_training": ["max_steps", "train_dataloader", "resume_from_checkpoint"],
     "_get_grad_norm": ["model", "grad_norm"],
     "_save_checkpoint": ["model", "trial"],
     "_get_output_dir": ["trial"],

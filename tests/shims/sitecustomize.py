@@ -1,4 +1,5 @@
 """Lets accelerate shard on processors, where it would fall back to DDP: FSDP2 itself works there, over gloo.
+Lets DeepSpeed use gloo alone there, where it would first compile an operation of its own for minutes.
 
 Python imports this by itself where this folder is on PYTHONPATH.
 """
@@ -9,24 +10,24 @@ import sys
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, loader):
-        self.loader = loader
+    def __init__(self, loader, change):
+        self.loader, self.change = loader, change
 
     def create_module(self, spec):
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
         self.loader.exec_module(module)
-        _shard_on_processors(module)
+        self.change(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "accelerate.state":
+        if name not in CHANGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, CHANGES[name])
         return spec
 
 
@@ -45,4 +46,9 @@ def _shard_on_processors(module):
     module.AcceleratorState.__init__ = init
 
 
+def _compile_nothing(module):
+    module.build_shm_op = lambda: None
+
+
+CHANGES = {"accelerate.state": _shard_on_processors, "deepspeed.comm.torch": _compile_nothing}
 sys.meta_path.insert(0, _Finder())

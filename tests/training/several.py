@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from transformers.integrations import unset_hf_deepspeed_config
 
 from llmlab.config import parse_config
 from llmlab.errors import LabError
@@ -51,6 +52,8 @@ def main():
         words, error = Words(), ""
         if connected:  # accelerate keeps the engine of the run before
             PartialState().distributed_type = DistributedType.MULTI_CPU
+            os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+            unset_hf_deepspeed_config()
         connected = True
         try:
             run(parse_config(part["config"]), resume=part.get("resume", "auto"), reporter=words)

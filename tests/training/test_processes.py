@@ -174,11 +174,11 @@ def train():
     shared(torch.ones(1, 2)).sum().backward()
 train()
 guard = NonFiniteGuard(RunFolder(Path(sys.argv[1])), print, 1)
-guard.check_weights(part, "checkpoint-1")
+guard.check_weights(part.parameters(), "checkpoint-1")
 if rank == "1":
     part.weight.data.fill_(float("nan"))
 try:
-    guard.check_weights(part, "checkpoint-2")
+    guard.check_weights(part.parameters(), "checkpoint-2")
 except LabError as error:
     (Path(sys.argv[1]) / f"refused-by-{rank}").write_text(str(error))
 destroy_process_group()

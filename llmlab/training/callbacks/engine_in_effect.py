@@ -26,6 +26,7 @@ class SayEngine(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: nn.Module | None = None,
+        optimizer: object = None,
         **kwargs: object,
     ) -> None:
         """Looks at the model as it was prepared.
@@ -33,5 +34,5 @@ class SayEngine(TrainerCallback):
         Raises:
             LabError: when it is not divided as it should be.
         """
-        if model is not None and (words := in_effect(model, self.sharing)):
+        if model is not None and (words := in_effect(model, self.sharing, optimizer)):
             self.reporter.note(words)

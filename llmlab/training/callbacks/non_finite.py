@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -93,14 +93,14 @@ class NonFiniteGuard(TrainerCallback):
                 )
         self._losses.append(loss)
 
-    def check_weights(self, model: torch.nn.Module, checkpoint: str) -> None:
+    def check_weights(self, weights: Iterable[torch.Tensor], checkpoint: str) -> None:
         """Looks at the weights before a checkpoint counts, in all processes at once: each may hold a part of
         its own.
 
         Raises:
             LabError: in every process, when those of any are not finite; no resume will take them.
         """
-        sound = all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.requires_grad)
+        sound = all(bool(torch.isfinite(one).all()) for one in weights)
         if all_processes_agree(sound):
             return
         raise LabError(

@@ -67,7 +67,7 @@ class RunContext:
         Raises:
             LabError: when the engine that was asked for cannot be had.
         """
-        return replace(self, sharing=resolve_sharing(self.config, self.device))
+        return replace(self, sharing=resolve_sharing(self.config, self.device, self.precision))
 
     def seconds(self) -> float:
         """Returns the wall time since the run was asked for."""

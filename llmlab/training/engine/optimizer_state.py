@@ -94,7 +94,7 @@ def load_parts(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
         if alone:  # which is said to be assumed, even where it was asked for
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(wanted, storage_reader=reader, no_dist=alone)
-    _take_groups(optimizer, about["groups"])
+    take_groups(optimizer, about["groups"])
 
 
 def load_whole(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
@@ -110,7 +110,7 @@ def load_whole(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
         for key, value in saved["state"].get(number, {}).items():
             state[key] = as_part_of(parameter, value) if torch.is_tensor(value) else value
     groups = [{k: v for k, v in group.items() if k != "params"} for group in saved["param_groups"]]
-    _take_groups(optimizer, groups)
+    take_groups(optimizer, groups)
 
 
 def whole(value: Tensor) -> Tensor:
@@ -129,6 +129,7 @@ def as_part_of(parameter: Tensor, whole: Tensor) -> Tensor:
     return whole.to(parameter.device)
 
 
-def _take_groups(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+def take_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
+    """Puts the hyperparameters of a checkpoint into the groups of an optimizer, or of what has its groups."""
     for group, values in zip(optimizer.param_groups, groups, strict=True):
         group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in values.items()})

@@ -1,6 +1,7 @@
 """How the devices of a job share the work: which engine it is, and what it asks of the libraries.
 
-Nothing distributed is done here: DDP and FSDP2 (Zhao et al. 2023) are PyTorch's through accelerate.
+Nothing distributed is done here: DDP and FSDP2 (Zhao et al. 2023) are PyTorch's through accelerate, ZeRO-2
+and ZeRO-3 (Rajbhandari et al. 2020) DeepSpeed's.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from llmlab.config.hardware import SHARDED
+from llmlab.config.hardware import DEEPSPEED, SHARDED
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
+from llmlab.planning.deepspeed import STAGES, deepspeed_settings
 from llmlab.planning.engines import NEEDS_WHOLE, choose_engine
 from llmlab.training import compat
 from llmlab.training.engine.distributed import broadcast_from_main, processes
+from llmlab.training.engine.zero import parts_of_zero, refuse_for_zero
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,7 +32,7 @@ class Sharing:
     """How the devices share the work.
 
     Attributes:
-        engine: "none" for one process, "ddp" or "fsdp2".
+        engine: "none" for one process, "ddp", "fsdp2", "zero2" or "zero3".
     """
 
     engine: str
@@ -43,7 +46,7 @@ class Sharing:
 ALONE = Sharing("none")
 
 
-def resolve_sharing(config: TrainingConfig, device: str) -> Sharing:
+def resolve_sharing(config: TrainingConfig, device: str, precision: str) -> Sharing:
     """Returns the engine that a run will use; every process has to ask.
 
     Raises:
@@ -60,10 +63,12 @@ def resolve_sharing(config: TrainingConfig, device: str) -> Sharing:
     sharing = Sharing(broadcast_from_main(lambda: choose_engine(config, devices=processes()).engine))
     if not sharing.sharded:
         return sharing
-    if sharing.engine != "fsdp2":
-        raise LabError(f'`parallel` "{sharing.engine}" cannot be used yet', remedy='use "fsdp2"')
     if config.cpu_offload and device == "cpu":
         raise LabError("`cpu_offload` moves nothing: this run is on the processor", remedy="set it to false")
+    if sharing.engine in DEEPSPEED:
+        refuse_for_zero(config, sharing.engine, device, precision)
+        deepspeed_settings(config, sharing.engine, processes())
+        return sharing
     if reason := NEEDS_WHOLE.get(config.optimizer):
         raise LabError(
             f'`optimizer` "{config.optimizer}" does not work with `parallel` "{config.parallel}": {reason}',
@@ -83,6 +88,8 @@ def sharing_arguments(sharing: Sharing, config: TrainingConfig) -> dict[str, Any
     """Returns the arguments of transformers' `TrainingArguments` that an engine stands for."""
     if not sharing.sharded:
         return {}
+    if sharing.engine in DEEPSPEED:
+        return {"deepspeed": deepspeed_settings(config, sharing.engine, processes())}
     return {
         "fsdp": True,
         "fsdp_config": {
@@ -103,13 +110,14 @@ def shard_frozen(model: M, accelerator: Accelerator) -> M:
     return cast(M, accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True))
 
 
-def in_effect(model: torch.nn.Module, sharing: Sharing) -> str:
+def in_effect(model: torch.nn.Module, sharing: Sharing, optimizer: object = None) -> str:
     """Returns what is really done, in words: the engine, the processes, and how many of the parameters are
     divided; "" for one process.
 
     Args:
         model: as the trainer prepared it.
         sharing: that was asked for.
+        optimizer: as the trainer prepared it.
 
     Raises:
         LabError: when it should be divided and nothing of it is.
@@ -117,11 +125,13 @@ def in_effect(model: torch.nn.Module, sharing: Sharing) -> str:
     if sharing == ALONE:
         return ""
     parameters = list(model.parameters())
-    divided = sum(isinstance(p, DTensor) for p in parameters)
-    if sharing.sharded and not divided:
+    parts = sum(isinstance(p, DTensor) for p in parameters)
+    what = f"{parts} of {len(parameters)} parameters sharded"
+    if sharing.engine in DEEPSPEED:
+        what, parts = parts_of_zero(parameters, optimizer, STAGES[sharing.engine])
+    if sharing.sharded and not parts:
         raise LabError(
             f"{sharing.engine} was asked for, and no parameter is divided: the run would not be what it says",
             exit_code=1,
         )
-    what = f": {divided} of {len(parameters)} parameters sharded" if sharing.sharded else ""
-    return f"{sharing.engine} over {processes()} processes{what}"
+    return f"{sharing.engine} over {processes()} processes{f': {what}' if sharing.sharded else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ ADAPTER_NAME = re.compile(r"\.(modules_to_save\.)?default(?=\.|$)")
 
 
 @torch.no_grad()
-def whole_state(model: nn.Module, *, adapter_only: bool, main: bool) -> dict[str, Tensor]:
+def whole_state(
+    model: nn.Module, *, adapter_only: bool, main: bool, of: Callable[[Tensor], Tensor] = whole
+) -> dict[str, Tensor]:
     """Returns the weights and buffers by name, whole and on the processor, in the main process; nothing in
     the others, which have to call this too.
 
@@ -24,6 +27,7 @@ def whole_state(model: nn.Module, *, adapter_only: bool, main: bool) -> dict[str
         model: as accelerate prepared it.
         adapter_only: whether weights that do not learn are left out.
         main: whether this is the main process.
+        of: makes a weight whole.
     """
     learning = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     state: dict[str, Tensor] = {}
@@ -32,7 +36,7 @@ def whole_state(model: nn.Module, *, adapter_only: bool, main: bool) -> dict[str
         if adapter_only and name not in learning:
             continue
         if id(value) not in seen:
-            full = whole(value)
+            full = of(value)
             seen[id(value)] = full.detach().cpu() if main else torch.empty(0)
         if main:
             state[WRAPPERS.sub("", name)] = seen[id(value)]
@@ -47,6 +51,14 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     Raises:
         OSError, ValueError, RuntimeError: when a file cannot be read, or a weight has another shape.
     """
+    for name, parameter, saved in saved_weights(model, folder):
+        if saved.shape != parameter.shape:
+            raise ValueError(f"`{name[:100]}` has the shape {tuple(saved.shape)}")
+        parameter.copy_(as_part_of(parameter, saved.to(parameter.dtype)))
+
+
+def saved_weights(model: nn.Module, folder: Path) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yields name, weight and what a checkpoint has for it, for every weight that it has."""
     places: dict[str, Path] = {}
     for file in sorted(folder.glob("*model*.safetensors")):
         with safe_open(file, framework="pt") as opened:
@@ -57,7 +69,4 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         if spelled is None:
             continue
         with safe_open(places[spelled], framework="pt") as opened:
-            saved = opened.get_tensor(spelled)
-        if saved.shape != parameter.shape:
-            raise ValueError(f"`{spelled[:100]}` has the shape {tuple(saved.shape)}")
-        parameter.copy_(as_part_of(parameter, saved.to(parameter.dtype)))
+            yield spelled, parameter, opened.get_tensor(spelled)

@@ -46,6 +46,7 @@ from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diag
 from llmlab.training.order import SeededOrder
 from llmlab.training.trainers.saving import save_model
 from llmlab.training.trainers.validation import HeldOutMixin
+from llmlab.training.trainers.zero import ZeroMixin
 
 compat.check(compat.TRAINER)
 
@@ -116,7 +117,7 @@ class _Hooks(TrainerCallback):
         self.trainer.take_snapshot()
 
 
-class LabTrainerMixin(HeldOutMixin):
+class LabTrainerMixin(ZeroMixin, HeldOutMixin):
     """Checkpoints that are complete and hold all of a run; updates that would break the weights are skipped;
     Sophia's curvature; held-out figures over all rows.
 
@@ -173,11 +174,12 @@ class LabTrainerMixin(HeldOutMixin):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves model and tokenizer; of a model that is divided, what all processes have together."""
-        if not self.is_fsdp_enabled:
+        if not (self.is_fsdp_enabled or self.has_zero_engine):
             super().save_model(output_dir, _internal_call)
             return
-        main = self.is_world_process_zero()
-        state = whole_state(self.model, adapter_only=is_adapted(self.model), main=main)
+        main, adapted = self.is_world_process_zero(), is_adapted(self.model)
+        gather = self.zero_state().whole if self.has_zero_engine else optimizer_state.whole
+        state = whole_state(self.model, adapter_only=adapted, main=main, of=gather)
         if main:
             with self._put_off():
                 self._save(output_dir, state_dict=state)
@@ -297,10 +299,11 @@ class LabTrainerMixin(HeldOutMixin):
         with restoring(resume_from_checkpoint):
             if self.is_fsdp_enabled:
                 load_weights(model or self.model, Path(resume_from_checkpoint))
+            elif self.has_zero_engine:
+                self.zero_state().load_weights(Path(resume_from_checkpoint))
             else:
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
-            if not self.is_deepspeed_enabled:
-                check_weights_are_there(model or self.model, tensor_sizes(Path(resume_from_checkpoint)))
+            check_weights_are_there(model or self.model, tensor_sizes(Path(resume_from_checkpoint)))
             load_parts(self, Path(resume_from_checkpoint))
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -356,7 +359,9 @@ class LabTrainerMixin(HeldOutMixin):
 
     def _load_optimizer(self, checkpoint: str) -> None:
         folder, optimizer = Path(checkpoint), getattr(self.optimizer, "optimizer", self.optimizer)
-        if (folder / optimizer_state.FOLDER).is_dir():
+        if self.has_zero_engine:
+            self.zero_state().load(folder)
+        elif (folder / optimizer_state.FOLDER).is_dir():
             optimizer_state.load_parts(self.model, optimizer, folder)
         elif self.is_fsdp_enabled:
             optimizer_state.load_whole(self.model, optimizer, folder)
@@ -365,12 +370,15 @@ class LabTrainerMixin(HeldOutMixin):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Saves both; of an optimizer whose state is divided every process writes its part."""
-        if not self.is_fsdp_enabled:
+        main, folder = self.is_world_process_zero(), Path(output_dir)
+        if self.has_zero_engine:
+            self.zero_state().save(folder)
+        elif self.is_fsdp_enabled:
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            optimizer_state.save_parts(self.model, optimizer, folder, main=main)
+        else:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        main, folder = self.is_world_process_zero(), Path(output_dir)
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        optimizer_state.save_parts(self.model, optimizer, folder, main=main)
         if main:
             torch.save(self.lr_scheduler.state_dict(), folder / "scheduler.pt")
 
@@ -401,7 +409,7 @@ class LabTrainerMixin(HeldOutMixin):
 
     def _write_checkpoint(self, model: Any, trial: Any, snapshot: TrainerSnapshot, folder: Path) -> None:
         assert self.services is not None
-        self.services.guard.check_weights(self.model, folder.name)
+        self.services.guard.check_weights(self.own_weights(), folder.name)
         super()._save_checkpoint(model, trial)
         save_state(self, snapshot, folder)
         self._raise_put_off()

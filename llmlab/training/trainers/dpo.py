@@ -49,7 +49,7 @@ class DPOTrainer(LabTrainerMixin, trl_trainer.DPOTrainer):
                 self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             )
             if self.ref_model is not None:
-                make_padding_free(self.ref_model)
+                make_padding_free(self.accelerator.unwrap_model(self.ref_model))
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

@@ -5,7 +5,7 @@ A mixin stands before a trainer of transformers or TRL in the list of bases, so 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         processing_class: PreTrainedTokenizerBase
         optimizer: Optimizer
         lr_scheduler: LambdaLR
+        deepspeed: Any  # DeepSpeed's engine; None without it
 
 else:
     LibraryTrainer = object
