@@ -3,9 +3,10 @@
     python benchmarks/engines.py                 the whole matrix, into docs/engines.json and docs/scale.md
     python benchmarks/engines.py --only sft dpo  some kinds, onto the screen
 
-A combination works when two processes end where one does (largest difference of a weight after four updates
-at a rate of 1e-3; losses within 2 % where numbers are rounded to 16 or 4 bits or labels are drawn), is refused when the lab says so before it trains, and fails otherwise. Without GPUs FSDP2
-is allowed by `tests/shims`; ZeRO needs the extra `deepspeed`.
+A combination works when two processes end where one does: the largest difference of a weight after four
+updates at a rate of 1e-3; losses within 2 % where numbers are rounded to 16 or 4 bits or labels are drawn. It
+is refused when the lab says so before it trains, and fails otherwise. Without GPUs FSDP2 is allowed by
+`tests/shims`; ZeRO needs the extra `deepspeed`.
 """
 
 from __future__ import annotations
