@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -128,3 +129,11 @@ def test_what_cannot_score(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(LabError, match="cannot load a model that scores"):
         load_scorer(str(tmp_path))
+
+
+def test_an_adapter_on_4_bits_is_trained_in_the_precision_that_was_asked_for(base_run, tmp_path):
+    """TRL would round it to bf16, and the score's head could not be read beside it."""
+    short = dict(max_steps=2, warmup_steps=0, save_best_only=False)
+    made = run(config(base_run, tmp_path, adapter="qlora", precision="fp32", **short))
+    weights = load_file(made.folder / "final" / "adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.float32}

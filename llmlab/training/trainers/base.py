@@ -44,6 +44,7 @@ from llmlab.training.engine.state import (
 from llmlab.training.engine.weights import load_weights, whole_state
 from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.training.order import SeededOrder
+from llmlab.training.trainers.adapter_weights import trained_weights_kept
 from llmlab.training.trainers.saving import save_model
 from llmlab.training.trainers.validation import HeldOutMixin
 from llmlab.training.trainers.zero import ZeroMixin
@@ -149,7 +150,8 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         if services and services.best_by:
             watching.insert(0, BestModel(services.run, services.best_by, self.save_as))
         kwargs["callbacks"] = watching
-        super().__init__(*args, **kwargs)
+        with trained_weights_kept(kwargs.get("model", args[0] if args else None)):
+            super().__init__(*args, **kwargs)
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Returns what else must survive a stop, by the name of its file in a checkpoint."""
