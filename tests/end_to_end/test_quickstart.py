@@ -33,7 +33,7 @@ def right_answer(question):
 
 
 def test_quickstart_and_a_replay(tmp_path):
-    done = llmlab("quickstart", "--minutes", "0.3", "-o", "checkpoints/q", cwd=tmp_path)
+    done = llmlab("quickstart", "--minutes", "0.05", "-o", "checkpoints/q", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "checkpoints/q/quickstart.json").read_text())
     figures = {(row["stage"], row["figure"]): row for row in record["figures"]}

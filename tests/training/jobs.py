@@ -19,7 +19,7 @@ STILL = dict(lora_dropout=0.0, rm_dropout=0.0, gating_dropout=0.0)  # each proce
 
 
 def several(plan, folder):
-    """Runs configs in two processes of one job; returns what became of each."""
+    """Runs configs in two processes of one job; returns what became of each. What they said is in a file."""
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "result.json").unlink(missing_ok=True)
     done = subprocess.run(
@@ -38,6 +38,7 @@ def several(plan, folder):
         },
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "stderr.txt").write_text(done.stderr)
     return json.loads((folder / "result.json").read_text())
 
 

@@ -3,21 +3,17 @@ with loader processes, with ranks.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmlab.config import save_config
 from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
+from tests.training.jobs import several
 from tests.training.stages import stop_after
-from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow  # trains
 
@@ -141,33 +137,28 @@ def test_weights_of_mixture_and_sources_by_themselves(base_config, tmp_path):
     assert figures["before_eval_loss"] > figures["eval_loss"] and result.model.name == "final"
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_two_processes(base_config, tmp_path, streaming):
-    data = sources(tmp_path, streaming=streaming)
-    whole, again = tmp_path / "whole", tmp_path / "again"  # of stored rows in the second epoch
-    config = save_config(job(base_config, whole, data), tmp_path / "config.json")
-    for folder in (whole, again):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            "-m",
-            "llmlab",
-            "run",
+@pytest.fixture(scope="module")
+def in_two_processes(base_config, tmp_path_factory):
+    """A whole run and one that goes on from its copy, of stored and of streamed rows, in one job."""
+    folder, plan = tmp_path_factory.mktemp("two"), []
+    for streaming in (False, True):
+        place = folder / str(streaming)
+        data = sources(place, streaming=streaming)
+        configs = [job(base_config, place / name, data).to_json_dict() for name in ("whole", "again")]
+        plan += [
+            {"config": configs[0]},
+            {"copy": [str(place / "whole"), str(place / "again")]},  # of stored rows in the second epoch
+            {"config": configs[1], "resume": str(place / "again" / "checkpoint-6")},
         ]
-        done = subprocess.run(
-            [*command, str(config), "--set", f"output_dir={folder}"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=PATIENCE,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("final") == 1, "one process speaks for the job"
-        if folder == whole:
-            cut_back(whole, again)
-    same_ending(whole, again)
-    assert "2 x 2 x 2 = 8" in done.stderr
+    assert not [part["error"] for part in several(plan, folder) if part and part["error"]]
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_processes(in_two_processes, streaming):
+    place = in_two_processes / str(streaming)
+    same_ending(place / "whole", place / "again")
+    positions = [
+        (place / name / "checkpoint-6" / "data_position.json").exists() for name in ("whole", "again")
+    ]
+    assert positions == [streaming] * 2 and RunFolder(place / "again").record["step"] == 12

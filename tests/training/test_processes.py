@@ -1,6 +1,5 @@
 """Several processes do what one does: GRPO and PPO, and a run that goes from one to two and back."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,6 +10,8 @@ from safetensors.torch import load_file
 from llmlab.config import GRPOConfig, PPOConfig, SFTConfig, save_config
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
+from tests.conftest import write_rows
+from tests.training.jobs import several
 
 pytestmark = pytest.mark.slow  # trains
 
@@ -53,48 +54,57 @@ def figures(folder):
     }
 
 
-@pytest.mark.parametrize("kind", METHODS)
-def test_two_processes_do_what_one_does(base_run, tmp_path, kind):
-    """Answers, rewards, losses, every other figure and the weights, while the policy moves."""
-    data = tmp_path / "prompts.jsonl"
-    data.write_text(
-        "".join(json.dumps({"prompt": f"Who is {'very ' * (i % 4)}{i}?"}) + "\n" for i in range(32))
+def method_config(kind, start, folder, rows):
+    """A short run of a method whose processes each read that many rows."""
+    return kind(
+        policy_checkpoint=str(start.folder),
+        datasets=[str(folder / "prompts.jsonl")],
+        reward_model="length | 1 | 6",
+        top_k=50,
+        top_p=0.95,
+        batch_size=rows,
+        mini_batch_size=rows // 2,
+        max_new_tokens=6,
+        max_steps=8,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        scheduler="none",
+        eval_fraction=0.0,
+        log_every=1,
+        save_every=8,
+        max_prompt_length=64,
+        output_dir=str(folder / f"{kind.KIND}-{rows}"),
+        report_to=[],
+        **METHODS[kind],
     )
-    for name, share in (("one", 16), ("two", 8)):
-        config = kind(
-            policy_checkpoint=str(base_run.folder),
-            datasets=[str(data)],
-            reward_model="length | 1 | 6",
-            top_k=50,
-            top_p=0.95,
-            batch_size=share,
-            mini_batch_size=share // 2,
-            max_new_tokens=6,
-            max_steps=8,
-            learning_rate=1e-3,
-            warmup_steps=0,
-            scheduler="none",
-            eval_fraction=0.0,
-            log_every=1,
-            save_every=8,
-            max_prompt_length=64,
-            output_dir=str(tmp_path / name),
-            report_to=[],
-            **METHODS[kind],
-        )
-        if name == "one":
-            run(config)
-        else:
-            done = together(config, tmp_path / "two.json")
-            assert done.returncode == 0, done.stderr[-3000:]
-            assert "Tried to track" not in done.stderr  # a library's raw log, of the second process
-    one, two = figures(tmp_path / "one"), figures(tmp_path / "two")
+
+
+@pytest.fixture(scope="module")
+def runs(base_run, tmp_path_factory):
+    """Both methods in one process and, in one job, in two."""
+    folder = tmp_path_factory.mktemp("methods")
+    prompts = [{"prompt": f"Who is {'very ' * (i % 4)}{i}?"} for i in range(32)]
+    write_rows(folder / "prompts.jsonl", prompts)
+    for kind in METHODS:
+        run(method_config(kind, base_run, folder, 16))
+    plan = [{"config": method_config(kind, base_run, folder, 8).to_json_dict()} for kind in METHODS]
+    assert not [part["error"] for part in several(plan, folder) if part["error"]]
+    said = (folder / "stderr.txt").read_text()
+    assert "Tried to track" not in said  # a library's raw log, of the second process
+    return folder
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_two_processes_do_what_one_does(base_run, runs, kind):
+    """Answers, rewards, losses, every other figure and the weights, while the policy moves."""
+    places = [runs / f"{kind.KIND}-{rows}" for rows in (16, 8)]
+    one, two = map(figures, places)
     assert (
         one.keys() == two.keys() and len({value for (_, name), value in one.items() if name == "reward"}) > 1
     )
     for place, value in one.items():
         assert two[place] == pytest.approx(value, rel=1e-5, abs=2e-5), place
-    weights = [load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two")]
+    weights = [load_file(place / "final" / "model.safetensors") for place in places]
     start = load_file(base_run.model / "model.safetensors")
     moved = [sum((w[name] - start[name]).norm() ** 2 for name in start) ** 0.5 for w in weights]
     apart = sum((weights[0][name] - weights[1][name]).norm() ** 2 for name in start) ** 0.5
@@ -105,17 +115,16 @@ def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, told):
     """A real run goes from one process to two and back, each time between two logged losses:
     what was summed is kept.
     """
-    data = tmp_path / "rows.jsonl"
     rows = [
         {"prompt": f"Who is {'very ' * (i % 4)}{i}?", "completion": "Ahab" if i % 3 else "Stubb"}
         for i in range(64)
     ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = write_rows(tmp_path / "rows.jsonl", rows)
 
     def config(steps, batch, name="run"):
         return SFTConfig(
             policy_checkpoint=str(base_run.folder),
-            datasets=[str(data)],
+            datasets=[data],
             batch_size=batch,
             gradient_accumulation_steps=1,
             max_steps=steps,
@@ -141,6 +150,9 @@ def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, told):
     assert done.returncode == 0 and "1 processes -> 2: an update reads 8 rows" in done.stderr, done.stderr[
         -3000:
     ]
+    assert done.stdout.count("run/best") == 1 and done.stderr.count("4 x 1 x 2 = 8") == 1, (
+        "one speaks for both"
+    )
     assert {path.name for path in (folder / "checkpoint-6").glob("lab_state*")} == {
         "lab_state_0.json",
         "lab_state_1.json",
