@@ -86,6 +86,14 @@ class Terminal:
             return False
         return any(state in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP) for state in states)
 
+    def choose(self, name: str) -> None:
+        """Goes down a list to the entry that begins so, and takes it."""
+        for _ in range(20):
+            if re.search(rf"» {re.escape(name)}", self.text()):
+                break
+            self.send(DOWN)
+        self.send(ENTER)
+
     def see(self, pattern: str) -> str:
         """Waits until the screen shows a pattern, and returns the screen."""
         began = time.monotonic()

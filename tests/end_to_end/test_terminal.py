@@ -134,7 +134,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.see("Which one")
     term.send(ENTER)
     term.see("What do you want to do")
-    term.send(*[DOWN] * 2, ENTER)  # edit
+    term.choose("edit")
     term.see(r"\? name first")
     term.fill({"max_steps": str(run.record["step"] + 4), "warmup_steps": "0"})
     term.send(ENTER)
@@ -156,11 +156,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
         ("Supervised", "talk.jsonl", "second"),
         ("Direct preference", "pairs.jsonl", "third"),
     ):
-        for _ in range(8):
-            if re.search(rf"» {method}", term.text()):
-                break
-            term.send(DOWN)
-        term.send(ENTER)
+        term.choose(method)
         term.see("about which size")
         term.send(ENTER)
         term.see(r"\? name")
