@@ -21,14 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmlab.config import PretrainConfig, parse_config
-from llmlab.data.tokenizer import load_tokenizer, save_tokenizer
-from llmlab.errors import LabError
-from llmlab.libraries import quiet_libraries
-from llmlab.runs.folder import RunFolder
-from llmlab.training.engine.run import run
-from tests.training.jobs import apart, config_of, several
-
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS, PAGE = DOCS / "engines.json", DOCS / "scale.md"
 BEGIN, END = "<!-- table of engines: made by benchmarks/engines.py -->\n", "<!-- end of the table -->\n"
@@ -80,6 +72,12 @@ def combinations(only: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
 
 def measured(only: list[str], engines: list[str], work: Path) -> list[Cell]:
     """Returns what came of every combination."""
+    from llmlab.config import PretrainConfig, parse_config
+    from llmlab.data.tokenizer import load_tokenizer, save_tokenizer
+    from llmlab.errors import LabError
+    from llmlab.training.engine.run import run
+    from tests.training.jobs import config_of
+
     save_tokenizer(load_tokenizer("byte"), work / "tokenizer")
     shape = dict(kind="model", tokenizer_name=str(work / "tokenizer"), vocab_size=260, d_model=64, n_layers=2)
     base = PretrainConfig(
@@ -122,6 +120,8 @@ def measured(only: list[str], engines: list[str], work: Path) -> list[Cell]:
 
 def together(plan: list[dict[str, Any]], work: Path) -> list[dict[str, str]]:
     """Runs configs in one job; returns what came of them, up to the first that failed."""
+    from tests.training.jobs import several
+
     try:
         return several(plan, work)
     except (AssertionError, subprocess.TimeoutExpired) as error:
@@ -138,6 +138,8 @@ def together(plan: list[dict[str, Any]], work: Path) -> list[dict[str, str]]:
 
 def judge(cell: Cell, result: dict[str, str], one: Path, place: Path) -> None:
     """Notes what came of one combination in two processes."""
+    from tests.training.jobs import apart
+
     if error := result["error"]:
         failed = error.startswith("Traceback")
         cell.verdict, cell.detail = "fails" if failed else "refused", error.strip().splitlines()[-1][:300]
@@ -151,6 +153,8 @@ def losses_apart(one: Path, place: Path) -> float:
     """Returns the largest difference of a step's loss, as a share of it; of rewards where a loss is 0 by
     construction.
     """
+    from llmlab.runs.folder import RunFolder
+
     first, second = (RunFolder(folder).metrics() for folder in (one, place))
     name = "reward" if any("reward" in line for line in first) else "loss"
     pairs = [(a[name], b[name]) for a, b in zip(first, second, strict=True) if name in a and name in b]
@@ -188,6 +192,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=STAGES, default=None)
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=None)
     arguments = parser.parse_args()
+    from llmlab.libraries import quiet_libraries
+
     there = [e for e in ENGINES if not e.startswith("zero") or importlib.util.find_spec("deepspeed")]
     quiet_libraries(print)
     work = Path(tempfile.mkdtemp(prefix="engines-"))
