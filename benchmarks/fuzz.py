@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import importlib
 import io
 import json
 import os
+import pkgutil
 import random
 import re
 import resource
@@ -34,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from llmlab.__main__ import main as program
 from llmlab.config import KINDS, SFTConfig, save_config
 from llmlab.runs.manifest import write_manifest
+from llmlab.training import methods
 from tests.fuzzing import Case, case
 
 SECONDS = 2.0  # of the processor, from the start of the command; libraries are loaded by then
@@ -180,6 +184,9 @@ def worker(given: argparse.Namespace) -> None:
         sys.argv = ["llmlab", *warm]  # whatever these load, the processes that are forked have
         with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
             program()
+    for module in pkgutil.iter_modules(methods.__path__, f"{methods.__name__}."):
+        importlib.import_module(module.name)
+    gc.freeze()  # else every child copies the pages on which its collector marks what was imported
     with (
         open(given.results, "w", encoding="utf-8", errors="backslashreplace") as out,
         tempfile.TemporaryDirectory() as work,

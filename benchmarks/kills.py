@@ -12,6 +12,7 @@ which has imported everything and computed nothing.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -38,6 +39,7 @@ PAIRS, PART = 120, 8
 
 def forked(work, log: Path) -> int:
     """Runs a function in a process of its own and returns its number."""
+    gc.freeze()  # else the child copies every page on which its collector marks what was imported
     child = os.fork()
     if child:
         return child

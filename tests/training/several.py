@@ -14,17 +14,19 @@ import sys
 import traceback
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
-from transformers.integrations import unset_hf_deepspeed_config
-
 from llmlab.config import parse_config
 from llmlab.errors import LabError
-from llmlab.libraries import quiet_libraries
-from llmlab.training.engine.distributed import destroy_process_group
-from llmlab.training.engine.reporter import Silent
-from llmlab.training.engine.run import run
+from llmlab.libraries import importing, quiet_libraries
+
+with importing():
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    from llmlab.training.engine.distributed import destroy_process_group
+    from llmlab.training.engine.reporter import Silent
+    from llmlab.training.engine.run import run
 
 
 class Words(Silent):
