@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.engines import PAGE, RESULTS, Cell, page_with
 from llmlab.cli import app, parse_changes
 from llmlab.config.base import option_info
 from llmlab.config.chat import ChatSettings
@@ -124,3 +125,10 @@ def test_the_readmes_lines_run_one_after_the_other(base_run, tmp_path, monkeypat
         result = CliRunner().invoke(app, [*words, *more])
         assert result.exit_code == 0, (line, result.output, result.exception)
     assert json.loads((tmp_path / "base.json").read_text())["optimizer"] == "muon"
+
+
+def test_the_table_of_engines_is_that_of_the_measured_results():
+    cells = [Cell(**cell) for cell in json.loads(RESULTS.read_text())]
+    page = PAGE.read_text()
+    assert page_with(cells, page) == page
+    assert not [cell for cell in cells if cell.verdict in ("fails", "differs")]
