@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 5
 BIN := $(VENV)/bin
+# a file stays in one worker, for what its tests share; long files are begun first (tests/conftest.py)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install quickstart check static test lint lock clean
 
@@ -20,7 +22,7 @@ quickstart: install
 # what can be asked before every commit; the tests that take a second or more are left out
 check: install
 	$(MAKE) --no-print-directory static
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow"
 
 static: install
 	$(BIN)/ruff check .
@@ -29,7 +31,7 @@ static: install
 
 test: install
 	$(MAKE) --no-print-directory static
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff format .

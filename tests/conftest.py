@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -29,6 +30,20 @@ def pytest_configure(config):
     gc.disable()
     for start in KNOWN_WARNINGS:
         config.addinivalue_line("filterwarnings", f"ignore:{re.escape(start)}:UserWarning")
+
+
+LONG = ("end_to_end", "training", "test_cli.py", "export", "planning", "launching")
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the folders whose files take longest: of two workers, none goes on alone at the end."""
+    root = Path(__file__).parent
+
+    def place(item):
+        part = item.path.relative_to(root).parts[0]
+        return LONG.index(part) if part in LONG else len(LONG)
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish():

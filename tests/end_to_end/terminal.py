@@ -14,7 +14,7 @@ import pyte
 from tests.waiting import PATIENCE
 
 ENTER, UP, DOWN, ESCAPE, CTRL_C, CTRL_D, CLEAR = "\r", "\x1b[A", "\x1b[B", "\x1b", "\x03", "\x04", "\x15"
-QUIET = 0.15  # seconds without output after which a screen counts as drawn
+QUIET = 0.05  # seconds without output after which a screen counts as drawn, if the program waits
 SETTLED = 10.0  # seconds after which a program that still works is left to its work
 
 
