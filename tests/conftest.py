@@ -47,11 +47,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """What the libraries made when they were imported stays: the garbage collector need not look through a
-    million objects again in each test. A run asks for two full collections, half a second each.
-    """
-    gc.collect()
-    gc.freeze()
+    """From here on garbage is looked for."""
     gc.enable()
 
 
@@ -84,6 +80,16 @@ class Told(LineReporter):
 @pytest.fixture
 def told():
     return Told()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_imported_stays():
+    """The garbage collector need not look through a million objects of the libraries again in each test.
+
+    A run asks for two full collections; they took half of the time of short runs.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
