@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from llmlab.config import SourceConfig
 from llmlab.config.loader import kind_class
@@ -51,15 +52,15 @@ OPTIONS = {  # a value that matters, and what is learned from where it is left o
 def what_is_learned_from(kind, source, tokenizer):
     """Returns the rows, the stream, or the words of the refusal."""
     second = str(Path(source["name"]).with_name("more.jsonl"))
-    config = kind_class(kind)(
-        datasets=[source, second],
-        eval_fraction=0.0,
-        mixture_stop="all_exhausted",
-        **({"packing": False} if kind == "sft" else {}),
-    )
     try:
+        config = kind_class(kind)(
+            datasets=[source, second],
+            eval_fraction=0.0,
+            mixture_stop="all_exhausted",
+            **({"packing": False} if kind == "sft" else {}),
+        )
         data = READ[kind](config, tokenizer).train
-    except LabError as error:
+    except (LabError, ValidationError) as error:
         return str(error)
     return (
         [json.dumps(row, default=lambda value: value.tolist()) for row in data]
