@@ -188,6 +188,7 @@ def zero(model: nn.Module, config: PretrainConfig, stage: int) -> Engine:
         "train_micro_batch_size_per_gpu": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "bf16": {"enabled": config.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": stage,

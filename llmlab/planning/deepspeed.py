@@ -46,19 +46,18 @@ REFUSED = {
 Settings = dict[str, Any]
 
 
-def deepspeed_settings(config: TrainingConfig, engine: str, processes: int) -> Settings:
+def deepspeed_settings(config: TrainingConfig, processes: int) -> Settings:
     """Returns the settings of a run as DeepSpeed's JSON has them; "auto" is filled in when the model is there
     (from its width, and from the precision of the device).
 
     Args:
-        config: of the run.
-        engine: "zero2" or "zero3".
+        config: of the run, whose `parallel` is "zero2" or "zero3".
         processes: of the whole job.
 
     Raises:
         LabError: when the file that the config names cannot be read, or contradicts the config.
     """
-    settings = _own_settings(config, engine, processes)
+    settings = _own_settings(config, processes)
     if config.deepspeed_config is None:
         return settings
     path = Path(config.deepspeed_config).expanduser()
@@ -72,18 +71,18 @@ def deepspeed_settings(config: TrainingConfig, engine: str, processes: int) -> S
     return _merged(settings, changes)
 
 
-def _own_settings(config: TrainingConfig, engine: str, processes: int) -> Settings:
+def _own_settings(config: TrainingConfig, processes: int) -> Settings:
     zero: Settings = {
-        "stage": STAGES[engine],
+        "stage": STAGES[config.parallel],
         "contiguous_gradients": True,
         "overlap_comm": False,  # a second bucket of gradients, and sums in an order that changes
         "reduce_bucket_size": "auto",  # the square of the model's width
     }
-    if engine == "zero3":
+    if config.parallel == "zero3":
         zero |= {"stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto"}
     place = {"device": "cpu" if config.cpu_offload else "none"}
     zero["offload_optimizer"] = dict(place)
-    if engine == "zero3":
+    if config.parallel == "zero3":
         zero["offload_param"] = dict(place)
     return {
         "train_batch_size": config.micro_batch_size * config.accumulation_steps * processes,

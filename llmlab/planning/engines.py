@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmlab.config.hardware import SHARDED, Engine
+from llmlab.config.hardware import DEEPSPEED, SHARDED, Engine
 from llmlab.config.training import TrainingConfig
 from llmlab.planning.live import device_memory, host_memory
 from llmlab.planning.needs import needs_of
@@ -21,6 +21,8 @@ NEEDS_WHOLE = {
     "sophia": "its curvature estimate needs the whole gradient of every weight",
     "adafactor": "PyTorch's norms over rows and columns need whole matrices",
 }
+# the same under DeepSpeed, which updates flat pieces of many weights
+NEEDS_SHAPES = {**NEEDS_WHOLE, "muon": "it needs whole matrices, and DeepSpeed updates flat pieces of them"}
 
 Verdict = Literal["fits", "tight", "does not fit"]
 Why = Literal["one process", "asked for", "not known", "no GPUs", "least that fits", "nothing fits"]
@@ -119,8 +121,14 @@ def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
 
 def usable(config: TrainingConfig) -> tuple[Engine, ...]:
     """Returns the engines that the method and the optimizer of a run can use."""
-    engines = type(config).ENGINES
-    return tuple(e for e in engines if e not in SHARDED or config.optimizer not in NEEDS_WHOLE)
+    return tuple(e for e in type(config).ENGINES if not whats_wrong(config.optimizer, e))
+
+
+def whats_wrong(optimizer: str, engine: EngineInEffect) -> str:
+    """Returns why an optimizer cannot be used under an engine; "" where it can."""
+    if engine in DEEPSPEED:
+        return NEEDS_SHAPES.get(optimizer, "")
+    return NEEDS_WHOLE.get(optimizer, "") if engine in SHARDED else ""
 
 
 def need_in_effect(config: TrainingConfig) -> EngineNeed | None:

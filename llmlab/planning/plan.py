@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmlab.config import DualHeadConfig, KindConfig, ModelConfig, PretrainConfig, load_config
+from llmlab.config.hardware import DEEPSPEED
 from llmlab.config.schedule import NO_LIMIT
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import checkpoint_shape
 from llmlab.planning.advice import Concern, WayToFit, concerns, ways_to_fit
+from llmlab.planning.deepspeed import Settings, deepspeed_settings
 from llmlab.planning.dual_head import DualHeadPlan, dual_head_plan
 from llmlab.planning.engines import Choice, Verdict, choose_engine, need_in_effect
 from llmlab.planning.memory import checkpoint_bytes, one_checkpoint_bytes
@@ -78,10 +80,13 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """How the processes of a job share its work: the engine, why, and what the others would need."""
+    """How the processes of a job share its work: the engine, why, and what the others would need; the
+    settings of DeepSpeed where it is used.
+    """
 
     processes: int
     choice: Choice
+    deepspeed: Settings | None = None
 
 
 @dataclass(frozen=True)
@@ -210,9 +215,17 @@ def tokens_plan(config: PretrainConfig) -> TokensPlan | None:
 
 
 def engine_plan(config: TrainingConfig) -> EnginePlan | None:
-    """Returns how the devices of a run share it; None where there is one."""
+    """Returns how the devices of a run share it; None where there is one.
+
+    Raises:
+        LabError: when its file of DeepSpeed settings cannot be used.
+    """
     processes = processes_of(config)
-    return EnginePlan(processes, choose_engine(config, devices=processes)) if processes > 1 else None
+    if processes == 1:
+        return None
+    choice = choose_engine(config, devices=processes)
+    asks = choice.engine in DEEPSPEED
+    return EnginePlan(processes, choice, deepspeed_settings(config, processes) if asks else None)
 
 
 def memory_plan(config: TrainingConfig) -> MemoryPlan | None:

@@ -117,10 +117,10 @@ def _fsdp2(held: Held, devices: int, offload: bool) -> Standing:
 def _zero2(held: Held, devices: int, offload: bool) -> Standing:
     """Weights whole, in the precision of the products; fp32 ones, gradients and states divided.
 
-    At the update the gradients are copied into one flat tensor in fp32.
+    Gradients are summed in fp32, and copied into one flat tensor at the update.
     """
     weights = held.wide * held.trained + held.frozen + held.fixed + held.reference
-    own, gradients = (4 * held.trained + held.optimizer) / devices, held.wide * held.trained / devices
+    own, gradients = (4 * held.trained + held.optimizer) / devices, 4 * held.trained / devices
     flat = 4 * held.trained / devices
     if offload:
         return Standing(weights, 0.0, 0.0, host=own + flat)
@@ -128,10 +128,10 @@ def _zero2(held: Held, devices: int, offload: bool) -> Standing:
 
 
 def _zero3(held: Held, devices: int, offload: bool) -> Standing:
-    """All divided: weights in the precision of the products and in fp32, gradients, states."""
+    """All divided: weights in the precision of the products and in fp32, gradients in fp32, states."""
     computed = (held.wide * held.trained + held.frozen) / devices
     reference = held.reference / devices
-    own, gradients = (4 * held.trained + held.optimizer) / devices, held.wide * held.trained / devices
+    own, gradients = (4 * held.trained + held.optimizer) / devices, 4 * held.trained / devices
     flat = 4 * held.trained / devices
     if offload:
         return Standing(held.fixed + reference, 0.0, 0.0, host=computed + own + gradients + flat)

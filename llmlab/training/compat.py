@@ -235,7 +235,10 @@ def save_checkpoint(trainer: Any) -> None:
 
 def load_checkpoint(trainer: Any, folder: str) -> None:
     """Loads weights and random state of a checkpoint outside of training."""
-    trainer._load_from_checkpoint(folder)
+    if trainer.is_deepspeed_enabled:  # whose model validates and is saved only under its engine
+        trainer._prepare_for_training(trainer.args.max_steps, trainer.get_train_dataloader(), folder)
+    else:
+        trainer._load_from_checkpoint(folder)
     trainer._load_rng_state(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from rich.table import Table
@@ -53,6 +54,8 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         yield from _memory_rows(plan.memory, plan.engine)
     if plan.engine and plan.memory:
         yield from ((f"  {need.engine}", need_in_words(need)) for need in plan.engine.choice.looked_at)
+    if plan.engine and plan.engine.deepspeed:
+        yield "DeepSpeed", json.dumps(plan.engine.deepspeed, indent=1)
     if plan.disk:
         yield "disk", disk_in_words(plan.disk)
     if plan.dual_head:

@@ -76,11 +76,12 @@ def test_processes_without_gpus_share_the_memory_of_the_machine():
     [("zero2", 64, 16.6), ("zero3", 64, 1.9), ("zero2", 4, 41.3), ("zero3", 4, 30.0)],
 )
 def test_what_stands_is_that_of_the_paper(engine, devices, published):
-    """Rajbhandari et al. 2020, table 1: 7.5B weights in half precision under Adam, GB."""
+    """Rajbhandari et al. 2020, table 1: 7.5B weights in half precision under Adam, GB; the gradients, which
+    the lab sums in fp32, take 2 bytes more.
+    """
     standing = STANDING[engine](Held(7.5e9, 2.0, wide=2), devices, False)
-    assert (standing.weights + standing.gradients + standing.optimizer) / 1e9 == pytest.approx(
-        published, abs=0.06
-    )
+    stands = standing.weights + standing.gradients + standing.optimizer
+    assert (stands - 2 * 7.5e9 / devices) / 1e9 == pytest.approx(published, abs=0.06)
 
 
 @pytest.mark.parametrize("engine", ["fsdp2", "zero2", "zero3"])

@@ -34,7 +34,9 @@ def several(plan, folder):
         env={
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "shims")]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT), str(ROOT / "tests" / "shims"), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
         },
     )
     assert done.returncode == 0, done.stderr[-3000:]

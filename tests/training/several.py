@@ -1,8 +1,9 @@
 """Runs configs one after another in each process of a job: `torchrun -m tests.training.several PLAN RESULT`.
 
 Starting processes and importing the libraries takes longer than a short run does, so one job does many. PLAN
-is a JSON list of {"config": ..., "resume": ...} and of {"copy": [from, to]}; RESULT gets, from the main
-process, a list of {"error": text, "engine": words} in its order, null for a copy.
+is a JSON list of {"config": ..., "resume": ..., "broken": a word of rows that cannot be computed} and of
+{"copy": [from, to]}; RESULT gets, from the main process, a list of {"error": text, "engine": words} in its
+order, null for a copy.
 """
 
 import faulthandler
@@ -27,6 +28,7 @@ with importing():
     from llmlab.training.engine.distributed import destroy_process_group
     from llmlab.training.engine.reporter import Silent
     from llmlab.training.engine.run import run
+    from tests.training.broken import broken
 
 
 class Words(Silent):
@@ -60,7 +62,9 @@ def main():
             unset_hf_deepspeed_config()
         connected = True
         try:
-            run(parse_config(part["config"]), resume=part.get("resume", "auto"), reporter=words)
+            config = parse_config(part["config"])
+            with broken(part.get("broken"), part["config"].get("policy_checkpoint")):
+                run(config, resume=part.get("resume", "auto"), reporter=words)
         except LabError as refused:
             error = str(refused)
         except Exception:

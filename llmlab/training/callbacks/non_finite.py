@@ -112,9 +112,15 @@ class NonFiniteGuard(TrainerCallback):
 
 
 @torch.no_grad()
-def suspects(trainer: Any, model: Any, inputs: Any) -> tuple[str, ...]:
+def suspects(trainer: Any, model: Any, inputs: Any, *, divided: bool = False) -> tuple[str, ...]:
     """Returns the texts of the rows of a micro-batch whose loss is not finite: alone,
     where rows can be computed alone.
+
+    Args:
+        trainer: of the model.
+        model: as the trainer calls it.
+        inputs: the micro-batch.
+        divided: whether the processes have to compute together, so that none can compute a row by itself.
     """
     tokenizer = trainer.processing_class
     if isinstance(inputs, list):
@@ -124,7 +130,12 @@ def suspects(trainer: Any, model: Any, inputs: Any) -> tuple[str, ...]:
         return ("(rows without text)",)
     alone: Sequence[int] = range(len(rows))
     tensors = {name: value for name, value in inputs.items() if torch.is_tensor(value) and value.dim() == 2}
-    if len(rows) > 1 and "labels" in tensors and all(len(value) == len(rows) for value in tensors.values()):
+    if (
+        not divided
+        and len(rows) > 1
+        and "labels" in tensors
+        and all(len(value) == len(rows) for value in tensors.values())
+    ):
         parts = [{name: value[i : i + 1] for name, value in tensors.items()} for i in alone]
         losses = [
             model(**{name: value.to(model.device) for name, value in part.items()}).loss for part in parts

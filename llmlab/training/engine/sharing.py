@@ -19,7 +19,8 @@ from llmlab.config.hardware import DEEPSPEED, SHARDED
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.planning.deepspeed import STAGES, deepspeed_settings
-from llmlab.planning.engines import NEEDS_WHOLE, choose_engine
+from llmlab.planning.engines import choose_engine, whats_wrong
+from llmlab.planning.sharding import EngineInEffect
 from llmlab.training import compat
 from llmlab.training.engine.distributed import broadcast_from_main, processes
 from llmlab.training.engine.zero import parts_of_zero, refuse_for_zero
@@ -35,7 +36,7 @@ class Sharing:
         engine: "none" for one process, "ddp", "fsdp2", "zero2" or "zero3".
     """
 
-    engine: str
+    engine: EngineInEffect
 
     @property
     def sharded(self) -> bool:
@@ -65,15 +66,15 @@ def resolve_sharing(config: TrainingConfig, device: str, precision: str) -> Shar
         return sharing
     if config.cpu_offload and device == "cpu":
         raise LabError("`cpu_offload` moves nothing: this run is on the processor", remedy="set it to false")
-    if sharing.engine in DEEPSPEED:
-        refuse_for_zero(config, sharing.engine, device, precision)
-        deepspeed_settings(config, sharing.engine, processes())
-        return sharing
-    if reason := NEEDS_WHOLE.get(config.optimizer):
+    if reason := whats_wrong(config.optimizer, sharing.engine):
         raise LabError(
             f'`optimizer` "{config.optimizer}" does not work with `parallel` "{config.parallel}": {reason}',
             remedy='use "adamw", or `parallel` "ddp"',
         )
+    if sharing.engine in DEEPSPEED:
+        refuse_for_zero(config, sharing.engine, device, precision)
+        deepspeed_settings(config, processes())
+        return sharing
     found = compat.engine_that_accelerate_takes(device)
     if found != sharing.engine:
         raise LabError(
@@ -89,7 +90,7 @@ def sharing_arguments(sharing: Sharing, config: TrainingConfig) -> dict[str, Any
     if not sharing.sharded:
         return {}
     if sharing.engine in DEEPSPEED:
-        return {"deepspeed": deepspeed_settings(config, sharing.engine, processes())}
+        return {"deepspeed": deepspeed_settings(config, processes())}
     return {
         "fsdp": True,
         "fsdp_config": {

@@ -18,14 +18,6 @@ from torch import nn
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 
-# optimizers that work on each number by itself: DeepSpeed gives them flat pieces of many weights
-ELEMENTWISE = ("adamw", "lion")
-NEEDS_SHAPES = {
-    "muon": "it needs whole matrices, and DeepSpeed updates flat pieces of them",
-    "adafactor": "it factors matrices, and DeepSpeed updates flat pieces of them",
-    "sophia": "its curvature estimate needs the whole gradient of every weight",
-}
-
 
 class UpdateApart(DeepSpeedEngineWrapper):  # type: ignore[misc]  # accelerate has no types
     """A DeepSpeed engine whose update is not part of the backward pass."""
@@ -69,11 +61,6 @@ def refuse_for_zero(config: TrainingConfig, engine: str, device: str, precision:
             remedy="`pip install 'llmlab[deepspeed]'`, or use \"fsdp2\"",
         )
     asked = f'`parallel` "{engine}"'
-    if reason := NEEDS_SHAPES.get(config.optimizer):
-        raise LabError(
-            f'`optimizer` "{config.optimizer}" does not work with {asked}: {reason}',
-            remedy=f"use one of {', '.join(ELEMENTWISE)}",
-        )
     if precision == "fp16":
         raise LabError(
             f'`precision` "fp16" does not work with {asked}: its loss scale would not survive a stop',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset, RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.data.stream import StreamFault
+from llmlab.files import write_text_atomically
 from llmlab.models.adapters import is_adapted
 from llmlab.models.headers import tensor_sizes
 from llmlab.runs.folder import RunFolder
@@ -53,6 +55,7 @@ compat.check(compat.TRAINER)
 
 # of an optimizer's parameter group, as the config has them
 HYPERPARAMETERS = ("weight_decay", "betas", "eps", "momentum", "nesterov")
+DEEPSPEED_SETTINGS = "deepspeed.json"
 # options that a schedule follows from
 SCHEDULE = {
     *("optimizer", "learning_rate", "value_learning_rate", "scheduler"),
@@ -90,6 +93,16 @@ class _Hooks(TrainerCallback):
 
     def __init__(self, trainer: LabTrainerMixin):
         self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Writes the settings that DeepSpeed works by, where it does."""
+        settings, services = self.trainer.settings_in_effect(), self.trainer.services
+        if settings and services and state.is_world_process_zero:
+            file = services.run.path / DEEPSPEED_SETTINGS
+            text = json.dumps(settings, indent=2) + "\n"
+            services.checkpoints.disk.retry(lambda: write_text_atomically(file, text), services.run.path)
 
     def on_epoch_begin(
         self,
@@ -249,7 +262,8 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         """Does the step, then the estimate where one is due."""
         loss = super().training_step(model, inputs, *args, **kwargs)
         if self.services and not torch.isfinite(loss):
-            self._suspects += suspects(self, model, inputs)
+            divided = self.services.sharing.sharded
+            self._suspects += suspects(self, model, inputs, divided=divided)
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         if (
             isinstance(optimizer, SophiaG)

@@ -13,8 +13,6 @@ from llmlab.training.engine.zero import UpdateApart, stage_of, update
 from llmlab.training.engine.zero_state import ZeroState
 from llmlab.training.trainers.library import LibraryTrainer
 
-SETTINGS = "deepspeed.json"
-
 
 class ZeroMixin(LibraryTrainer):
     """Updates that are skipped where they must be, and checkpoints that any engine reads, under DeepSpeed;
@@ -71,9 +69,10 @@ class ZeroMixin(LibraryTrainer):
         if self.has_zero_engine and file.is_file():
             file.write_text(json.dumps({**json.loads(file.read_text()), "dtype": "float32"}, indent=2) + "\n")
 
-    def note_settings(self, folder: Path) -> None:
-        """Writes the settings that DeepSpeed works by into the run's folder; nothing without DeepSpeed."""
-        if self.has_zero_engine and self.is_world_process_zero():
-            settings = dict(self.accelerator.deepspeed_plugin.deepspeed_config)
-            settings.pop("steps_per_print", None)  # infinity, by which accelerate keeps DeepSpeed quiet
-            (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    def settings_in_effect(self) -> dict[str, Any]:
+        """Returns the settings that DeepSpeed works by; empty without it."""
+        if not self.has_zero_engine:
+            return {}
+        settings = dict(self.accelerator.deepspeed_plugin.deepspeed_config)
+        settings.pop("steps_per_print", None)  # infinity, by which accelerate keeps DeepSpeed quiet
+        return settings
