@@ -75,7 +75,6 @@ def _own_settings(config: TrainingConfig, processes: int) -> Settings:
     zero: Settings = {
         "stage": STAGES[config.parallel],
         "contiguous_gradients": True,
-        "overlap_comm": False,  # a second bucket of gradients, and sums in an order that changes
         "reduce_bucket_size": "auto",  # the square of the model's width
     }
     if config.parallel == "zero3":
@@ -100,10 +99,13 @@ def _own_settings(config: TrainingConfig, processes: int) -> Settings:
 
 
 def _refuse_contradictions(settings: Settings, changes: Settings, where: str) -> None:
+    own_values = _flat(settings)
     for name, value in _flat(changes).items():
+        if any(one.startswith(f"{name}.") for one in own_values) and value != {}:
+            raise LabError(f"`{name}` is {value!r:.60}, not an object of settings", where=where)
         if reason := next((REFUSED[one] for one in REFUSED if f"{name}.".startswith(f"{one}.")), ""):
             raise LabError(f"`{name}` cannot be set in a DeepSpeed file: {reason}", where=where)
-        own = _flat(settings).get(name, "none" if name.endswith(".device") else None)
+        own = own_values.get(name, "none" if name.endswith(".device") else None)
         if name in DECIDED and value not in (own, "auto"):
             decided = f"`{DECIDED[name]}` of the config decides that"
             shown = f" ({own})" if own not in ("auto", None) else ""
@@ -127,5 +129,6 @@ def _merged(settings: Settings, changes: Settings) -> Settings:
 def _flat(settings: Settings, before: str = "") -> Settings:
     flat: Settings = {}
     for name, value in settings.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
+        block = isinstance(value, dict) and value
+        flat |= _flat(value, f"{before}{name}.") if block else {f"{before}{name}": value}
     return flat

@@ -23,7 +23,7 @@ from llmlab.planning.engines import choose_engine, whats_wrong
 from llmlab.planning.sharding import EngineInEffect
 from llmlab.training import compat
 from llmlab.training.engine.distributed import broadcast_from_main, processes
-from llmlab.training.engine.zero import parts_of_zero, refuse_for_zero
+from llmlab.training.engine.zero import parts_of_zero, refuse_for_zero, refuse_settings
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -73,7 +73,7 @@ def resolve_sharing(config: TrainingConfig, device: str, precision: str) -> Shar
         )
     if sharing.engine in DEEPSPEED:
         refuse_for_zero(config, sharing.engine, device, precision)
-        deepspeed_settings(config, processes())
+        refuse_settings(deepspeed_settings(config, processes()), config.deepspeed_config or "")
         return sharing
     found = compat.engine_that_accelerate_takes(device)
     if found != sharing.engine:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils.deepspeed import DeepSpeedEngineWrapper
+from pydantic import ValidationError
 from torch import nn
 
 from llmlab.config.training import TrainingConfig
@@ -26,6 +27,23 @@ class UpdateApart(DeepSpeedEngineWrapper):  # type: ignore[misc]  # accelerate h
         """Does the backward pass; that of the last micro-batch completes the gradients of an update."""
         self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
         self.engine.backward(loss, **kwargs)
+
+
+def refuse_settings(settings: dict[str, Any], where: str) -> None:
+    """Lets DeepSpeed look at the settings of a file before anything is loaded.
+
+    Raises:
+        LabError: with the first that it does not know, or whose value it does not take.
+    """
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    block = {name: value for name, value in settings["zero_optimization"].items() if value != "auto"}
+    try:
+        DeepSpeedZeroConfig(**block)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(["zero_optimization", *map(str, first["loc"])])
+        raise LabError(f"`{name}`: {first['msg']}", where=where, remedy="see DeepSpeed's manual") from None
 
 
 def update(engine: Any, parameters: list[torch.nn.Parameter], *, skip: bool) -> float:
