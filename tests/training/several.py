@@ -58,7 +58,6 @@ def main():
             PartialState().distributed_type = DistributedType.MULTI_CPU
             for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
                 del os.environ[name]  # which transformers sets
-            os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
             unset_hf_deepspeed_config()
         connected = True
         try:
