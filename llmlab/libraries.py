@@ -44,7 +44,8 @@ def importing() -> Iterator[None]:
 
 
 def quiet_libraries(warn: Callable[[str], None]) -> None:
-    """Limits the logs of transformers, datasets and TRL to errors, and hands each warning on as one line.
+    """Limits the logs of transformers, datasets, accelerate and TRL to errors, and hands each warning on as
+    one line.
 
     Left out are the warnings that a user can do nothing about: deprecations, which are the lab's to fix (its
     tests fail on them), and `KNOWN_WARNINGS`.
@@ -60,7 +61,8 @@ def quiet_libraries(warn: Callable[[str], None]) -> None:
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    logging.getLogger("trl").setLevel(logging.ERROR)
+    for library in ("trl", "accelerate"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     for deprecation in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
