@@ -1,4 +1,6 @@
-"""The shape of a model on this machine, read from its files' headers: no weights, no torch."""
+"""The shape of a model: by the headers of its files, else by its `config.json`, else by what ships of known
+models. No weights, no torch.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +8,17 @@ import functools
 import json
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.identity import base_of
+from llmlab.models.known_models import known_shape
+from llmlab.models.shapes import ALIASES, CheckpointShape, shape_of_config
 from llmlab.runs.folder import find_model
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
-ALIASES = {
-    "width": ("hidden_size", "d_model", "n_embd"),
-    "layers": ("num_hidden_layers", "n_layers", "n_layer", "num_layers"),
-    "heads": ("num_attention_heads", "n_heads", "n_head", "num_heads"),
-    "kv_heads": ("num_key_value_heads", "n_kv_heads"),
-    "feed_forward": ("intermediate_size", "d_ff", "n_inner", "ffn_dim"),
-    "vocabulary": ("vocab_size",),
-    "longest": ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx"),
-}
 GGUF = {
     "width": "embedding_length",
     "layers": "block_count",
@@ -35,58 +29,37 @@ GGUF = {
 }
 
 
-@dataclass(frozen=True)
-class CheckpointShape:
-    """What a plan needs to know of a model.
-
-    Attributes:
-        kind: its architecture's name.
-        width: of the hidden states.
-        layers: blocks.
-        heads: of attention.
-        kv_heads: of keys and values.
-        head_dim: width of a head.
-        feed_forward: width of the feed-forward layers.
-        gated: whether these have a gate.
-        vocabulary: rows of the embedding.
-        tied: whether the head is the embedding.
-        longest: positions it was made for; None where it does not say.
-        parameters: all of them, tied ones once.
-        in_matrices: those of the blocks' matrices.
-    """
-
-    kind: str
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    feed_forward: int
-    gated: bool
-    vocabulary: int
-    tied: bool
-    longest: int | None
-    parameters: int
-    in_matrices: int
-
-
 def checkpoint_shape(name: str) -> CheckpointShape | None:
-    """Returns the shape of a run, a folder, a GGUF file or a hub id that was downloaded before; of an adapter
-    its base's.
+    """Returns the shape of a run, a folder, a GGUF file or a hub id; of an adapter its base's.
 
-    None where it is not on this machine or does not say enough.
+    A hub id need not be downloaded: its `config.json` in the cache is enough, and known models ship with the
+    package. None where it does not say enough.
     """
     try:
         where = Path(find_model(name))
     except LabError:
-        return None
+        return known_shape(name)
     if not where.exists():
         where = _downloaded(name) or where
     try:
         stamp = where.stat().st_mtime_ns
     except OSError:
-        return None
-    return _shape(where, stamp)
+        return known_shape(name)
+    return _shape(where, stamp) or known_shape(name)
+
+
+def why_unknown(name: str) -> str:
+    """Returns why the shape of a model is not known here, for a message; "" where nothing more is known."""
+    try:
+        where = Path(find_model(name))
+        folder = where if where.exists() else _downloaded(name)
+        if folder is not None and (folder / "config.json").exists():
+            shape_of_config(read_object(folder / "config.json"), name)
+    except LabError as error:
+        return error.what
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 @functools.lru_cache(maxsize=16)  # a form asks with every key
@@ -147,8 +120,10 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 def _of_folder(folder: Path) -> CheckpointShape | None:
     model_config = read_object(folder / "config.json")
-    model_config = {**model_config, **(model_config.get("text_config") or {})}
     sizes = tensor_sizes(folder)
+    if not sizes:
+        return shape_of_config(model_config, str(folder))
+    model_config = {**model_config, **(model_config.get("text_config") or {})}
     values = {
         key: next(
             (

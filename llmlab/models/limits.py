@@ -15,7 +15,8 @@ from typing import Any
 from llmlab.data.templates import TooLong, at_most
 from llmlab.errors import LabError
 from llmlab.files import read_object
-from llmlab.models.headers import ALIASES, tensor_sizes
+from llmlab.models.headers import tensor_sizes
+from llmlab.models.shapes import ALIASES
 from llmlab.readable import shortened
 from llmlab.runs.manifest import PICKLES
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from llmlab.config import DualHeadConfig, ModelConfig
 from llmlab.errors import LabError
-from llmlab.models.headers import CheckpointShape
+from llmlab.models.shapes import CheckpointShape
 from llmlab.planning.parameters import count_dual_head, count_parameters, kv_cache_bytes_per_token
 
 

@@ -21,7 +21,8 @@ from llmlab.config import (
 from llmlab.config.adapters import AdapterOptions
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
-from llmlab.models.headers import CheckpointShape, checkpoint_shape
+from llmlab.models.headers import checkpoint_shape
+from llmlab.models.shapes import CheckpointShape
 from llmlab.planning.live import on_gpu
 from llmlab.planning.parameters import DualHeadCount, count_dual_head
 from llmlab.planning.start import row_length, start_shape

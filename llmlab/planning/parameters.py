@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmlab.config import ModelConfig
-from llmlab.models.headers import CheckpointShape
+from llmlab.models.shapes import CheckpointShape
 
 
 @dataclass(frozen=True)

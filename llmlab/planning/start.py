@@ -7,7 +7,8 @@ from dataclasses import replace
 from llmlab.config import KindConfig, ModelConfig, PretrainConfig, load_config
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.models.headers import CheckpointShape, checkpoint_shape
+from llmlab.models.headers import checkpoint_shape
+from llmlab.models.shapes import CheckpointShape
 from llmlab.planning.parameters import count_parameters
 
 
