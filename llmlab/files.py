@@ -22,6 +22,17 @@ class BadFile(ValueError):
     """A file that cannot be what it is read as; the message says why."""
 
 
+def cache_root() -> Path:
+    """Returns the folder of what can be made again: `LLMLAB_CACHE`, else `llmlab` in the user's cache
+    folder.
+    """
+    base = (
+        os.environ.get("LLMLAB_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmlab"
+    )
+    return Path(base)
+
+
 def in_home(name: str) -> Path:
     """Returns the path of a name; `~` is the home folder,
     what looks like a person that there is not a name as any other.

@@ -421,13 +421,14 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: float, console: Console) -> None:
-    from llmlab.ui.dashboard import duration, loss_curve
+    from llmlab.ui.curves import curve_drawing
+    from llmlab.ui.units import duration
 
     if report.losses:
         console.print("\nbase training: loss over steps", highlight=False)
         width, height = min(console.width, 100), 12
         console.print(
-            loss_curve(report.losses, report.held_out, width, height), highlight=False, soft_wrap=True
+            curve_drawing(report.losses, report.held_out, width, height), highlight=False, soft_wrap=True
         )
     if report.samples:
         samples = Table(

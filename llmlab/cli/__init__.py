@@ -53,7 +53,6 @@ COMMANDS = (
     training.tokenizer,
     training.quickstart,
     runs.info,
-    runs.runs,
     runs.doctor,
 )
 for command in COMMANDS:
@@ -63,6 +62,8 @@ data_commands = typer.Typer(help="Inspect datasets; list the known ones.", no_ar
 data_commands.command("inspect")(data.inspect_source)
 data_commands.command("catalog")(data.catalog)
 app.add_typer(data_commands, name="data")
+
+app.add_typer(runs.runs_commands, name="runs")
 
 cache_commands = typer.Typer(
     help="The reference log-probabilities that sequential DPO keeps.", no_args_is_help=True

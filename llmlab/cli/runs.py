@@ -1,38 +1,207 @@
-"""Commands for what is on disk and on this machine: runs, info, doctor."""
+"""Commands for what is on disk: runs and what can be done with them, info; and doctor."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llmlab.cli.options import show
+from llmlab.cli.options import JsonOption, SetOption, TrustOption, parse_changes, show
 from llmlab.errors import LabError
 from llmlab.readable import visible
 
+RunArgument = Annotated[str, typer.Argument(help="A run: its folder, or its name in checkpoints/.")]
+RunsArgument = Annotated[list[str], typer.Argument(help="Runs: folders, or names in checkpoints/.")]
+TagsArgument = Annotated[list[str], typer.Argument(help="Words: letters, digits and . + - _.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Only runs that have this tag.")]
 
-def runs(
-    action: Annotated[
-        str | None, typer.Argument(help="`verify` checks the files of a run against their manifests.")
-    ] = None,
-    name: Annotated[str | None, typer.Argument(help="The run to verify.")] = None,
-) -> None:
+runs_commands = typer.Typer(
+    help="Every run; and show, compare, report, repeat, rename, tag, delete, verify one.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@runs_commands.callback(invoke_without_command=True)
+def runs(context: typer.Context) -> None:
     """Every run with its status, parent and best figure."""
-    from llmlab.runs.verify import verify_run
-    from llmlab.ui.runs import runs_table
+    if context.invoked_subcommand is None:
+        list_runs()
 
-    if action is None:
-        show(runs_table())
-    elif action == "verify" and name:
-        faults = verify_run(name)
-        typer.echo(visible("\n".join(f"{path}: {fault or 'verified'}" for path, fault in faults.items())))
-        raise typer.Exit(2 if any(faults.values()) else 0)
-    elif action == "verify":
-        raise LabError(
-            "`runs verify` needs the name of a run", remedy="`llmlab runs` lists them: llmlab runs verify RUN"
-        )
+
+@runs_commands.command("list")
+def list_runs(
+    tag: TagOption = None,
+    kind: Annotated[str, typer.Option(help="Only runs of this kind.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Every run with its status, parent and best figure, newest first."""
+    from llmlab.ui.runs import chosen_rows, rows_as_json, runs_table
+
+    rows = chosen_rows(tags=tag or [], kind=kind)
+    if as_json:
+        typer.echo(rows_as_json(rows))
     else:
-        raise LabError(f"unknown action {action!r}", remedy="llmlab runs, or llmlab runs verify RUN")
+        show(runs_table(rows))
+
+
+@runs_commands.command("show")
+def show_run(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Curves, figures, options that are not the defaults, data, lineage, sizes and tags of a run."""
+    from llmlab.runs.details import as_json as line
+    from llmlab.runs.details import find_run, run_details
+
+    details = run_details(find_run(run))
+    if as_json:
+        typer.echo(visible(line(details.to_json())))
+        return
+    from llmlab.screen import LabConsole
+    from llmlab.ui.run_details import details_view
+
+    console = LabConsole()
+    console.print(details_view(details, console.width, console.encoding), highlight=False)
+
+
+@runs_commands.command("compare")
+def compare_runs(
+    runs: RunsArgument,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page instead.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs beside each other: curves, the options that differ, figures with their uncertainty.
+
+    Runs that differ in nothing but the seed are one group, with a mean and its 95 % interval.
+    """
+    from llmlab.runs.comparison import compare
+    from llmlab.runs.details import as_json as line
+    from llmlab.runs.details import find_run, run_details
+
+    comparison = compare([run_details(find_run(name)) for name in runs])
+    if html:
+        from llmlab.ui.report import comparison_page, write_page
+
+        typer.echo(visible(str(write_page(comparison_page(comparison), html))))
+    elif as_json:
+        typer.echo(visible(line(comparison.to_json())))
+    else:
+        from llmlab.screen import LabConsole
+        from llmlab.ui.comparison import comparison_view
+
+        console = LabConsole()
+        console.print(comparison_view(comparison, console.width), highlight=False)
+
+
+@runs_commands.command("report")
+def report(
+    run: RunArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The file; left out, report.html in the run's folder."),
+    ] = None,
+) -> None:
+    """A page about a run in one file: curves, samples, figures, options, data, lineage, cost."""
+    from llmlab.runs.details import find_run, run_details
+    from llmlab.ui.report import REPORT, run_page, write_page
+
+    details = run_details(find_run(run))
+    typer.echo(visible(str(write_page(run_page(details), output or details.path / REPORT))))
+
+
+@runs_commands.command("again")
+def again(
+    run: RunArgument,
+    set_: SetOption = None,
+    name: Annotated[str, typer.Option(help="Name of the new run; left out, RUN-2, RUN-3 ...")] = "",
+    print_: Annotated[
+        bool, typer.Option("--print", help="Only print the command that would start it.")
+    ] = False,
+    trust: TrustOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train with the config of a run again, with changes, as a new run."""
+    import shlex
+
+    from llmlab.cli.training import run as run_config
+    from llmlab.runs.again import again_as
+
+    source, folder = again_as(run, parse_changes(set_), name)
+    changes = [*(set_ or []), f"output_dir={folder}"]
+    if print_:
+        parts = ["llmlab", "run", str(source), *(part for change in changes for part in ("--set", change))]
+        typer.echo(visible(shlex.join(parts)))
+        return
+    run_config(source, set_=changes, trust=trust, as_json=as_json)
+
+
+@runs_commands.command("rename")
+def rename(run: RunArgument, name: Annotated[str, typer.Argument(help="Its new name.")]) -> None:
+    """Rename a run; the runs that came from it name it so from then on."""
+    from llmlab.runs.details import find_run
+    from llmlab.runs.manage import rename_run
+    from llmlab.ui.config_files import configs_that_name
+
+    found = find_run(run)
+    configs = configs_that_name(found.path)
+    folder, changed = rename_run(found, name)
+    typer.echo(visible(str(folder)))
+    for child in changed:
+        typer.echo(visible(f"{child}: its record names {folder} now"), err=True)
+    for config in configs:
+        typer.echo(visible(f"warning: {config} names {found.path}, which is gone: edit it"), err=True)
+
+
+@runs_commands.command("delete")
+def delete(run: RunArgument, yes: YesOption = False) -> None:
+    """Delete a run with its checkpoints; refused while it trains or another run needs it."""
+    from llmlab.runs.details import find_run
+    from llmlab.runs.manage import delete_run, deletion
+    from llmlab.ui.units import size
+
+    found = find_run(run)
+    planned = deletion(found)
+    if planned.orphans:
+        names = ", ".join(map(str, planned.orphans))
+        typer.echo(visible(f"the lineage of {names} will end there"), err=True)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise LabError("stdin is not a terminal", where=str(found.path), remedy="add --yes")
+        question = f"Delete {found.path}? {size(planned.size)} become free"
+        if not typer.confirm(visible(question), default=False, err=True):
+            raise typer.Exit(1)
+    delete_run(found)
+    typer.echo(visible(f"{found.path}: deleted, {size(planned.size)} freed"))
+
+
+@runs_commands.command("tag")
+def tag_run(run: RunArgument, tags: TagsArgument) -> None:
+    """Give a run tags, which `runs list --tag` looks for."""
+    from llmlab.runs.details import find_run
+    from llmlab.runs.tags import tag
+
+    found = find_run(run)
+    typer.echo(visible(f"{found.path}: {', '.join(tag(found.path, *tags))}"))
+
+
+@runs_commands.command("untag")
+def untag_run(run: RunArgument, tags: TagsArgument) -> None:
+    """Take tags from a run."""
+    from llmlab.runs.details import find_run
+    from llmlab.runs.tags import untag
+
+    found = find_run(run)
+    typer.echo(visible(f"{found.path}: {', '.join(untag(found.path, *tags)) or 'no tags'}"))
+
+
+@runs_commands.command("verify")
+def verify(run: RunArgument) -> None:
+    """Check the files of a run's checkpoints and models against their manifests."""
+    from llmlab.runs.verify import verify_run
+
+    faults = verify_run(run)
+    typer.echo(visible("\n".join(f"{path}: {fault or 'verified'}" for path, fault in faults.items())))
+    raise typer.Exit(2 if any(faults.values()) else 0)
 
 
 def info(checkpoint: Annotated[str, typer.Argument(help="A run or a model folder.")]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmlab.errors import LabError
-from llmlab.files import read_object
+from llmlab.files import cache_root, read_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,15 +23,6 @@ FORMAT = 7  # raised whenever prepared rows change their meaning, or the folder 
 FACTS = "facts.json"
 SUMS = "sums.json"  # size and SHA-256 of every other file
 SUMMED = 32 << 20  # bytes at either end of a file that its sum is of; of smaller files all
-
-
-def cache_root() -> Path:
-    """Returns the folder of prepared data: `LLMLAB_CACHE`, else `llmlab` in the user's cache folder."""
-    base = (
-        os.environ.get("LLMLAB_CACHE")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmlab"
-    )
-    return Path(base)
 
 
 def cached(key: dict[str, Any], build: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:

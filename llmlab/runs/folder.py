@@ -15,14 +15,15 @@ from typing import Any
 
 from llmlab.config import KindConfig, apply_changes, parse_config
 from llmlab.errors import LabError
-from llmlab.files import BadFile, in_home, read_bytes, read_object, write_text_atomically
-from llmlab.readable import TYPE_WORDS, nested_deeper, shortened, type_words
+from llmlab.files import in_home, read_object, write_text_atomically
 from llmlab.runs.checkpoint import Checkpoint
+from llmlab.runs.index import run_rows
+from llmlab.runs.lock import HOLDER, LOCK
 from llmlab.runs.manifest import MANIFEST, verify
+from llmlab.runs.record import RECORD, read_record
 from llmlab.trust import redact
 
 RUNS = Path("checkpoints")
-RECORD = "run.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
 LOG = "run.log"  # what the screen said, as text
@@ -30,23 +31,12 @@ RUN_CONFIG = (  # in a checkpoint: the options that its steps were trained with,
     "run_config.json"
 )
 FREE_BYTES = 64 << 20  # a run folder needs at least this much room to be begun
-LOCK, HOLDER = ".lock", ".holder.json"
 MODELS = ("best", "final")
 # what a kill leaves behind: files and folders that were being written, and models that were being replaced
 LEFTOVERS = re.compile(
     r"\.(run\.json|metrics\.jsonl|samples\.jsonl)\..+|\.(best|final)-(\d+|old)|\.saving|\.old-checkpoint-\d+"
 )
 SET_ASIDE = "set-aside-"
-MAX_RECORD, MAX_RECORD_DEPTH = 10_000_000, 50  # bytes, and lists and objects inside one another
-# the fields of a record that are read again; what else is in it is kept as it is
-RECORD_TYPES: dict[str, type] = {
-    "config": dict,
-    "metrics": dict,
-    "data": dict,
-    "weights": dict,
-    **dict.fromkeys(("status", "started", "parent", "result", "attention"), str),
-    **dict.fromkeys(("step", "back_to", "sealed", "parameters", "trained_parameters"), int),
-}
 
 
 @dataclass
@@ -285,9 +275,7 @@ def run_name(parts: list[str]) -> str:
 
 def all_runs(root: Path = RUNS) -> list[RunFolder]:
     """Returns every run below a folder, newest first."""
-    folders = {path.parent.resolve() for path in root.rglob(RECORD)} if root.is_dir() else set()
-    runs = [RunFolder(Path(os.path.relpath(folder))) for folder in folders]
-    return sorted(runs, key=lambda run: run.record.get("started") or "", reverse=True)
+    return [RunFolder(row.path) for row in run_rows(root)]
 
 
 def find_model(name: str, *, tokenizer: bool = False) -> str:
@@ -339,57 +327,6 @@ def find_model(name: str, *, tokenizer: bool = False) -> str:
 def _known_models() -> str:
     names = [str(run.path) for run in all_runs() if run.result()]
     return f"there are {', '.join(names[:5])}" if names else "train one first: `llmlab quickstart`"
-
-
-def read_record(folder: Path) -> tuple[dict[str, Any], str]:
-    """Returns the record of a run and what is wrong with it: (record, "") or ({}, what is wrong in words).
-
-    A folder without a record gives ({}, "").
-    """
-    path = folder / RECORD
-    try:
-        record = json.loads(read_bytes(path, MAX_RECORD).decode())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}, ""
-    except OSError as error:
-        return {}, f"cannot be read ({error.strerror})"
-    except BadFile as error:
-        return {}, str(error)
-    except (ValueError, RecursionError):
-        return {}, "is not JSON"
-    fault = _record_fault(record)
-    return ({}, fault) if fault else (record, "")
-
-
-def _record_fault(record: Any) -> str:
-    """Returns what is wrong with the data of a record,
-    "" when every field has the type that this program writes.
-    """
-    if not isinstance(record, dict):
-        return f"is {type_words(record)}, not an object"
-    if nested_deeper(record, MAX_RECORD_DEPTH):
-        return f"is nested more than {MAX_RECORD_DEPTH} deep"
-    for name, wanted in RECORD_TYPES.items():
-        value = record.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            return f"`{name}` is {type_words(value)}, not {TYPE_WORDS[wanted]}"
-        if isinstance(value, int) and abs(value) >= 1 << 63:
-            return f"`{name}` is too large a number"
-        if isinstance(value, str) and "\0" in value:
-            return f"`{name}` contains a NUL character"
-    if (result := record.get("result")) and (result != Path(result).name or len(result) > 255):
-        return f"`result` is {shortened(repr(result), 100)}, not the name of a folder in it"
-    kind = (record.get("config") or {}).get("kind", "")
-    if not isinstance(kind, str):
-        return f"`config.kind` is {type_words(kind)}, not a text"
-    for name, value in (record.get("metrics") or {}).items():
-        if value is not None and not isinstance(value, (int, float)):
-            return f"`metrics.{shortened(name, 100)}` is {type_words(value)}, not a number"
-        if isinstance(value, int) and abs(value) >= 1 << 63:
-            return f"`metrics.{shortened(name, 100)}` is too large a number"
-    return ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

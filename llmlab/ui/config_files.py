@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,19 @@ def kind_of(path: Path) -> str:
     try:
         return str(read_object(path).get("kind"))
     except (OSError, ValueError):
+        return ""
+
+
+def configs_that_name(folder: Path) -> list[Path]:
+    """Returns the saved configs whose text names a run's folder."""
+    named = json.dumps(str(folder))[1:-1]
+    return [path for path in saved_configs() if _text(path).find(f'"{named}') >= 0]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return ""
 
 

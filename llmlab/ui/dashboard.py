@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
 from collections.abc import Mapping
 
-import plotext
 import psutil
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,38 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from llmlab.config import KINDS
-from llmlab.readable import ERRORS
 from llmlab.training.engine.reporter import Progress, TrainingStart
+from llmlab.ui.curves import curve_drawing, in_letters_of
+from llmlab.ui.figures import SHOWN
+from llmlab.ui.samples import sampled
+from llmlab.ui.units import duration
 
 REDRAWN = 0.25  # seconds between two drawings of the panel
-SHOWN = {
-    "loss": "loss",
-    "eval_loss": "held-out loss",
-    "learning_rate": "learning rate",
-    "grad_norm": "gradient norm",
-    "mean_token_accuracy": "token accuracy",
-    "accuracy": "pair accuracy",
-    "reward": "reward",
-    "eval_reward": "held-out reward",
-    "group/spread": "spread within groups",
-    "group/best": "best of group",
-    "group/no_signal": "zero-variance groups",
-    "completions/mean_length": "answer length",
-    "completions/clipped_ratio": "truncated",
-    "kl": "KL to the reference",
-    "entropy": "entropy",
-    "value_loss": "value loss",
-    "explained_variance": "explained variance",
-    "clip_ratio/region_mean": "clip fraction",
-    "lm_loss": "loss of the answers",
-    "preference_loss": "preference loss",
-    "reward_accuracy": "reward-head accuracy",
-    "reward_margin": "its margin",
-    "alpha": "mean alpha",
-    "gate_entropy": "entropy of alpha",
-    "rewards/accuracies": "preference accuracy",
-    "rewards/margins": "reward margin",
-}
 
 
 class Pace:
@@ -173,9 +146,8 @@ class Dashboard:
             shown = sampled(prompt, answer, lines * (width - 6) - 24)
             parts.append(Text(f"sample at step {step:,}  ").append(shown))
         if len(self.losses) > 1:
-            drawing = loss_curve(self.losses, self.held_out, width - 6, max(5, min(14, room)))
-            braille = (self.console.encoding or "").lower().startswith("utf")  # which the curve is drawn with
-            parts.append(Text(drawing if braille else drawing.encode("ascii", ERRORS).decode()))
+            drawing = curve_drawing(self.losses, self.held_out, width - 6, max(5, min(14, room)))
+            parts.append(Text(in_letters_of(self.console.encoding, drawing)))
         if below:
             style = "yellow" if self.status else "dim"
             parts.append(Text(below, style=style, no_wrap=True, overflow="ellipsis"))
@@ -194,53 +166,6 @@ class Dashboard:
 
 def _bar(done: int, total: int | None, width: int) -> ProgressBar:
     return ProgressBar(total=total, completed=done, width=width - 36)
-
-
-def loss_curve(
-    losses: list[tuple[int, float]], held_out: list[tuple[int, float]], width: int, height: int
-) -> str:
-    """Returns the curves as a drawing of `width` x `height` characters."""
-    losses, held_out = (
-        thinned(points, 2 * width) for points in (losses, held_out)
-    )  # braille has two dots a column
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot_size(width, height)
-    plotext.plot([s for s, _ in losses], [v for _, v in losses], label="loss", marker="braille")
-    if held_out:
-        plotext.scatter([s for s, _ in held_out], [v for _, v in held_out], label="held-out loss", marker="x")
-    plotext.xlabel("step")
-    drawing: str = plotext.uncolorize(plotext.build())
-    return drawing
-
-
-def thinned(points: list[tuple[int, float]], most: int) -> list[tuple[int, float]]:
-    """Returns at most `most` points: each the mean of as many neighbours, at the last one's step."""
-    if len(points) <= most:
-        return points
-    edges = [index * len(points) // most for index in range(most + 1)]
-    parts = (points[start:end] for start, end in itertools.pairwise(edges))
-    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
-
-
-def sampled(prompt: str, answer: str, length: int) -> Text:
-    """Returns the end of a prompt and the beginning of its answer, of about `length` characters together."""
-    prompt, answer = (" ".join(text.split()) for text in (prompt, answer))
-    shown = max(length // 3, length - len(answer))
-    prompt = prompt if len(prompt) <= shown else f"...{prompt[3 - shown :]}"
-    left = max(8, length - len(prompt))
-    answer = answer if len(answer) <= left else f"{answer[: left - 3]}..."
-    return Text(prompt, style="dim").append(" → ").append(answer, style="bold not dim")
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds as `2h05m`, `3m20s` or `14s`."""
-    if seconds != seconds:
-        return "?"
-    seconds = int(seconds)
-    if seconds >= 3600:
-        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-    return f"{seconds // 60}m{seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"
 
 
 def memory_in_use() -> str:

@@ -122,6 +122,19 @@ def select(
     return Question(asked, lambda number: _chosen(options[number]))
 
 
+def several(question: str, options: Sequence[Option[T]], **how: Any) -> Question[list[T]]:
+    """Returns a question with a list of which any number can be marked.
+
+    Args:
+        question: its words.
+        options: what can be marked.
+        **how: of questionary's `checkbox`.
+    """
+    choices = [questionary.Choice(printable(option.label), number) for number, option in enumerate(options)]
+    asked = questionary.checkbox(printable(question), choices, **_looks(how))
+    return Question(asked, lambda numbers: [options[number].value for number in numbers])
+
+
 def plain(labels: Iterable[str]) -> list[Option[str]]:
     """Returns options that stand for their own words."""
     return [Option(label, label) for label in labels]

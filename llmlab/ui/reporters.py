@@ -16,13 +16,18 @@ from rich.text import Text
 
 from llmlab.errors import LabError
 from llmlab.readable import visible
+from llmlab.runs.details import run_details
 from llmlab.runs.figures import RESULT_FIGURES
-from llmlab.runs.folder import LOG
+from llmlab.runs.folder import LOG, RunFolder
 from llmlab.screen import screen
 from llmlab.training.engine.reporter import Outline, Progress, Reporter, Silent, TrainingStart
 from llmlab.trust import redact
-from llmlab.ui.dashboard import SHOWN, Dashboard, Pace, duration, sampled
+from llmlab.ui.dashboard import Dashboard, Pace
+from llmlab.ui.figures import SHOWN
 from llmlab.ui.plan import forecast_lines
+from llmlab.ui.result import result_lines
+from llmlab.ui.samples import sampled
+from llmlab.ui.units import duration
 
 if TYPE_CHECKING:
     from llmlab.training.engine.job import RunResult
@@ -86,6 +91,14 @@ class LineReporter(Silent):
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Writes prompt and answer as a line."""
         self.write(Text("sample  ").append(sampled(prompt, answer, SAMPLE)), False)
+
+    def result(self, result: RunResult) -> None:
+        """Writes what a finished run leaves to look at: its curve, figures and samples before and after."""
+        if result.stopped_by:
+            return
+        with suppress(LabError, OSError):  # it was removed meanwhile
+            for line in result_lines(run_details(RunFolder(result.folder))):
+                self.write(line, False)
 
     @contextmanager
     def counting(self, what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -197,7 +210,8 @@ class RunLog(LineReporter):
             self._append(line, False)
 
     def result(self, result: RunResult) -> None:
-        """Writes how the run ended; what comes then is another run's."""
+        """Writes what it leaves and how it ended; what comes then is another run's."""
+        super().result(result)
         self._end(result_line(result))
 
     def failed(self, error: LabError) -> None:

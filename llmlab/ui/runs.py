@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
@@ -9,40 +12,56 @@ from rich.table import Table
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.readable import shortened
-from llmlab.runs.folder import RECORD, RunFolder, all_runs, find_model
+from llmlab.runs.folder import RUNS, RunFolder, find_model
+from llmlab.runs.index import RunRow, run_rows
 from llmlab.runs.lineage import lineage
 from llmlab.runs.manifest import MANIFEST, verify
+from llmlab.runs.record import RECORD
 
-FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_loss")
+FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_reward", "eval_loss")
 
 
-def runs_table() -> Table:
-    """Returns every run below `checkpoints/`, newest first."""
+def chosen_rows(*, tags: Sequence[str] = (), kind: str = "") -> list[RunRow]:
+    """Returns the runs below `checkpoints/` that have all these tags and are of this kind ("" for any),
+    newest first.
+    """
+    return [row for row in run_rows(RUNS) if set(tags) <= set(row.tags) and kind in ("", row.kind)]
+
+
+def runs_table(rows: Sequence[RunRow], most: int | None = None) -> Table:
+    """Returns runs as a table.
+
+    Args:
+        rows: the runs.
+        most: rows that are shown; None for all.
+    """
+    tagged = any(row.tags for row in rows)
     table = Table(title="runs", title_justify="left")
-    for name in ("run", "kind", "status", "step", "held-out", "parent"):
+    for name in ("run", "kind", "status", "step", "held-out", "parent", *(["tags"] if tagged else [])):
         table.add_column(name, overflow="fold")
-    for run in all_runs():
-        record = run.record
-        metrics = record.get("metrics") or {}
-        figures = [
-            f"{name.removeprefix('eval_')} {metrics[name]:.4g}"
-            for name in FIGURES
-            if metrics.get(name) is not None
-        ]
-        figure = next(iter(figures), "")
-        kind, step = (record.get("config") or {}).get("kind", "?"), record.get("step")
-        status = f"damaged: {RECORD} {shortened(damage, 120)}" if (damage := run.damage) else run.status
-        table.add_row(
-            str(run.path),
-            kind,
-            status,
-            "" if step is None else str(step),
-            figure,
-            _short(record.get("parent")),
-        )
+    for row in rows[:most]:
+        status = f"damaged: {RECORD} {shortened(row.damage, 120)}" if row.damage else row.status
+        step = "" if row.step is None else str(row.step)
+        cells = [str(row.path), row.kind, status, step, _figure(row), _short(row.parent)]
+        table.add_row(*cells, *([", ".join(row.tags)] if tagged else []))
     if not table.row_count:
-        table.add_row("no runs yet: `llmlab quickstart` makes some", *[""] * 5)
+        none = "no such runs" if run_rows(RUNS) else "no runs yet: `llmlab quickstart` makes some"
+        table.add_row(none, *[""] * 5)
+    if most is not None and len(rows) > most:
+        table.caption = f"and {len(rows) - most:,} more: `llmlab runs list`"
     return table
+
+
+def rows_as_json(rows: Sequence[RunRow]) -> str:
+    """Returns runs as one line of JSON."""
+    return json.dumps([{**asdict(row), "path": str(row.path)} for row in rows])
+
+
+def _figure(row: RunRow) -> str:
+    figures = (
+        f"{name.removeprefix('eval_')} {row.figures[name]:.4g}" for name in FIGURES if name in row.figures
+    )
+    return next(figures, "")
 
 
 def info_table(name: str) -> Table:

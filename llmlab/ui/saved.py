@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from llmlab.errors import LabError
-from llmlab.runs.folder import RECORD, RUNS, RunFolder, all_runs
+from llmlab.runs.details import find_run
+from llmlab.runs.folder import RUNS, RunFolder
+from llmlab.runs.index import RunRow, run_rows
+from llmlab.runs.record import RECORD
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, save_as, saved_configs, unused_name
 from llmlab.ui.pickers import answer, pick
-from llmlab.ui.prompts import confirm
+from llmlab.ui.prompts import Option, confirm, several, text
 from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.train import has_cluster, run_and_go_on, write_job
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from llmlab.config import KindConfig
 
 RECENT = 10  # runs at hand
+MOST = 12  # configs at hand
+ANOTHER_RUN, ANOTHER_CONFIG = "another run: by its name", "another config: by its name"
+COMPARE, BY_TAG = "compare runs", "runs with a tag"
 
 
 def saved(console: Console) -> None:
@@ -28,16 +34,65 @@ def saved(console: Console) -> None:
     from llmlab.ui.configs import configs_table
     from llmlab.ui.runs import runs_table
 
-    console.print(runs_table())
+    rows = run_rows(RUNS)
+    console.print(runs_table(rows, RECENT))
     files = saved_configs()
-    if files:
-        console.print(configs_table(files))
-    recent = {f"{run.path} ({run.status})": run for run in all_runs(RUNS)[:RECENT]}
-    picked = pick("Which one?", [*map(str, files), *recent])
+    newest = sorted(files, key=changed, reverse=True)[:MOST] if len(files) > MOST else files
+    if newest:
+        console.print(configs_table(newest))
+    if len(files) > MOST:
+        console.print(f"and {len(files) - MOST:,} older configs in {files[0].parent}/", style="dim")
+    recent = {f"{row.path} ({row.status})": row for row in rows[:RECENT]}
+    further = [ANOTHER_CONFIG] if len(files) > MOST else []
+    further += [ANOTHER_RUN] if len(rows) > RECENT else []
+    further += [COMPARE] if len(rows) > 1 else []
+    further += [BY_TAG] if any(row.tags for row in rows) else []
+    picked = pick("Which one?", [*map(str, newest), *recent, *further])
     if picked in recent:
-        with_run(recent[picked], console)
+        with_run(RunFolder(recent[picked].path), console)
+    elif picked == ANOTHER_RUN:
+        if name := answer(text("Which run? (its folder, or its name in checkpoints/)")):
+            with_run(find_run(name.strip()), console)
+    elif picked == ANOTHER_CONFIG:
+        if name := answer(text("Which config?", f"{files[0].parent}/")):
+            with_config(Path(name.strip()), console)
+    elif picked == COMPARE:
+        compare(rows, console)
+    elif picked == BY_TAG:
+        with_tag(rows, console)
     elif picked:
         with_config(Path(picked), console)
+
+
+def changed(path: Path) -> float:
+    """Returns when a file was changed last."""
+    return path.stat().st_mtime
+
+
+def compare(rows: list[RunRow], console: Console) -> None:
+    """Asks for runs and shows them beside each other; may write it as a page."""
+    options = [Option(f"{row.path} ({row.kind}, {row.status})", str(row.path)) for row in rows[: 3 * RECENT]]
+    runs = answer(several("Which runs? (the space bar marks, Enter goes on)", options)) or []
+    if len(runs) < 2:
+        console.print("a comparison needs two runs", style="yellow")
+        return
+    commands.llmlab("runs", "compare", *runs)
+    if answer(confirm("Write it as a page (HTML)?", default=False)) and (
+        file := answer(text("Save as", "comparison.html"))
+    ):
+        commands.llmlab("runs", "compare", *runs, "--html", file)
+
+
+def with_tag(rows: list[RunRow], console: Console) -> None:
+    """Asks for a tag, shows its runs, and goes on with one."""
+    from llmlab.ui.runs import runs_table
+
+    tags = list(dict.fromkeys(tag for row in rows for tag in row.tags))
+    if tag := pick("Which tag?", tags):
+        chosen = [row for row in rows if tag in row.tags]
+        console.print(runs_table(chosen))
+        if picked := pick("Which run?", [str(row.path) for row in chosen]):
+            with_run(find_run(picked), console)
 
 
 def with_run(run: RunFolder, console: Console) -> None:
@@ -60,8 +115,36 @@ def with_run(run: RunFolder, console: Console) -> None:
     if model:
         actions["details"] = lambda: commands.llmlab("info", name)
     actions["verify checkpoints"] = lambda: commands.llmlab("runs", "verify", name)
+    if not run.damage:
+        actions["curves, figures, lineage"] = lambda: commands.llmlab("runs", "show", name)
+        actions["write a page about it (HTML)"] = lambda: commands.llmlab("runs", "report", name)
+        actions["run it again, with a change"] = lambda: _again(name)
+        actions["tag"] = lambda: _tag(name)
+    actions["rename"] = lambda: _rename(name)
+    actions["delete"] = lambda: commands.llmlab("runs", "delete", name)
     if action := actions.get(pick("What do you want to do?", list(actions))):
         action()
+
+
+def _again(name: str) -> None:
+    change = answer(text("Which change? (key=value; several with ; between)", "seed=1"))
+    if change is not None:
+        pairs = [part.strip() for part in change.split(";") if part.strip()]
+        commands.llmlab("runs", "again", name, *(part for pair in pairs for part in ("--set", pair)))
+
+
+def _tag(name: str) -> None:
+    if words := answer(text("Which tags? (with blanks between; -word takes one away)")):
+        gone = [word[1:] for word in words.split() if word.startswith("-")]
+        given = [word for word in words.split() if not word.startswith("-")]
+        for action, tags in (("tag", given), ("untag", gone)):
+            if tags:
+                commands.llmlab("runs", action, name, *tags)
+
+
+def _rename(name: str) -> None:
+    if new := answer(text("Its new name", Path(name).name)):
+        commands.llmlab("runs", "rename", name, new.strip())
 
 
 def with_config(path: Path, console: Console) -> None:

@@ -15,7 +15,7 @@ from llmlab.data.catalogue import CATALOGUE
 from llmlab.export.card import is_own_card, model_card
 from llmlab.export.facts import model_facts, public_name
 from llmlab.export.markdown import escape, fenced
-from llmlab.runs.folder import RECORD
+from llmlab.runs.record import RECORD
 
 HOSTILE = [
     "](javascript:alert(1))",

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from llmlab.cli import app
 from llmlab.errors import LabError
-from llmlab.runs.folder import RunFolder, all_runs, read_record
+from llmlab.runs.folder import RunFolder, all_runs
+from llmlab.runs.record import read_record
 from llmlab.runs.verify import verify_run
 from llmlab.training.engine.run import run
 from llmlab.ui import menu

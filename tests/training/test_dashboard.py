@@ -6,10 +6,12 @@ from pathlib import Path
 from rich.console import Console
 from transformers import TrainerState
 
+from llmlab.runs.curves import thinned
 from llmlab.training.callbacks.progress import ReportProgress
 from llmlab.training.engine.reporter import Progress, TrainingStart
 from llmlab.ui import dashboard
-from llmlab.ui.dashboard import Dashboard, loss_curve, thinned
+from llmlab.ui.curves import curve_drawing
+from llmlab.ui.dashboard import Dashboard
 from llmlab.ui.reporters import DashboardReporter, console_reporter
 
 
@@ -41,7 +43,7 @@ def test_the_curve_is_as_long_as_the_screen_is_wide():
     assert (
         abs(sum(value for _, value in few) / 160 - 19_999 / 2) < 1e-6
     )  # equal parts: their mean is that of all
-    assert len(loss_curve(points, points[::100], 74, 10).splitlines()) == 10
+    assert len(curve_drawing(points, points[::100], 74, 10).splitlines()) == 10
 
 
 def test_a_reward_is_shown_where_there_is_no_held_out_loss(told):

@@ -15,7 +15,7 @@ from llmlab.runs.manifest import MANIFEST
 from llmlab.training.callbacks.samples import Samples, opening
 from llmlab.training.callbacks.stop import Stopped
 from llmlab.training.engine.run import run
-from llmlab.ui.dashboard import sampled
+from llmlab.ui.samples import sampled
 
 
 def sft(base_run, folder, **more):

@@ -26,9 +26,9 @@ from llmlab.models.identity import weights_fingerprint
 from llmlab.models.load import load_model
 from llmlab.models.log_probs import answer_log_probs
 from llmlab.runs.folder import RunFolder
+from llmlab.runs.lock import run_lock
 from llmlab.training.engine.reporter import SILENT
 from llmlab.training.engine.run import run
-from llmlab.training.engine.run_dir import run_lock
 from llmlab.training.methods import dpo
 from llmlab.training.order import LengthGrouped, SeededOrder
 from llmlab.training.reference import scorer as reference

@@ -112,6 +112,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
         ("serve", "checkpoints/b"),
         ("info", "checkpoints/b"),
         ("runs", "verify", "checkpoints/c"),
+        ("runs", "show", "checkpoints/c"),
     ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 
 def tune_malloc(*, sparing: bool) -> None:
@@ -39,3 +41,29 @@ def free_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except (OSError, AttributeError):
             return
+
+
+def begin_peak(device: str) -> None:
+    """Lets the peak be counted from here on, where the system can: a process may train several runs."""
+    import torch
+
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS (proc(5))
+
+
+def peak_memory(device: str) -> tuple[int, str]:
+    """Returns the most bytes in use since `begin_peak`, and of what: "GPU" (what torch had allocated) or
+    "process" (what was resident); 0 where the system does not say.
+    """
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated(), "GPU"
+    if sys.platform == "win32":
+        return 0, "process"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak, "process"

@@ -8,7 +8,10 @@ from typing import Any
 from transformers import TrainerState
 
 from llmlab.errors import LabError
+from llmlab.planning.plan import Plan
+from llmlab.runs.details import Memory
 from llmlab.runs.folder import RunFolder
+from llmlab.runs.summary import summarize
 from llmlab.training import compat
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.engine.context import RunContext
@@ -16,6 +19,7 @@ from llmlab.training.engine.distributed import (
     is_main,
 )
 from llmlab.training.engine.job import Job, RunResult
+from llmlab.training.engine.memory import peak_memory
 from llmlab.training.engine.resume import ResumePlan
 from llmlab.training.trainers.base import LabTrainerMixin
 
@@ -45,12 +49,29 @@ def finish(
     if not config.save_best_only or not has_best:
         trainer.save_as("final", step=last)
     result = folder.path / ("best" if has_best and config.save_best_only else "final")
-    metrics, seconds = held_out_figures(folder), context.seconds()
+    metrics = held_out_figures(folder)
     if is_main():
-        folder.update(
-            status="done", step=last, result=result.name, metrics=metrics, seconds=round(seconds, 1)
-        )
-    return RunResult(folder.path, result, metrics, 0, seconds)
+        folder.update(status="done", step=last, result=result.name, metrics=metrics)
+    return RunResult(folder.path, result, metrics, 0, context.seconds())
+
+
+def note_costs(context: RunContext, folder: RunFolder, costs: Plan) -> None:
+    """Writes what the run took until here into its record: seconds, over all times that it was resumed, and
+    the peak of its memory beside the predicted one; and its summary.
+    """
+    if not is_main():
+        return
+    record = folder.record
+    before = record.get("seconds") if isinstance(record.get("seconds"), (int, float)) else 0.0
+    measured, place = peak_memory(context.device)
+    measured = max(measured, Memory.of(record).measured or 0)
+    predicted = round(costs.memory.total) if costs.memory else None
+    memory = {"measured": measured, "predicted": predicted, "place": place}
+    note(
+        folder,
+        seconds=round((before or 0.0) + context.seconds(), 1),
+        summary=summarize(folder, memory=memory),
+    )
 
 
 def note(folder: RunFolder, **changes: Any) -> None:

@@ -23,11 +23,13 @@ from llmlab.data.local import contents_hash
 from llmlab.errors import LabError
 from llmlab.models.identity import known_weights
 from llmlab.runs.checkpoint import Checkpoint
-from llmlab.runs.folder import RECORD, RUN_CONFIG, RunFolder, read_json
+from llmlab.runs.folder import RUN_CONFIG, RunFolder, read_json
+from llmlab.runs.lock import run_lock
+from llmlab.runs.record import RECORD
 from llmlab.training.engine.contents import FSDP_FILES, refuse_damaged
 from llmlab.training.engine.distributed import processes
 from llmlab.training.engine.reporter import Reporter
-from llmlab.training.engine.run_dir import candidate_folders, run_lock
+from llmlab.training.engine.run_dir import candidate_folders
 
 # options that name a model
 STARTING_POINTS = ("policy_checkpoint", "backbone", "init_from", "reference_checkpoint")

@@ -46,8 +46,14 @@ from llmlab.training.engine.errors import (
     write_failed,
 )
 from llmlab.training.engine.job import Job, Prepare, RunResult
-from llmlab.training.engine.memory import free_memory, tune_malloc
-from llmlab.training.engine.outcome import finish, held_out_figures, load_without_training, note
+from llmlab.training.engine.memory import begin_peak, free_memory, tune_malloc
+from llmlab.training.engine.outcome import (
+    finish,
+    held_out_figures,
+    load_without_training,
+    note,
+    note_costs,
+)
 from llmlab.training.engine.progress import keys_of, progress_callbacks
 from llmlab.training.engine.reporter import SILENT, Reporter
 from llmlab.training.engine.resume import ResumePlan, as_run, finished_run, resolve_resume
@@ -103,6 +109,7 @@ def _as_it_ended(folder: RunFolder) -> RunResult:
 
 def _attempt(context: RunContext, resume: str) -> RunResult:
     with ExitStack() as stack:
+        begin_peak(context.device)
         costs = make_plan(context.config)  # with the memory that is free before anything is loaded
         plan = broadcast_from_main(  # the main process locks the folder
             lambda: stack.enter_context(resolve_resume(context.config, resume, context.reporter))
@@ -121,6 +128,7 @@ def _attempt(context: RunContext, resume: str) -> RunResult:
         callbacks = progress_callbacks(context, job, folder, keys, disk)
         trainer = build_trainer(context, plan, job, folder, stop, callbacks, checkpoints)
         result = _fit(context, plan, job, trainer, folder, stop)
+        note_costs(context, folder, costs)
         context.reporter.result(result)
         return result
 
@@ -158,9 +166,10 @@ def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict
             context.reporter.warning(
                 f"{', '.join(names)}: later than step {plan.leaves}, so moved to {place}"
             )
-    RunFolder.create(
-        plan.run_dir, {**recorded, **run_facts(context, job)}, needed_bytes=bytes_written(context, job)
-    )
+    # what an earlier attempt from the start took is not this one's
+    fresh: dict[str, Any] = {"seconds": 0.0, "summary": {}} if plan.step < 0 else {}
+    record = {**recorded, **run_facts(context, job), **fresh}
+    RunFolder.create(plan.run_dir, record, needed_bytes=bytes_written(context, job))
     folder.truncate_after(plan.step)
     context.reporter.opened(folder.path)
     return folder

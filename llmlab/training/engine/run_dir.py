@@ -1,24 +1,17 @@
-"""The folder of a run: how it is named, which folders it could go to, and the lock on it."""
+"""The folder of a run: how it is named, and which folders it could go to."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from llmlab.config import ModelConfig, PretrainConfig
 from llmlab.config.sources import mixture_name
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
-from llmlab.files import read_object
 from llmlab.runs.checkpoint import Checkpoint
-from llmlab.runs.folder import HOLDER, LOCK, RUNS, run_name
+from llmlab.runs.folder import RUNS, run_name
 
 
 def candidate_folders(config: TrainingConfig, resume: str) -> Iterator[Path]:
@@ -68,42 +61,3 @@ def model_name(checkpoint: str) -> str:
     path = Path(checkpoint).resolve() if Path(checkpoint).exists() else Path(checkpoint)
     run = path.parent.name if path.name in ("best", "final") else path.stem
     return run.split("_")[0]  # the names of runs begin with the model
-
-
-@contextmanager
-def run_lock(path: Path) -> Iterator[None]:
-    """Locks a run's folder; the system frees the lock when its process dies.
-
-    Raises:
-        LabError: when another process is in it.
-    """
-    is_new = not path.exists()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, blocking=False)
-        lock.acquire()
-    except Timeout:
-        try:
-            who = read_object(path / HOLDER)
-            holder = f"process {who['pid']} on {who['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            holder = "another process"
-        raise LabError(
-            f"{holder} is training in this folder",
-            where=str(path),
-            remedy="wait for it, stop it, or choose another `output_dir`",
-        ) from None
-    except OSError as error:
-        raise LabError(
-            f"cannot be created ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
-        ) from None
-    try:
-        with suppress(OSError):  # a full disk: the lock holds without a name
-            (path / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        yield
-    finally:
-        (path / HOLDER).unlink(missing_ok=True)
-        lock.release()
-        if is_new and path.is_dir() and [file.name for file in path.iterdir()] == [LOCK]:
-            (path / LOCK).unlink()
-            path.rmdir()

@@ -1,0 +1,156 @@
+"""Every run below a folder as one row each, without reading each record anew.
+
+The rows are kept in `runs-*.json` in the cache folder, each with the sizes, times and numbers (inode) of the
+files that it was read from. A row counts only while all of them are the same, and is kept only when its
+files were at rest for `SETTLED` seconds before they were read: a clock is coarser than two writes in a row.
+So a run that has changed is always read again, and without the cache the rows are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmlab.errors import LabError
+from llmlab.files import cache_root, read_object, write_text_atomically
+from llmlab.runs.figures import RESULT_FIGURES
+from llmlab.runs.record import RECORD, read_record
+from llmlab.runs.tags import TAGS, tags_of
+
+FORMAT = 1  # raised whenever a row holds something else
+SETTLED = 2.0  # seconds
+LARGEST = 50_000_000  # bytes of the kept rows
+# folders inside a run that hold no other run
+OF_A_RUN = re.compile(r"best|final|tensorboard|checkpoint-\d+|set-aside-\d+|\..*")
+
+Signature = list[list[int] | None]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """What a list shows of a run.
+
+    Attributes:
+        path: of its folder.
+        started: when it began, as its record says it; "" where it does not.
+        status: "running", "done", "stopped" ...; "damaged" where the record is, "?" where it does not say.
+        kind: of its config, "?" where it does not say.
+        step: updates that are done, None where it does not say.
+        parent: what it started from, "" for nothing.
+        result: name of the folder of its model, "" for none.
+        damage: what is wrong with its record, in words; "" for nothing.
+        figures: held-out figures at its end.
+        tags: that a person gave it.
+    """
+
+    path: Path
+    started: str = ""
+    status: str = "?"
+    kind: str = "?"
+    step: int | None = None
+    parent: str = ""
+    result: str = ""
+    damage: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+
+def run_rows(root: Path) -> list[RunRow]:
+    """Returns the row of every run below a folder, newest first."""
+    kept_file, root = _kept_file(root), Path(os.path.relpath(root))
+    kept, rows, entries = _kept(kept_file), [], {}
+    for folder in _run_folders(root):
+        name, signature = os.path.relpath(folder, root), _signature(folder)
+        entry = kept.get(name)
+        if entry is None or entry["of"] != signature:
+            row = _read(folder)
+            entry = {"of": signature, "row": {k: v for k, v in asdict(row).items() if k != "path"}}
+            settled = all(one is None or time.time_ns() - one[0] > SETTLED * 1e9 for one in signature)
+            if signature == _signature(folder) and settled:
+                entries[name] = entry
+        else:
+            row = RunRow(Path(folder), **{**entry["row"], "tags": tuple(entry["row"]["tags"])})
+            entries[name] = entry
+        rows.append(row)
+    if entries != kept:
+        with suppress(LabError):  # a cache that cannot be written is none
+            write_text_atomically(kept_file, json.dumps({"format": FORMAT, "runs": entries}))
+    return sorted(rows, key=lambda row: row.started, reverse=True)
+
+
+def _run_folders(root: Path) -> Iterator[str]:
+    """Yields each folder with a record; links are not followed."""
+    waiting = [str(root)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as listing:
+                entries = list(listing)
+        except OSError:
+            continue
+        is_run = any(entry.name == RECORD for entry in entries)
+        if is_run:
+            yield folder
+        waiting += [
+            entry.path
+            for entry in entries
+            if not (is_run and OF_A_RUN.fullmatch(entry.name)) and entry.is_dir(follow_symlinks=False)
+        ]
+
+
+def _signature(folder: str) -> Signature:
+    return [_file_signature(f"{folder}/{name}") for name in (RECORD, TAGS)]
+
+
+def _file_signature(path: str) -> list[int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return [max(stat.st_mtime_ns, stat.st_ctime_ns), stat.st_mtime_ns, stat.st_size, stat.st_ino]
+
+
+def _read(folder: str) -> RunRow:
+    path = Path(folder)
+    record, damage = read_record(path)
+    if damage:
+        return RunRow(path, status="damaged", damage=damage, tags=tags_of(path))
+    figures = record.get("metrics") or {}
+    return RunRow(
+        path,
+        started=record.get("started") or "",
+        status=record.get("status") or "?",
+        kind=(record.get("config") or {}).get("kind") or "?",
+        step=record.get("step"),
+        parent=record.get("parent") or "",
+        result=record.get("result") or "",
+        figures={name: figures[name] for name in RESULT_FIGURES if figures.get(name) is not None},
+        tags=tags_of(path),
+    )
+
+
+def _kept_file(root: Path) -> Path:
+    where = hashlib.sha256(str(root.absolute()).encode(errors="surrogateescape")).hexdigest()[:16]
+    return cache_root() / f"runs-{where}.json"
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    """Returns the kept rows; none where they are damaged or another version's."""
+    try:
+        data = read_object(file, largest=LARGEST)
+        if data["format"] != FORMAT:
+            return {}
+        runs = data["runs"]
+        for entry in runs.values():
+            RunRow(Path(), **entry["row"])
+        return dict(runs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

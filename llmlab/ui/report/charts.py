@@ -1,0 +1,123 @@
+"""Curves as SVG for a page, drawn by matplotlib.
+
+A chart holds no text from outside: titles and legends stand beside it in the page. Its colours are those of
+the page's style, so that they follow light and dark: matplotlib draws with placeholders, which become
+`var(--...)`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmlab.runs.curves import thinned
+
+POINTS = 400  # of a line
+SIZE = (4.6, 2.6)  # inches, of which a page shows as many as there is room for
+SERIES = 8  # colours; then they come again, with other dashes
+INK, GRID = "#010203", "#010204"  # placeholders
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+Row = tuple[int, float, float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        rows: (step, value, least, largest); a band is drawn where the last two differ.
+        series: number of its colour and dashes.
+        marks: whether its points are marked, as those of validations are.
+    """
+
+    rows: Sequence[Row]
+    series: int
+    marks: bool = False
+
+
+def chart(lines: Sequence[Line], *, salt: str) -> str:
+    """Returns a chart as an `<svg>` element without a size of its own; `salt` keeps its ids apart from those
+    of other charts in the page.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": salt,
+        "font.family": "sans-serif",
+        "font.size": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **dict.fromkeys(
+            ("axes.edgecolor", "xtick.color", "ytick.color", "text.color", "axes.labelcolor"), INK
+        ),
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines:
+            _draw(axes, line)
+        axes.grid(color=GRID, linewidth=0.6)
+        axes.set_xlabel("step")
+        axes.margins(x=0.02)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        content = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None, "Creator": None})
+    return _themed(content.getvalue())
+
+
+def colour(series: int) -> str:
+    """Returns the CSS colour of a series."""
+    return f"var(--s{series % SERIES})"
+
+
+def dash(series: int) -> str:
+    """Returns the dashes of a series as SVG's `stroke-dasharray`; "none" for a whole line."""
+    style = DASHES[series % len(DASHES)]
+    return "none" if isinstance(style, str) else " ".join(str(2 * part) for part in style[1])
+
+
+def _draw(axes: object, line: Line) -> None:
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    stand_in = _stand_in(line.series)
+    points = thinned([(step, mean) for step, mean, *_ in line.rows], POINTS)
+    axes.plot(
+        [step for step, _ in points],
+        [value for _, value in points],
+        color=stand_in,
+        linestyle=DASHES[line.series % len(DASHES)],
+        linewidth=1.6,
+        marker="o" if line.marks and len(points) <= 60 else None,
+        markersize=3.5,
+    )
+    if any(least != largest for _, _, least, largest in line.rows):
+        steps = [step for step, *_ in line.rows]
+        least, largest = [row[2] for row in line.rows], [row[3] for row in line.rows]
+        axes.fill_between(steps, least, largest, color=stand_in, alpha=0.15, linewidth=0)
+
+
+def _stand_in(series: int) -> str:
+    return f"#0102{16 + series % SERIES:02x}"
+
+
+def _themed(svg: str) -> str:
+    """Returns the element alone, in the colours of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1
+    )
+    svg = re.sub(r'<rect[^>]*class="background"[^>]*/>', "", svg)
+    svg = re.sub(r'(<g id="patch_[12]">\s*<path [^>]*style="fill: )#ffffff', r"\1none", svg)
+    for series in range(SERIES):
+        svg = svg.replace(_stand_in(series), colour(series))
+    return svg.replace(INK, "var(--soft)").replace(GRID, "var(--grid)").strip()
