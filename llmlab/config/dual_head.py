@@ -35,6 +35,7 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
     STARTS_FROM: ClassVar[str] = "backbone"
     frozen_base: ClassVar[bool] = True
     ENGINES: ClassVar[tuple[Engine, ...]] = ("ddp", "fsdp2")
+    NO_TENSOR_PARALLEL: ClassVar[str] = "its model declares no plan by which layers are divided"
     kind: Literal["dual_head"] = "dual_head"
 
     backbone: str = option(

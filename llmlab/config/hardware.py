@@ -28,9 +28,11 @@ class HardwareOptions(KindConfig):
 
     Attributes:
         ENGINES: how several devices can share the work of this method.
+        NO_TENSOR_PARALLEL: why devices cannot share a layer with this method; "" where they can.
     """
 
     ENGINES: ClassVar[tuple[Engine, ...]] = ("ddp", "fsdp2", "zero2", "zero3")
+    NO_TENSOR_PARALLEL: ClassVar[str] = ""
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
@@ -117,6 +119,18 @@ class HardwareOptions(KindConfig):
         resume="silent",
         section=SECTION,
     )
+    tensor_parallel: int = option(
+        1,
+        "Tensor parallel",
+        "Devices that compute every layer together, on the same rows: for models whose layers are too large"
+        " for one device. All devices of the run, or 1: each computes whole layers.",
+        typical="1; else the GPUs of one machine",
+        advanced=True,
+        resume="silent",
+        ge=1,
+        le=64,
+        section=SECTION,
+    )
     cpu_offload: bool = option(
         False,
         "CPU offload",
@@ -160,6 +174,33 @@ class HardwareOptions(KindConfig):
         le=100,
         section=SECTION,
     )
+
+    def replicas(self, processes: int) -> int:
+        """Returns how many of so many processes have rows of their own."""
+        return max(1, processes // self.tensor_parallel)
+
+    @model_validator(mode="after")
+    def _check_tensor_parallel(self) -> HardwareOptions:
+        if self.tensor_parallel == 1:
+            return self
+        size = f"`tensor_parallel` {self.tensor_parallel}"
+        if self.NO_TENSOR_PARALLEL:
+            raise ValueError(f"{size} does not work for {self.KIND}: {self.NO_TENSOR_PARALLEL}")
+        if getattr(self, "adapter", "none") != "none":
+            raise ValueError(
+                f"{size} does not work with an adapter, whose weights are not divided: set it to 1, and use"
+                ' `parallel` "fsdp2" where the model is too large for a device'
+            )
+        if (devices := self.devices * self.nodes) not in (1, self.tensor_parallel):
+            raise ValueError(
+                f"{size}: `devices` x `nodes` is {devices}, and all of them have to share a layer"
+            )
+        if self.parallel != "auto" or self.cpu_offload or self.compile:
+            raise ValueError(
+                f'{size} does not work with `parallel` "{self.parallel}", `cpu_offload` or `compile`:'
+                " leave them out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_engine(self) -> HardwareOptions:

@@ -22,6 +22,7 @@ class RolloutConfig(VLLMOptions, AdapterOptions, DividedBatches):
     """Training on answers that the policy gives itself, and what they are rewarded for."""
 
     ENGINES: ClassVar[tuple[Engine, ...]] = ("ddp", "fsdp2")
+    NO_TENSOR_PARALLEL: ClassVar[str] = "every process answers prompts of its own"
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
     datasets: list[SourceConfig] = option(

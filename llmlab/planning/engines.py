@@ -23,6 +23,7 @@ NEEDS_WHOLE = {
 }
 # the same under DeepSpeed, which updates flat pieces of many weights
 NEEDS_SHAPES = {**NEEDS_WHOLE, "muon": "it needs whole matrices, and DeepSpeed updates flat pieces of them"}
+NEEDS_MATRICES = "it needs whole matrices, and each device has a part of every one"
 
 Verdict = Literal["fits", "tight", "does not fit"]
 Why = Literal["one process", "asked for", "not known", "no GPUs", "least that fits", "nothing fits"]
@@ -105,6 +106,8 @@ def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
     needs = needs_of(config)
     if devices == 1:
         return Choice("none", "one process", (_need(config, needs, "none", 1),) if needs else ())
+    if config.tensor_parallel > 1:
+        return Choice("tensor", "asked for", (_need(config, needs, "tensor", devices),) if needs else ())
     looked_at = tuple(_need(config, needs, engine, devices) for engine in usable(config)) if needs else ()
     if config.parallel != "auto":
         return Choice(config.parallel, "asked for", looked_at)
@@ -126,6 +129,8 @@ def usable(config: TrainingConfig) -> tuple[Engine, ...]:
 
 def whats_wrong(optimizer: str, engine: EngineInEffect) -> str:
     """Returns why an optimizer cannot be used under an engine; "" where it can."""
+    if engine == "tensor":
+        return "" if optimizer in ("adamw", "lion") else NEEDS_WHOLE.get(optimizer, NEEDS_MATRICES)
     if engine in DEEPSPEED:
         return NEEDS_SHAPES.get(optimizer, "")
     return NEEDS_WHOLE.get(optimizer, "") if engine in SHARDED else ""

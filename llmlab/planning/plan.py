@@ -25,7 +25,7 @@ from llmlab.planning.parameters import (
     flops_per_token,
     kv_cache_bytes_per_token,
 )
-from llmlab.planning.processes import processes_of
+from llmlab.planning.processes import processes_of, replicas_of
 from llmlab.planning.start import row_length, start_shape
 
 
@@ -255,7 +255,7 @@ def schedule_plan(config: TrainingConfig) -> SchedulePlan:
         (config.STARTS_FROM, str(start)) if start else None,
         config.micro_batch_size,
         config.accumulation_steps,
-        processes_of(config),
+        replicas_of(config),
         config.epochs,
         config.max_steps if config.max_steps < NO_LIMIT else None,
         config.warmup,

@@ -15,6 +15,11 @@ def processes_of(config: TrainingConfig) -> int:
     return int(started) if started else config.devices * config.nodes
 
 
+def replicas_of(config: TrainingConfig) -> int:
+    """Returns how many of them have rows of their own."""
+    return config.replicas(processes_of(config))
+
+
 def local_processes_of(config: TrainingConfig) -> int:
     """Returns those of them that share this machine."""
     started = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE")

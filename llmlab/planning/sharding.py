@@ -13,7 +13,7 @@ from typing import Literal
 from llmlab.config.hardware import Engine
 from llmlab.planning.step import Held, Needs, Passing, TrainingMemory
 
-EngineInEffect = Engine | Literal["none"]
+EngineInEffect = Engine | Literal["none", "tensor"]
 # weights that ZeRO-3 may keep gathered at once; DeepSpeed's own default of stage3_max_live_parameters
 LIVE_WEIGHTS = 1e9
 
@@ -114,6 +114,14 @@ def _fsdp2(held: Held, devices: int, offload: bool) -> Standing:
     return Standing(weights + held.fixed, gradients, optimizer)
 
 
+def _tensor(held: Held, devices: int, offload: bool) -> Standing:
+    """Weights of layers, embeddings and head divided, over those that share a layer and the groups of them;
+    norms, which are whole, do not count.
+    """
+    weights = (4 * held.trained + held.frozen + held.reference) / devices
+    return Standing(weights + held.fixed, held.gradients / devices, held.optimizer / devices)
+
+
 def _zero2(held: Held, devices: int, offload: bool) -> Standing:
     """Weights whole, in the precision of the products; fp32 ones, gradients and states divided.
 
@@ -176,11 +184,19 @@ def _zero3_gathered(held: Held) -> Exchange:
     return Exchange(live, live + sent.backward, held.embedding + sent.end)
 
 
-STANDING = {"none": _whole, "ddp": _whole, "fsdp2": _fsdp2, "zero2": _zero2, "zero3": _zero3}
+STANDING = {
+    "none": _whole,
+    "ddp": _whole,
+    "fsdp2": _fsdp2,
+    "tensor": _tensor,
+    "zero2": _zero2,
+    "zero3": _zero3,
+}
 EXCHANGE = {
     "none": _no_exchange,
     "ddp": _buckets,
     "fsdp2": _gathered,
+    "tensor": _no_exchange,
     "zero2": _zero2_buckets,
     "zero3": _zero3_gathered,
 }

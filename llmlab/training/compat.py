@@ -64,6 +64,7 @@ PRIVATE = (
     Private(TRAINER, "_save_optimizer_and_scheduler", "states that are divided are written by name"),
     Private(TRAINER, "_load_scaler", "what fails in it is told as a damaged checkpoint"),
     Private(TRAINER, "_load_rng_state", "called last when resuming: the lab's own state is loaded after it"),
+    Private(TRAINER, "_track_num_input_tokens", "processes that share layers count the same tokens each"),
     Private(TRAINER, "_prepare_inputs", "moves a batch to the device; TRL's trainers override it"),
     Private(TRAINER, "_tr_loss", "the loss since the last log is part of a snapshot", attribute=True),
     Private(TRAINER, "_total_loss_scalar", "part of a snapshot", attribute=True),
@@ -96,6 +97,7 @@ PRIVATE = (
             "_can_compile_fullgraph",
             "_can_record_outputs",
             "_tied_weights_keys",
+            "_tp_plan",
         )
     ),
     Private(
@@ -215,17 +217,19 @@ def start_rollouts_at(trainer: Any, global_step: int) -> None:
 @contextmanager
 def no_reference_model() -> Iterator[None]:
     """Keeps TRL's preference trainer from loading a reference that it would free unused: under FSDP it does
-    so even where the reference log-probabilities are computed already.
+    so even where the reference log-probabilities are computed already. Nor does it read all weights for a
+    hash, by which it would find again what the lab finds itself.
     """
     from trl.trainer import dpo_trainer
 
     module: Any = dpo_trainer
-    loads = module.create_model_from_path
+    loads, hashes = module.create_model_from_path, module.hash_module
     module.create_model_from_path = lambda *args, **kwargs: None
+    module.hash_module = lambda model: ""
     try:
         yield
     finally:
-        module.create_model_from_path = loads
+        module.create_model_from_path, module.hash_module = loads, hashes
 
 
 def save_checkpoint(trainer: Any) -> None:
@@ -240,6 +244,25 @@ def load_checkpoint(trainer: Any, folder: str) -> None:
     else:
         trainer._load_from_checkpoint(folder)
     trainer._load_rng_state(folder)
+
+
+def accelerate_shares_layers(device: str, size: int) -> bool:
+    """Returns whether accelerate takes processes that share layers on a device.
+
+    Args:
+        device: "cpu", "cuda" ...
+        size: processes that share a layer.
+    """
+    from accelerate import Accelerator, ParallelismConfig
+    from accelerate.state import AcceleratorState
+
+    try:
+        Accelerator(cpu=device == "cpu", parallelism_config=ParallelismConfig(tp_size=size))
+    except ValueError:
+        return False
+    finally:
+        AcceleratorState._reset_state()
+    return True
 
 
 def engine_that_accelerate_takes(device: str) -> str:

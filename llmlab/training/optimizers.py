@@ -15,6 +15,7 @@ import torch
 from pytorch_optimizer import Lion, SophiaH
 from pytorch_optimizer.optimizer.utils.matrix import zero_power_via_newton_schulz_5
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llmlab.config.training import TrainingConfig
 from llmlab.data.packing import document_bounds, takes_bounds
@@ -78,13 +79,16 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     adam: dict[str, Any] = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_eps}
+    # one kernel cannot take weights that are divided together with some that are not
+    alike = len({isinstance(p, DTensor) for p in (*decayed, *rest)}) == 1
     match config.optimizer:
         case "adamw":
-            return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True, **adam)
+            return torch.optim.AdamW(groups, lr=config.learning_rate, fused=alike, **adam)
         case "adafactor":
             return torch.optim.Adafactor(groups, lr=config.learning_rate)
         case "lion":
-            return Lion(groups, lr=config.learning_rate, betas=(config.lion_beta1, config.lion_beta2))
+            betas = config.lion_beta1, config.lion_beta2
+            return Lion(groups, lr=config.learning_rate, betas=betas, foreach=None if alike else False)
         case "sophia":
             return SophiaG(groups, lr=config.learning_rate, betas=(0.96, 0.99))
         case "muon":

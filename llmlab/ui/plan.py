@@ -24,7 +24,7 @@ from llmlab.planning.live import available_memory
 from llmlab.planning.memory import training_memory
 from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
 from llmlab.planning.plan import ArchitecturePlan, DiskPlan, EnginePlan, MemoryPlan, Plan, SchedulePlan
-from llmlab.planning.processes import processes_of
+from llmlab.planning.processes import replicas_of
 from llmlab.planning.start import row_length, start_shape
 from llmlab.ui.units import short_count, size
 
@@ -218,7 +218,7 @@ def live_figures(config: LabBaseConfig) -> list[str]:
         ]
     if not isinstance(config, TrainingConfig):
         return []
-    rows = config.micro_batch_size * config.accumulation_steps * processes_of(config)
+    rows = config.micro_batch_size * config.accumulation_steps * replicas_of(config)
     lines = [f"{rows:,} rows an update"]
     if config.epochs is None:
         lines = [f"{lines[0]}, {rows * config.max_steps:,} in all"]

@@ -1,4 +1,5 @@
 """Lets accelerate shard on processors, where it would fall back to DDP: FSDP2 itself works there, over gloo.
+Lets it share layers there, which it would refuse.
 Lets DeepSpeed use gloo alone there, where it would first compile an operation of its own for minutes.
 
 Python imports this by itself where this folder is on PYTHONPATH.
@@ -46,9 +47,24 @@ def _shard_on_processors(module):
     module.AcceleratorState.__init__ = init
 
 
+def _share_layers_on_processors(module):
+    original = module.Accelerator.multi_device
+
+    def multi_device(self):
+        layers = self.parallelism_config is not None and self.parallelism_config.tp_enabled
+        shared = layers and self.distributed_type == module.DistributedType.MULTI_CPU
+        return shared or original.fget(self)
+
+    module.Accelerator.multi_device = property(multi_device)
+
+
 def _compile_nothing(module):
     module.build_shm_op = lambda: None
 
 
-CHANGES = {"accelerate.state": _shard_on_processors, "deepspeed.comm.torch": _compile_nothing}
+CHANGES = {
+    "accelerate.state": _shard_on_processors,
+    "accelerate.accelerator": _share_layers_on_processors,
+    "deepspeed.comm.torch": _compile_nothing,
+}
 sys.meta_path.insert(0, _Finder())

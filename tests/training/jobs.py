@@ -18,13 +18,13 @@ SHORT |= dict(sample_tokens=0, eval_rows=8)
 STILL = dict(lora_dropout=0.0, rm_dropout=0.0, gating_dropout=0.0)  # each process draws its own
 
 
-def several(plan, folder):
-    """Runs configs in two processes of one job; returns what became of each. What they said is in a file."""
+def several(plan, folder, count=2):
+    """Runs configs in the processes of one job; returns what became of each. What they said is in a file."""
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "result.json").unlink(missing_ok=True)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)),
             *("-m", "tests.training.several", str(folder / "plan.json"), str(folder / "result.json")),
         ],
         capture_output=True,

@@ -24,6 +24,16 @@ class LabConfig(PreTrainedConfig):
         "intermediate_size": "d_ff",
         "max_position_embeddings": "max_seq_len",
     }
+    # how several devices share a layer (Shoeybi et al. 2019, section 3): heads and inner units are divided
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
 
     def __init__(self, **kwargs: Any):
         for standard, own in self.attribute_map.items():

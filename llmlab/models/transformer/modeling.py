@@ -201,6 +201,7 @@ class LabForCausalLM(LabPreTrainedModel, GenerationMixin):
     """The backbone with an output head over the vocabulary."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: LabConfig):
         super().__init__(config)

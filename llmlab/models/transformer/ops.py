@@ -11,10 +11,13 @@ Each is a plain formula with its derivative; `benchmarks/speed.py` measures what
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
@@ -22,9 +25,51 @@ SLICE_ELEMENTS = 1 << 23  # logits alive at once: 32 MB in fp32
 CACHE_ELEMENTS = 1 << 17  # rows worked on together: 512 KB in fp32
 
 
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The part of the vocabulary whose logits a process computes (Shoeybi et al. 2019, section 3).
+
+    Attributes:
+        first: id of its first token.
+        size: tokens of it.
+        group: processes that have the other parts; None for the whole vocabulary.
+    """
+
+    first: int
+    size: int
+    group: Any = None
+
+    @classmethod
+    def of(cls, weight: DTensor) -> _Vocabulary:
+        """Returns the part that goes with this process's rows of an output head."""
+        mesh = weight.device_mesh
+        each = -(-weight.shape[0] // mesh.size())
+        return cls(each * mesh.get_local_rank(), weight.to_local().shape[0], mesh.get_group())
+
+    def has(self, index: Tensor) -> Tensor | None:
+        """Returns which of the tokens are in this part; None for all."""
+        if self.group is None:
+            return None
+        return (index >= self.first) & (index < self.first + self.size)
+
+    def highest(self, values: Tensor) -> Tensor:
+        """Returns the largest of the values of all parts."""
+        if self.group is not None:
+            dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
+        return values
+
+    def total(self, values: Tensor) -> Tensor:
+        """Returns the sum of the values of all parts."""
+        if self.group is not None:
+            dist.all_reduce(values, dist.ReduceOp.SUM, self.group)
+        return values
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, count: Tensor, part_of: _Vocabulary
+    ) -> Tensor:
         """hidden (N, D), weight (V, D), labels (N,), count (): returns the summed loss divided by count."""
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         tokens, vocab = hidden.shape[0], weight.shape[0]
@@ -38,21 +83,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
         buffer = torch.empty(size, vocab, dtype=w.dtype, device=hidden.device)
         scale = (labels != IGNORE_INDEX) / count  # weight of each token in the mean, (N,)
         index = labels.clamp(min=0)
-        minus_one = torch.full((size, 1), -1.0, device=hidden.device)
+        own = part_of.has(index)  # (N,): whose logit is here
+        if own is not None:
+            index = (index - part_of.first).clamp(0, vocab - 1)
+        minus_one = torch.full((tokens, 1), -1.0, device=hidden.device)
+        if own is not None:
+            minus_one *= own.unsqueeze(1)
         with torch.autocast(device_type, enabled=False):
             for start in range(0, tokens, size):
                 part = slice(start, start + size)
                 h_part, target = h[part], index[part].unsqueeze(1)
                 logits = torch.mm(h_part, w.t(), out=buffer[: h_part.shape[0]]).float()  # (n, V)
                 target_logit = logits.gather(1, target)
-                highest = logits.amax(dim=1, keepdim=True)
+                if own is not None:
+                    target_logit = part_of.total(target_logit * own[part].unsqueeze(1))
+                highest = part_of.highest(logits.amax(dim=1, keepdim=True))
                 exps = logits.sub_(highest).exp_()
-                total = exps.sum(dim=1, keepdim=True)
+                total = part_of.total(exps.sum(dim=1, keepdim=True))
                 losses[part] = (total.log() + highest - target_logit).squeeze(1)
                 if not (needs_hidden or needs_weight):
                     continue
                 grad_logits = (
-                    exps.div_(total).scatter_add_(1, target, minus_one[: len(target)]).to(w.dtype)
+                    exps.div_(total).scatter_add_(1, target, minus_one[part]).to(w.dtype)
                 )  # softmax - one_hot
                 factor = scale[part].unsqueeze(1)
                 if grad_hidden is not None:
@@ -66,13 +118,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         torch.mm(grad_logits.t(), scaled, out=grad_weight)
                     else:
                         grad_weight.addmm_(grad_logits.t(), scaled)
+        if grad_hidden is not None:
+            part_of.total(grad_hidden)
         loss = torch.dot(losses, scale.float())
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
         whole = grad_loss.device.type == "cpu" and grad_loss == 1  # a look that costs nothing only on the CPU
@@ -80,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_hidden = (grad_hidden if whole else grad_hidden * grad_loss).to(hidden_dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight if whole else grad_weight * grad_loss).to(weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 @torch.compiler.disable  # a compiled model calls it as it is: its slices already reuse their memory
@@ -91,7 +145,7 @@ def linear_cross_entropy(
 
     Args:
         hidden: hidden states, (B, T, D).
-        weight: output head, (V, D).
+        weight: output head, (V, D); its rows may be divided over processes that have the same hidden states.
         labels: token ids, (B, T), -100 where nothing is to be learned; position t is compared with label t +
             1.
         count: what the summed loss is divided by; left out, the number of labels that count.
@@ -104,7 +158,11 @@ def linear_cross_entropy(
         count = (shifted != IGNORE_INDEX).sum()
     count = torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    return cast(Tensor, _LinearCrossEntropy.apply(flat, weight, shifted, count))
+    vocabulary = _Vocabulary(0, weight.shape[0])
+    if isinstance(weight, DTensor):
+        vocabulary = _Vocabulary.of(weight)
+        weight = weight.to_local(grad_placements=[Shard(0)])
+    return cast(Tensor, _LinearCrossEntropy.apply(flat, weight, shifted, count, vocabulary))
 
 
 class _RMSNorm(torch.autograd.Function):

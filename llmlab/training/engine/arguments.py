@@ -95,7 +95,7 @@ def resolve_max_steps(config: C, rows: Dataset | PackedStream) -> C:
     """
     if isinstance(rows, PackedStream):  # the config refuses epochs of a stream
         return config
-    length = config.at_length(len(rows), processes())
+    length = config.at_length(len(rows), config.replicas(processes()))
     return apply_changes(config, length) if length else config
 
 
@@ -106,4 +106,4 @@ def rows_per_step(config: TrainingConfig) -> int:
 
 def effective_batch(config: TrainingConfig) -> EffectiveBatch:
     """Returns the rows of an optimizer update."""
-    return EffectiveBatch(config.micro_batch_size, config.accumulation_steps, processes())
+    return EffectiveBatch(config.micro_batch_size, config.accumulation_steps, config.replicas(processes()))

@@ -24,6 +24,7 @@ from llmlab.training.engine.distributed import (
 )
 from llmlab.training.engine.job import Job
 from llmlab.training.engine.resume import ResumePlan
+from llmlab.training.engine.tensor_parallel import divide_layers
 from llmlab.training.optimizers import build_optimizer
 from llmlab.training.trainers.base import LabTrainerMixin, RunServices
 
@@ -58,6 +59,8 @@ def build_trainer(
     restored = stream.restore(plan.checkpoint)
     guard = NonFiniteGuard(folder, context.reporter.warning, config.max_skipped_steps)
     endless = stream.stream is not None
+    if context.sharing.engine == "tensor":
+        divide_layers(job.model, context.sharing.tensor_parallel, context.device)
     metrics = MetricsWriter(folder, job.data.bytes_per_token, checkpoints.disk, endless=endless)
     trainer = job.trainer(
         model=job.model,

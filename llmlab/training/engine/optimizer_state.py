@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 FOLDER, NUMBERS = "optimizer", "optimizer.json"
 WRAPPERS = re.compile(r"(_orig_mod|_checkpoint_wrapped_module)\.")
+KERNELS = ("fused", "foreach")  # how this process computes, whatever the one that saved did
 LIBRARY_FILE = "optimizer.pt"  # what transformers writes of an optimizer that one process has whole
 
 
@@ -131,5 +132,6 @@ def as_part_of(parameter: Tensor, whole: Tensor) -> Tensor:
 
 def take_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
     """Puts the hyperparameters of a checkpoint into the groups of an optimizer, or of what has its groups."""
-    for group, values in zip(optimizer.param_groups, groups, strict=True):
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        values = {k: v for k, v in saved.items() if k not in KERNELS}
         group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in values.items()})

@@ -33,15 +33,18 @@ class Sharing:
     """How the devices share the work.
 
     Attributes:
-        engine: "none" for one process, "ddp", "fsdp2", "zero2" or "zero3".
+        engine: "none" for one process, "ddp", "fsdp2", "zero2", "zero3", or "tensor" where processes compute
+            every layer together.
+        tensor_parallel: so many of them do.
     """
 
     engine: EngineInEffect
+    tensor_parallel: int = 1
 
     @property
     def sharded(self) -> bool:
         """Whether no device has all weights."""
-        return self.engine in SHARDED
+        return self.engine in (*SHARDED, "tensor")
 
 
 ALONE = Sharing("none")
@@ -53,6 +56,8 @@ def resolve_sharing(config: TrainingConfig, device: str, precision: str) -> Shar
     Raises:
         LabError: when the engine that was asked for cannot be had here, or the run cannot be divided so.
     """
+    if config.tensor_parallel > 1:
+        return _tensor_parallel(config, device)
     if processes() == 1 and config.parallel in ("auto", "ddp"):
         return ALONE
     if processes() == 1:
@@ -85,9 +90,30 @@ def resolve_sharing(config: TrainingConfig, device: str, precision: str) -> Shar
     return sharing
 
 
+def _tensor_parallel(config: TrainingConfig, device: str) -> Sharing:
+    """Returns the sharing of layers, where it can be had."""
+    size = config.tensor_parallel
+    if processes() != size:
+        raise LabError(
+            f"`tensor_parallel` {size} needs {size} processes, and this job has {processes()}",
+            remedy=f"set `devices` to {size}",
+        )
+    if reason := whats_wrong(config.optimizer, "tensor"):
+        raise LabError(
+            f'`optimizer` "{config.optimizer}" does not work with `tensor_parallel`: {reason}',
+            remedy='use "adamw"',
+        )
+    if not compat.accelerate_shares_layers(device, size):
+        raise LabError(
+            f"`tensor_parallel` {size}: accelerate does not share layers on {device}",
+            remedy="use GPUs, or set `tensor_parallel` to 1",
+        )
+    return Sharing("tensor", size)
+
+
 def sharing_arguments(sharing: Sharing, config: TrainingConfig) -> dict[str, Any]:
     """Returns the arguments of transformers' `TrainingArguments` that an engine stands for."""
-    if not sharing.sharded:
+    if not sharing.sharded or sharing.engine == "tensor":
         return {}
     if sharing.engine in DEEPSPEED:
         return {"deepspeed": deepspeed_settings(config, processes())}
@@ -135,4 +161,5 @@ def in_effect(model: torch.nn.Module, sharing: Sharing, optimizer: object = None
             f"{sharing.engine} was asked for, and no parameter is divided: the run would not be what it says",
             exit_code=1,
         )
-    return f"{sharing.engine} over {processes()} processes{f': {what}' if sharing.sharded else ''}"
+    engine = "tensor parallel" if sharing.engine == "tensor" else sharing.engine
+    return f"{engine} over {processes()} processes{f': {what}' if sharing.sharded else ''}"

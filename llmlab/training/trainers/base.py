@@ -43,6 +43,7 @@ from llmlab.training.engine.state import (
     save_state,
     take_snapshot,
 )
+from llmlab.training.engine.tensor_parallel import as_plain, optimizer_saved_here
 from llmlab.training.engine.weights import load_weights, whole_state
 from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diagonal
 from llmlab.training.order import SeededOrder
@@ -163,7 +164,8 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         if services and services.best_by:
             watching.insert(0, BestModel(services.run, services.best_by, self.save_as))
         kwargs["callbacks"] = watching
-        with trained_weights_kept(kwargs.get("model", args[0] if args else None)):
+        model = kwargs.get("model", args[0] if args else None)
+        with trained_weights_kept(model), optimizer_saved_here(model, kwargs.get("args")):
             super().__init__(*args, **kwargs)
 
     def stateful_parts(self) -> dict[str, Stateful]:
@@ -189,17 +191,22 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves model and tokenizer; of a model that is divided, what all processes have together."""
-        if not (self.is_fsdp_enabled or self.has_zero_engine):
+        if not (self.has_parts or self.has_zero_engine):
             super().save_model(output_dir, _internal_call)
             return
         main, adapted = self.is_world_process_zero(), is_adapted(self.model)
         gather = self.zero_state().whole if self.has_zero_engine else optimizer_state.whole
         state = whole_state(self.model, adapter_only=adapted, main=main, of=gather)
         if main:
-            with self._put_off():
+            with self._put_off(), as_plain(self.model):
                 self._save(output_dir, state_dict=state)
         if self._aside is None:
             self._raise_put_off()
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether each process has a part of every weight, as a tensor that PyTorch has divided."""
+        return bool(self.is_fsdp_enabled or self.is_distributed_loading_by_transformers)
 
     @contextmanager
     def _put_off(self) -> Iterator[None]:
@@ -298,6 +305,13 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         self._suspects = ()
         return norm
 
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Counts the tokens of a batch: once, of processes that have the same rows."""
+        before = self.state.num_input_tokens_seen
+        super()._track_num_input_tokens(inputs)
+        read = self.state.num_input_tokens_seen - before
+        self.state.num_input_tokens_seen = before + read // self.get_tp_size()
+
     # Snapshots: after an update, and again after what follows it (log, evaluation, checkpoint)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -313,7 +327,7 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
             LabError: when they are others than those that are trained.
         """
         with restoring(resume_from_checkpoint):
-            if self.is_fsdp_enabled:
+            if self.has_parts:
                 load_weights(model or self.model, Path(resume_from_checkpoint))
             elif self.has_zero_engine:
                 self.zero_state().load_weights(Path(resume_from_checkpoint))
@@ -379,7 +393,7 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
             self.zero_state().load(folder)
         elif (folder / optimizer_state.FOLDER).is_dir():
             optimizer_state.load_parts(self.model, optimizer, folder)
-        elif self.is_fsdp_enabled:
+        elif self.has_parts:
             optimizer_state.load_whole(self.model, optimizer, folder)
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -389,7 +403,7 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         main, folder = self.is_world_process_zero(), Path(output_dir)
         if self.has_zero_engine:
             self.zero_state().save(folder)
-        elif self.is_fsdp_enabled:
+        elif self.has_parts:
             optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
             optimizer_state.save_parts(self.model, optimizer, folder, main=main)
         else:

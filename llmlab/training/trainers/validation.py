@@ -28,8 +28,12 @@ class HeldOutMixin(LibraryTrainer):
         if isinstance(rows, str) and isinstance(self.eval_dataset, dict):
             rows = self.eval_dataset[rows]
         args = self.args
+        alike = self.get_tp_size()  # processes that have the same rows
         batches = HeldOutBatches(
-            len(rows), args.per_device_eval_batch_size, args.process_index, args.world_size
+            len(rows),
+            args.per_device_eval_batch_size,
+            args.process_index // alike,
+            args.world_size // alike,
         )
         return DataLoaderShard(
             rows,
