@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
@@ -40,7 +39,7 @@ def divide_layers(model: PreTrainedModel, size: int, device: str) -> None:
     config, _, mesh = cls.prepare_distribute_model(DistributedConfig(tp_size=size))
     cls.maybe_distribute_model(model, config, mesh)
     model.tie_weights()
-    model.to(torch.device(device))
+    nn.Module.to(model, device)
 
 
 @contextmanager
