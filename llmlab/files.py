@@ -33,6 +33,14 @@ def cache_root() -> Path:
     return Path(base)
 
 
+def settings_folder() -> Path:
+    """Returns the folder of what a person has told once: `LLMLAB_CONFIG`, else `llmlab` in the user's folder
+    of settings.
+    """
+    base = os.environ.get("LLMLAB_CONFIG")
+    return Path(base or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "llmlab")
+
+
 def in_home(name: str) -> Path:
     """Returns the path of a name; `~` is the home folder,
     what looks like a person that there is not a name as any other.

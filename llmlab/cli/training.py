@@ -27,6 +27,9 @@ def run(
     resume: Annotated[
         str, typer.Option(help="auto, once (a finished run is left as it is), never, or a checkpoint folder.")
     ] = "auto",
+    fresh_optimizer: Annotated[
+        bool, typer.Option("--fresh-optimizer", help="Resume with an optimizer that begins anew.")
+    ] = False,
     devices: Annotated[
         int | None, typer.Option(help="Devices of this machine that train together, one process each.")
     ] = None,
@@ -88,6 +91,7 @@ def run(
         options = [("--set", change) for change in changes]
         options += [("--trust", name) for name in sorted(TRUSTED)]
         arguments = [str(config), "--resume", resume, *(part for option in options for part in option)]
+        arguments += ["--fresh-optimizer"] if fresh_optimizer else []
         code = start(loaded, [*arguments, *(["--json"] if as_json else [])], rendezvous, job_id)
         raise typer.Exit(code)
     for unchecked in check_inputs(loaded):
@@ -96,7 +100,8 @@ def run(
         ):  # the libraries will ask again, for a minute
             typer.echo(visible(f"{unchecked_line(unchecked)}; trying anyway"), err=True)
     try:
-        result = train(loaded, resume=resume, reporter=run_reporter())
+        reporter = run_reporter()
+        result = train(loaded, resume=resume, reporter=reporter, fresh_optimizer=fresh_optimizer)
         if is_main():
             typer.echo(result.to_json() if as_json else visible(result_line(result)))
     finally:

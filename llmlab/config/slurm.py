@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import AfterValidator, model_validator
 from llmlab.config.base import KindConfig, as_number, members, validate
 from llmlab.config.options import option
 from llmlab.errors import LabError
-from llmlab.files import read_object, write_text_atomically
+from llmlab.files import read_object, settings_folder, write_text_atomically
 from llmlab.trust import secret_in
 
 FILE = "slurm.json"
@@ -276,11 +275,8 @@ class SlurmConfig(KindConfig):
 
 
 def kept_file() -> Path:
-    """Returns the file that the answers are kept in: in `LLMLAB_CONFIG`, else in `llmlab` in the user's
-    folder of settings.
-    """
-    base = os.environ.get("LLMLAB_CONFIG")
-    return Path(base or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "llmlab") / FILE
+    """Returns the file that the answers are kept in."""
+    return settings_folder() / FILE
 
 
 def kept() -> SlurmConfig | None:

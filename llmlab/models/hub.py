@@ -40,6 +40,14 @@ def offline() -> bool:
     return any(value in ("1", "ON", "YES", "TRUE") for value in values)
 
 
+def downloaded(kind: Repository) -> list[str]:
+    """Returns the ids of the models or datasets that are in the hub's cache on this machine."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = sorted(Path(HF_HUB_CACHE).glob(f"{kind}s--*"))
+    return [folder.name.split("--", 1)[1].replace("--", "/") for folder in found]
+
+
 def look_up(
     name: str, kind: Repository, *, exists: bool = False, ask: bool = True
 ) -> tuple[HubAnswer, Path | None]:

@@ -16,7 +16,8 @@ from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.headers import whole
 from llmlab.models.hub import HubAnswer, look_up
-from llmlab.runs.folder import RUNS, RunFolder, all_runs, find_model
+from llmlab.runs.folder import RUNS, RunFolder, find_model
+from llmlab.runs.index import RunRow, run_rows
 from llmlab.runs.manifest import PICKLES
 
 Config = TypeVar("Config", bound=KindConfig)
@@ -107,19 +108,13 @@ def wanted(use: str) -> str:
     return IN_WORDS.get(use, "a fine-tuned model")
 
 
-def runs_for(use: str) -> list[RunFolder]:
+def runs_for(use: str) -> list[RunRow]:
     """Returns the runs whose result fits a use (a key of `FITS`), newest first."""
-    runs = []
-    for run in all_runs(RUNS):
-        config, result = run.record.get("config"), run.result()
-        if (
-            result
-            and isinstance(config, dict)
-            and config.get("kind") in FITS[use]
-            and not misfit(result, use)
-        ):
-            runs.append(run)
-    return runs
+    return [
+        row
+        for row in run_rows(RUNS)
+        if row.result and row.kind in FITS[use] and not misfit(row.path / row.result, use)
+    ]
 
 
 def with_newest(config: Config, *, required: bool = True) -> Config:

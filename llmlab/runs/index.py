@@ -25,7 +25,7 @@ from llmlab.runs.figures import RESULT_FIGURES
 from llmlab.runs.record import RECORD, read_record
 from llmlab.runs.tags import TAGS, tags_of
 
-FORMAT = 1  # raised whenever a row holds something else
+FORMAT = 2  # raised whenever a row holds something else
 SETTLED = 2.0  # seconds
 LARGEST = 50_000_000  # bytes of the kept rows
 # folders inside a run that hold no other run
@@ -47,6 +47,7 @@ class RunRow:
         parent: what it started from, "" for nothing.
         result: name of the folder of its model, "" for none.
         damage: what is wrong with its record, in words; "" for nothing.
+        parameters: of its model, None where it does not say.
         figures: held-out figures at its end.
         tags: that a person gave it.
     """
@@ -59,6 +60,7 @@ class RunRow:
     parent: str = ""
     result: str = ""
     damage: str = ""
+    parameters: int | None = None
     figures: dict[str, float] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
 
@@ -132,6 +134,7 @@ def _read(folder: str) -> RunRow:
         step=record.get("step"),
         parent=record.get("parent") or "",
         result=record.get("result") or "",
+        parameters=record.get("parameters"),
         figures={name: figures[name] for name in RESULT_FIGURES if figures.get(name) is not None},
         tags=tags_of(path),
     )

@@ -6,9 +6,18 @@ import signal
 import subprocess
 import sys
 
+_started = 0
+
+
+def count() -> int:
+    """Returns how many commands were started."""
+    return _started
+
 
 def llmlab(*arguments: str) -> None:
     """Runs a command and waits for it; Ctrl+C is for that process, which may have to save first."""
+    global _started
+    _started += 1
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False)

@@ -16,6 +16,7 @@ from llmlab.config.options import option_info
 from llmlab.config.training import NEWEST
 from llmlab.errors import LabError
 from llmlab.models.resolve import FITS, check_model
+from llmlab.ui.completion import completer_of
 from llmlab.ui.explanations import explanation, heading, line_class, show
 from llmlab.ui.form_state import Origin, default
 from llmlab.ui.prompts import (
@@ -43,6 +44,7 @@ def ask_option(
     back: bool = True,
     below: Below | None = None,
     origin: Origin | None = None,
+    jumps: bool = False,
 ) -> Reply[Any]:
     """Asks for one option until the answer is valid by itself, and returns it, or where the person goes.
 
@@ -54,6 +56,7 @@ def ask_option(
         back: whether there is a question before.
         below: the lines below the question.
         origin: of the form's values, for the explanation.
+        jumps: whether the person can go to the end, or to another option.
     """
     field = cls.model_fields[name]
     console.print(heading(option_info(field)))
@@ -62,8 +65,9 @@ def ask_option(
         console.print(explanation(cls, name, origin))
 
     if (lined := line_class(field.annotation)) is not None:
-        return _Lines(lined, name, value, explain, below).ask(back=back)
-    return ask_explained(partial(_question, cls, name, value), explain, below=below, back=back)
+        return _Lines(lined, name, value, explain, below).ask(back=back, jumps=jumps)
+    make = partial(_question, cls, name, value)
+    return ask_explained(make, explain, below=below, back=back, jumps=jumps)
 
 
 def parse_typed(cls: type[LabBaseConfig], name: str, typed: str) -> Any:
@@ -99,7 +103,13 @@ def _question(cls: type[LabBaseConfig], name: str, value: Any, typed: str | None
         return select(name, options, default=value)
     offered = value if isinstance(value, str) else json.dumps(value, default=_jsonable)
     offered = "" if value is None else offered
-    asked = text(name, offered if typed is None else typed, validate=partial(_fault, cls, name))
+    completer = completer_of(cls, name)
+    asked = text(
+        name,
+        offered if typed is None else typed,
+        validate=partial(_fault, cls, name),
+        completer=completer,
+    )
     return Question(asked.asked, partial(parse_typed, cls, name))
 
 
@@ -138,12 +148,12 @@ class _Lines:
         self.offered = {show(item): item for item in value}
         self.parts = " | ".join(getattr(cls, "LINE", ()))
 
-    def ask(self, *, back: bool) -> Reply[list[Any]]:
+    def ask(self, *, back: bool, jumps: bool) -> Reply[list[Any]]:
         """Returns the items, or where the person goes."""
         lines, index = list(self.offered), 0
         while True:
             make = partial(self._question, index, lines[index] if index < len(lines) else "")
-            reply = ask_explained(make, self.explain, below=self._below, back=back or index > 0)
+            reply = ask_explained(make, self.explain, below=self._below, back=back or index > 0, jumps=jumps)
             if reply is Navigation.BACK and index > 0:
                 index -= 1
                 continue
@@ -156,7 +166,12 @@ class _Lines:
             index += bool(line)
 
     def _question(self, index: int, line: str, typed: str | None) -> Question[str]:
-        return text(f"{self.name} {index + 1}", line if typed is None else typed, validate=self._fault)
+        return text(
+            f"{self.name} {index + 1}",
+            line if typed is None else typed,
+            validate=self._fault,
+            completer=completer_of(self.cls),
+        )
 
     def _below(self, standing: object) -> str:
         end = self.below(None) if self.below else HINT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class FormState:
         cls: of the config.
         values: that it begins with, by option.
         origin: the name of where they come from, "" where they are the defaults.
+        given: options that were chosen before, which are not asked for.
 
     Attributes:
         values: by option; changed as answers come.
@@ -36,18 +38,21 @@ class FormState:
         advanced: whether the advanced options are asked for, too.
     """
 
-    def __init__(self, cls: type[KindConfig], values: dict[str, Any], origin: str = ""):
+    def __init__(
+        self, cls: type[KindConfig], values: dict[str, Any], origin: str = "", given: Collection[str] = ()
+    ):
         self.cls, self.values, self.origin = cls, dict(values), Origin(origin, dict(values))
         self.position: str | None = None
         self.advanced = False
-        self._answered: set[str] = set()
+        self.given = frozenset(given)
+        self._answered: set[str] = set(given)
 
     def steps(self) -> list[str]:
         """Returns what is asked for with the answers so far, in order."""
         options = self.cls.options()
         asked: dict[bool, list[str]] = {False: [], True: []}
         for name, info in options.items():
-            known = name in FIXED or self.cls.follows(name, self.values)
+            known = name in FIXED or name in self.given or self.cls.follows(name, self.values)
             if not known and applies(info, self.values):
                 asked[info.advanced].append(name)
         more = [ADVANCED, *(asked[True] if self.advanced else [])] if asked[True] else []
@@ -63,6 +68,10 @@ class FormState:
         """Goes to the question before; behind the last one, to the last."""
         steps = self.steps()
         self.position = steps[steps.index(self.position) - 1] if self.position in steps else steps[-1]
+
+    def to_the_end(self) -> None:
+        """Takes the rest as it is offered."""
+        self.position = None
 
     def take(self, name: str, value: Any) -> None:
         """Takes the answer to an option."""

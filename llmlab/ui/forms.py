@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
@@ -21,11 +21,23 @@ from llmlab.planning.advice import ways_to_fit
 from llmlab.planning.plan import make_plan
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import drafts
-from llmlab.ui.explanations import review
+from llmlab.ui.explanations import review, show
 from llmlab.ui.fields import ask_option, parse_typed
-from llmlab.ui.form_state import ADVANCED, FIXED, FormState, default
+from llmlab.ui.form_state import ADVANCED, FIXED, FormState, applies, default
 from llmlab.ui.plan import live_figures, plan_table, way_in_words
-from llmlab.ui.prompts import EXPLAINS, HINT, Answer, Navigation, Reply, ask, confirm, plain, select
+from llmlab.ui.prompts import (
+    EXPLAINS,
+    HINT,
+    JUMPS,
+    Answer,
+    Navigation,
+    Option,
+    Reply,
+    ask,
+    confirm,
+    plain,
+    select,
+)
 
 KEEP, CHANGE, DRAFT, LEAVE = "keep it", "change an option", "save it as a draft", "discard it"
 GO_ON = "go on"
@@ -38,13 +50,16 @@ class Ended(Enum):
     WITHOUT = "a draft was kept, or all was thrown away"
 
 
-def fill_in(config: KindConfig, console: Console | None = None, *, origin: str = "") -> KindConfig | None:
+def fill_in(
+    config: KindConfig, console: Console | None = None, *, origin: str = "", given: Collection[str] = ()
+) -> KindConfig | None:
     """Asks for every option that applies, shows the whole, and returns the config; None when the person
     leaves.
 
     The values of `config` are offered as they are; Enter keeps one. Escape goes back, "?" explains, Ctrl+C
     leaves and offers to keep what was answered as a draft, which the next form of this kind offers. `origin`
-    says where the values come from, a preset or a file; the review shows what differs from it.
+    says where the values come from, a preset or a file; the review shows what differs from it. Options in
+    `given` were chosen already: they are not asked for again, and can be changed by name.
     """
     gc.freeze()  # what is loaded stays: looking through it for garbage would hold a question up
     cls = type(config)
@@ -52,7 +67,7 @@ def fill_in(config: KindConfig, console: Console | None = None, *, origin: str =
         name: default(cls, name) if config.inapplicable(name) else getattr(config, name)
         for name in cls.model_fields
     }
-    form = Form(FormState(cls, values, origin), console or LabConsole())
+    form = Form(FormState(cls, values, origin, given), console or LabConsole())
     form.console.print(styled("\n[bold]{}[/bold] [dim]Enter keeps a value · {}[/dim]\n", config.TITLE, HINT))
     with form.kept_when_the_terminal_closes():
         outcome = form.run()
@@ -104,7 +119,12 @@ class Form:
             reply = self.ask(name, back=name != self.state.steps()[0])
             if reply is Navigation.LEAVE:
                 return reply
-            if reply is Navigation.BACK:
+            if reply is Navigation.REST:
+                self.state.to_the_end()
+            elif reply is Navigation.FIND:
+                if self._change_one() is Navigation.LEAVE:
+                    return Navigation.LEAVE
+            elif reply is Navigation.BACK:
                 self.state.backward()
             else:
                 self.state.forward()
@@ -115,16 +135,16 @@ class Form:
         state = self.state
         if name == ADVANCED:
             question = confirm("Show the advanced options too?", default=state.advanced)
-            wish = ask(question, below=lambda _: HINT.replace(EXPLAINS, ""), back=back)
+            wish = ask(question, below=lambda _: HINT.replace(EXPLAINS, "").replace(JUMPS, ""), back=back)
             if isinstance(wish, Navigation):
                 return wish
             state.advanced = wish.value
             return None
-        return self._take(name, state.offered(name), back=back)
+        return self._take(name, state.offered(name), back=back, jumps=True)
 
     def below(self, name: str, standing: object) -> str:
-        """Returns the lines below a question: what the answers so far amount to,
-        the one that stands there included.
+        """Returns the lines below a question: what the answers so far amount to, the one that stands there
+        included; or why it does not go together with them, where it is one of those that do not.
         """
         value: Any = self.state.values[name] if standing is None else standing
         try:
@@ -135,7 +155,8 @@ class Form:
         try:
             return "\n".join([*live_figures(self.state.config(**{name: value})), HINT])
         except LabError as error:
-            return f"{str(error).splitlines()[0]}\n{HINT}"
+            named = self._named_in(error)
+            return f"{str(error).splitlines()[0]}\n{HINT}" if name in named or not named else HINT
 
     def finish(self) -> KindConfig | Ended | Left:
         """Shows the whole, lets single options be changed, and returns the config."""
@@ -155,7 +176,7 @@ class Form:
                 self.state.values.update(ways[reply.value])
                 left = None
             elif reply.value == CHANGE:
-                left = self._change_one(config)
+                left = self._change_one()
             else:
                 return self._end(reply.value, config)
             if left:
@@ -197,11 +218,15 @@ class Form:
                 return self.state.config()
             except LabError as error:
                 self.console.print(str(error), style="red")
-                fields = self.state.cls.model_fields
-                named = [name for name in re.findall(r"`(\w+)`", str(error)) if name in fields]
-            for name in dict.fromkeys(named) or fields:
+                named = self._named_in(error)
+            for name in named or self.state.cls.model_fields:
                 if self._take(name, self.state.values[name]) is Navigation.LEAVE:
                     return Navigation.LEAVE
+
+    def _named_in(self, error: LabError) -> list[str]:
+        """Returns the options that an error is about."""
+        named = re.findall(r"`(\w+)`", str(error))
+        return [name for name in dict.fromkeys(named) if name in self.state.cls.model_fields]
 
     def _show(self, config: KindConfig) -> None:
         self.console.print(review(config, self.state.origin))
@@ -212,12 +237,14 @@ class Form:
         except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
             self.console.print(str(error), style="yellow")
 
-    def _change_one(self, config: KindConfig) -> Left | None:
-        fields = type(config).model_fields
-        names = [name for name in fields if name not in FIXED and not config.inapplicable(name)]
-        question = select(
-            "Which one? (type to search)", plain(names), use_search_filter=True, use_jk_keys=False
-        )
+    def _change_one(self) -> Left | None:
+        """Lets the person choose an option by name and title, and asks for it."""
+        options = [
+            Option(f"{name}  ({info.title}: {show(self.state.values[name])})", name)
+            for name, info in self.state.cls.options().items()
+            if name not in FIXED and applies(info, self.state.values)
+        ]
+        question = select("Which one? (type to search)", options, use_search_filter=True, use_jk_keys=False)
         picked: Reply[str] = ask(question)
         if isinstance(picked, Answer):
             reply = self._take(picked.value, self.state.values[picked.value])
@@ -225,12 +252,19 @@ class Form:
             reply = picked
         return Navigation.LEAVE if reply is Navigation.LEAVE else None
 
-    def _take(self, name: str, offered: Any, *, back: bool = True) -> Navigation | None:
+    def _take(self, name: str, offered: Any, *, back: bool = True, jumps: bool = False) -> Navigation | None:
         """Asks for one option; returns where the person goes instead of answering."""
         state = self.state
         below = partial(self.below, name)
         reply = ask_option(
-            state.cls, name, offered, self.console, back=back, below=below, origin=state.origin
+            state.cls,
+            name,
+            offered,
+            self.console,
+            back=back,
+            below=below,
+            origin=state.origin,
+            jumps=jumps,
         )
         if isinstance(reply, Navigation):
             return reply

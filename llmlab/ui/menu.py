@@ -12,20 +12,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from llmlab.errors import LabError
-from llmlab.runs.folder import RUNS, all_runs
+from llmlab.runs.folder import RUNS
+from llmlab.runs.index import run_rows
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import commands
-from llmlab.ui.config_files import saved_configs
+from llmlab.ui.config_files import kind_of, saved_configs
 from llmlab.ui.pickers import answer, pick, pick_model
 from llmlab.ui.prompts import Heading, Option, select, text
 from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.saved import saved
 from llmlab.ui.train import configure_model, from_recipe, train
 
+CONFIGURE = "Configure a model"
+CHAT = "Test a model (chat)"
+BRIEFLY = "What next? (Enter: the menu; or the number or letter of an entry)"
 KEYS = "123456789abcefghij"  # of the model, the methods and the chat; letters of other entries left out
 
 
@@ -45,15 +50,15 @@ def entries() -> list[Entry | str]:
     from llmlab.training.registry import STAGES
 
     keys = iter(KEYS)
-    lines: list[Entry | str] = ["model", Entry(next(keys), "Configure a model", configure_model)]
+    lines: list[Entry | str] = ["model", Entry(next(keys), CONFIGURE, configure_model)]
     for section, stages in itertools.groupby(STAGES.values(), key=lambda stage: stage.section):
         lines.append(section)
         lines += [Entry(next(keys), stage.title, partial(train, stage.kind)) for stage in stages]
-    nothing = "" if all_runs(RUNS) or saved_configs() else " (nothing is saved yet)"
+    nothing = "" if run_rows(RUNS) or saved_configs() else " (nothing is saved yet)"
     return [
         *lines,
         "tools",
-        Entry(next(keys), "Test a model (chat)", test_model),
+        Entry(next(keys), CHAT, test_model),
         Entry("x", "Export or publish a model", export_or_publish),
         Entry("v", "Serve a model", serve_model),
         Entry("r", "Recipes: published runs, ready for their hardware", recipes),
@@ -65,30 +70,81 @@ def entries() -> list[Entry | str]:
 
 
 def main_menu() -> None:
-    """Shows the menu until the person leaves."""
-    console = LabConsole()
+    """Shows the menu until the person leaves.
+
+    What an entry has shown stays on the screen: one line below it asks what is next; Enter shows the menu.
+    """
+    console, shown = MenuConsole(), False
     while True:
-        console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status()))
-        options = [
-            Heading(f"── {entry}") if isinstance(entry, str) else Option(entry.title, entry, entry.key)
-            for entry in entries()
-        ]
-        instruction = "(number or letter, then Enter)"
-        question = select("What next?", options, use_shortcuts=True, instruction=instruction)
-        picked = answer(question, back=False)
+        lines = entries()
+        picked = ask_briefly(lines) if shown else None
+        picked = picked or ask_by_list(lines, console)
         if picked is None or picked.action is None:
             return
+        console.printed, started = 0, commands.count()
         try:
             picked.action(console)
         except LabError as error:
             console.print(str(error), style="red")
+        shown = bool(console.printed) or commands.count() != started
+
+
+class MenuConsole(LabConsole):
+    """Counts what is printed.
+
+    Attributes:
+        printed: how often.
+    """
+
+    printed = 0
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints, and counts it."""
+        self.printed += 1
+        super().print(*args, **kwargs)
+
+
+def ask_by_list(lines: list[Entry | str], console: Console) -> Entry | None:
+    """Shows the menu and returns the entry that is chosen; None where the person leaves."""
+    console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status()))
+    options = [
+        Heading(f"── {entry}") if isinstance(entry, str) else Option(entry.title, entry, entry.key)
+        for entry in lines
+    ]
+    title = natural_next()
+    default = next((entry for entry in lines if isinstance(entry, Entry) and entry.title == title), None)
+    instruction = "(number or letter, then Enter)"
+    question = select("What next?", options, default=default, use_shortcuts=True, instruction=instruction)
+    return answer(question, back=False)
+
+
+def ask_briefly(lines: list[Entry | str]) -> Entry | None:
+    """Asks for an entry by its key in one line; None for the whole menu."""
+    keys = {entry.key: entry for entry in lines if isinstance(entry, Entry)}
+
+    def known(typed: str) -> bool | str:
+        return typed.strip() in ("", *keys) or "no entry has this key; Enter shows the menu"
+
+    return keys.get((answer(text(BRIEFLY, validate=known), back=False) or "").strip())
+
+
+def natural_next() -> str:
+    """Returns the title of the entry that a person will want next: what the newest run makes possible."""
+    from llmlab.training.registry import STAGES
+
+    last = next((row for row in run_rows(RUNS) if row.result and row.kind in STAGES), None)
+    if last is not None:
+        following = STAGES[last.kind].then
+        return STAGES[following[0]].title if following else CHAT
+    shapes = any(kind_of(path) == "model" for path in saved_configs())
+    return STAGES["pretrain"].title if shapes else CONFIGURE
 
 
 def status() -> str:
     """Returns one line: device, its free memory, disk and the last run."""
     from llmlab.planning.live import available_memory, gpu_memory
 
-    last = next(iter(all_runs()), None)
+    last = next(iter(run_rows(RUNS)), None)
     on_gpu = gpu_memory()
     device = "NVIDIA GPU" if on_gpu else f"{os.cpu_count()} cores"
     memory = f"{(on_gpu or available_memory()) / 1e9:.0f} GB {'of its ' if on_gpu else ''}memory free"

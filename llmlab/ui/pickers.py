@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -9,13 +13,20 @@ from rich.console import Console
 from llmlab.errors import LabError
 from llmlab.models.hub import HubAnswer
 from llmlab.models.resolve import check_model, runs_for
+from llmlab.runs.folder import MODELS
+from llmlab.runs.index import RunRow
+from llmlab.ui.completion import Names, model_names
 from llmlab.ui.inputs import WORDS
-from llmlab.ui.prompts import Answer, Option, Question, ask, plain, select, text
+from llmlab.ui.prompts import Answer, Heading, Option, Question, ask, plain, select, text
+from llmlab.ui.remembered import remember, remembered
+from llmlab.ui.runs import figure
+from llmlab.ui.units import short_count
 
 T = TypeVar("T")
 BACK = "back"
 ANOTHER = "another model: a hub id, a folder, a GGUF file"
 IN_THE_FORM = "something else: the form asks"
+SEARCHED = 20  # lines from which on a list can be searched by typing
 
 
 def answer(question: Question[T], *, back: bool = True) -> T | None:
@@ -40,7 +51,7 @@ def pick(question: str, choices: list[str], *, back: str = BACK) -> str:
 
 def pick_model(question: str, use: str, console: Console, *more: str) -> str:
     """Returns the name of a model that fits a use (a key of `FITS`), a run or one that is brought; "" for
-    none.
+    none. Runs stand below what they came from; what was brought before is offered again.
 
     Args:
         question: its words.
@@ -48,30 +59,85 @@ def pick_model(question: str, use: str, console: Console, *more: str) -> str:
         console: where it is said why a model does not fit.
         *more: further choices.
     """
-    runs = [Option(f"{run.path}  ({run.record['config']['kind']})", str(run.path)) for run in runs_for(use)]
+    lines: list[Option[str] | Heading] = list(by_lineage(runs_for(use)))
+    if brought := remembered(use):
+        lines += [Heading("── used before"), *plain(brought)]
+    if lines:
+        lines.append(Heading("──"))
+    lines += plain([*more, ANOTHER, BACK])
+    how = {"use_search_filter": True, "use_jk_keys": False} if len(lines) > SEARCHED else {}
+    words = f"{question} (type to search)" if how else question
     while True:
-        picked = answer(select(question, [*runs, *plain([*more, ANOTHER, BACK])]))
-        if picked != ANOTHER:
-            return "" if picked in (None, BACK) else picked or ""
-        if typed := type_model(use, console):
-            return typed
+        picked = answer(select(words, lines, **how)) or BACK
+        if picked == ANOTHER:
+            picked = type_model(use, console)
+        elif picked in brought and not (picked := fitting(picked, use, console)):
+            continue
+        if picked:
+            return "" if picked == BACK else picked
+
+
+def by_lineage(rows: Iterable[RunRow]) -> list[Option[str] | Heading]:
+    """Returns runs as lines to choose from, those of one origin together below its name."""
+    families: dict[str, list[RunRow]] = {}
+    rows = list(rows)
+    parents = {str(row.path): _run_of(row.parent) for row in rows}
+    for row in rows:
+        origin, seen = str(row.path), set[str]()
+        while (parent := parents.get(origin) or "") and origin not in seen:
+            seen.add(origin)
+            origin = parent
+        families.setdefault(origin, []).append(row)
+    lines: list[Option[str] | Heading] = []
+    for origin, members in families.items():
+        if len(families) > 1 or origin != str(members[-1].path):
+            lines.append(Heading(f"── from {origin}"))
+        lines += [Option(run_line(row), str(row.path)) for row in members]
+    return lines
+
+
+def run_line(row: RunRow) -> str:
+    """Returns what a list says of a run: its name, method, size, date and held-out figure."""
+    about = [row.kind]
+    if row.parameters:
+        about.append(short_count(row.parameters))
+    with suppress(ValueError):
+        about.append(f"{datetime.fromisoformat(row.started).astimezone():%d %b %H:%M}")
+    about += [figure(row)] if figure(row) else []
+    return f"{row.path}  {' · '.join(about)}"
+
+
+def _run_of(parent: str) -> str:
+    """Returns the run that made a model, as a path from here; what is brought stays as it is."""
+    path = Path(parent)
+    if path.name not in MODELS and not path.name.startswith("checkpoint-"):
+        return parent
+    folder = path.parent
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def fitting(name: str, use: str, console: Console) -> str:
+    """Returns the name of a model that is brought, "" where it does not fit a use, which is said."""
+    try:
+        where = check_model(name, use)
+    except LabError as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return ""
+    if isinstance(where, HubAnswer) and not where.is_sure:
+        console.print(f"{name}: {WORDS[where]}", style="yellow", markup=False, highlight=False)
+    remember(use, name)
+    return name
 
 
 def type_model(use: str, console: Console) -> str:
     """Asks for the name of a model that is brought until it fits a use;
     returns "" where the person goes back.
     """
-    name = ""
-    while name := answer(text("Which one? (a hub id, a folder, a GGUF file)", name)) or "":
+    name, question = "", "Which one? (a hub id, a folder, a GGUF file; Tab completes)"
+    while name := answer(text(question, name, completer=Names(model_names))) or "":
         name = name.strip().strip("'\"").strip()
-        try:
-            where = check_model(name, use)
-        except LabError as error:
-            console.print(str(error), style="red", markup=False, highlight=False)
-            continue
-        if isinstance(where, HubAnswer) and not where.is_sure:
-            console.print(f"{name}: {WORDS[where]}", style="yellow", markup=False, highlight=False)
-        return name
+        if fits := fitting(name, use, console):
+            return fits
     return ""
 
 

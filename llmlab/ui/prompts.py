@@ -4,6 +4,7 @@ below. Where the person goes instead of answering is a value that is returned.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -11,17 +12,21 @@ from typing import Any, Generic, TypeVar
 
 import questionary
 from prompt_toolkit.application import Application
+from prompt_toolkit.completion import Completer
 from prompt_toolkit.filters import Condition, is_done, to_filter
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Layout, Window
 from questionary.prompts.common import InquirerControl
+from rich.cells import cell_len, set_cell_size
 
 from llmlab.readable import printable
 
 T = TypeVar("T")
 QUICK = 0.05  # seconds until a lone Escape is one, and not the beginning of an arrow key
 EXPLAINS = "? explains · "
-HINT = f"Esc back · {EXPLAINS}Ctrl+C leaves"
+JUMPS = "^R the rest as it is · ^F find an option · "
+HINT = f"Esc back · {EXPLAINS}{JUMPS}^C leaves"
+MARGIN = 6  # columns that a list needs beside its words: pointer, key, and one that stays free
 
 
 class Navigation(Enum):
@@ -29,6 +34,8 @@ class Navigation(Enum):
 
     BACK = "the previous question"
     LEAVE = "out of the question"
+    REST = "to the end, with what is offered"
+    FIND = "another question, by its name"
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,11 @@ class _Explain:
 
 
 def text(
-    question: str, default: str = "", *, validate: Callable[[str], bool | str] | None = None
+    question: str,
+    default: str = "",
+    *,
+    validate: Callable[[str], bool | str] | None = None,
+    completer: Completer | None = None,
 ) -> Question[str]:
     """Returns a question that is answered by a line.
 
@@ -86,8 +97,10 @@ def text(
         question: its words.
         default: what stands in the line.
         validate: returns True or what is wrong with a line.
+        completer: says what Tab completes.
     """
-    return Question(questionary.text(printable(question), default=default, validate=validate), str)
+    more: dict[str, Any] = {"completer": completer, "complete_while_typing": False} if completer else {}
+    return Question(questionary.text(printable(question), default=default, validate=validate, **more), str)
 
 
 def confirm(question: str, *, default: bool = True) -> Question[bool]:
@@ -110,16 +123,36 @@ def select(
     values: list[T | None] = []
     for number, option in enumerate(options):
         if isinstance(option, Heading):
-            choices.append(questionary.Separator(printable(option.label)))
+            choices.append(questionary.Separator(within(printable(option.label))))
             values.append(None)
         else:
-            choices.append(questionary.Choice(printable(option.label), number, shortcut_key=option.key))
+            label = within(printable(option.label))
+            choices.append(questionary.Choice(label, number, shortcut_key=option.key))
             values.append(option.value)
     first = values.index(default) if default is not None else None
     asked = questionary.select(
         printable(question), choices, default=choices[first] if first is not None else None, **_looks(how)
     )
     return Question(asked, lambda number: _chosen(options[number]))
+
+
+def within(label: str, width: int | None = None) -> str:
+    """Returns the words of a line that fit on the screen, with a mark where some were left out: a terminal
+    would cut it anywhere.
+
+    Args:
+        label: the line.
+        width: columns; left out, those of the terminal, less what a list needs.
+    """
+    room = width or max(20, shutil.get_terminal_size().columns - MARGIN)
+    if cell_len(label) <= room:
+        return label
+    mark = printable("…")
+    cut = set_cell_size(label, room - len(mark)).rstrip()
+    if not label[len(cut) :].startswith(" ") and " " in cut:  # within a word
+        head = cut.rsplit(" ", 1)[0].rstrip()
+        cut = head if cell_len(head) > room // 2 else cut
+    return cut + mark
 
 
 def several(question: str, options: Sequence[Option[T]], **how: Any) -> Question[list[T]]:
@@ -130,7 +163,9 @@ def several(question: str, options: Sequence[Option[T]], **how: Any) -> Question
         options: what can be marked.
         **how: of questionary's `checkbox`.
     """
-    choices = [questionary.Choice(printable(option.label), number) for number, option in enumerate(options)]
+    choices = [
+        questionary.Choice(within(printable(option.label)), number) for number, option in enumerate(options)
+    ]
     asked = questionary.checkbox(printable(question), choices, **_looks(how))
     return Question(asked, lambda numbers: [options[number].value for number in numbers])
 
@@ -161,6 +196,7 @@ def ask_explained(
     *,
     below: Callable[[object], str] | None = None,
     back: bool = True,
+    jumps: bool = False,
 ) -> Reply[T]:
     """As `ask`; "?" in a line that was not touched explains, and asks again.
 
@@ -169,16 +205,22 @@ def ask_explained(
         explain: shows the explanation.
         below: as in `ask`.
         back: as in `ask`.
+        jumps: whether the person can go to the end (Ctrl+R: REST) and to another question (Ctrl+F: FIND).
     """
     typed: str | None = None
-    while isinstance(reply := _ask(make(typed), below, back=back, explains=True), _Explain):
+    while isinstance(reply := _ask(make(typed), below, back=back, explains=True, jumps=jumps), _Explain):
         explain()
         typed = reply.typed
     return reply
 
 
 def _ask(
-    question: Question[T], below: Callable[[object], str] | None, *, back: bool, explains: bool
+    question: Question[T],
+    below: Callable[[object], str] | None,
+    *,
+    back: bool,
+    explains: bool,
+    jumps: bool = False,
 ) -> Reply[T] | _Explain:
     app = question.asked.application
     at_first = _standing(app)
@@ -193,6 +235,16 @@ def _ask(
         @keys.add("s-tab", eager=True)
         def _(event: KeyPressEvent) -> None:
             end(event, Navigation.BACK)
+
+    if jumps:
+
+        @keys.add("c-r", eager=True)
+        def _(event: KeyPressEvent) -> None:
+            end(event, Navigation.REST)
+
+        @keys.add("c-f", eager=True)
+        def _(event: KeyPressEvent) -> None:
+            end(event, Navigation.FIND)
 
     if explains:
 

@@ -42,7 +42,7 @@ def runs_table(rows: Sequence[RunRow], most: int | None = None) -> Table:
     for row in rows[:most]:
         status = f"damaged: {RECORD} {shortened(row.damage, 120)}" if row.damage else row.status
         step = "" if row.step is None else str(row.step)
-        cells = [str(row.path), row.kind, status, step, _figure(row), _short(row.parent)]
+        cells = [str(row.path), row.kind, status, step, figure(row), _short(row.parent)]
         table.add_row(*cells, *([", ".join(row.tags)] if tagged else []))
     if not table.row_count:
         none = "no such runs" if run_rows(RUNS) else "no runs yet: `llmlab quickstart` makes some"
@@ -57,7 +57,8 @@ def rows_as_json(rows: Sequence[RunRow]) -> str:
     return json.dumps([{**asdict(row), "path": str(row.path)} for row in rows])
 
 
-def _figure(row: RunRow) -> str:
+def figure(row: RunRow) -> str:
+    """Returns the held-out figure that a run is known by; "" for none."""
     figures = (
         f"{name.removeprefix('eval_')} {row.figures[name]:.4g}" for name in FIGURES if name in row.figures
     )

@@ -16,7 +16,7 @@ from llmlab.runs.record import RECORD
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, save_as, saved_configs, unused_name
 from llmlab.ui.pickers import answer, pick
-from llmlab.ui.prompts import Option, confirm, several, text
+from llmlab.ui.prompts import Option, confirm, select, several, text
 from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.train import has_cluster, run_and_go_on, write_job
 
@@ -105,7 +105,9 @@ def with_run(run: RunFolder, console: Console) -> None:
     ended, model, name = run.status == "done" or kind not in STAGES, run.result(), str(run.path)
     actions: dict[str, Callable[[], None]] = {}
     if not ended:
-        actions["resume it"] = lambda: run_and_go_on(run.path, kind, console)
+        actions["resume it"] = lambda: resume(run, kind, console)
+    elif kind in STAGES and run.checkpoints():
+        actions["train it longer"] = lambda: resume(run, kind, console, longer=True)
     if model and kind != "reward":
         actions["talk to it"] = lambda: commands.llmlab("chat", name)
     if model:
@@ -124,6 +126,42 @@ def with_run(run: RunFolder, console: Console) -> None:
     actions["delete"] = lambda: commands.llmlab("runs", "delete", name)
     if action := actions.get(pick("What do you want to do?", list(actions))):
         action()
+
+
+def resume(run: RunFolder, kind: str, console: Console, *, longer: bool = False) -> None:
+    """Asks from which checkpoint a run goes on, how far, and whether its optimizer does; then goes on."""
+    config = run.record.get("config") or {}
+    steps = sorted((checkpoint.step for checkpoint in run.checkpoints()), reverse=True)
+    arguments: list[str] = []
+    if len(steps) > 1:
+        lines = [
+            Option(f"step {step:,}{' (the newest)' if step == steps[0] else ''}", step) for step in steps
+        ]
+        picked = answer(select("From which checkpoint?", lines))
+        if picked is None:
+            return
+        if picked != steps[0]:
+            arguments += ["--resume", str(run.path / f"checkpoint-{picked}")]
+    most = config.get("max_steps")
+    if isinstance(most, int) and config.get("epochs") is None:
+        offered = str(2 * most if longer else most)
+        typed = answer(
+            text(f"To how many steps in all? (it was made for {most:,})", offered, validate=_count)
+        )
+        if typed is None:
+            return
+        if int(typed) != most:
+            arguments += ["--set", f"max_steps={int(typed)}"]
+    if steps:
+        kept = answer(confirm("With the state of its optimizer? (no: it begins anew)"))
+        if kept is None:
+            return
+        arguments += [] if kept else ["--fresh-optimizer"]
+    run_and_go_on(run.path, kind, console, *arguments)
+
+
+def _count(typed: str) -> bool | str:
+    return (typed.strip().isdigit() and int(typed) > 0) or "a whole number of steps"
 
 
 def _again(name: str) -> None:

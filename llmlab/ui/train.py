@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from llmlab.ui.publish import export_or_publish, serve_model
 if TYPE_CHECKING:
     from llmlab.config import KindConfig
     from llmlab.config.training import TrainingConfig
+
+    Start = tuple[KindConfig, tuple[str, ...]]  # what a form begins with, and the options that were chosen
 
 NEW_SHAPE = "a new one: configure it now"
 FROM_SCRATCH = "from scratch: a new model learns from nothing"
@@ -61,7 +63,8 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
     new = starts == FROM_SCRATCH
     start = _from_a_shape(kind, console) if new else _from_a_model(kind, console, checkpoint, reward)
     if start:
-        _fill_in_and_run(start, kind, console)
+        config, given = start
+        _fill_in_and_run(config, kind, console, given=given)
 
 
 def from_recipe(name: str, console: Console) -> None:
@@ -71,12 +74,16 @@ def from_recipe(name: str, console: Console) -> None:
     _fill_in_and_run(RECIPES[name].config(), name, console, origin=name)
 
 
-def _fill_in_and_run(start: KindConfig, name: str, console: Console, origin: str = "") -> None:
-    """Asks for the options of a config, saves it under a name, and runs it if the person wants."""
+def _fill_in_and_run(
+    start: KindConfig, name: str, console: Console, origin: str = "", given: Collection[str] = ()
+) -> None:
+    """Asks for the options of a config but those that were chosen, saves it under a name, and runs it if the
+    person wants.
+    """
     from llmlab.config.training import TrainingConfig
     from llmlab.ui.forms import fill_in
 
-    config = fill_in(start, console, origin=origin)
+    config = fill_in(start, console, origin=origin, given=given)
     path = save_as(config, name, console) if config else None
     if not path:
         return
@@ -103,14 +110,20 @@ def write_job(path: Path) -> None:
     commands.llmlab("slurm", str(path), "-o", str(path.with_suffix(".sh")))
 
 
-def run_and_go_on(path: Path, kind: str, console: Console) -> None:
+def run_and_go_on(path: Path, kind: str, console: Console, *further: str) -> None:
     """Runs a config of a kind, or goes on with a run; when it made a model,
     offers the natural next steps with it filled in.
+
+    Args:
+        path: of the config, or of the run's folder.
+        kind: of it.
+        console: where it is shown.
+        *further: arguments of `llmlab run`.
     """
     from llmlab.training.registry import STAGES
 
     before = {run.path: run.status for run in all_runs(RUNS)}
-    commands.llmlab("run", str(path))
+    commands.llmlab("run", str(path), *further)
     ended = [run for run in all_runs(RUNS) if run.status == "done" and before.get(run.path) != "done"]
     if not ended or not ended[0].result():
         return
@@ -131,8 +144,10 @@ def run_and_go_on(path: Path, kind: str, console: Console) -> None:
         train(steps[picked], console, checkpoint=model)
 
 
-def _from_a_model(kind: str, console: Console, checkpoint: str, reward: str) -> KindConfig | None:
-    """Returns the config to begin a form with, of a method that starts from a model; None for none."""
+def _from_a_model(kind: str, console: Console, checkpoint: str, reward: str) -> Start | None:
+    """Returns the config to begin a form with, of a method that starts from a model, and what was chosen;
+    None for none.
+    """
     from llmlab.config import METHOD_PRESETS
     from llmlab.config.loader import kind_class
     from llmlab.config.rollouts import RolloutConfig
@@ -156,11 +171,11 @@ def _from_a_model(kind: str, console: Console, checkpoint: str, reward: str) -> 
     size = DEFAULTS
     if sizes:
         size = pick("Settings for a model of about which size?", [DEFAULTS, *sizes])
-    return cls(**values, **sizes.get(size, {})) if size else None
+    return (cls(**values, **sizes.get(size, {})), tuple(values)) if size else None
 
 
-def _from_a_shape(kind: str, console: Console) -> KindConfig | None:
-    """Returns the config to begin a form with, of base training; None for none."""
+def _from_a_shape(kind: str, console: Console) -> Start | None:
+    """Returns the config to begin a form with, of base training, and what was chosen; None for none."""
     from llmlab.config import parse_config
 
     shapes = [str(path) for path in saved_configs() if kind_of(path) == "model"]
@@ -169,7 +184,7 @@ def _from_a_shape(kind: str, console: Console) -> KindConfig | None:
         picked = str(configure_model(console) or "")
     if not picked or not offer_tokenizer(Path(picked), console):
         return None
-    return parse_config({"kind": kind, "model": picked})
+    return parse_config({"kind": kind, "model": picked}), ("model",)
 
 
 def offer_tokenizer(model: Path, console: Console) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +63,13 @@ from llmlab.training.trainers.base import LabTrainerMixin
 from llmlab.trust import redact
 
 
-def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SILENT) -> RunResult:
+def run(
+    config: TrainingConfig,
+    *,
+    resume: str = "auto",
+    reporter: Reporter = SILENT,
+    fresh_optimizer: bool = False,
+) -> RunResult:
     """Trains as the config says and returns how it ended.
 
     Args:
@@ -71,6 +78,7 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
             "never" starts anew in a folder of its own, a path names the checkpoint. "once" is "auto" for a
             job that may be started again: a finished run in the folder is the result.
         reporter: that it speaks to; left out, nothing is said.
+        fresh_optimizer: whether a run that is resumed begins with an empty state of its optimizer.
 
     Raises:
         LabError: when what is asked for cannot be done; nothing has been written then. Whatever the folder
@@ -90,12 +98,13 @@ def run(config: TrainingConfig, *, resume: str = "auto", reporter: Reporter = SI
             resume = "auto"
         while True:
             try:
-                return _attempt(context, resume)
+                return _attempt(context, resume, fresh_optimizer=fresh_optimizer)
             except LabError as error:
                 reporter.failed(error)
                 raise
             except OutOfMemory as error:
                 context, resume = context.with_config(halve_micro_batch(context.config, error.folder)), "auto"
+                fresh_optimizer = False  # it is in the checkpoint that was just sealed
                 reporter.warning(
                     f"out of memory: continuing with {effective_batch(context.config)}"
                     " (batch x accumulation x devices)"
@@ -107,13 +116,15 @@ def _as_it_ended(folder: RunFolder) -> RunResult:
     return RunResult(folder.path, folder.result(), held_out_figures(folder), 0, 0.0)
 
 
-def _attempt(context: RunContext, resume: str) -> RunResult:
+def _attempt(context: RunContext, resume: str, *, fresh_optimizer: bool) -> RunResult:
     with ExitStack() as stack:
         begin_peak(context.device)
         costs = make_plan(context.config)  # with the memory that is free before anything is loaded
         plan = broadcast_from_main(  # the main process locks the folder
             lambda: stack.enter_context(resolve_resume(context.config, resume, context.reporter))
         )
+        if fresh_optimizer:
+            plan = replace(plan, changed=plan.changed | {"optimizer"})
         # the options so that the run's folder, given to `llmlab run`, resumes this very run
         recorded = {"config": {**as_run(context.config), "output_dir": str(plan.run_dir)}, **plan.reads}
         job = _prepare(context)
