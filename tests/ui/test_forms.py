@@ -271,3 +271,41 @@ def test_going_on_at_the_review_comes_back_to_it():
     keys = ENTER * 2 + CLEAR + "192" + ENTER * (steps - 2) + CTRL_C + DOWN + ENTER + ENTER
     made, shown = answer(preset("tiny"), keys)
     assert made.d_model == 192 and shown.count("review") == 2
+
+
+CTRL_R, CTRL_F = "\x12", "\x06"
+
+
+def test_one_key_takes_the_rest_as_it_is():
+    made, shown = answer(preset("tiny"), CTRL_R + ENTER)
+    assert made == preset("tiny") and "Attention type" not in shown.split("review")[0]
+
+
+def test_an_option_is_found_by_its_name_from_any_question():
+    made, _ = answer(SFTConfig(), CTRL_F + "adam_beta2" + ENTER + CLEAR + "0.99" + ENTER + CTRL_R + ENTER)
+    assert made == SFTConfig(adam_beta2=0.99)
+
+
+def test_what_was_chosen_before_is_not_asked_again():
+    state = FormState(SFTConfig, SFTConfig().to_json_dict(), given=("policy_checkpoint",))
+    assert "policy_checkpoint" not in state.steps()
+
+
+def test_a_contradiction_is_told_only_at_the_options_that_make_it():
+    form = Form(FormState(type(preset("tiny")), preset("tiny").to_json_dict()), Console(file=io.StringIO()))
+    form.state.take("d_model", 130)  # over 4 heads
+    assert "130" in form.below("n_heads", None)
+    assert form.below("vocab_size", None) == prompts.HINT
+
+
+@pytest.mark.parametrize(
+    "label, width, shown",
+    [
+        ("short", 20, "short"),
+        ("words that are cut at a border of words", 20, "words that are cut…"),
+        ("one/word/that/is/much/longer", 12, "one/word/th…"),
+        ("字字字字字字", 8, "字字字…"),
+    ],
+)
+def test_a_line_is_cut_between_words(label, width, shown):
+    assert prompts.within(label, width) == shown

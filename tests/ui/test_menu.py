@@ -11,7 +11,8 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from llmlab.config import SFTConfig, load_config, preset, save_config
-from llmlab.runs.folder import all_runs
+from llmlab.runs.folder import RUNS, all_runs
+from llmlab.runs.index import run_rows
 from llmlab.ui import commands, config_files, drafts, menu, pickers, saved, train
 
 ENTER, DOWN, CTRL_C, ESCAPE, CLEAR = "\r", "\x1b[B", "\x03", "\x1b[Z", "\x15"
@@ -21,6 +22,7 @@ ENTER, DOWN, CTRL_C, ESCAPE, CLEAR = "\r", "\x1b[B", "\x03", "\x1b[Z", "\x15"
 def desk(tmp_path, monkeypatch):
     """A folder, what is started from the menu, and a way to press keys."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMLAB_CONFIG", str(tmp_path / "settings"))
     started = []
     monkeypatch.setattr(commands, "llmlab", lambda *arguments: started.append(arguments))
     monkeypatch.setattr(saved, "has_cluster", lambda: False)  # whatever this machine is part of
@@ -234,3 +236,74 @@ def test_a_reward_model_judges_and_is_not_trained(desk, monkeypatch, brought):
         brought,
         "checkpoints/judge",
     )
+
+
+def made_run(folder, name, kind, started, parent="", **record):
+    run = folder / "checkpoints" / name
+    (run / "final").mkdir(parents=True)
+    (run / "final" / "config.json").write_text("{}")
+    record = {"status": "done", "config": {"kind": kind}, "result": "final", "parent": parent, **record}
+    (run / "run.json").write_text(json.dumps({**record, "started": started}))
+
+
+def test_runs_stand_below_what_they_came_from(desk):
+    folder, _, _ = desk
+    made_run(folder, "base", "pretrain", "2026-01-01T10:00:00+00:00", parameters=12_600_000)
+    for name in ("b", "a"):
+        made_run(folder, name, "sft", f"2026-01-02T10:0{name == 'a':d}:00+00:00", "checkpoints/base/final")
+    made_run(folder, "own", "sft", "2026-01-03T10:00:00+00:00", "org/model", metrics={"eval_loss": 1.25})
+    lines = [line.label for line in pickers.by_lineage(run_rows(RUNS))]
+    assert [line.split("  ")[0] for line in lines] == [
+        "── from org/model",
+        "checkpoints/own",
+        "── from checkpoints/base",
+        "checkpoints/a",
+        "checkpoints/b",
+        "checkpoints/base",
+    ]
+    assert "sft" in lines[1] and "03 Jan" in lines[1] and "loss 1.25" in lines[1] and "12.6M" in lines[5]
+
+
+def test_a_model_that_was_brought_is_offered_again(desk, tmp_path, monkeypatch):
+    _, press, _ = desk
+    monkeypatch.setattr(pickers, "check_model", lambda name, use: tmp_path)
+    pick = lambda console: pickers.pick_model("Which?", "sft", console)  # noqa: E731
+    assert press(pick, ENTER + "some/model" + ENTER)[0] == "some/model"
+    assert press(pick, ENTER)[0] == "some/model"
+
+
+@pytest.mark.parametrize(
+    "keys, arguments",
+    [
+        (ENTER * 2 + "y", ()),
+        (
+            DOWN + ENTER + CLEAR + "60" + ENTER + "n",
+            ("--resume", "{}/checkpoint-10", "--set", "max_steps=60", "--fresh-optimizer"),
+        ),
+    ],
+)
+def test_resuming_asks_from_where_how_far_and_with_which_optimizer(desk, monkeypatch, keys, arguments):
+    folder, press, started = desk
+    made_run(folder, "a", "sft", "a", status="stopped", config={"kind": "sft", "max_steps": 40})
+    run = next(iter(all_runs()))
+    steps = [type("Checkpoint", (), {"step": step})() for step in (10, 20)]
+    monkeypatch.setattr(type(run), "checkpoints", lambda self: steps)
+    press(lambda console: saved.resume(run, "sft", console), keys)
+    assert started == [("run", str(run.path), *(part.format(run.path) for part in arguments))]
+
+
+def test_a_result_stays_above_one_line_until_the_menu_is_wanted(desk, monkeypatch, capsys):
+    _, press, _ = desk
+    menus = []
+    monkeypatch.setattr(menu, "status", lambda: menus.append("shown") or "")
+    press(lambda _: menu.main_menu(), f"m{ENTER}m{ENTER}{ENTER}0{ENTER}")
+    assert len(menus) == 2 and capsys.readouterr().out.count("Base training  pretrain") == 2
+
+
+def test_the_cursor_stands_on_what_comes_next(desk):
+    folder, _, _ = desk
+    assert menu.natural_next() == menu.CONFIGURE
+    save_config(preset("tiny"), folder / "model_configs" / "tiny.json")
+    assert "train" in menu.natural_next().lower()
+    made_run(folder, "base", "pretrain", "2026-01-01T10:00:00+00:00")
+    assert "fine-tun" in menu.natural_next().lower()
