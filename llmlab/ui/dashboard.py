@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 
 import psutil
@@ -18,9 +19,14 @@ from llmlab.config import KINDS
 from llmlab.training.engine.reporter import Progress, TrainingStart
 from llmlab.ui.curves import curve_drawing, in_letters_of
 from llmlab.ui.figures import SHOWN
+from llmlab.ui.lines import within
 from llmlab.ui.samples import sampled
 from llmlab.ui.units import duration
 
+HELP_KEY, LOG_KEY = "?", "l"
+VIEWS = {HELP_KEY: "these keys; again: the curve", LOG_KEY: "the last lines of the log; again: the curve"}
+LOG_LINES = 60
+SIDE_BY_SIDE = 90  # columns from which on two samples stand beside each other
 REDRAWN = 0.25  # seconds between two drawings of the panel
 
 
@@ -73,6 +79,9 @@ class Dashboard:
         self.latest: dict[str, float] = {}
         self.status = ""
         self.taken: tuple[int, str, str] | None = None
+        self.before: tuple[int, str, str] | None = None  # the sample before that
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.turned = ""  # the key whose view is shown in the place of the curve
         self.validated = (0, 0)  # batches of the validation that is going on, and all of its
         self._at = Progress(0, 0)
         self._drawn = float("-inf")  # when
@@ -109,8 +118,14 @@ class Dashboard:
 
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Shows what the model says now."""
-        self.taken = step, prompt, answer
+        self.before, self.taken = self.taken, (step, prompt, answer)
         self.draw(self._at, at_once=True)
+
+    def turn(self, key: str) -> None:
+        """Shows what a key stands for in the place of the curve; again: the curve."""
+        if key in VIEWS:
+            self.turned = "" if self.turned == key else key
+            self.draw(self._at, at_once=True)
 
     def draw(self, at: Progress, *, at_once: bool = False) -> None:
         """Builds the panel anew, at most every `REDRAWN` seconds:
@@ -137,15 +152,15 @@ class Dashboard:
         if done:
             bars.add_row("validating", _bar(done, total or None, width))
         parts: list[RenderableType] = [bars, grid]
-        below = self.status or self.start.keys
+        below = self.status or ("? what the keys do · l log" if self.start.keys else "")
         room = self.console.height - half - 6 - bool(below) - bool(done)
-        if self.taken:
+        if self.taken and not self.turned:
             lines = 3 if room > 12 else 2
             room -= lines
-            step, prompt, answer = self.taken
-            shown = sampled(prompt, answer, lines * (width - 6) - 24)
-            parts.append(Text(f"sample at step {step:,}  ").append(shown))
-        if len(self.losses) > 1:
+            parts.append(self._samples(width - 6, lines))
+        if self.turned:
+            parts.append(self._view(width - 6, max(5, room)))
+        elif len(self.losses) > 1:
             drawing = curve_drawing(self.losses, self.held_out, width - 6, max(5, min(14, room)))
             parts.append(Text(in_letters_of(self.console.encoding, drawing)))
         if below:
@@ -153,6 +168,30 @@ class Dashboard:
             parts.append(Text(below, style=style, no_wrap=True, overflow="ellipsis"))
         title = f"{KINDS[self.start.kind].TITLE} · {self.start.run_dir}"
         return Panel(Group(*parts), title=Text(title), width=width, border_style="cyan")
+
+    def _samples(self, width: int, lines: int) -> RenderableType:
+        """Returns the last sample, with the one before at its side where there is room."""
+        taken = [self.before, self.taken] if self.before and width >= SIDE_BY_SIDE else [self.taken]
+        each = width // len(taken) - 2
+        shown = [
+            Text(f"sample at step {step:,}  ").append(sampled(prompt, answer, lines * each - 24))
+            for step, prompt, answer in filter(None, taken)
+        ]
+        beside = Table.grid(padding=(0, 2))
+        for _ in shown:
+            beside.add_column(width=each)
+        beside.add_row(*shown)
+        return beside
+
+    def _view(self, width: int, room: int) -> RenderableType:
+        """Returns what the keys do, or the last lines of the log."""
+        if self.turned == LOG_KEY:
+            lines = list(self.log)[-room:] or ["nothing yet"]
+            return Text("\n".join(within(line, width) for line in lines))
+        table = Table.grid(padding=(0, 2))
+        for key, what in {**self.start.keys, **VIEWS}.items():
+            table.add_row(Text(key, style="bold"), what)
+        return table
 
     def _cells(self, at: Progress) -> list[tuple[str, str]]:
         cells = [(SHOWN[key], f"{value:.4g}") for key, value in self.latest.items()]

@@ -68,7 +68,7 @@ def fill_in(
         for name in cls.model_fields
     }
     form = Form(FormState(cls, values, origin, given), console or LabConsole())
-    form.console.print(styled("\n[bold]{}[/bold] [dim]Enter keeps a value · {}[/dim]\n", config.TITLE, HINT))
+    form.console.print(styled("\n[bold]{}[/bold] [dim]Enter keeps a value[/dim]\n", config.TITLE))
     with form.kept_when_the_terminal_closes():
         outcome = form.run()
     if outcome is not None:

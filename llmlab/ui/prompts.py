@@ -4,7 +4,6 @@ below. Where the person goes instead of answering is a value that is returned.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -17,16 +16,15 @@ from prompt_toolkit.filters import Condition, is_done, to_filter
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.layout import ConditionalContainer, FormattedTextControl, HSplit, Layout, Window
 from questionary.prompts.common import InquirerControl
-from rich.cells import cell_len, set_cell_size
 
 from llmlab.readable import printable
+from llmlab.ui.lines import broken, within
 
 T = TypeVar("T")
 QUICK = 0.05  # seconds until a lone Escape is one, and not the beginning of an arrow key
 EXPLAINS = "? explains · "
 JUMPS = "^R the rest as it is · ^F find an option · "
 HINT = f"Esc back · {EXPLAINS}{JUMPS}^C leaves"
-MARGIN = 6  # columns that a list needs beside its words: pointer, key, and one that stays free
 
 
 class Navigation(Enum):
@@ -134,25 +132,6 @@ def select(
         printable(question), choices, default=choices[first] if first is not None else None, **_looks(how)
     )
     return Question(asked, lambda number: _chosen(options[number]))
-
-
-def within(label: str, width: int | None = None) -> str:
-    """Returns the words of a line that fit on the screen, with a mark where some were left out: a terminal
-    would cut it anywhere.
-
-    Args:
-        label: the line.
-        width: columns; left out, those of the terminal, less what a list needs.
-    """
-    room = width or max(20, shutil.get_terminal_size().columns - MARGIN)
-    if cell_len(label) <= room:
-        return label
-    mark = printable("…")
-    cut = set_cell_size(label, room - len(mark)).rstrip()
-    if not label[len(cut) :].startswith(" ") and " " in cut:  # within a word
-        head = cut.rsplit(" ", 1)[0].rstrip()
-        cut = head if cell_len(head) > room // 2 else cut
-    return cut + mark
 
 
 def several(question: str, options: Sequence[Option[T]], **how: Any) -> Question[list[T]]:
@@ -270,7 +249,7 @@ def _ask(
 
 def _show_below(app: Application[Any], lines: Callable[[], str]) -> None:
     """Adds lines below a question, which go when it is answered."""
-    shown = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", printable(lines()))])
+    shown = FormattedTextControl(lambda: [("class:below fg:ansibrightblack", broken(printable(lines())))])
     old = app.layout
     for window in old.find_all_windows():  # they stand below the question, not at the bottom of the screen
         window.dont_extend_height = to_filter(True)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llmlab.training.engine.job import RunResult
 
 COUNTED = 15.0  # seconds between two lines about work in parts
+TOLD = {"loss", "eval_loss", "eval_reward"}  # figures that a line is written for
 SAMPLE = 4 * 80  # characters of a sample in a line
 
 
@@ -85,7 +86,7 @@ class LineReporter(Silent):
         """Writes a line where a loss or a held-out figure is among them."""
         if "loss" in figures:
             self.pace.logged(at)
-        if figures.keys() & {"loss", "eval_loss", "eval_reward"}:
+        if figures.keys() & TOLD:
             self.write(self._line(at, figures), False)
 
     def sample(self, step: int, prompt: str, answer: str) -> None:
@@ -156,6 +157,8 @@ class DashboardReporter(LineReporter):
             return
         if "loss" in figures:
             self.pace.logged(at)
+        if figures.keys() & TOLD:
+            self.panel.log.append(self._line(at, figures))
         self.panel.figures(at, figures)
 
     def validating(self, at: Progress, done: int, total: int) -> None:
@@ -168,12 +171,23 @@ class DashboardReporter(LineReporter):
         if self.panel:
             self.panel.say(text)
 
+    def warning(self, text: str) -> None:
+        """Prints it above the panel, whose log has it too."""
+        if self.panel:
+            self.panel.log.append(text)
+        super().warning(text)
+
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Shows it in the panel."""
         if self.panel:
             self.panel.sample(step, prompt, answer)
         else:
             super().sample(step, prompt, answer)
+
+    def pressed(self, key: str) -> None:
+        """Shows the keys, or the last lines of the log; again: takes them away."""
+        if self.panel:
+            self.panel.turn(key)
 
     @contextmanager
     def counting(self, what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -291,6 +305,11 @@ class Several:
         """Hands it to each."""
         for reporter in self.reporters:
             reporter.sample(step, prompt, answer)
+
+    def pressed(self, key: str) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.pressed(key)
 
     @contextmanager
     def counting(self, what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -19,6 +19,7 @@ from llmlab.ui.explanations import explanation
 from llmlab.ui.fields import ask_option, parse_typed
 from llmlab.ui.form_state import ADVANCED, FIXED, FormState
 from llmlab.ui.forms import Form, fill_in
+from llmlab.ui.lines import within
 from llmlab.ui.prompts import Answer, Navigation, text
 
 ENTER, CLEAR, DOWN, BACK, ESCAPE, CTRL_C, CTRL_D = "\r", "\x15", "\x1b[B", "\x1b[Z", "\x1b", "\x03", "\x04"
@@ -308,4 +309,4 @@ def test_a_contradiction_is_told_only_at_the_options_that_make_it():
     ],
 )
 def test_a_line_is_cut_between_words(label, width, shown):
-    assert prompts.within(label, width) == shown
+    assert within(label, width) == shown

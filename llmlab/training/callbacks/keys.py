@@ -16,7 +16,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.engine.reporter import Reporter
 
-KEYS = "e validate now · p save and pause · s stop after this update · Ctrl+C stop"
+KEYS = {
+    "e": "validate now",
+    "p": "save and pause; again: go on",
+    "s": "stop after this update, saved",
+    "Ctrl+C": "save and stop at once; twice: stop without saving",
+}
 POLL = 0.2  # seconds
 
 
@@ -83,6 +88,8 @@ class Keys(TrainerCallback):
         elif key == "p":
             self.asked ^= {"p"}
             self.reporter.status("pausing after this update" if "p" in self.asked else "")
+        else:
+            self.reporter.pressed(key)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

@@ -47,7 +47,7 @@ def progress_callbacks(
     start = TrainingStart(
         config.kind,
         folder.path,
-        keys=KEYS if keys else "",
+        keys=KEYS if keys else {},
         flops_per_token=flops_per_token(job.model) if measures else 0.0,
         peak_flops=peak_flops(context.device, context.precision) if measures else 0.0,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -81,14 +81,14 @@ class TrainingStart:
     Attributes:
         kind: of the config.
         run_dir: folder of the run.
-        keys: what keys do, in words; "" where none are read.
+        keys: what each key does, in words; empty where none are read.
         flops_per_token: of training; 0 where it is not known.
         peak_flops: a second, that the device reached in a matrix product; 0 where it was not measured.
     """
 
     kind: str
     run_dir: Path
-    keys: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
     flops_per_token: float = 0.0
     peak_flops: float = 0.0
 
@@ -149,6 +149,10 @@ class Reporter(Protocol):
         """Takes what the model says now."""
         ...
 
+    def pressed(self, key: str) -> None:
+        """Takes a key that the run itself has no use for."""
+        ...
+
     def counting(self, what: str, unit: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """Returns a context for work in `total` parts; what it gives takes how many more are done."""
         ...
@@ -199,6 +203,9 @@ class Silent:
         """Says nothing."""
 
     def sample(self, step: int, prompt: str, answer: str) -> None:
+        """Says nothing."""
+
+    def pressed(self, key: str) -> None:
         """Says nothing."""
 
     @contextmanager
