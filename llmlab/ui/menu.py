@@ -22,12 +22,14 @@ from llmlab.runs.index import run_rows
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, saved_configs
-from llmlab.ui.pickers import answer, pick, pick_model
+from llmlab.ui.guide import guided
+from llmlab.ui.pickers import answer, pick_model
 from llmlab.ui.prompts import Heading, Option, select, text
 from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.saved import saved
-from llmlab.ui.train import configure_model, from_recipe, train
+from llmlab.ui.train import configure_model, from_recipe_list, train
 
+GUIDED = "Guided: what do you have, what do you want?"
 CONFIGURE = "Configure a model"
 CHAT = "Test a model (chat)"
 BRIEFLY = "What next? (Enter: the menu; or the number or letter of an entry)"
@@ -50,7 +52,11 @@ def entries() -> list[Entry | str]:
     from llmlab.training.registry import STAGES
 
     keys = iter(KEYS)
-    lines: list[Entry | str] = ["model", Entry(next(keys), CONFIGURE, configure_model)]
+    lines: list[Entry | str] = [
+        "start",
+        Entry("w", GUIDED, guided),
+        Entry(next(keys), CONFIGURE, configure_model),
+    ]
     for section, stages in itertools.groupby(STAGES.values(), key=lambda stage: stage.section):
         lines.append(section)
         lines += [Entry(next(keys), stage.title, partial(train, stage.kind)) for stage in stages]
@@ -61,7 +67,7 @@ def entries() -> list[Entry | str]:
         Entry(next(keys), CHAT, test_model),
         Entry("x", "Export or publish a model", export_or_publish),
         Entry("v", "Serve a model", serve_model),
-        Entry("r", "Recipes: published runs, ready for their hardware", recipes),
+        Entry("r", "Recipes: published runs, ready for their hardware", from_recipe_list),
         Entry("s", f"Saved configs and runs{nothing}", saved),
         Entry("d", "Look at data", look_at_data),
         Entry("m", "Which method? A comparison", compare_methods),
@@ -137,7 +143,7 @@ def natural_next() -> str:
         following = STAGES[last.kind].then
         return STAGES[following[0]].title if following else CHAT
     shapes = any(kind_of(path) == "model" for path in saved_configs())
-    return STAGES["pretrain"].title if shapes else CONFIGURE
+    return STAGES["pretrain"].title if shapes else GUIDED
 
 
 def status() -> str:
@@ -157,16 +163,6 @@ def test_model(console: Console) -> None:
     """Opens a chat with a model."""
     if picked := pick_model("Talk to which model?", "chat", console):
         commands.llmlab("chat", picked)
-
-
-def recipes(console: Console) -> None:
-    """Shows the recipes; one of them becomes a form, a config and a run."""
-    from llmlab.config.recipes import RECIPES
-    from llmlab.ui.recipes import recipes_table
-
-    console.print(recipes_table())
-    if name := pick("Which one?", list(RECIPES)):
-        from_recipe(name, console)
 
 
 def look_at_data(console: Console) -> None:

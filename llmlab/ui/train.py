@@ -26,6 +26,7 @@ NEW_SHAPE = "a new one: configure it now"
 FROM_SCRATCH = "from scratch: a new model learns from nothing"
 FURTHER = "from an existing model: it reads on, in your texts"
 DEFAULTS = "the defaults"
+AS_IT_IS, CHANGED = "as it is", "with changes, in the form"
 RUN, MEASURE, QUEUE = "run it", "measure three steps first", "write its Slurm job"
 
 
@@ -74,6 +75,38 @@ def from_recipe(name: str, console: Console) -> None:
     _fill_in_and_run(RECIPES[name].config(), name, console, origin=name)
 
 
+def from_recipe_list(console: Console) -> None:
+    """Shows the recipes; one of them becomes a form, a config and a run."""
+    from llmlab.config.recipes import RECIPES
+    from llmlab.ui.recipes import recipes_table
+
+    console.print(recipes_table())
+    if name := pick("Which one?", list(RECIPES)):
+        from_recipe(name, console)
+
+
+def save_and_run(config: TrainingConfig, name: str, console: Console, *, here: bool) -> None:
+    """Saves a config that was proposed, as it is or changed in the form, and runs it if the person wants.
+
+    Args:
+        config: that was proposed.
+        name: to save it under.
+        console: where it is shown.
+        here: whether it was made for this machine; else it is said how it is run where it belongs.
+    """
+    from llmlab.ui.forms import fill_in
+
+    choice = pick("Take it?", [AS_IT_IS, CHANGED])
+    chosen: KindConfig | None = config if choice == AS_IT_IS else None
+    if choice == CHANGED:
+        chosen = fill_in(config, console, origin="the proposal")
+    path = save_as(chosen, name, console) if chosen else None
+    if path and here:
+        _run_saved(path, config.kind, console)
+    elif path:
+        console.print(f"on the machine that it is for: llmlab check {path}, then llmlab run {path}")
+
+
 def _fill_in_and_run(
     start: KindConfig, name: str, console: Console, origin: str = "", given: Collection[str] = ()
 ) -> None:
@@ -89,13 +122,18 @@ def _fill_in_and_run(
         return
     assert isinstance(config, TrainingConfig)
     _before(config, console)
+    _run_saved(path, start.kind, console)
+
+
+def _run_saved(path: Path, kind: str, console: Console) -> None:
+    """Runs a saved config, if the person wants; or measures it, or writes its job."""
     ways = [RUN, MEASURE, *([QUEUE] if has_cluster() else [])]
     while (choice := pick("Run it now?", ways)) == MEASURE:
         commands.llmlab("check", str(path), "--measure")
     if choice == QUEUE:
         write_job(path)
     elif choice:
-        run_and_go_on(path, start.kind, console)
+        run_and_go_on(path, kind, console)
 
 
 def has_cluster() -> bool:

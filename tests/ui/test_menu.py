@@ -302,7 +302,7 @@ def test_a_result_stays_above_one_line_until_the_menu_is_wanted(desk, monkeypatc
 
 def test_the_cursor_stands_on_what_comes_next(desk):
     folder, _, _ = desk
-    assert menu.natural_next() == menu.CONFIGURE
+    assert menu.natural_next() == menu.GUIDED
     save_config(preset("tiny"), folder / "model_configs" / "tiny.json")
     assert "train" in menu.natural_next().lower()
     made_run(folder, "base", "pretrain", "2026-01-01T10:00:00+00:00")
