@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 
-def llmlab(*arguments: str) -> None:
-    """Runs a command and waits for it; Ctrl+C is for that process, which may have to save first."""
+def llmlab(*arguments: str) -> int:
+    """Runs a command, waits for it and returns its exit code.
+
+    Ctrl+C is for that process, which may have to save first.
+    """
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False)
+        return subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)
