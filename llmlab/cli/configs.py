@@ -82,14 +82,13 @@ def check(
             where=str(config),
             remedy="name a training config",
         )
-    from llmlab.planning.measured import measure as measure_steps
     from llmlab.ui import preflight
 
     quiet_datasets()
     console = LabConsole()
     preflight.show(loaded, console)
     if measure and isinstance(loaded, TrainingConfig):
-        for line in preflight.measured_lines(measure_steps(loaded), loaded):
+        for line in preflight.measured_lines(preflight.measured(loaded, console), loaded):
             console.print(line, highlight=False, soft_wrap=True)
 
 

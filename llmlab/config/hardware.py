@@ -175,6 +175,16 @@ class HardwareOptions(KindConfig):
         section=SECTION,
     )
 
+    price_per_hour: float | None = option(
+        None,
+        "Price per hour",
+        "Of one device, in a currency of yours; plans and the run's record then say what the run costs.",
+        advanced=True,
+        resume="silent",
+        ge=0,
+        section=SECTION,
+    )
+
     def replicas(self, processes: int) -> int:
         """Returns how many of so many processes have rows of their own."""
         return max(1, processes // self.tensor_parallel)

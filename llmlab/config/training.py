@@ -25,6 +25,9 @@ OPTIMIZERS = {
 FirstOrder = Literal["adamw", "adafactor", "lion", "muon"]
 
 
+INTERVAL = 500  # steps between two validations, and between two checkpoints, of a run that is long enough
+PARTS, SHORTEST = 4, 10  # validations of a shorter one at least, and the steps between two of them at least
+
 ModelSort = Literal["base", "policy", "scorer", "dual_head"]
 Bounds = tuple[float, float]
 
@@ -135,7 +138,25 @@ class RunOptions(ScheduleOptions):
         resume="silent",
     )
     eval_every: int = option(
-        500, "Validate every", "Steps between two validations.", unit="steps", ge=1, resume="silent"
+        INTERVAL,
+        "Validate every",
+        f"Steps between two validations; {INTERVAL}, the default, is at most a quarter of the run.",
+        unit="steps",
+        ge=1,
+        resume="silent",
+    )
+    patience: int | None = option(
+        None,
+        "Patience",
+        "Validations in a row without a better held-out figure after which the run ends. Left out, it goes on"
+        " to its last step.",
+        unit="validations",
+        typical="3 to 10",
+        advanced=True,
+        ge=1,
+        le=10_000,
+        resume="silent",
+        aliases=["early_stopping_patience"],
     )
     eval_rows: int = option(
         200,
@@ -168,9 +189,9 @@ class RunOptions(ScheduleOptions):
         resume="silent",
     )
     save_every: int = option(
-        500,
+        INTERVAL,
         "Save every",
-        "Steps between two checkpoints for resuming.",
+        f"Steps between two checkpoints to resume from; {INTERVAL}, the default, is at most a quarter of it.",
         unit="steps",
         advanced=True,
         ge=1,
@@ -223,6 +244,29 @@ class RunOptions(ScheduleOptions):
         min_length=1,
         resume="silent",
     )
+
+    @property
+    def eval_interval(self) -> int:
+        """Steps between two validations of a run of this length."""
+        return self._interval(self.eval_every)
+
+    @property
+    def save_interval(self) -> int:
+        """Steps between two checkpoints of a run of this length."""
+        return self._interval(self.save_every)
+
+    def _interval(self, steps: int) -> int:
+        """Returns what was asked for; the default only where the run is long enough for it."""
+        return steps if steps != INTERVAL else min(steps, max(SHORTEST, math.ceil(self.max_steps / PARTS)))
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> RunOptions:
+        if self.patience is not None and not (self.eval_datasets or self.eval_fraction):
+            raise ValueError(
+                "`patience` counts validations, and nothing is held out: set `eval_fraction` or"
+                " `eval_datasets`"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

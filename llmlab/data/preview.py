@@ -126,7 +126,7 @@ def first_row(config: TrainingConfig, shapes: tuple[str, ...]) -> RowPreview | N
     """
     logging.set_verbosity_error()
     source = config.datasets[0]
-    name = _tokenizer(config)
+    name = tokenizer_of(config)
     if not name or not local_files(source.name, source.split):
         return None
     try:
@@ -155,7 +155,7 @@ def _hashes(source: SourceConfig, shapes: tuple[str, ...]) -> Iterator[bytes]:
         return
 
 
-def _tokenizer(config: TrainingConfig) -> str:
+def tokenizer_of(config: TrainingConfig) -> str:
     """Returns the folder or file of the tokenizer that a run will read with;
     "" where it is not on this machine.
     """

@@ -14,8 +14,8 @@ from typing import Any
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.identity import base_of
-from llmlab.models.known_models import known_shape
-from llmlab.models.shapes import ALIASES, CheckpointShape, shape_of_config
+from llmlab.models.known_models import has_experts, known_shape
+from llmlab.models.shapes import ALIASES, EXPERTS_IN_WORDS, CheckpointShape, shape_of_config
 from llmlab.runs.folder import find_model
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
@@ -50,6 +50,8 @@ def checkpoint_shape(name: str) -> CheckpointShape | None:
 
 def why_unknown(name: str) -> str:
     """Returns why the shape of a model is not known here, for a message; "" where nothing more is known."""
+    if kind := has_experts(name):
+        return EXPERTS_IN_WORDS.format(kind)
     try:
         where = Path(find_model(name))
         folder = where if where.exists() else _downloaded(name)

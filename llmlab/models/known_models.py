@@ -38,9 +38,22 @@ class KnownModel:
 @functools.cache
 def known_models() -> dict[str, KnownModel]:
     """Returns the known models by hub id, in lower case; those of one shape are one record."""
-    with open(FILE, "rb") as file:
-        models = [KnownModel(**entry) for entry in tomllib.load(file)["model"]]
+    models = [KnownModel(**entry) for entry in _table()["model"]]
     return {name.lower(): model for model in models for name in (model.id, *model.also)}
+
+
+def has_experts(name: str) -> str:
+    """Returns the architecture of a known mixture of experts; "" where the name is none."""
+    for entry in _table()["experts"]:
+        if name.lower() in (one.lower() for one in entry["ids"]):
+            return str(entry["model_type"])
+    return ""
+
+
+@functools.cache
+def _table() -> dict[str, list[dict[str, Any]]]:
+    with open(FILE, "rb") as file:
+        return tomllib.load(file)
 
 
 @functools.cache

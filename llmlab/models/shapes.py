@@ -61,6 +61,9 @@ class CheckpointShape:
     in_matrices: int
 
 
+EXPERTS_IN_WORDS = "is a mixture of experts ({}), whose memory and speed are not predicted"
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How the parameters of a model follow from its config.
@@ -166,11 +169,7 @@ def shape_of_config(model_config: Values, where: str) -> CheckpointShape:
     values = {**model_config, **(model_config.get("text_config") or {})}
     kind = str(values.get("model_type"))
     if any(isinstance(values.get(name), int) and values[name] > 1 for name in EXPERTS) or "moe" in kind:
-        raise LabError(
-            f"is a mixture of experts ({kind}), whose memory and speed are not predicted",
-            where=where,
-            remedy="name a dense model",
-        )
+        raise LabError(EXPERTS_IN_WORDS.format(kind), where=where, remedy="name a dense model")
     architecture = ARCHITECTURES.get(kind)
     if architecture is None:
         raise LabError(

@@ -9,9 +9,11 @@ from llmlab.config import LabBaseConfig, PretrainConfig
 from llmlab.config.adapters import AdapterOptions
 from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.loader import apply_changes
+from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import TrainingConfig
+from llmlab.config.training import SHORTEST, TrainingConfig
 from llmlab.errors import LabError
+from llmlab.planning.duration import TimePlan, time_plan
 from llmlab.planning.engines import Verdict, need_in_effect, usable
 from llmlab.planning.live import on_gpu
 from llmlab.planning.processes import processes_of
@@ -33,10 +35,11 @@ class UnusualRate:
 
 @dataclass(frozen=True)
 class BeyondContext:
-    """Rows of `max_length` tokens, where the model was made for `positions`."""
+    """Rows of `max_length` tokens, where the model was made for `positions`; `option` says so many."""
 
     max_length: int
     positions: int
+    option: str = "max_length"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,63 @@ class HostTooSmall:
     free: int
 
 
-Concern = UnusualRate | BeyondContext | ValidatedOnTraining | TooLarge | HostTooSmall
+@dataclass(frozen=True)
+class TooManyPasses:
+    """Base training reads its text more often than it gains from: up to 4 passes are nearly as good as new
+    text, and what comes after 16 is worth next to nothing (Muennighoff et al. 2023, sections 5 and 6).
+    """
+
+    passes: float
+
+
+@dataclass(frozen=True)
+class LongRun:
+    """A run of more than a day on this device."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class NeverValidated:
+    """`option`, an interval of `every` steps, is longer than the run of `steps`."""
+
+    option: str
+    every: int
+    steps: int
+
+
+Concern = (
+    UnusualRate
+    | BeyondContext
+    | ValidatedOnTraining
+    | TooLarge
+    | HostTooSmall
+    | TooManyPasses
+    | LongRun
+    | NeverValidated
+)
+TIME_CONCERNS = (TooManyPasses, LongRun, NeverValidated)
+MOST_PASSES = 5
+DAY = 86_400
+
+
+# the options that a concern is about
+ABOUT: dict[type[Concern], tuple[str, ...]] = {
+    UnusualRate: ("learning_rate",),
+    BeyondContext: ("max_length", "max_prompt_length", "max_new_tokens"),
+    ValidatedOnTraining: ("datasets", "eval_datasets"),
+    NeverValidated: ("eval_every", "max_steps"),
+    LongRun: ("max_steps", "epochs"),
+    TooManyPasses: ("epochs", "max_steps", "datasets"),
+}
+
+
+def concerns_about(config: LabBaseConfig, option: str) -> list[Concern]:
+    """Returns what is unusual about one option of a run, with the values of the others."""
+    if not isinstance(config, TrainingConfig) or not any(option in about for about in ABOUT.values()):
+        return []
+    every = [*concerns(config), *time_concerns(config, time_plan(config))]
+    return [concern for concern in every if option in ABOUT.get(type(concern), ())]
 
 
 def concerns(config: LabBaseConfig) -> list[Concern]:
@@ -80,9 +139,8 @@ def concerns(config: LabBaseConfig) -> list[Concern]:
     if not low <= config.learning_rate <= high:
         end = high if config.learning_rate > high else low
         result.append(UnusualRate(config.learning_rate, config.kind, end))
-    length = getattr(config, "max_length", None)
-    if length and shape is not None and shape.longest and length > shape.longest:
-        result.append(BeyondContext(length, shape.longest))
+    if shape is not None and (beyond := _beyond_context(config, shape.longest)):
+        result.append(beyond)
     trained = {(s.name, s.subset, s.split) for s in config.datasets}
     result += [
         ValidatedOnTraining(source)
@@ -94,6 +152,30 @@ def concerns(config: LabBaseConfig) -> list[Concern]:
         result.append(TooLarge(need.total, need.free))
     if need is not None and need.host > need.host_free:
         result.append(HostTooSmall(need.host, need.host_free))
+    return result
+
+
+def _beyond_context(config: TrainingConfig, positions: int | None) -> BeyondContext | None:
+    if isinstance(config, RolloutConfig):
+        length, option = (
+            config.max_prompt_length + config.max_new_tokens,
+            "max_prompt_length` + `max_new_tokens",
+        )
+    else:
+        length, option = getattr(config, "max_length", None) or 0, "max_length"
+    return BeyondContext(length, positions, option) if positions and length > positions else None
+
+
+def time_concerns(config: TrainingConfig, time: TimePlan) -> list[Concern]:
+    """Returns what a person would want to know of the length of a run."""
+    result: list[Concern] = []
+    if isinstance(config, PretrainConfig) and time.passes is not None and time.passes > MOST_PASSES:
+        result.append(TooManyPasses(time.passes))
+    if time.seconds is not None and time.seconds > DAY:
+        result.append(LongRun(time.seconds))
+    validates = bool(config.eval_datasets or config.eval_fraction)
+    if time.steps and validates and config.eval_interval > max(time.steps, SHORTEST):
+        result.append(NeverValidated("eval_every", config.eval_interval, time.steps))
     return result
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from llmlab.config.hardware import DEEPSPEED, SHARDED, Engine
 from llmlab.config.training import TrainingConfig
 from llmlab.planning.live import device_memory, host_memory
+from llmlab.planning.machines import Machine
 from llmlab.planning.needs import needs_of
 from llmlab.planning.processes import local_processes_of, processes_of
 from llmlab.planning.sharding import EngineInEffect, on_a_device
@@ -93,7 +94,7 @@ class Choice:
         return next((need for need in self.looked_at if need.engine == self.engine), None)
 
 
-def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
+def choose_engine(config: TrainingConfig, *, devices: int, machine: Machine | None = None) -> Choice:
     """Returns how the devices of a run share its work.
 
     The answer depends on the memory that is free at this moment: the processes of a job must not ask each for
@@ -102,13 +103,16 @@ def choose_engine(config: TrainingConfig, *, devices: int) -> Choice:
     Args:
         config: of the run; `parallel` other than "auto" is taken as it is.
         devices: processes of the whole job, over all nodes.
+        machine: that it is planned for; left out, this one.
     """
-    needs = needs_of(config)
+    needs = needs_of(config, gpu=machine.on_gpu if machine else None)
     if devices == 1:
-        return Choice("none", "one process", (_need(config, needs, "none", 1),) if needs else ())
+        return Choice("none", "one process", (_need(config, needs, "none", 1, machine),) if needs else ())
     if config.tensor_parallel > 1:
-        return Choice("tensor", "asked for", (_need(config, needs, "tensor", devices),) if needs else ())
-    looked_at = tuple(_need(config, needs, engine, devices) for engine in usable(config)) if needs else ()
+        divided = (_need(config, needs, "tensor", devices, machine),) if needs else ()
+        return Choice("tensor", "asked for", divided)
+    engines = usable(config) if needs else ()
+    looked_at = tuple(_need(config, needs, engine, devices, machine) for engine in engines if needs)
     if config.parallel != "auto":
         return Choice(config.parallel, "asked for", looked_at)
     if not looked_at:
@@ -148,9 +152,13 @@ def fit(needed: float, free: float) -> Verdict:
     return "fits" if needed < 0.8 * free else "tight" if needed < free else "does not fit"
 
 
-def _need(config: TrainingConfig, needs: Needs, engine: EngineInEffect, devices: int) -> EngineNeed:
+def _need(
+    config: TrainingConfig, needs: Needs, engine: EngineInEffect, devices: int, machine: Machine | None
+) -> EngineNeed:
     # without a GPU there is one memory, and nothing to move
     offload = config.cpu_offload and engine in SHARDED and needs.on_gpu
     one = on_a_device(needs, engine, devices, offload=offload)
     memory, host = one.device, one.host * local_processes_of(config)
-    return EngineNeed(engine, offload, memory, device_memory(config), host, host_memory(), needs.on_gpu)
+    free = machine.free if machine else device_memory(config)
+    host_free = machine.host_free if machine else host_memory()
+    return EngineNeed(engine, offload, memory, free, host, host_free, needs.on_gpu)

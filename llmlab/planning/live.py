@@ -56,6 +56,17 @@ def has_nvidia() -> bool:
     return Path("/proc/driver/nvidia/version").exists() and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
 
 
+@functools.cache
+def gpu_name() -> str:
+    """Returns the name of the first NVIDIA device; "" where there is none, or it does not say."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
+        return next(iter(said.strip().splitlines()), "").strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 @functools.lru_cache(maxsize=1)
 def _nvidia_free(moment: int) -> tuple[int, ...]:
     """Returns the free bytes of the devices that a process sees, as their own tool says them; nothing where

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from llmlab.config import save_config
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
+from llmlab.planning.work import updates_of_a_round
 
 STEPS = 3  # that are measured; the first one, which warms up, does not count
+LOOK_EVERY = 0.25  # seconds
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,44 @@ class Measured:
     peak: int
 
 
-def measure(config: TrainingConfig) -> Measured:
-    """Returns what a few real steps take; nothing of them is left afterwards.
+@dataclass(frozen=True)
+class Measuring:
+    """How far a measurement is.
+
+    Attributes:
+        done: updates.
+        steps: all of them.
+        seconds: since it began.
+        left: seconds until it ends, about; None before the first update.
+    """
+
+    done: int
+    steps: int
+    seconds: float
+    left: float | None
+
+
+def steps_to_measure(config: TrainingConfig) -> int:
+    """Returns how many updates are measured: three, and of methods that generate, two whole rounds."""
+    return max(STEPS, 2 * updates_of_a_round(config))
+
+
+def measure(config: TrainingConfig, tell: Callable[[Measuring], None] = lambda at: None) -> Measured:
+    """Returns what a few real steps take; nothing of them is left afterwards but their time, for plans.
+
+    Args:
+        config: of the run.
+        tell: is called several times a second.
 
     Raises:
         LabError: when they fail, with the reason.
     """
+    steps = steps_to_measure(config)
     with tempfile.TemporaryDirectory() as folder:
         few: dict[str, Any] = {
-            "max_steps": STEPS,
+            "max_steps": steps,
+            "epochs": None,
+            "patience": None,
             "warmup_steps": 0,
             "warmup_ratio": None,
             "log_every": 1,
@@ -52,16 +85,41 @@ def measure(config: TrainingConfig) -> Measured:
             "output_dir": f"{folder}/run",
         }
         path = save_config(apply_changes(config, few), Path(folder) / "few.json")
-        peak = _run(path, Path(folder) / "log")
+        progress = _Progress(Path(folder) / "run" / "metrics.jsonl", steps, tell)
+        peak = _run(path, Path(folder) / "log", progress)
         text = (Path(folder) / "run" / "metrics.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
-    clock = [line["train_runtime"] for line in lines if "train_runtime" in line and "loss" in line]
-    if len(clock) < 2:
+    clock = _clock(text)
+    round_ = updates_of_a_round(config)
+    if len(clock) < 1 + round_:
         raise LabError("the measured steps left no times", exit_code=1)
-    return Measured((clock[-1] - clock[0]) / (len(clock) - 1), peak)
+    whole = (len(clock) - 1) // round_ * round_
+    return Measured((clock[-1] - clock[-1 - whole]) / whole, peak)
 
 
-def _run(config: Path, log: Path) -> int:
+def _clock(text: str) -> list[float]:
+    """Returns the seconds after which each update of a run was logged."""
+    lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    return [line["train_runtime"] for line in lines if "train_runtime" in line and "loss" in line]
+
+
+@dataclass
+class _Progress:
+    """Tells how far a run is, by the file of its metrics."""
+
+    metrics: Path
+    steps: int
+    tell: Callable[[Measuring], None]
+    began: float = field(default_factory=time.monotonic)
+
+    def look(self) -> None:
+        clock = _clock(self.metrics.read_text()) if self.metrics.exists() else []
+        seconds = time.monotonic() - self.began
+        each = clock[-1] / len(clock) if clock else 0.0
+        left = (self.steps - len(clock)) * each if clock else None
+        self.tell(Measuring(len(clock), self.steps, seconds, left))
+
+
+def _run(config: Path, log: Path, progress: _Progress) -> int:
     """Runs a config in a process; returns the resident bytes that it had at most."""
     with open(log, "w") as output:
         child = subprocess.Popen(
@@ -70,7 +128,15 @@ def _run(config: Path, log: Path) -> int:
             stderr=output,
             stdin=subprocess.DEVNULL,
         )
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            while not (ended := os.wait4(child.pid, os.WNOHANG))[0]:
+                progress.look()
+                time.sleep(LOOK_EVERY)
+        except BaseException:  # Ctrl+C: the steps end with the program
+            child.kill()
+            child.wait()
+            raise
+        _, status, usage = ended
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         last = (log.read_text(errors="replace").strip().splitlines() or ["exited without output"])[-1]

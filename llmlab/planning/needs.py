@@ -50,12 +50,17 @@ UNTOUCHED = (
 GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}
 
 
-def needs_of(config: TrainingConfig) -> Needs | None:
-    """Returns what a run needs on this kind of machine; None where its model's shape is not known here."""
+def needs_of(config: TrainingConfig, *, gpu: bool | None = None) -> Needs | None:
+    """Returns what a run needs; None where its model's shape is not known here.
+
+    Args:
+        config: of the run.
+        gpu: whether it is on one; left out, whether it would be here.
+    """
     shape = start_shape(config)
     if shape is None:
         return None
-    gpu = on_gpu(config)
+    gpu = on_gpu(config) if gpu is None else gpu
     precision = "fp32" if config.precision == "auto" and not gpu else config.precision.replace("auto", "bf16")
     wide = 4 if precision == "fp32" else 2
     own, unused, answers = _own_loss(config, shape), 0.0, 0.0

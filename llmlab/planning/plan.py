@@ -14,9 +14,17 @@ from llmlab.config.schedule import NO_LIMIT
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.headers import checkpoint_shape
-from llmlab.planning.advice import Concern, WayToFit, concerns, ways_to_fit
+from llmlab.planning.advice import (
+    TIME_CONCERNS,
+    Concern,
+    WayToFit,
+    concerns,
+    time_concerns,
+    ways_to_fit,
+)
 from llmlab.planning.deepspeed import Settings, deepspeed_settings
 from llmlab.planning.dual_head import DualHeadPlan, dual_head_plan
+from llmlab.planning.duration import DataSize, TimePlan, time_plan
 from llmlab.planning.engines import Choice, Verdict, choose_engine, need_in_effect
 from llmlab.planning.memory import checkpoint_bytes, one_checkpoint_bytes
 from llmlab.planning.parameters import (
@@ -139,6 +147,7 @@ class Plan:
     Attributes:
         kind: of the config.
         engine: how several devices share the run; None where it has one.
+        time: how long it is.
         concerns: what is unusual about it.
         ways_to_fit: changes that would make a run fit that does not.
     """
@@ -151,12 +160,17 @@ class Plan:
     disk: DiskPlan | None = None
     dual_head: DualHeadPlan | None = None
     schedule: SchedulePlan | None = None
+    time: TimePlan | None = None
     concerns: tuple[Concern, ...] = ()
     ways_to_fit: tuple[WayToFit, ...] = ()
 
 
-def make_plan(config: KindConfig) -> Plan:
+def make_plan(config: KindConfig, data: DataSize | None = None) -> Plan:
     """Returns what a config will cost, as far as it is known without loading anything.
+
+    Args:
+        config: of any kind.
+        data: that it trains on, where it was looked at.
 
     Raises:
         LabError: when the model config that it names cannot be read.
@@ -165,13 +179,15 @@ def make_plan(config: KindConfig) -> Plan:
         return Plan(config.KIND, architecture=architecture_plan(config))
     if not isinstance(config, TrainingConfig):
         return Plan(config.KIND)
+    time = time_plan(config, data)
     plan = Plan(
         config.KIND,
         engine=engine_plan(config),
         memory=memory_plan(config),
         disk=disk_plan(config),
         schedule=schedule_plan(config),
-        concerns=tuple(concerns(config)),
+        time=time,
+        concerns=(*concerns(config), *time_concerns(config, time)),
         ways_to_fit=tuple(ways_to_fit(config)),
     )
     if isinstance(config, PretrainConfig):
@@ -181,6 +197,13 @@ def make_plan(config: KindConfig) -> Plan:
     if isinstance(config, DualHeadConfig) and (backbone := checkpoint_shape(config.backbone)):
         return replace(plan, dual_head=dual_head_plan(config, backbone))
     return plan
+
+
+def with_time(plan: Plan, config: TrainingConfig, data: DataSize | None) -> Plan:
+    """Returns a plan with the time of a run whose rows are counted now."""
+    time = time_plan(config, data)
+    others = [concern for concern in plan.concerns if not isinstance(concern, TIME_CONCERNS)]
+    return replace(plan, time=time, concerns=(*others, *time_concerns(config, time)))
 
 
 def architecture_plan(config: ModelConfig) -> ArchitecturePlan:

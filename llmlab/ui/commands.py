@@ -14,12 +14,15 @@ def count() -> int:
     return _started
 
 
-def llmlab(*arguments: str) -> None:
-    """Runs a command and waits for it; Ctrl+C is for that process, which may have to save first."""
+def llmlab(*arguments: str) -> int:
+    """Runs a command, waits for it and returns its exit code.
+
+    Ctrl+C is for that process, which may have to save first.
+    """
     global _started
     _started += 1
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False)
+        return subprocess.run([sys.executable, "-m", "llmlab", *arguments], check=False).returncode
     finally:
         signal.signal(signal.SIGINT, before)

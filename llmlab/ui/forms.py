@@ -17,14 +17,14 @@ from rich.console import Console
 from llmlab.config.base import KindConfig
 from llmlab.config.loader import KINDS
 from llmlab.errors import LabError
-from llmlab.planning.advice import ways_to_fit
+from llmlab.planning.advice import concerns_about, ways_to_fit
 from llmlab.planning.plan import make_plan
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import drafts
 from llmlab.ui.explanations import review, show
 from llmlab.ui.fields import ask_option, parse_typed
 from llmlab.ui.form_state import ADVANCED, FIXED, FormState, applies, default
-from llmlab.ui.plan import live_figures, plan_table, way_in_words
+from llmlab.ui.plan import in_words, live_figures, plan_table, way_in_words
 from llmlab.ui.prompts import (
     EXPLAINS,
     HINT,
@@ -153,7 +153,9 @@ class Form:
         except LabError:
             return HINT
         try:
-            return "\n".join([*live_figures(self.state.config(**{name: value})), HINT])
+            config = self.state.config(**{name: value})
+            warnings = [f"warning: {in_words(concern)}" for concern in concerns_about(config, name)]
+            return "\n".join([*live_figures(config), *warnings, HINT])
         except LabError as error:
             named = self._named_in(error)
             return f"{str(error).splitlines()[0]}\n{HINT}" if name in named or not named else HINT

@@ -97,9 +97,9 @@ def _source(have: str, kind: str, console: Console) -> str | None:
     from llmlab.data.size import source_size
     from llmlab.training.registry import STAGES
 
-    line = EXAMPLES.get(have, "")
+    line: str | None = EXAMPLES.get(have, "")
     question = "Where is it? (a file, a folder, a hub id; Tab completes)"
-    while (line := answer(text(question, line, completer=Names(dataset_names)))) is not None:
+    while (line := answer(text(question, line or "", completer=Names(dataset_names)))) is not None:
         if not line.strip():
             console.print("a file, a folder, or the id of a dataset", style="yellow")
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ GUIDED = "Guided: what do you have, what do you want?"
 CONFIGURE = "Configure a model"
 CHAT = "Test a model (chat)"
 BRIEFLY = "What next? (Enter: the menu; or the number or letter of an entry)"
-KEYS = "123456789abcefghij"  # of the model, the methods and the chat; letters of other entries left out
+KEYS = "123456789abceghij"  # of the model, the methods and the chat; letters of other entries left out
+AMOUNT = r"[\d.]+\s*[gmt]?(i?b)?"  # of memory; whatever else is typed is a name
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def entries() -> list[Entry | str]:
         Entry(next(keys), CHAT, test_model),
         Entry("x", "Export or publish a model", export_or_publish),
         Entry("v", "Serve a model", serve_model),
+        Entry("f", "What fits? A model on a GPU: memory, speed, lengths", what_fits),
         Entry("r", "Recipes: published runs, ready for their hardware", from_recipe_list),
         Entry("s", f"Saved configs and runs{nothing}", saved),
         Entry("d", "Look at data", look_at_data),
@@ -163,6 +166,22 @@ def test_model(console: Console) -> None:
     """Opens a chat with a model."""
     if picked := pick_model("Talk to which model?", "chat", console):
         commands.llmlab("chat", picked)
+
+
+def what_fits(console: Console) -> None:
+    """Shows what can be trained of a model on a device, and saves the most capable run of it as a config."""
+    known = "a run, a folder, a GGUF file or a hub id, downloaded or not"
+    name = answer(text(f"Which model? ({known})", "Qwen/Qwen2.5-1.5B"))
+    device = answer(text("On which GPU? (a name, 24GB; nothing for this machine)")) if name else None
+    if name is None or device is None:
+        return
+    named = ["--memory" if re.fullmatch(AMOUNT, device.strip(), re.I) else "--gpu", device.strip()]
+    question = ["fit", name.strip(), *(named if device.strip() else [])]
+    if commands.llmlab(*question):
+        return
+    file = answer(text("Save the most capable run that fits as a config? (a name, or nothing)"))
+    if file and file.strip():
+        commands.llmlab(*question, "--save", file.strip())
 
 
 def look_at_data(console: Console) -> None:

@@ -10,25 +10,32 @@ from rich.table import Table
 from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.planning.advice import (
+    MOST_PASSES,
     BeyondContext,
     Concern,
     HostTooSmall,
+    LongRun,
+    NeverValidated,
     TooLarge,
+    TooManyPasses,
     UnusualRate,
     ValidatedOnTraining,
     WayToFit,
 )
 from llmlab.planning.dual_head import DualHeadPlan
+from llmlab.planning.duration import TimePlan, time_plan
 from llmlab.planning.engines import Choice, EngineNeed, Verdict, fit, need_in_effect
 from llmlab.planning.live import available_memory
 from llmlab.planning.memory import training_memory
 from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
 from llmlab.planning.plan import ArchitecturePlan, DiskPlan, EnginePlan, MemoryPlan, Plan, SchedulePlan
 from llmlab.planning.processes import replicas_of
+from llmlab.planning.speed import Pace
 from llmlab.planning.start import row_length, start_shape
-from llmlab.ui.units import short_count, size
+from llmlab.ui.units import long_time, short_count, short_time, size
 
 WIDTH = 12  # of the bar
+BASIS = {"measured": " (measured)", "similar": " (by another run)", "flops": " (by FLOPs)"}
 
 
 def plan_table(plan: Plan) -> Table:
@@ -62,6 +69,8 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
         yield from _dual_head_rows(plan.dual_head)
     if plan.schedule:
         yield from _schedule_rows(plan.schedule)
+    if plan.time:
+        yield from time_rows(plan.time)
     yield from (("warning", in_words(concern)) for concern in plan.concerns)
     yield from (("would fit with", way_in_words(way)) for way in plan.ways_to_fit)
 
@@ -75,6 +84,8 @@ def forecast_lines(plan: Plan) -> Iterator[tuple[str, bool]]:
     if plan.memory:
         rows = _memory_rows(plan.memory, plan.engine)
         yield from ((f"{name}: {value}", False) for name, value in rows)
+    if plan.time:
+        yield from ((f"{name}: {value}", False) for name, value in time_rows(plan.time))
     yield from ((f"warning: {in_words(concern)}", True) for concern in plan.concerns)
     yield from ((f"would fit with: {way_in_words(way)}", True) for way in plan.ways_to_fit)
 
@@ -85,19 +96,60 @@ def in_words(concern: Concern) -> str:
         case UnusualRate(rate, kind, end):
             side = "above" if rate > end else "below"
             return f"`learning_rate` {rate:g} is {side} what {kind} usually takes (the limit is {end:g})"
-        case BeyondContext(length, positions):
-            return (
-                f"`max_length` {length:,} is beyond the {positions:,} positions that the model was made for"
-            )
+        case BeyondContext(length, positions, option):
+            return f"`{option}` {length:,} is beyond the {positions:,} positions that the model was made for"
         case ValidatedOnTraining(source):
             both = "appears in both training and evaluation data"
             return f"{source.line()} {both}: its held-out figures mean nothing"
         case TooLarge(needed, free):
             return f"about {size(needed)} are needed and {size(free)} are free: it will not fit"
+        case TooManyPasses(passes):
+            return (
+                f"{passes:.3g} passes over the data: more than {MOST_PASSES} teach little that is new;"
+                " more text, or fewer steps"
+            )
+        case LongRun(seconds):
+            return f"about {long_time(seconds)} on this device"
+        case NeverValidated(option, every, steps):
+            return f"`{option}` {every:,} is more than the {steps:,} steps of the run"
         case HostTooSmall(needed, free):
             return (
                 f"`cpu_offload` puts about {size(needed)} into the machine's memory and {size(free)}"
                 " are free: it will not fit"
+            )
+
+
+def time_rows(plan: TimePlan) -> Iterator[tuple[str, str]]:
+    """Yields (what, how much) of the length of a run, as far as it is known."""
+    if plan.tokens:
+        passes = f"; {passes_in_words(plan.passes)}" if plan.passes is not None else ""
+        yield "reads", f"{short_count(plan.tokens)} tokens in {plan.steps:,} updates{passes}"
+    elif plan.passes is not None and plan.steps:
+        yield "reads", f"{plan.steps:,} updates; {passes_in_words(plan.passes)}"
+    if plan.pace and plan.seconds is not None:
+        yield "time", f"about {long_time(plan.seconds)}; {pace_in_words(plan.pace)}"
+    elif plan.pace:
+        yield "time", pace_in_words(plan.pace)
+    if plan.cost is not None:
+        yield "cost", f"about {plan.cost:,.2f}, at its price per hour"
+
+
+def passes_in_words(passes: float) -> str:
+    """Returns how often the data is read."""
+    return f"{passes:.3g} pass{'' if passes == 1 else 'es'} over the data"
+
+
+def pace_in_words(pace: Pace) -> str:
+    """Returns the time of an update, the tokens a second, and how both are known."""
+    said = f"{short_time(pace.update)} an update, {short_count(pace.speed)} tokens/s"
+    match pace.basis:
+        case "measured":
+            return f"{said} (measured on this device)"
+        case "similar":
+            return f"{said} (from another run on this device; `--measure` makes it exact)"
+        case "flops":
+            return (
+                f"{said} (estimated from FLOPs at {pace.share:.0%} of the peak; `--measure` makes it exact)"
             )
 
 
@@ -200,7 +252,7 @@ def _warmup(plan: SchedulePlan) -> str:
 
 
 def live_figures(config: LabBaseConfig) -> list[str]:
-    """Returns up to two short lines of what the answers of a form amount to, while they are given; none where
+    """Returns a few short lines of what the answers of a form amount to, while they are given; none where
     nothing is known without loading.
     """
     if isinstance(config, ModelConfig):
@@ -224,6 +276,9 @@ def live_figures(config: LabBaseConfig) -> list[str]:
         lines = [f"{lines[0]}, {rows * config.max_steps:,} in all"]
     if config.epochs is None and isinstance(config, PretrainConfig) and (shape := start_shape(config)):
         lines = [f"{lines[0]}: {rows * config.max_steps * row_length(config, shape):,} tokens"]
+    if (time := time_plan(config)).pace and time.seconds is not None:
+        cost = f", cost about {time.cost:,.2f}" if time.cost is not None else ""
+        lines.append(f"time about {long_time(time.seconds)}{BASIS[time.pace.basis]}{cost}")
     if need := need_in_effect(config):
         each = "" if need.engine == "none" else f" a device with {need.engine}"
         bar = memory_bar(need.total, need.free, need.verdict)

@@ -13,7 +13,8 @@ from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.schedule import NO_LIMIT
 from llmlab.config.training import TrainingConfig
 from llmlab.data.preview import COMPARED, Overlap, RowPreview, first_row, look_at_sources, overlaps
-from llmlab.planning.measured import Measured
+from llmlab.planning.data_size import data_size
+from llmlab.planning.measured import Measured, Measuring, measure
 from llmlab.planning.memory import predicted
 from llmlab.planning.plan import make_plan
 from llmlab.training.inputs import check_inputs
@@ -22,7 +23,9 @@ from llmlab.ui.cache import reference_table
 from llmlab.ui.data import Learned, sources_table
 from llmlab.ui.inputs import unchecked_line
 from llmlab.ui.plan import plan_table
-from llmlab.ui.units import size
+from llmlab.ui.units import long_time, size
+
+A_MINUTE = 60.0
 
 
 def show(config: KindConfig, console: Console) -> None:
@@ -31,9 +34,11 @@ def show(config: KindConfig, console: Console) -> None:
     Raises:
         LabError: when a source or a model cannot be used.
     """
-    console.print(plan_table(make_plan(config)))
-    for unchecked in check_inputs(config):
-        console.print(Text(unchecked_line(unchecked), style="yellow"))
+    unchecked = check_inputs(config)
+    data = data_size(config, STAGES[config.kind].shapes) if isinstance(config, TrainingConfig) else None
+    console.print(plan_table(make_plan(config, data)))
+    for one in unchecked:
+        console.print(Text(unchecked_line(one), style="yellow"))
     if not isinstance(config, TrainingConfig):
         return
     console.print(sources_table(look_at_sources(config, STAGES[config.kind].shapes)))
@@ -78,13 +83,34 @@ def overlap_in_words(overlap: Overlap) -> str:
     return f"{share} appear in the training data as well: held-out figures are inflated"
 
 
+def measured(config: TrainingConfig, console: Console) -> Measured:
+    """Returns what a few real steps take; shows how far they are, and says when they take over a minute.
+
+    Raises:
+        LabError: when they fail, with the reason.
+    """
+    told = False
+    with console.status("measuring: the model and its data are loaded") as status:
+
+        def tell(at: Measuring) -> None:
+            nonlocal told
+            left = "" if at.left is None else f", about {long_time(at.left)} left"
+            where = f"{at.done} of {at.steps} updates after {long_time(at.seconds)}{left}"
+            if at.done:
+                status.update(f"measuring: {where}")
+            if not told and at.seconds + (at.left or 0.0) > A_MINUTE:
+                told = True
+                line = f"measuring takes more than a minute: {where} (Ctrl+C ends it, nothing is lost)"
+                console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+        return measure(config, tell)
+
+
 def measured_lines(measured: Measured, config: TrainingConfig) -> list[str]:
     """Returns the measured figures for a whole run, beside what was predicted."""
     steps = "the steps of its epochs are known when the rows are counted"
     if config.max_steps < NO_LIMIT:
-        total = measured.seconds * config.max_steps
-        hours, minutes = divmod(int(total / 60), 60)
-        time = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {int(total) % 60:02d} s"
+        time = long_time(measured.seconds * config.max_steps)
         most = "" if config.epochs is None else "at most "
         steps = f"{time} for {most}{config.max_steps:,} steps, validation and saving aside"
     memory = predicted(config)

@@ -103,7 +103,7 @@ def with_run(run: RunFolder, console: Console) -> None:
         console.print(f"{run.path}: {RECORD} {run.damage}", style="yellow")
     kind = (run.record.get("config") or {}).get("kind", "")
     ended, model, name = run.status == "done" or kind not in STAGES, run.result(), str(run.path)
-    actions: dict[str, Callable[[], None]] = {}
+    actions: dict[str, Callable[[], object]] = {}
     if not ended:
         actions["resume it"] = lambda: resume(run, kind, console)
     elif kind in STAGES and run.checkpoints():
@@ -190,7 +190,7 @@ def with_config(path: Path, console: Console) -> None:
     from llmlab.config import load_config
     from llmlab.ui.explanations import review
 
-    actions: dict[str, Callable[[], None]] = {}
+    actions: dict[str, Callable[[], object]] = {}
     try:
         config = load_config(path)
     except LabError as error:
@@ -205,11 +205,11 @@ def with_config(path: Path, console: Console) -> None:
         action()
 
 
-def _with_valid(config: KindConfig, path: Path, console: Console) -> dict[str, Callable[[], None]]:
+def _with_valid(config: KindConfig, path: Path, console: Console) -> dict[str, Callable[[], object]]:
     """Returns what can be done with a config that validates, by its words, in order."""
     from llmlab.training.registry import STAGES
 
-    actions: dict[str, Callable[[], None]] = {"check": lambda: commands.llmlab("check", str(path))}
+    actions: dict[str, Callable[[], object]] = {"check": lambda: commands.llmlab("check", str(path))}
     if config.kind in STAGES:
         actions["run"] = lambda: run_and_go_on(path, config.kind, console)
     if config.kind in STAGES and has_cluster():

@@ -6,9 +6,16 @@ import importlib.metadata
 import platform
 from typing import Any
 
+from datasets import Dataset
+
 from llmlab import __version__
 from llmlab.config.sources import shares, short_names
+from llmlab.config.training import TrainingConfig
+from llmlab.data.size import LOOKED_AT, padded_mean
+from llmlab.data.stream import PackedStream
 from llmlab.models.device import attention_in_use, hardware_name
+from llmlab.planning.data_size import UNLIMITED, packs
+from llmlab.planning.duration import DataSize
 from llmlab.planning.plan import Plan
 from llmlab.training.engine.arguments import effective_batch
 from llmlab.training.engine.context import RunContext
@@ -38,6 +45,33 @@ def outline(context: RunContext, job: Job, plan: Plan) -> Outline:
         mixture=tuple(names) if len(config.datasets) > 1 else (),
         plan=plan,
     )
+
+
+def counted(config: TrainingConfig, job: Job) -> DataSize | None:
+    """Returns how much there is to train on; None of a stream."""
+    rows = job.data.train
+    if isinstance(rows, PackedStream):
+        return None
+    tokens = job.data.facts.get("tokens")
+    if isinstance(tokens, int):
+        return DataSize(len(rows), float(tokens))
+    if packs(config) or not (lengths := _lengths(rows)):
+        return DataSize(len(rows))
+    together = 1 if getattr(config, "padding_free", False) else config.micro_batch_size
+    return DataSize(len(rows), padded_mean(lengths, UNLIMITED, together) * len(rows))
+
+
+def _lengths(rows: Dataset) -> list[int]:
+    """Returns the tokens of some rows, of a pair twice those of its longer answer with the prompt; nothing
+    where they are not tokenised.
+    """
+    some = rows.select(range(0, len(rows), max(1, len(rows) // LOOKED_AT)))
+    if {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(rows.column_names):
+        return [
+            2 * (len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])))
+            for row in some
+        ]
+    return [len(ids) for ids in some["input_ids"]] if "input_ids" in rows.column_names else []
 
 
 def run_facts(context: RunContext, job: Job) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from llmlab.models.adapters import without_adapter
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.metrics import MetricsWriter
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
+from llmlab.training.callbacks.patience import Patience
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.callbacks.stream_position import StreamProgress
 from llmlab.training.engine.arguments import (
@@ -62,6 +63,8 @@ def build_trainer(
     if context.sharing.engine == "tensor":
         divide_layers(job.model, context.sharing.tensor_parallel, context.device)
     metrics = MetricsWriter(folder, job.data.bytes_per_token, checkpoints.disk, endless=endless)
+    watched = job.best_by if job.data.eval else ""
+    patience = Patience(watched, config.patience) if config.patience and watched else None
     trainer = job.trainer(
         model=job.model,
         args=job.arguments(
@@ -80,8 +83,9 @@ def build_trainer(
             checkpoints=checkpoints,
             guard=guard,
             stream=stream,
-            best_by=job.best_by if job.data.eval else "",
+            best_by=watched,
             changed=plan.changed,
+            patience=patience,
         ),
     )
     for noisy in (PrinterCallback, ProgressCallback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from transformers import TrainerState
@@ -13,11 +14,10 @@ from llmlab.runs.details import Memory
 from llmlab.runs.folder import RunFolder
 from llmlab.runs.summary import summarize
 from llmlab.training import compat
+from llmlab.training.callbacks.patience import EndedEarly, PatienceExhausted
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.engine.context import RunContext
-from llmlab.training.engine.distributed import (
-    is_main,
-)
+from llmlab.training.engine.distributed import is_main, processes
 from llmlab.training.engine.job import Job, RunResult
 from llmlab.training.engine.memory import peak_memory
 from llmlab.training.engine.resume import ResumePlan
@@ -28,7 +28,8 @@ def load_without_training(trainer: LabTrainerMixin, plan: ResumePlan) -> None:
     """Loads a checkpoint as the trainer's state: of a run that was stopped behind its last step."""
     assert plan.checkpoint is not None
     trainer.state = TrainerState.load_from_json(str(plan.checkpoint.path / "trainer_state.json"))
-    compat.load_checkpoint(trainer, str(plan.checkpoint))
+    with suppress(PatienceExhausted):
+        compat.load_checkpoint(trainer, str(plan.checkpoint))
 
 
 def finish(
@@ -39,7 +40,11 @@ def finish(
     if trainer.services and (notes := trainer.services.stream.notes()):
         note(folder, data_notes=job.data.notes + notes)
         context.reporter.warning("\n".join(notes))
-    if stop.received and last < config.max_steps:
+    patience = trainer.services.patience if trainer.services else None
+    early = patience.ended if patience and last < config.max_steps else None
+    if early:
+        context.reporter.note(early_in_words(early, config.max_steps))
+    elif stop.received and last < config.max_steps:
         note(folder, status="stopped", step=last)
         return RunResult(folder.path, None, held_out_figures(folder), stop.received, context.seconds())
     logged = trainer.state.log_history  # the same in every process, unlike the file
@@ -51,7 +56,8 @@ def finish(
     result = folder.path / ("best" if has_best and config.save_best_only else "final")
     metrics = held_out_figures(folder)
     if is_main():
-        folder.update(status="done", step=last, result=result.name, metrics=metrics)
+        facts: dict[str, Any] = {"ended_early": asdict(early)} if early else {}
+        folder.update(status="done", step=last, result=result.name, metrics=metrics, **facts)
     return RunResult(folder.path, result, metrics, 0, context.seconds())
 
 
@@ -67,10 +73,18 @@ def note_costs(context: RunContext, folder: RunFolder, costs: Plan) -> None:
     measured = max(measured, Memory.of(record).measured or 0)
     predicted = round(costs.memory.total) if costs.memory else None
     memory = {"measured": measured, "predicted": predicted, "place": place}
-    note(
-        folder,
-        seconds=round((before or 0.0) + context.seconds(), 1),
-        summary=summarize(folder, memory=memory),
+    seconds = round((before or 0.0) + context.seconds(), 1)
+    price = context.config.price_per_hour
+    cost = {} if price is None else {"cost": round(seconds / 3600 * price * processes(), 4)}
+    note(folder, seconds=seconds, summary=summarize(folder, memory=memory), **cost)
+
+
+def early_in_words(early: EndedEarly, steps: int) -> str:
+    """Returns why a run ended before its last step."""
+    name = early.figure.removeprefix("eval_").replace("_", " ")
+    return (
+        f"ended early at step {early.step:,} of {steps:,}: no better held-out {name} in {early.patience}"
+        f" validation{'s' if early.patience > 1 else ''} (the best is {early.best:.4g})"
     )
 
 

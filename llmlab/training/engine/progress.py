@@ -17,6 +17,7 @@ from llmlab.training.callbacks.keys import KEYS, Keys
 from llmlab.training.callbacks.progress import ReportProgress
 from llmlab.training.callbacks.rank_step import NoteStep
 from llmlab.training.callbacks.samples import Samples, opening
+from llmlab.training.callbacks.speed import KeepSpeed
 from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import is_main, processes
@@ -36,7 +37,9 @@ def keys_of(context: RunContext, job: Job, stop: StopOnSignal) -> Keys | None:
 def progress_callbacks(
     context: RunContext, job: Job, folder: RunFolder, keys: Keys | None, disk: FullDisk
 ) -> list[TrainerCallback]:
-    """Returns what a person sees of a run, in its order: TensorBoard, samples, keys, the reporter."""
+    """Returns what a person sees of a run, in its order: TensorBoard, samples, keys, the reporter, what
+    keeps its speed.
+    """
     config = context.config
     writers: list[TrainerCallback] = []
     if "tensorboard" in config.report_to:
@@ -54,7 +57,8 @@ def progress_callbacks(
     answers = samples(context, job, folder)
     place, engine = NoteStep(RankFiles.of_this_process()), SayEngine(context.sharing, context.reporter)
     shown = [engine, place, ReportProgress(context.reporter, start)]
-    return [*writers, *answers, *([keys] if keys else []), *shown]
+    speed = [KeepSpeed(config, context.seconds)] if is_main() else []
+    return [*writers, *answers, *([keys] if keys else []), *shown, *speed]
 
 
 def samples(context: RunContext, job: Job, folder: RunFolder) -> list[TrainerCallback]:

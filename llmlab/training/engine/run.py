@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +15,12 @@ from llmlab.errors import LabError
 from llmlab.launching.rank_files import RankFiles
 from llmlab.libraries import quiet_within
 from llmlab.models.resolve import with_newest
-from llmlab.planning.plan import make_plan
+from llmlab.planning.plan import make_plan, with_time
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
+from llmlab.training.callbacks.patience import PatienceExhausted
 from llmlab.training.callbacks.stop import StopOnSignal, Stopped
-from llmlab.training.engine.announce import bytes_written, outline, run_facts
+from llmlab.training.engine.announce import bytes_written, counted, outline, run_facts
 from llmlab.training.engine.arguments import (
     effective_batch,
     resolve_max_steps,
@@ -130,6 +131,7 @@ def _attempt(context: RunContext, resume: str, *, fresh_optimizer: bool) -> RunR
         job = _prepare(context)
         context = _with_length(context, job)
         folder = _open_folder(context, plan, job, recorded)
+        costs = with_time(costs, context.config, counted(context.config, job))
         context.reporter.plan(outline(context, job, costs))
         stop = StopOnSignal()
         keys = keys_of(context, job, stop)
@@ -201,7 +203,8 @@ def _fit(
             if plan.step >= context.config.max_steps:
                 load_without_training(trainer, plan)  # killed behind the last step: one more would be done
             else:
-                trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
+                with suppress(PatienceExhausted):  # killed behind the validation that ended it
+                    trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)
             return finish(context, job, trainer, folder, stop)
     except Stopped:
         trainer.save_snapshot()

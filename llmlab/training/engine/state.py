@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from llmlab.files import read_object
 from llmlab.training import compat
+from llmlab.training.callbacks.patience import PATIENCE
 from llmlab.training.engine.optimizer_state import as_part_of, whole
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def load_parts(trainer: LabTrainerMixin, folder: Path) -> None:
         OSError, ValueError, KeyError, RuntimeError: when the files hold something else.
     """
     for name, part in trainer.stateful_parts().items():
+        if name == PATIENCE and not (folder / f"{name}.safetensors").exists():
+            continue  # asked for since the checkpoint
         saved, present = load_file(folder / f"{name}.safetensors"), part.state_dict()
         part.load_state_dict(
             {

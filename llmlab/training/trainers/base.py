@@ -24,6 +24,7 @@ from llmlab.runs.folder import RunFolder
 from llmlab.training import compat
 from llmlab.training.callbacks.best_model import BestModel
 from llmlab.training.callbacks.non_finite import NonFiniteGuard, suspects
+from llmlab.training.callbacks.patience import PATIENCE, Patience, PatienceExhausted
 from llmlab.training.callbacks.stream_position import StreamProgress
 from llmlab.training.engine import optimizer_state
 from llmlab.training.engine.checkpointing import CheckpointWriter
@@ -77,6 +78,7 @@ class RunServices:
         stream: the place in a stream; one that keeps nothing where rows are stored.
         best_by: the held-out figure that `best/` is chosen by, "" for none.
         changed: options that are others than those of the checkpoint that is resumed.
+        patience: ends the run when its figure gets no better; None where it goes on to its last step.
     """
 
     run: RunFolder
@@ -87,6 +89,7 @@ class RunServices:
     stream: StreamProgress
     best_by: str = ""
     changed: frozenset[str] = frozenset()
+    patience: Patience | None = None
 
 
 class _Hooks(TrainerCallback):
@@ -161,6 +164,8 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         self._failed_write: Exception | None = None
         self._resumed_step = -1
         watching = [*(callbacks or []), _Hooks(self)]
+        if services and services.patience:
+            watching.insert(0, services.patience)
         if services and services.best_by:
             watching.insert(0, BestModel(services.run, services.best_by, self.save_as))
         kwargs["callbacks"] = watching
@@ -170,7 +175,8 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Returns what else must survive a stop, by the name of its file in a checkpoint."""
-        return {}
+        patience = self.services.patience if self.services else None
+        return {PATIENCE: patience} if patience else {}
 
     def take_snapshot(self, *, eval_due: bool = False) -> None:
         """Notes the state that the run is in."""
@@ -356,6 +362,8 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
                 # it may have been done since, and stopped before the next update
                 self.services.run.drop_validation(self.state.global_step)
             self.evaluate()
+        if self.services and self.services.patience and self.services.patience.exhausted:
+            raise PatienceExhausted
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Loads both; what was changed on purpose stays as the config has it now."""

@@ -427,4 +427,4 @@ class PPOTrainer(LabTrainerMixin, Trainer):
 
     def stateful_parts(self) -> dict[str, Stateful]:
         """Returns the value head, whose running moments change with every batch of answers."""
-        return {VALUE_HEAD: self.value_head}
+        return {**super().stateful_parts(), VALUE_HEAD: self.value_head}

@@ -1,0 +1,151 @@
+"""Times as they are predicted before a run, beside what the run takes: 8 runs of six kinds, on this machine.
+
+    python benchmarks/durations.py                  # about 20 minutes on two cores
+    python benchmarks/durations.py --only sft-lora
+
+Three predictions of the time from the first update to the end, validations included: `flops` before anything
+was measured; `one` after a single measurement on this device, that of the first run, whatever the kind;
+`measured` after `--measure` of the run itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+WORK = Path(tempfile.mkdtemp())
+os.environ["LLMLAB_CACHE"] = str(WORK / "cache")
+
+from real_model import _packaged, _write  # noqa: E402
+
+from llmlab.config import parse_config, save_config  # noqa: E402
+from llmlab.config.training import TrainingConfig  # noqa: E402
+from llmlab.data.tasks import questions, wrong_answer  # noqa: E402
+from llmlab.data.tokenizer import load_tokenizer  # noqa: E402
+from llmlab.models import LabConfig, LabForCausalLM  # noqa: E402
+from llmlab.planning import speed  # noqa: E402
+from llmlab.planning.data_size import data_size  # noqa: E402
+from llmlab.planning.duration import time_plan  # noqa: E402
+from llmlab.planning.measured import measure  # noqa: E402
+from llmlab.training.registry import STAGES  # noqa: E402
+
+
+def jobs() -> dict[str, dict[str, Any]]:
+    """Returns the configs by name; the first is the one that is measured alone."""
+    rows = list(itertools.islice(questions(3, held_out=False), 1500))
+    _write(WORK / "sft.jsonl", [{"prompt": q, "completion": f"The answer is {a}."} for _, q, a in rows])
+    pairs = [
+        {"prompt": q, "chosen": f"It is {a}.", "rejected": f"It is {wrong_answer(t, q, a)}."}
+        for t, q, a in rows
+    ]
+    _write(WORK / "pairs.jsonl", pairs)
+    _write(WORK / "prompts.jsonl", [{"prompt": q, "answer": a} for _, q, a in rows])
+    smol, small = str(_packaged()), str(_small())
+    shared: dict[str, Any] = dict(report_to=[], log_every=5, sample_tokens=0, eval_rows=32)
+    shape = dict(kind="model", tokenizer_name="byte", vocab_size=512)
+    sft, pair = dict(datasets=[str(WORK / "sft.jsonl")]), dict(datasets=[str(WORK / "pairs.jsonl")])
+    text, ask = dict(datasets=["llmlab:moby-dick"]), dict(datasets=[str(WORK / "prompts.jsonl")])
+    return {
+        "sft-small": dict(
+            **shared, **sft, kind="sft", policy_checkpoint=small, max_length=256, batch_size=8,
+            gradient_accumulation_steps=1, max_steps=60,
+        ),
+        "base-256": dict(
+            **shared, **text, kind="pretrain", batch_size=4, gradient_accumulation_steps=2, max_steps=40,
+            model=dict(**shape, d_model=256, n_layers=6, n_heads=4, n_kv_heads=2, d_ff=704, max_seq_len=256),
+        ),
+        "base-512": dict(
+            **shared, **text, kind="pretrain", batch_size=2, gradient_accumulation_steps=1, max_steps=30,
+            model=dict(**shape, d_model=512, n_layers=8, n_heads=8, n_kv_heads=4, d_ff=1408, max_seq_len=512),
+            gradient_checkpointing=True, optimizer="lion", learning_rate=1e-4,
+        ),
+        "sft-lora": dict(
+            **shared, **sft, kind="sft", policy_checkpoint=smol, adapter="lora", max_length=128, batch_size=2,
+            gradient_accumulation_steps=2, max_steps=12, learning_rate=1e-4,
+        ),
+        "further": dict(
+            **shared, **text, kind="pretrain", init_from=smol, max_length=128, batch_size=2,
+            gradient_accumulation_steps=1, max_steps=12, learning_rate=1e-5,
+        ),
+        "dpo-small": dict(
+            **shared, **pair, kind="dpo", policy_checkpoint=small, max_length=96, max_prompt_length=64,
+            batch_size=16, mini_batch_size=8, max_steps=50, cache_dir=str(WORK / "reference"),
+        ),
+        "reward-small": dict(
+            **shared, **pair, kind="reward", policy_checkpoint=small, max_length=96, max_prompt_length=64,
+            batch_size=8, gradient_accumulation_steps=2, max_steps=50,
+        ),
+        "grpo-small": dict(
+            **shared, **ask, kind="grpo", policy_checkpoint=small, reward_model=["length | 1 | 8"],
+            group_size=4, batch_size=16, mini_batch_size=8, iterations=2, max_new_tokens=24,
+            max_prompt_length=64, max_steps=40, eval_fraction=0.0,
+        ),
+    }  # fmt: skip
+
+
+def _small() -> Path:
+    """Returns a folder with a small model, not trained."""
+    shape = dict(vocab_size=1024, d_model=192, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=512, max_seq_len=512)
+    LabForCausalLM(LabConfig(**shape)).save_pretrained(WORK / "small")
+    load_tokenizer("byte").save_pretrained(WORK / "small")
+    return WORK / "small"
+
+
+def predicted(config: TrainingConfig) -> tuple[float, str]:
+    """Returns the seconds that a plan says, and how it knows."""
+    plan = time_plan(config, data_size(config, STAGES[config.kind].shapes))
+    assert plan.seconds is not None and plan.pace is not None
+    return plan.seconds, plan.pace.basis
+
+
+def really(config: TrainingConfig, name: str) -> float:
+    """Runs a config; returns the seconds from its first update to its end."""
+    file = save_config(config, WORK / f"{name}.json")
+    with open(WORK / f"{name}.log", "w") as log:
+        command = [sys.executable, "-m", "llmlab", "run", str(file)]
+        subprocess.run(command, stdout=log, stderr=log, check=True)
+    record = json.loads((Path(str(config.output_dir)) / "run.json").read_text())
+    last = list(speed._records(speed._file(speed._device_of(config))))[-1]
+    assert last.start is not None
+    return float(record["seconds"]) - last.start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="*", default=[])
+    args = parser.parse_args()
+    configs: dict[str, TrainingConfig] = {}
+    for name, values in jobs().items():
+        config = parse_config({**values, "output_dir": str(WORK / name)})
+        assert isinstance(config, TrainingConfig)
+        configs[name] = config
+    flops = {name: predicted(config)[0] for name, config in configs.items()}
+    first = next(iter(configs.values()))
+    measure(first)
+    one = {name: predicted(config) for name, config in configs.items()}
+    titles = "  ".join(f"{title:>8} {'off':>5}" for title in ("measured", "one", "flops"))
+    print(f"{'run':14} {'real':>7}  {titles}  load", flush=True)
+    for name, config in configs.items():
+        if args.only and name not in args.only:
+            continue
+        if config is not first:
+            measure(config)
+        guess, basis = predicted(config)
+        assert basis == "measured", basis
+        real = really(config, name)
+        figures = [guess, one[name][0], flops[name]]
+        cells = "  ".join(f"{value:6.1f} s {value / real - 1:+5.0%}" for value in figures)
+        print(f"{name:14} {real:5.1f} s  {cells}  {os.getloadavg()[0]:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

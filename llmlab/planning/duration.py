@@ -1,0 +1,96 @@
+"""How long a run takes and what it costs: steps, tokens, passes over the data, seconds, money. No torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from llmlab.config.schedule import NO_LIMIT
+from llmlab.config.training import TrainingConfig
+from llmlab.planning.machines import Machine
+from llmlab.planning.processes import processes_of, replicas_of
+from llmlab.planning.speed import Pace, pace_of
+from llmlab.planning.work import row_tokens
+
+READ_ALONE = 1 / 3  # of an update's time, what a validation takes for as many rows: the forward pass alone
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """How much there is to train on.
+
+    Attributes:
+        rows: as a run takes them, packed where it packs.
+        tokens: of all of them; None where they are not counted.
+    """
+
+    rows: int
+    tokens: float | None = None
+
+    @property
+    def row(self) -> float | None:
+        """Tokens of a row; None where they are not counted."""
+        return self.tokens / self.rows if self.tokens and self.rows else None
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    """How long a run is.
+
+    Attributes:
+        steps: updates; None where they follow from rows that are not counted yet.
+        tokens: that it reads in all; None where they are not known.
+        passes: over the data; None where the rows are not counted.
+        pace: of an update; None where nothing is known of model or device.
+        seconds: from the first update to the last, validations included; None where they are not known.
+        cost: of the devices, in the currency of `price_per_hour`; None where no price is given.
+    """
+
+    steps: int | None
+    tokens: float | None = None
+    passes: float | None = None
+    pace: Pace | None = None
+    seconds: float | None = None
+    cost: float | None = None
+
+
+def time_plan(
+    config: TrainingConfig, data: DataSize | None = None, machine: Machine | None = None
+) -> TimePlan:
+    """Returns how long a run is, as far as it is known.
+
+    Args:
+        config: of the run.
+        data: to train on; left out, passes are not known, nor steps where the run counts in epochs.
+        machine: that it is planned for; left out, this one.
+    """
+    replicas = replicas_of(config)
+    steps, passes = _length(config, data, replicas)
+    pace = pace_of(config, machine, row=data.row if data else None)
+    tokens = steps * pace.tokens if steps and pace else None
+    if pace is None and steps and (longest := row_tokens(config)):
+        tokens = float(steps * config.micro_batch_size * config.accumulation_steps * replicas * longest)
+    seconds = _seconds(config, pace, steps, replicas) if steps and pace else None
+    price = config.price_per_hour
+    hours = None if seconds is None else seconds / 3600 * processes_of(config)
+    cost = None if hours is None or price is None else hours * price
+    return TimePlan(steps, tokens, passes, pace, seconds, cost)
+
+
+def _length(config: TrainingConfig, data: DataSize | None, replicas: int) -> tuple[int | None, float | None]:
+    """Returns updates and passes over the data."""
+    if data is None or not data.rows:
+        return (config.max_steps if config.max_steps < NO_LIMIT else None), config.epochs
+    steps = config.at_length(data.rows, replicas).get("max_steps", config.max_steps)
+    return steps, steps / config.steps_of_a_pass(data.rows, replicas)
+
+
+def _seconds(config: TrainingConfig, pace: Pace, steps: int, replicas: int) -> float:
+    """Returns the seconds of all updates and validations."""
+    if not (config.eval_datasets or config.eval_fraction):
+        return steps * pace.update
+    # before the first update, every so many, and behind the last
+    validations = 1 + math.ceil(steps / config.eval_interval)
+    rows = config.micro_batch_size * config.accumulation_steps * replicas
+    one = READ_ALONE * pace.update * config.eval_rows / rows if pace.validation is None else pace.validation
+    return steps * pace.update + validations * one

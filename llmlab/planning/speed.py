@@ -1,0 +1,283 @@
+"""How long an update takes: as it was measured on this device, else by its FLOPs. No torch.
+
+Every run and every `llmlab check --measure` leaves what its updates took in the lab's cache folder, a file
+for each device. A run of the same setting is predicted by its own measurement; another one by its FLOPs, at
+the rate that the most similar measured setting reached; before any measurement at a share of the device's
+peak.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llmlab.config.adapters import AdapterOptions
+from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
+from llmlab.files import cache_root, write_text_atomically
+from llmlab.planning.live import on_gpu
+from llmlab.planning.machines import Machine, processor_name, this_machine
+from llmlab.planning.processes import local_processes_of, processes_of
+from llmlab.planning.start import start_shape
+from llmlab.planning.work import Work, row_tokens, updates_of_a_round, work_of
+
+KEPT = 400  # records of a device
+# shares of the device's peak in matrix products that training reaches. GPUs: 38 to 46 % is reported for large
+# jobs with fused kernels (Chowdhery et al. 2022, table 3; Llama 3, Dubey et al. 2024, table 4); less is taken
+# for one device without them. 4-bit weights are made bf16 again in every pass. Processors: what
+# benchmarks/durations.py gave
+UTILISATION = {"gpu": 0.35, "gpu, quantised": 0.25, "cpu": 0.5, "cpu, quantised": 0.25}
+# generation by transformers: of the memory's bandwidth, and seconds a layer takes to be started
+BANDWIDTH, LAUNCH = 0.5, 4e-4
+ANSWERS_ON_CPU = 0.25  # of the peak, in generation
+
+# options that the time of an update does not depend on
+APART = {
+    *("name", "output_dir", "seed", "learning_rate", "value_learning_rate", "weight_decay", "max_steps"),
+    *("epochs", "scheduler", "warmup_steps", "warmup_ratio", "eval_every", "eval_rows", "eval_fraction"),
+    *("eval_datasets", "save_every", "save_total_limit", "save_best_only", "sample_tokens", "log_every"),
+    *("report_to", "patience", "price_per_hour", "cache_dir", "restarts", "process_timeout", "out_of_memory"),
+    *("max_skipped_steps", "max_grad_norm", "device", "schema_version", "policy_checkpoint", "init_from"),
+    *("model", "backbone", "adam_beta1", "adam_beta2", "adam_eps", "datasets"),
+}
+
+Basis = Literal["measured", "similar", "flops"]
+
+
+@dataclass(frozen=True)
+class SpeedRecord:
+    """What the updates of a run took.
+
+    Attributes:
+        setting: what the time depends on, as `setting_of` returns it.
+        update: seconds, of the whole job.
+        tokens: that an update read.
+        flops: of an update on each device.
+        validation: seconds; None where there was none.
+        start: seconds before the first update.
+        at: seconds since the epoch.
+    """
+
+    setting: dict[str, Any]
+    update: float
+    tokens: float
+    flops: float
+    validation: float | None = None
+    start: float | None = None
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long an update takes.
+
+    Attributes:
+        update: seconds.
+        tokens: that it reads.
+        basis: "measured": a run of the same setting, or a few steps of it; "similar": by FLOPs, at the rate
+            of another measured setting on this device; "flops": at a share of the device's peak.
+        share: of the peak that was taken; 0 where it was measured.
+        validation: seconds of one; None where it is not known.
+        start: seconds before the first update; None where it is not known.
+    """
+
+    update: float
+    tokens: float
+    basis: Basis
+    share: float = 0.0
+    validation: float | None = None
+    start: float | None = None
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.update
+
+
+def setting_of(config: TrainingConfig) -> dict[str, Any]:
+    """Returns what the time of an update depends on: the model's shape, the data, and most options."""
+    options = {name: value for name, value in config.to_json_dict().items() if name not in APART}
+    shape = start_shape(config)
+    model = {
+        name: value
+        for name, value in (asdict(shape) if shape else {}).items()
+        if name not in ("longest", "tied", "in_matrices")
+    }
+    data = sorted(source.line() for source in config.datasets)
+    return {
+        **options,
+        "model": model,
+        "data": data,
+        "row": row_tokens(config),
+        "processes": processes_of(config),
+    }
+
+
+def record(config: TrainingConfig, measured: SpeedRecord) -> None:
+    """Keeps what the updates of a run took; a disk that cannot be written to does not matter."""
+    file = _file(_device_of(config))
+    with suppress(OSError, ValueError, LabError):
+        lines = [json.dumps(asdict(one)) for one in _records(file)][-KEPT + 1 :]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(file, "\n".join([*lines, json.dumps(asdict(measured))]) + "\n")
+    _read.cache_clear()
+
+
+def pace_of(
+    config: TrainingConfig, machine: Machine | None = None, *, row: float | None = None
+) -> Pace | None:
+    """Returns how long an update takes; None where the model's shape is not known, or nothing of the device.
+
+    Args:
+        config: of the run.
+        machine: that it is planned for; left out, this one.
+        row: tokens of a row, as the data has them.
+    """
+    work = work_of(config, row=row)
+    if work is None:
+        return None
+    here = machine is None or machine.here
+    known = list(_records(_file(_device_of(config)))) if here else []
+    setting = json.loads(json.dumps(setting_of(config))) if known else {}
+    for one in reversed(known):
+        if one.setting == setting:
+            return Pace(one.update, one.tokens, "measured", 0.0, one.validation, one.start)
+    if alike := _most_similar(known, setting, config):
+        return _scaled(alike, work, config)
+    return _by_flops(config, work, machine or this_machine(local_processes_of(config)))
+
+
+def _most_similar(
+    known: list[SpeedRecord], setting: dict[str, Any], config: TrainingConfig
+) -> SpeedRecord | None:
+    """Returns the measured setting whose rate is most likely this one's: generation, 4-bit weights and
+    processes have to be alike, then size and tokens of a forward pass should be.
+    """
+
+    def comparable(one: SpeedRecord) -> bool:
+        same = ("precision", "processes")
+        return (
+            all(one.setting.get(name) == setting.get(name) for name in same)
+            and _group(one.setting) == _group(setting)
+            and one.flops > 0
+        )
+
+    def distance(one: SpeedRecord) -> float:
+        apart = abs(math.log(_size(one.setting) / _size(setting)))
+        apart += 0.5 * abs(math.log(_tokens_at_once(one.setting) / _tokens_at_once(setting)))
+        apart += 0.3 * (one.setting.get("adapter") != setting.get("adapter"))
+        return apart + 0.3 * (one.setting.get("kind") != setting.get("kind"))
+
+    return min((one for one in reversed(known) if comparable(one)), key=distance, default=None)
+
+
+def _group(setting: dict[str, Any]) -> tuple[bool, bool, bool]:
+    quantised = setting.get("adapter") == "qlora" or setting.get("load_in", "none") != "none"
+    return "max_new_tokens" in setting, quantised, setting.get("compile", False)
+
+
+def _size(setting: dict[str, Any]) -> float:
+    return float(max(1, setting.get("model", {}).get("parameters", 1)))
+
+
+def _tokens_at_once(setting: dict[str, Any]) -> float:
+    rows = setting.get("mini_batch_size") or setting.get("batch_size") or 1
+    return float(max(1, rows * (setting.get("row") or 1)))
+
+
+def _scaled(alike: SpeedRecord, work: Work, config: TrainingConfig) -> Pace:
+    rate = alike.flops / alike.update
+    return Pace(work.flops / rate, work.tokens, "similar", start=alike.start)
+
+
+def _by_flops(config: TrainingConfig, work: Work, machine: Machine) -> Pace | None:
+    peak = peak_flops(config, machine)
+    if not peak:
+        return None
+    quantised = isinstance(config, AdapterOptions) and config.frozen_base and config.quantised != "none"
+    share = UTILISATION[f"{'gpu' if machine.on_gpu else 'cpu'}{', quantised' if quantised else ''}"]
+    seconds = (work.flops - work.answer_flops) / (share * peak)
+    if work.answers and machine.gpu:
+        reading = work.weights / (BANDWIDTH * machine.gpu.bandwidth * 1e9)
+        seconds += work.answers * (reading + LAUNCH * work.layers)
+    elif work.answers:
+        seconds += work.answer_flops / (ANSWERS_ON_CPU * peak)
+    return Pace(seconds, work.tokens, "flops", share)
+
+
+def peak_flops(config: TrainingConfig, machine: Machine) -> float:
+    """Returns the FLOP/s of a device in matrix products; 0 where it is not known."""
+    if machine.gpu:
+        full = machine.gpu.bf16 * 1e12
+        return full / 8 if config.precision == "fp32" else full
+    if machine.on_gpu or not machine.here:
+        return 0.0
+    return processor_peak() / max(1, local_processes_of(config))
+
+
+@functools.cache
+def processor_peak() -> float:
+    """Returns the FLOP/s that this processor reaches in a product of matrices: the best of a few, which take
+    a tenth of a second.
+    """
+    import numpy as np
+
+    size, best = 768, 0.0
+    one = np.ones((size, size), np.float32)
+    for _ in range(5):
+        began = time.perf_counter()
+        one @ one
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def measured_update(config: TrainingConfig, seconds: list[float]) -> float | None:
+    """Returns what an update takes, of the times of all updates of a run in their order; None where there are
+    too few.
+
+    The first ones, which warm up, are left out, and of methods that generate, whole rounds count.
+    """
+    round_ = updates_of_a_round(config)
+    later = seconds[round_:]
+    whole = later[: len(later) // round_ * round_]
+    if not whole:
+        return None
+    if round_ == 1 and len(whole) > 4:  # one that was held up does not count
+        return sorted(whole)[len(whole) // 2]
+    return sum(whole) / len(whole)
+
+
+def _device_of(config: TrainingConfig) -> str:
+    return this_machine().name if on_gpu(config) else processor_name()
+
+
+def _file(device: str) -> Path:
+    return cache_root() / "speed" / f"{hashlib.sha256(device.encode()).hexdigest()[:16]}.jsonl"
+
+
+def _records(file: Path) -> Iterator[SpeedRecord]:
+    try:
+        stamp = file.stat().st_mtime_ns
+    except OSError:
+        return iter(())
+    return iter(_read(file, stamp))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(file: Path, stamp: int) -> tuple[SpeedRecord, ...]:
+    records = []
+    with suppress(OSError, UnicodeDecodeError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, TypeError, KeyError):  # cut off, or of another version
+                one = SpeedRecord(**json.loads(line))
+                if one.update > 0 and one.tokens > 0 and isinstance(one.setting, dict):
+                    records.append(one)
+    return tuple(records)
