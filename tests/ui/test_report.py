@@ -88,7 +88,7 @@ def test_a_page_says_what_the_run_came_to(runs, tmp_path):
     for wanted in ("2 → 1", "time 1m05s", "tokens read in training 640", "policy_checkpoint", "config.json"):
         assert wanted in text
     compared = " ".join(" ".join(Reader(pages(runs, tmp_path)[1]).texts).split())
-    assert "a1 (+1 seeds)" in compared and "0.75 ± 3.2" in compared and "Student" in compared
+    assert "a1 (2 seeds)" in compared and "0.75 ± 3.2" in compared and "Student" in compared
 
 
 def test_folders_and_secrets_of_this_machine_stay_here(runs, tmp_path, monkeypatch):
