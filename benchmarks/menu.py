@@ -3,8 +3,9 @@
     python benchmarks/menu.py
 
 The menu: from the start of the process to its last entry on the screen, beside a Python that only prints and
-    one that imports
-torch first, in the same kind of terminal. A question: from the Enter that answers it to the next one on the
+one that imports torch first, in the same kind of terminal; and in a folder of 500 runs and 200 configs, where
+`llmlab runs list` and the seconds that the list of runs takes by itself, with and without what is kept of it,
+are measured as well. A question: from the Enter that answers it to the next one on the
     screen; of a text, also from a typed character to the live figures below it.
 """
 
@@ -14,6 +15,7 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +25,10 @@ from pathlib import Path
 import pexpect
 import pyte
 
+from llmlab.config import SFTConfig, save_config
+
 REPEATS = 7
+RUNS, CONFIGS = 500, 200
 
 
 class Desk:
@@ -87,6 +92,50 @@ def menu(folder: str) -> float:
     return taken
 
 
+def listing(folder: str) -> float:
+    """Seconds from the start of `llmlab runs list` to its end."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "llmlab", "runs", "list"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def rows(folder: str, *, kept: bool) -> float:
+    """Seconds of the processor that reading the list of runs takes."""
+    from llmlab.runs.index import run_rows
+
+    if not kept:
+        for file in Path(os.environ["LLMLAB_CACHE"]).glob("runs-*.json"):
+            file.unlink()
+    began = time.process_time()
+    assert len(run_rows(Path(folder) / "checkpoints")) == RUNS
+    return time.process_time() - began
+
+
+def many(folder: str) -> None:
+    """Makes runs and configs as a person has them after a year."""
+    for number in range(RUNS):
+        run = Path(folder) / "checkpoints" / f"run-{number:03d}"
+        for name in ("best", "checkpoint-100", "checkpoint-200", "checkpoint-300"):
+            (run / name).mkdir(parents=True)
+            for file in ("config.json", "model.safetensors", "optimizer.pt", "MANIFEST.json"):
+                (run / name / file).write_text("{}")
+        record = {
+            "status": "done",
+            "started": f"2026-01-01T{number // 60:02d}:{number % 60:02d}:00+00:00",
+            "config": SFTConfig(seed=number).to_json_dict(),
+            "metrics": {"eval_loss": 2.5, "before_eval_loss": 3.5},
+            "step": 300,
+            "result": "best",
+            "summary": {"curves": {"loss": [[step, 2.0] for step in range(100)]}},
+        }
+        (run / "run.json").write_text(json.dumps(record, indent=2))
+    (Path(folder) / "model_configs").mkdir()
+    for number in range(CONFIGS):
+        save_config(SFTConfig(seed=number), Path(folder) / "model_configs" / f"sft-{number:03d}.json")
+    time.sleep(3)  # the list keeps what was at rest before it was read
+
+
 def bare(code: str, folder: str) -> float:
     """Seconds until a Python that does nothing else has printed a word, in the same kind of terminal."""
     desk = Desk(folder=folder, program=("-c", f"{code}; print('here')"))
@@ -143,6 +192,20 @@ def main() -> None:
             f"{name:10} {statistics.median(times):.3f} s (of {REPEATS}: {min(times):.3f} to"
             f" {max(times):.3f})",
             flush=True,
+        )
+    full = tempfile.mkdtemp()
+    os.environ["LLMLAB_CACHE"] = f"{full}/cache"
+    many(full)
+    for name, call in (
+        (f"the menu with {RUNS} runs and {CONFIGS} configs", lambda: menu(full)),
+        (f"llmlab runs list, {RUNS} runs", lambda: listing(full)),
+        ("the list alone (processor)", lambda: rows(full, kept=True)),
+        ("the list alone, nothing kept (processor)", lambda: rows(full, kept=False)),
+    ):
+        call()
+        times = [call() for _ in range(REPEATS)]
+        print(
+            f"{name:45} {statistics.median(times):.3f} s ({min(times):.3f} to {max(times):.3f})", flush=True
         )
     for kind in ("model", "pretrain", "sft", "dpo", "ppo", "dual_head"):
         for what, times in form(kind, folder).items():

@@ -10,7 +10,7 @@ import typer
 
 from llmlab.cli.options import JsonOption, SetOption, TrustOption, parse_changes, show
 from llmlab.errors import LabError
-from llmlab.readable import visible
+from llmlab.readable import listed, visible
 
 RunArgument = Annotated[str, typer.Argument(help="A run: its folder, or its name in checkpoints/.")]
 RunsArgument = Annotated[list[str], typer.Argument(help="Runs: folders, or names in checkpoints/.")]
@@ -26,7 +26,7 @@ runs_commands = typer.Typer(
 
 @runs_commands.callback(invoke_without_command=True)
 def runs(context: typer.Context) -> None:
-    """Every run with its status, parent and best figure."""
+    """Runs with their status, parent and best figure."""
     if context.invoked_subcommand is None:
         list_runs()
 
@@ -35,16 +35,17 @@ def runs(context: typer.Context) -> None:
 def list_runs(
     tag: TagOption = None,
     kind: Annotated[str, typer.Option(help="Only runs of this kind.")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="All of them, not the newest 40.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Every run with its status, parent and best figure, newest first."""
-    from llmlab.ui.runs import chosen_rows, rows_as_json, runs_table
+    """Runs with their status, parent and best figure, newest first; with `--json` all of them."""
+    from llmlab.ui.runs import SHOWN, chosen_rows, rows_as_json, runs_table
 
     rows = chosen_rows(tags=tag or [], kind=kind)
     if as_json:
         typer.echo(rows_as_json(rows))
     else:
-        show(runs_table(rows))
+        show(runs_table(rows, None if all_ else SHOWN))
 
 
 @runs_commands.command("show")
@@ -162,8 +163,8 @@ def delete(run: RunArgument, yes: YesOption = False) -> None:
     found = find_run(run)
     planned = deletion(found)
     if planned.orphans:
-        names = ", ".join(map(str, planned.orphans))
-        typer.echo(visible(f"the lineage of {names} will end there"), err=True)
+        names = listed(planned.orphans, 3)
+        typer.echo(visible(f"their lineage will end there: {names}"), err=True)
     if not yes:
         if not sys.stdin.isatty():
             raise LabError("stdin is not a terminal", where=str(found.path), remedy="add --yes")

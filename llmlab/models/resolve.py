@@ -113,7 +113,7 @@ def runs_for(use: str) -> list[RunRow]:
     return [
         row
         for row in run_rows(RUNS)
-        if row.result and row.kind in FITS[use] and not misfit(row.path / row.result, use)
+        if row.kind in FITS[use] and (result := RunFolder(row.path).result()) and not misfit(result, use)
     ]
 
 

@@ -179,7 +179,7 @@ def _names(groups: Sequence[Sequence[RunDetails]]) -> list[str]:
             break
         depth += 1
     counts = [len(group) for group in groups]
-    return [name if n == 1 else f"{name} (+{n - 1} seeds)" for name, n in zip(names, counts, strict=True)]
+    return [name if n == 1 else f"{name} ({n} seeds)" for name, n in zip(names, counts, strict=True)]
 
 
 def _differing(groups: Sequence[Sequence[RunDetails]]) -> dict[str, tuple[Any, ...]]:

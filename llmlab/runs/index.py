@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llmlab.errors import LabError
-from llmlab.files import cache_root, read_object, write_text_atomically
+from llmlab.files import cache_root, read_bytes, write_text_atomically
 from llmlab.runs.figures import RESULT_FIGURES
 from llmlab.runs.record import RECORD, read_record
 from llmlab.runs.tags import TAGS, tags_of
@@ -65,32 +64,38 @@ class RunRow:
     tags: tuple[str, ...] = ()
 
 
+Entry = tuple[Signature, RunRow]
+
+
 def run_rows(root: Path) -> list[RunRow]:
     """Returns the row of every run below a folder, newest first."""
-    kept_file, root = _kept_file(root), Path(os.path.relpath(root))
-    kept, rows, entries = _kept(kept_file), [], {}
-    for folder in _run_folders(root):
-        name, signature = os.path.relpath(folder, root), _signature(folder)
-        entry = kept.get(name)
-        if entry is None or entry["of"] != signature:
-            row = _read(folder)
-            entry = {"of": signature, "row": {k: v for k, v in asdict(row).items() if k != "path"}}
-            settled = all(one is None or time.time_ns() - one[0] > SETTLED * 1e9 for one in signature)
-            if signature == _signature(folder) and settled:
-                entries[name] = entry
+    kept_file, top = _kept_file(root), os.path.relpath(root)
+    kept, entries = _kept(kept_file, top), {}
+    rows = []
+    for folder in _run_folders(top):
+        signature, entry = _signature(folder), kept.get(folder)
+        if entry is None or entry[0] != signature:
+            now = time.time_ns()
+            entry = (signature, _read(folder))
+            settled = all(one is None or now - one[0] > SETTLED * 1e9 for one in signature)
+            if settled and signature == _signature(folder):
+                entries[folder] = entry
         else:
-            row = RunRow(Path(folder), **{**entry["row"], "tags": tuple(entry["row"]["tags"])})
-            entries[name] = entry
-        rows.append(row)
+            entries[folder] = entry
+        rows.append(entry[1])
     if entries != kept:
-        with suppress(LabError):  # a cache that cannot be written is none
-            write_text_atomically(kept_file, json.dumps({"format": FORMAT, "runs": entries}))
+        _keep(kept_file, top, entries)
     return sorted(rows, key=lambda row: row.started, reverse=True)
 
 
-def _run_folders(root: Path) -> Iterator[str]:
+def has_runs(root: Path) -> bool:
+    """Returns whether there is a run below a folder."""
+    return next(_run_folders(os.path.relpath(root)), None) is not None
+
+
+def _run_folders(root: str) -> Iterator[str]:
     """Yields each folder with a record; links are not followed."""
-    waiting = [str(root)]
+    waiting = [root]
     while waiting:
         folder = waiting.pop()
         try:
@@ -145,15 +150,26 @@ def _kept_file(root: Path) -> Path:
     return cache_root() / f"runs-{where}.json"
 
 
-def _kept(file: Path) -> dict[str, Any]:
-    """Returns the kept rows; none where they are damaged or another version's."""
+def _kept(file: Path, top: str) -> dict[str, Entry]:
+    """Returns the kept rows by folder; none where they are damaged or another version's."""
     try:
-        data = read_object(file, largest=LARGEST)
+        data = json.loads(read_bytes(file, LARGEST))
         if data["format"] != FORMAT:
             return {}
-        runs = data["runs"]
-        for entry in runs.values():
-            RunRow(Path(), **entry["row"])
-        return dict(runs)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        entries = {}
+        for name, (signature, values) in data["runs"].items():
+            folder = f"{top}/{name}" if name else top
+            values["tags"] = tuple(values["tags"])
+            entries[folder] = (signature, RunRow(Path(folder), **values))
+        return entries
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _keep(file: Path, top: str, entries: dict[str, Entry]) -> None:
+    runs = {}
+    for folder, (signature, row) in entries.items():
+        values = {name: value for name, value in asdict(row).items() if name != "path"}
+        runs[folder[len(top) + 1 :]] = (signature, values)
+    with suppress(LabError):  # a cache that cannot be written is none
+        write_text_atomically(file, json.dumps({"format": FORMAT, "runs": runs}))

@@ -53,8 +53,10 @@ def warnings(comparison: Comparison) -> Iterator[str]:
         yield f"warning: {name} is not finished: its figures are those of its last validation"
 
 
-def uncertainty_in_words(comparison: Comparison) -> Iterator[str]:
-    """Yields what the intervals are, each kind that is there once."""
+def uncertainty_in_words(comparison: Comparison, clear: str = "bold") -> Iterator[str]:
+    """Yields what the intervals are, each kind that is there once; `clear` is how a difference is marked that
+    is clear.
+    """
     kinds = {one.how for group in comparison.groups for one in group.figures.values()}
     if "seeds" in kinds:
         yield (
@@ -75,7 +77,7 @@ def uncertainty_in_words(comparison: Comparison) -> Iterator[str]:
         yield "without an interval: one run, of which only the mean over its held-out rows was kept"
     differences = [one for group in comparison.groups for one in group.differences.values()]
     if any(one.low is not None for one in differences):
-        yield "difference: from the first group, with Welch's 95 % interval; bold where it does not hold 0"
+        yield f"difference: from the first group, with Welch's 95 % interval; {clear} where 0 is not in it"
 
 
 def estimate_in_words(one: Estimate | None) -> str:

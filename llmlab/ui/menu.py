@@ -19,7 +19,7 @@ from rich.console import Console
 
 from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS
-from llmlab.runs.index import run_rows
+from llmlab.runs.index import has_runs, run_rows
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, saved_configs
@@ -62,7 +62,7 @@ def entries() -> list[Entry | str]:
     for section, stages in itertools.groupby(STAGES.values(), key=lambda stage: stage.section):
         lines.append(section)
         lines += [Entry(next(keys), stage.title, partial(train, stage.kind)) for stage in stages]
-    nothing = "" if run_rows(RUNS) or saved_configs() else " (nothing is saved yet)"
+    nothing = "" if has_runs(RUNS) or saved_configs() else " (nothing is saved yet)"
     return [
         *lines,
         "tools",

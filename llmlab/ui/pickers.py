@@ -24,7 +24,7 @@ from llmlab.ui.units import short_count
 
 T = TypeVar("T")
 BACK = "back"
-ANOTHER = "another model: a hub id, a folder, a GGUF file"
+ANOTHER = "another one: a hub id, a folder, a GGUF file"
 IN_THE_FORM = "something else: the form asks"
 SEARCHED = 20  # lines from which on a list can be searched by typing
 
@@ -133,7 +133,7 @@ def type_model(use: str, console: Console) -> str:
     """Asks for the name of a model that is brought until it fits a use;
     returns "" where the person goes back.
     """
-    name, question = "", "Which one? (a hub id, a folder, a GGUF file; Tab completes)"
+    name, question = "", "Its hub id, folder or GGUF file (Tab completes):"
     while name := answer(text(question, name, completer=Names(model_names))) or "":
         name = name.strip().strip("'\"").strip()
         if fits := fitting(name, use, console):

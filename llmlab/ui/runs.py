@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from llmlab.errors import LabError
 from llmlab.files import read_object
@@ -18,7 +19,15 @@ from llmlab.runs.lineage import lineage
 from llmlab.runs.manifest import MANIFEST, verify
 from llmlab.runs.record import RECORD
 
-FIGURES = ("eval_bits_per_byte", "eval_rewards/accuracies", "eval_accuracy", "eval_reward", "eval_loss")
+FIGURES = {  # that a run is known by, the first one that it has, in short
+    "eval_bits_per_byte": "bits/byte",
+    "eval_rewards/accuracies": "pairs right",
+    "eval_accuracy": "accuracy",
+    "eval_reward": "reward",
+    "eval_loss": "loss",
+}
+
+SHOWN = 40  # runs of a list: rich takes a second for 500
 
 
 def chosen_rows(*, tags: Sequence[str] = (), kind: str = "") -> list[RunRow]:
@@ -35,20 +44,19 @@ def runs_table(rows: Sequence[RunRow], most: int | None = None) -> Table:
         rows: the runs.
         most: rows that are shown; None for all.
     """
-    tagged = any(row.tags for row in rows)
     table = Table(title="runs", title_justify="left")
-    for name in ("run", "kind", "status", "step", "held-out", "parent", *(["tags"] if tagged else [])):
+    for name in ("run", "kind", "status", "step", "held-out", "parent"):
         table.add_column(name, overflow="fold")
     for row in rows[:most]:
         status = f"damaged: {RECORD} {shortened(row.damage, 120)}" if row.damage else row.status
         step = "" if row.step is None else str(row.step)
-        cells = [str(row.path), row.kind, status, step, figure(row), _short(row.parent)]
-        table.add_row(*cells, *([", ".join(row.tags)] if tagged else []))
+        shown = Text(str(row.path)).append("".join(f" #{tag}" for tag in row.tags), style="yellow")
+        table.add_row(shown, row.kind, status, step, figure(row), _short(row.parent))
     if not table.row_count:
         none = "no such runs" if run_rows(RUNS) else "no runs yet: `llmlab quickstart` makes some"
         table.add_row(none, *[""] * 5)
     if most is not None and len(rows) > most:
-        table.caption = f"and {len(rows) - most:,} more: `llmlab runs list`"
+        table.caption = f"and {len(rows) - most:,} more: `llmlab runs list --all`"
     return table
 
 
@@ -59,9 +67,7 @@ def rows_as_json(rows: Sequence[RunRow]) -> str:
 
 def figure(row: RunRow) -> str:
     """Returns the held-out figure that a run is known by; "" for none."""
-    figures = (
-        f"{name.removeprefix('eval_')} {row.figures[name]:.4g}" for name in FIGURES if name in row.figures
-    )
+    figures = (f"{word} {row.figures[name]:.4g}" for name, word in FIGURES.items() if name in row.figures)
     return next(figures, "")
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RECENT = 10  # runs at hand
 MOST = 12  # configs at hand
 ANOTHER_RUN, ANOTHER_CONFIG = "another run: by its name", "another config: by its name"
+LOOK, PAGE, TAGS = "curves, figures, lineage", "write a page about it (HTML)", "tag"
+STAYS = (LOOK, PAGE, TAGS)
 COMPARE, BY_TAG = "compare runs", "runs with a tag"
 
 
@@ -96,7 +98,9 @@ def with_tag(rows: list[RunRow], console: Console) -> None:
 
 
 def with_run(run: RunFolder, console: Console) -> None:
-    """Resumes a run that was stopped, talks to what it made, or shows its details."""
+    """Resumes a run that was stopped, talks to what it made, shows or changes it; what only shows it asks
+    again, since the menu would push it off the screen.
+    """
     from llmlab.training.registry import STAGES
 
     if run.damage:
@@ -118,14 +122,16 @@ def with_run(run: RunFolder, console: Console) -> None:
         actions["details"] = lambda: commands.llmlab("info", name)
     actions["verify checkpoints"] = lambda: commands.llmlab("runs", "verify", name)
     if not run.damage:
-        actions["curves, figures, lineage"] = lambda: commands.llmlab("runs", "show", name)
-        actions["write a page about it (HTML)"] = lambda: commands.llmlab("runs", "report", name)
+        actions[LOOK] = lambda: commands.llmlab("runs", "show", name)
+        actions[PAGE] = lambda: commands.llmlab("runs", "report", name)
         actions["run it again, with a change"] = lambda: _again(name)
-        actions["tag"] = lambda: _tag(name)
+        actions[TAGS] = lambda: _tag(name)
     actions["rename"] = lambda: _rename(name)
     actions["delete"] = lambda: commands.llmlab("runs", "delete", name)
-    if action := actions.get(pick("What do you want to do?", list(actions))):
-        action()
+    while picked := pick("What do you want to do?", list(actions)):
+        actions[picked]()
+        if picked not in STAYS:
+            return
 
 
 def resume(run: RunFolder, kind: str, console: Console, *, longer: bool = False) -> None:

@@ -39,7 +39,7 @@ def test_runs_that_differ_in_the_seed_are_one_group(compared):
     half = T_2 * 1.0 / math.sqrt(3)
     assert (figure.mean, figure.how, figure.count, figure.before) == (2.0, "seeds", 3, 2.0)
     assert figure.low == pytest.approx(2 - half) and figure.high == pytest.approx(2 + half)
-    assert one.name == "r0 (+2 seeds)" and not comparison.other_rows and not comparison.unfinished
+    assert one.name == "r0 (3 seeds)" and not comparison.other_rows and not comparison.unfinished
 
 
 def test_a_difference_is_welchs(compared):

@@ -105,7 +105,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_talked_to(desk):
         ("b", DOWN * 2 + ENTER),
         ("b", DOWN * 3 + ENTER),
         ("c", DOWN * 2 + ENTER),
-        ("c", DOWN * 3 + ENTER),
+        ("c", DOWN * 3 + ENTER + ESCAPE),  # what is shown stays above the question
     ):
         press(lambda console, name=name: saved.with_run(runs[name], console), keys)
     assert started == [

@@ -12,10 +12,13 @@ import math
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.summary.writer.record_writer import RecordWriter
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -29,15 +32,23 @@ class TensorBoard(TrainerCallback):
     Args:
         run: folder of the run.
         disk: waits for room on a full one.
+        facts: of the run, which it begins with: numbers as scalars `run/...`, all of them as a text.
     """
 
-    def __init__(self, run: Path, disk: FullDisk):
-        self.run, self.disk = run, disk
+    def __init__(self, run: Path, disk: FullDisk, facts: Mapping[str, float | str] | None = None):
+        self.run, self.disk, self.facts = run, disk, facts or {}
         self.file = (
             run
             / "tensorboard"
             / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}.0"
         )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Writes what the run is."""
+        if state.is_world_process_zero and self.facts:
+            self._write([*_scalars(self.facts), _table(self.facts)], state.global_step)
 
     def on_log(
         self,
@@ -58,8 +69,11 @@ class TensorBoard(TrainerCallback):
         values = [
             Summary.Value(tag=tag_of(name), simple_value=float(value)) for name, value in figures.items()
         ]
+        self._write(values, state.global_step)
+
+    def _write(self, values: list[Any], step: int) -> None:
         now = time.time()
-        event = Event(wall_time=now, step=state.global_step, summary=Summary(value=values))
+        event = Event(wall_time=now, step=step, summary=Summary(value=values))
         self.disk.retry(lambda: self._append(event, now), self.run)
 
     def _append(self, event: Event, now: float) -> None:
@@ -77,6 +91,28 @@ class TensorBoard(TrainerCallback):
             if self.file.exists():
                 os.truncate(self.file, before)  # an event that is cut off would end the file for its readers
             raise
+
+
+def _scalars(facts: Mapping[str, float | str]) -> list[Any]:
+    return [
+        Summary.Value(tag=f"run/{name}", simple_value=float(value))
+        for name, value in facts.items()
+        if not isinstance(value, str)
+    ]
+
+
+def _table(facts: Mapping[str, float | str]) -> Any:
+    """Returns the facts as a text of TensorBoard, which shows Markdown: names and values as code."""
+    rows = (f"| {name} | `{_cell(value)}` |" for name, value in facts.items())
+    text = "\n".join(["| run | |", "| --- | --- |", *rows])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[text.encode()])
+    shown_by = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+    return Summary.Value(tag="run/text_summary", metadata=shown_by, tensor=tensor)
+
+
+def _cell(value: float | str) -> str:
+    text = value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return " ".join(text.replace("`", "'").replace("|", "/").split())
 
 
 def tag_of(name: str) -> str:

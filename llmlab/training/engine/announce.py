@@ -98,6 +98,36 @@ def run_facts(context: RunContext, job: Job) -> dict[str, Any]:
     }
 
 
+def tracker_facts(context: RunContext, job: Job, plan: Plan) -> dict[str, float | str]:
+    """Returns what TensorBoard, trackio and wandb are told of a run beside its figures."""
+    total, trained = job.parameters, job.trained_parameters
+    rows = effective_batch(context.config).total
+    facts: dict[str, float | str] = {
+        "parameters": total,
+        "trained_parameters": trained,
+        "share_trained": trained / total if total else 0.0,
+        "rows_per_update": rows,
+        "planned_updates": context.config.max_steps,
+    }
+    if plan.tokens:
+        facts["token_budget"] = plan.tokens.tokens
+    elif length := getattr(context.config, "max_length", None):
+        facts["token_budget"] = rows * context.config.max_steps * length  # at most: rows are taken to be full
+    facts |= {
+        "device": hardware_name(context.device) or context.device,
+        "precision": context.precision,
+        "attention": attention_in_use(job.model),
+        "engine": context.sharing.engine,
+        "data": ", ".join(short_names(context.config.datasets)),
+    }
+    facts |= {f"data_{name.replace(' ', '_')}": _plain(value) for name, value in job.data.facts.items()}
+    return facts
+
+
+def _plain(value: object) -> float | str:
+    return value if isinstance(value, (int, float)) else str(value)
+
+
 def bytes_written(context: RunContext, job: Job) -> int:
     """Returns about how much a run writes: checkpoints of weights and two moments, and two models."""
     saved = 4 * job.trained_parameters

@@ -65,6 +65,8 @@ def trainer_arguments(context: RunContext, job: Job, run_dir: Path) -> dict[str,
         seed=config.seed,
         data_seed=config.seed,
         full_determinism=config.deterministic,
+        run_name=run_dir.name,
+        project="llmlab",  # of trackio
         report_to=[name for name in config.report_to if name != "tensorboard"],  # `TensorBoard` writes it
         use_cpu=device == "cpu",
         ddp_timeout=config.process_timeout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from llmlab.training.callbacks.rank_step import NoteStep
 from llmlab.training.callbacks.samples import Samples, opening
 from llmlab.training.callbacks.speed import KeepSpeed
 from llmlab.training.callbacks.stop import StopOnSignal
+from llmlab.training.callbacks.tracker_facts import TrackerFacts
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import is_main, processes
 from llmlab.training.engine.job import Job
@@ -35,17 +37,32 @@ def keys_of(context: RunContext, job: Job, stop: StopOnSignal) -> Keys | None:
 
 
 def progress_callbacks(
-    context: RunContext, job: Job, folder: RunFolder, keys: Keys | None, disk: FullDisk
+    context: RunContext,
+    job: Job,
+    folder: RunFolder,
+    keys: Keys | None,
+    disk: FullDisk,
+    facts: Mapping[str, float | str],
 ) -> list[TrainerCallback]:
-    """Returns what a person sees of a run, in its order: TensorBoard, samples, keys, the reporter, what
-    keeps its speed.
+    """Returns what a person sees of a run, in its order: trackers, samples, keys, the reporter,
+    what keeps its speed.
+
+    Args:
+        context: of the run.
+        job: its model and data.
+        folder: of the run.
+        keys: what reads them, None for nothing.
+        disk: waits for room on a full one.
+        facts: of the run, for TensorBoard, trackio and wandb.
     """
     config = context.config
     writers: list[TrainerCallback] = []
     if "tensorboard" in config.report_to:
         from llmlab.training.callbacks.tensorboard import TensorBoard
 
-        writers.append(TensorBoard(folder.path, disk))
+        writers.append(TensorBoard(folder.path, disk, facts))
+    if services := [name for name in config.report_to if name != "tensorboard"]:
+        writers.append(TrackerFacts(services, facts, folder))
     measures = context.reporter.is_live and config.kind in READING
     start = TrainingStart(
         config.kind,

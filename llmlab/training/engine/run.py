@@ -20,7 +20,7 @@ from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.patience import PatienceExhausted
 from llmlab.training.callbacks.stop import StopOnSignal, Stopped
-from llmlab.training.engine.announce import bytes_written, counted, outline, run_facts
+from llmlab.training.engine.announce import bytes_written, counted, outline, run_facts, tracker_facts
 from llmlab.training.engine.arguments import (
     effective_batch,
     resolve_max_steps,
@@ -138,7 +138,7 @@ def _attempt(context: RunContext, resume: str, *, fresh_optimizer: bool) -> RunR
         stack.enter_context(keys or nullcontext())
         disk = FullDisk(context.reporter.warning, stop.heard)
         checkpoints = CheckpointWriter(folder, context.config.save_total_limit, recorded, disk)
-        callbacks = progress_callbacks(context, job, folder, keys, disk)
+        callbacks = progress_callbacks(context, job, folder, keys, disk, tracker_facts(context, job, costs))
         trainer = build_trainer(context, plan, job, folder, stop, callbacks, checkpoints)
         result = _fit(context, plan, job, trainer, folder, stop)
         note_costs(context, folder, costs)

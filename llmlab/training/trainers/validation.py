@@ -41,6 +41,7 @@ class HeldOutMixin(LibraryTrainer):
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
+            generator=torch.Generator(),  # a loader that begins draws a number: not the one of dropout
             _drop_last=True,  # no row comes twice: there is none to take off again
         )
 

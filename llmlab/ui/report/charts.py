@@ -112,12 +112,13 @@ def _stand_in(series: int) -> str:
 def _themed(svg: str) -> str:
     """Returns the element alone, in the colours of the page."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda one: one[0] if one[1] in used else "", svg)
     svg = re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1
     )
-    svg = re.sub(r'<rect[^>]*class="background"[^>]*/>', "", svg)
-    svg = re.sub(r'(<g id="patch_[12]">\s*<path [^>]*style="fill: )#ffffff', r"\1none", svg)
+    svg = svg.replace("fill: #ffffff", "fill: none")
     for series in range(SERIES):
         svg = svg.replace(_stand_in(series), colour(series))
     return svg.replace(INK, "var(--soft)").replace(GRID, "var(--grid)").strip()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -245,19 +245,24 @@ def _charts(run: RunDetails) -> Iterator[Chart]:
     for name in list(dict.fromkeys(bare))[:CHARTS]:
         names = [one for one in (name, f"eval_{name}") if len(run.curves.get(one, [])) > 1]
         if names:
-            series = {one: [(s, v, v, v) for s, v in run.curves[one]] for one in names}
-            yield _chart(figure_title(name), {figure_title(one): rows for one, rows in series.items()}, name)
+            series = {figure_title(one): [(s, v, v, v) for s, v in run.curves[one]] for one in names}
+            marked = tuple(one.startswith("eval_") for one in names)
+            yield _chart(figure_title(name), series, name, marked)
 
 
 def _compared_charts(comparison: Comparison) -> Iterator[Chart]:
     for name in compared_curves(comparison):
         series = {g.name: mean_curve(g.curves(name)) for g in comparison.groups if g.curves(name)}
-        yield _chart(figure_title(name), series, name)
+        yield _chart(figure_title(name), series, name, (name.startswith("eval_"),) * len(series))
 
 
-def _chart(title: str, series: dict[str, list[tuple[int, float, float, float]]], salt: str) -> Chart:
+def _chart(
+    title: str, series: dict[str, list[tuple[int, float, float, float]]], salt: str, marked: Sequence[bool]
+) -> Chart:
+    """Returns a chart of several lines by their names; held-out ones have their points marked."""
     lines = [
-        Line(rows, place, marks="eval_" in salt or place > 0) for place, rows in enumerate(series.values())
+        Line(rows, place, marks)
+        for place, (rows, marks) in enumerate(zip(series.values(), marked, strict=True))
     ]
     keys = tuple(Key(name, colour(place), dash(place)) for place, name in enumerate(series))
     ends = (
@@ -294,7 +299,7 @@ def _compared_figures(comparison: Comparison) -> Table:
                 )
             )
     header = ("figure", "group", "before", "after", "difference")
-    notes = tuple(uncertainty_in_words(comparison))
+    notes = tuple(uncertainty_in_words(comparison, "a star"))
     return Table("Held-out figures at the end", header, tuple(rows), notes)
 
 
