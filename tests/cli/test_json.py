@@ -56,7 +56,7 @@ LINES = {
     "runs list": lambda got: [one["path"] for one in got] == ["checkpoints/base"],
     "runs show base": lambda got: got,
     "runs verify base": lambda got: all(one["verified"] for one in got.values()),
-    "runs tag base keep": lambda got: got["tags"] == ["keep", "old"],
+    "runs tag base keep": lambda got: got["tags"] == ["old", "keep"],
     "runs untag base old": lambda got: got["tags"] == [],
     "runs report base": lambda got: got["path"].endswith("report.html"),
     "runs again base --print": lambda got: got["command"][:2] == ["llmlab", "run"],
