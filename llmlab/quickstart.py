@@ -90,7 +90,13 @@ class Report:
 
 
 def quickstart(
-    folder: Path, *, minutes: float, model: str | None, console: Console, seed: int = DEFAULT_SEED
+    folder: Path,
+    *,
+    minutes: float,
+    model: str | None,
+    console: Console,
+    seed: int = DEFAULT_SEED,
+    out: Console | None = None,
 ) -> Path:
     """Runs the pipeline in `folder` and returns the final model's folder.
 
@@ -100,6 +106,7 @@ def quickstart(
         model: a real model to fine-tune with LoRA in place of one trained from scratch.
         console: where progress goes.
         seed: of weights, order and training questions; the held-out questions are always the same.
+        out: where the table of the result goes; left out, standard output.
 
     Raises:
         LabError: when the folder is taken or the model does not load.
@@ -129,7 +136,7 @@ def quickstart(
     tuned = _sft(folder, policy, scale, test, validation, report, console)
     aligned = _grpo(folder, tuned, scale, test, validation, report, console)
     _dpo(folder, tuned, scale, test, validation, report, console)
-    _finish(folder, aligned, len(test), report, time.perf_counter() - began, console)
+    _finish(folder, aligned, len(test), report, time.perf_counter() - began, (console, out or LabConsole()))
     return Path(aligned)
 
 
@@ -412,6 +419,9 @@ def _run(config: Any, file: Path, report: Report, console: Console) -> Any:
     return result
 
 
+RECORD_FILE = "quickstart.json"  # the figures, in its folder
+
+
 def _figure(report: Report, stage: str, name: str, metrics: dict[str, float], key: str) -> None:
     report.rows.append((stage, name, metrics.get("before_" + key, math.nan), metrics[key]))
 
@@ -420,10 +430,13 @@ def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: float, console: Console) -> None:
+def _finish(
+    folder: Path, policy: str, asked: int, report: Report, seconds: float, consoles: tuple[Console, Console]
+) -> None:
     from llmlab.ui.curves import curve_drawing
     from llmlab.ui.units import duration
 
+    console, out = consoles
     if report.losses:
         console.print("\nbase training: loss over steps", highlight=False)
         width, height = min(console.width, 100), 12
@@ -437,7 +450,6 @@ def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: floa
         for row in report.samples:
             samples.add_row(*row)
         console.print(samples)
-    out = LabConsole()
     table = Table("stage", "held-out figure", "before", "after", title="quickstart", title_justify="left")
     for stage, figure, before, after in report.rows:
         shown = ".3f" if figure == "bits per byte" else ".1%"
@@ -454,7 +466,7 @@ def _finish(folder: Path, policy: str, asked: int, report: Report, seconds: floa
     )
     figures = [{"stage": s, "figure": f, "before": b, "after": a} for s, f, b, a in report.rows]
     record = {"figures": figures, "minutes": report.minutes, "seconds": round(seconds, 1), "model": policy}
-    write_text_atomically(folder / "quickstart.json", json.dumps(record, indent=2) + "\n")
+    write_text_atomically(folder / RECORD_FILE, json.dumps(record, indent=2) + "\n")
     configs = [
         f"{name}.json" for name in ("base", "sft", "grpo", "dpo") if (folder / f"{name}.json").exists()
     ]

@@ -72,7 +72,7 @@ def place(tmp_path, base_config):
         (["generate", "./none", "--prompt", "x"], "no such checkpoint"),
         (["info", "half.json"], "is a file, not a checkpoint"),
         (["runs", "verify", "none"], "no such run"),
-        (["runs", "verify"], "needs the name of a run"),
+        (["runs", "verify"], "Missing argument 'run'"),
         (["quickstart", "-o", "."], "is not empty"),
         (["tokenizer", "empty.txt"], "is empty"),
         (["tokenizer", "llmlab:moby-dick", "-o", "/proc/none/x", "--vocab-size", "300"], "cannot be written"),

@@ -100,6 +100,8 @@ def test_commands_in_the_text_and_their_options_exist():
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), (page, code)
         elif words[0] == "python":
             assert (ROOT / words[1]).is_file(), (page, code)
+        elif words[1].startswith("-"):
+            assert words[1] in {name for parameter in GROUP.params for name in parameter.opts}, (page, code)
         elif words[1] in GROUP.commands:
             command, _, _ = find(words[1:3] if words[1] in ("data", "cache", "runs") else words[1:2])
             names = {name for parameter in command.params for name in parameter.opts}

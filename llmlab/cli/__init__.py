@@ -5,11 +5,14 @@ Everything heavy is imported inside the commands, so that help appears at once.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from llmlab.cli import (
     cache,
     chat,
+    completion,
     configs,
     data,
     evaluate,
@@ -22,7 +25,9 @@ from llmlab.cli import (
     slurm,
     training,
 )
+from llmlab.cli.examples import add_examples
 from llmlab.cli.options import parse_changes
+from llmlab.cli.version import show_version
 from llmlab.errors import LabError
 
 __all__ = ["app", "command_line", "parse_changes"]
@@ -56,6 +61,7 @@ COMMANDS = (
     training.quickstart,
     runs.info,
     runs.doctor,
+    completion.completion,
 )
 for command in COMMANDS:
     app.command()(command)
@@ -75,9 +81,19 @@ cache_commands.command("verify")(cache.verify_caches)
 cache_commands.command("clear")(cache.clear_caches)
 app.add_typer(cache_commands, name="cache")
 
+add_examples(app)
+
 
 @app.callback(invoke_without_command=True)
-def menu(context: typer.Context) -> None:
+def menu(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Versions of llmlab and its libraries."
+        ),
+    ] = False,
+) -> None:
     """From an empty machine to an aligned chat model. Without a command: the menu."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())  # at a terminal the program opens the menu without coming here
@@ -94,7 +110,8 @@ def command_line(arguments: list[str] | None = None) -> int:
         LabError: when the command is not known, cannot be read so, or cannot do what is asked.
     """
     try:
-        code: int | None = app(arguments, standalone_mode=False)
+        name = "llmlab" if completion.is_completing() else None  # as the shell's script calls it
+        code: int | None = app(arguments, standalone_mode=False, prog_name=name)
         return code or 0
     except typer.Abort:
         raise KeyboardInterrupt from None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llmlab.cli.options import load_for_run, show
+from llmlab.cli.options import JsonOption, load_for_run, print_json, show
 from llmlab.errors import LabError
 from llmlab.readable import listed, visible
 
@@ -16,10 +16,13 @@ CACHES = Path("checkpoints/reference_cache")
 CacheDir = Annotated[Path, typer.Option("--cache-dir", help="Folder of the caches.")]
 
 
-def list_caches(cache_dir: CacheDir = CACHES) -> None:
+def list_caches(cache_dir: CacheDir = CACHES, as_json: JsonOption = False) -> None:
     """Every cache: its reference, pairs, size on disk, damaged parts."""
-    from llmlab.ui.cache import caches_table
+    from llmlab.ui.cache import caches_data, caches_table
 
+    if as_json:
+        print_json(caches_data(existing(cache_dir)))
+        return
     show(caches_table(existing(cache_dir)))
 
 
@@ -29,13 +32,17 @@ def verify_caches(
     ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="How many pairs to recompute.")] = 32,
     cache_dir: CacheDir = CACHES,
+    as_json: JsonOption = False,
 ) -> None:
     """Check every part; with a config, recompute a sample of its pairs and report the largest difference."""
     if config is None:
         from llmlab.ui.cache import verified
 
         lines, whole = verified(existing(cache_dir))
-        typer.echo(visible("\n".join(lines)))
+        if as_json:
+            print_json({"intact": whole, "caches": lines})
+        else:
+            typer.echo(visible("\n".join(lines)))
         raise typer.Exit(0 if whole else 2)
     from llmlab.config import DPOConfig
 
@@ -48,10 +55,13 @@ def verify_caches(
 
     quiet_libraries(warn)
     checked, largest = recompute(loaded, pairs)
-    typer.echo(
-        f"{checked:,} pairs recomputed: the largest difference is {largest:.3g} (log-probability of an"
-        " answer)"
-    )
+    if as_json:
+        print_json({"pairs": checked, "largest_difference": largest})
+    else:
+        typer.echo(
+            f"{checked:,} pairs recomputed: the largest difference is {largest:.3g} (log-probability of an"
+            " answer)"
+        )
     if largest > TOLERANCE:
         raise LabError(
             "the cache disagrees with its reference", where=loaded.cache_dir, remedy="llmlab cache clear"
@@ -64,6 +74,7 @@ def clear_caches(
     ] = None,
     cache_dir: CacheDir = CACHES,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Delete a cache, or all of them; what a run is using is skipped."""
     from llmlab.ui.cache import clear, matching
@@ -74,7 +85,10 @@ def clear_caches(
             raise LabError("stdin is not a terminal", remedy="add --yes")
         typer.confirm(visible(f"Delete {listed(cache.folder.name for cache in chosen)}?"), abort=True)
     lines, deleted = clear(chosen)
-    typer.echo(visible("\n".join(lines)))
+    if as_json:
+        print_json({"deleted": deleted, "caches": lines})
+    else:
+        typer.echo(visible("\n".join(lines)))
     raise typer.Exit(0 if deleted else 2)
 
 

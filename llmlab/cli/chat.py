@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmlab.cli import completing
 from llmlab.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -25,10 +26,15 @@ if TYPE_CHECKING:
 
 def chat(
     checkpoint: Annotated[
-        str, typer.Argument(help="A run, a model folder, a GGUF file, a hub id, or the URL of a server.")
+        str,
+        typer.Argument(
+            help="A run, a model folder, a GGUF file, a hub id, or the URL of a server.",
+            autocompletion=completing.runs,
+        ),
     ],
     against: Annotated[
-        str | None, typer.Option(help="Another model, whose answers are shown beside.")
+        str | None,
+        typer.Option(help="Another model, whose answers are shown beside.", autocompletion=completing.runs),
     ] = None,
     load_in: LoadInOption = "none",
     device: DeviceOption = "auto",

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from llmlab.cli.options import KindArgument, SetOption, load_for_run, parse_changes, quiet_datasets, show
+from llmlab.cli import completing
+from llmlab.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    KindArgument,
+    SetOption,
+    load_for_run,
+    parse_changes,
+    print_json,
+    quiet_datasets,
+    show,
+)
 from llmlab.errors import LabError
 from llmlab.readable import visible
 
@@ -18,13 +29,17 @@ def new(
     kind: KindArgument,
     preset: Annotated[
         str | None,
-        typer.Option(help="Preset to start from: a known shape; for methods 100m, 1b, 7b, a recipe."),
+        typer.Option(
+            help="Preset to start from: a known shape; for methods 100m, 1b, 7b, a recipe.",
+            autocompletion=completing.presets,
+        ),
     ] = None,
     set_: SetOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write the config to.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Use the defaults and ask no questions.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Fill in the form for one config and save it."""
     from llmlab.config import KindConfig, apply_changes, save_config
@@ -52,7 +67,10 @@ def new(
     alone = preset and (kind == "model" or preset in RECIPES)  # a name that says enough
     name = preset if alone else f"{kind}-{preset}" if preset else kind
     path = save_config(config, output or Path("model_configs") / f"{name}.json")
-    typer.echo(visible(str(path)))
+    if as_json:
+        print_json({"path": path, "kind": kind})
+    else:
+        typer.echo(visible(str(path)))
 
 
 def schema(
@@ -65,11 +83,12 @@ def schema(
 
 
 def check(
-    config: Annotated[Path, typer.Argument(help="A config file.")],
+    config: ConfigArgument,
     set_: SetOption = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Also run and time three steps, in a temporary folder.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Validate a config, show what it will cost and look at its data; starts nothing."""
     from llmlab.config.training import TrainingConfig
@@ -82,9 +101,17 @@ def check(
             where=str(config),
             remedy="name a training config",
         )
-    from llmlab.ui import preflight
+    from llmlab.planning.measured import measure as measure_steps
 
     quiet_datasets()
+    if as_json:
+        from llmlab.ui.preflight import checked
+
+        timed = measure_steps(loaded) if measure and isinstance(loaded, TrainingConfig) else None
+        print_json(checked(loaded) | ({"measured": timed} if timed else {}))
+        return
+    from llmlab.ui import preflight
+
     console = LabConsole()
     preflight.show(loaded, console)
     if measure and isinstance(loaded, TrainingConfig):
@@ -92,15 +119,25 @@ def check(
             console.print(line, highlight=False, soft_wrap=True)
 
 
-def recipes() -> None:
+def recipes(as_json: JsonOption = False) -> None:
     """Whole runs after published recipes: the hardware, the data and the source of each."""
+    if as_json:
+        from llmlab.config.recipes import RECIPES
+
+        print_json(RECIPES)
+        return
     from llmlab.ui.recipes import recipes_table
 
     show(recipes_table())
 
 
-def methods() -> None:
+def methods(as_json: JsonOption = False) -> None:
     """What each training method learns from, what it costs, and when to choose it."""
+    if as_json:
+        from llmlab.training.registry import STAGES
+
+        print_json(list(STAGES.values()))
+        return
     from llmlab.ui.methods import methods_table
 
     show(methods_table())

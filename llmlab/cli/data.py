@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from llmlab.cli.options import quiet_datasets, show, source_config
+from llmlab.cli import completing
+from llmlab.cli.options import JsonOption, print_json, quiet_datasets, show, source_config
 
 
 def inspect_source(
     source: Annotated[
-        str, typer.Argument(help="A hub id, a file, a folder or a shipped dataset; also `name | subset`.")
+        str,
+        typer.Argument(
+            help="A hub id, a file, a folder or a shipped dataset; also `name | subset`.",
+            autocompletion=completing.sources,
+        ),
     ],
     tokenizer: Annotated[
         str | None,
@@ -21,10 +25,13 @@ def inspect_source(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Options of the source: split, format, columns, labels ..."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Options of the source: split, format, columns, labels ...",
+            autocompletion=completing.changes,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what a dataset holds: shape, a row as the model sees it, lengths, padding, duplicates."""
     config = source_config(source, set_)
@@ -40,15 +47,21 @@ def inspect_source(
     quiet_datasets()
     inspected = inspect(config, reader)
     if as_json:
-        typer.echo(json.dumps(inspected.to_json()))
+        print_json(inspected.to_json())
     else:
         show(inspection(inspected, "bytes (--tokenizer NAME counts tokens)" if name == "byte" else name))
 
 
 def catalog(
     word: Annotated[str, typer.Argument(help="A dataset, or a word: finance, sft, classification ...")] = "",
+    as_json: JsonOption = False,
 ) -> None:
     """Show the datasets that are known, or all that is known of one."""
+    if as_json:
+        from llmlab.ui.data import found_datasets
+
+        print_json(found_datasets(word))
+        return
     from llmlab.screen import LabConsole
     from llmlab.ui.data import show_catalogue
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmlab.cli import completing
 from llmlab.cli.options import (
     CheckpointArgument,
     DeviceOption,
@@ -33,19 +34,36 @@ def evaluate(
     checkpoint: CheckpointArgument,
     task: Annotated[
         list[str],
-        typer.Option("--task", metavar="SOURCE", help="Dataset to evaluate on; repeat it for more."),
+        typer.Option(
+            "--task",
+            metavar="SOURCE",
+            help="Dataset to evaluate on; repeat it for more.",
+            autocompletion=completing.sources,
+        ),
     ],
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Options of the sources: split, max_rows ..."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Options of the sources: split, max_rows ...",
+            autocompletion=completing.changes,
+        ),
     ] = None,
-    by: Annotated[str, typer.Option(help="score or generate: how a label or an answer is found.")] = "score",
+    by: Annotated[
+        str,
+        typer.Option(
+            help="score or generate: how a label or an answer is found.",
+            autocompletion=completing.one_of("score|generate"),
+        ),
+    ] = "score",
     reward: Annotated[
         list[str] | None,
         typer.Option(metavar="REWARD", help="Also generate answers and score them with this reward."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="With --reward: another model, for the win rate.")
+        str | None,
+        typer.Option(help="With --reward: another model, for the win rate.", autocompletion=completing.runs),
     ] = None,
     trust: TrustOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,

@@ -6,13 +6,19 @@ from typing import Annotated
 
 import typer
 
+from llmlab.cli.completing import one_of
 from llmlab.cli.options import CheckpointArgument, JsonOption, TrustOption, trust_names
 from llmlab.readable import visible
 
 
 def export(
     checkpoint: CheckpointArgument,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="hf, gguf or ollama.")] = "hf",
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", metavar="FORMAT", help="hf, gguf or ollama.", autocompletion=one_of("hf|gguf|ollama")
+        ),
+    ] = "hf",
     output: Annotated[str | None, typer.Option("--output", "-o", help="The folder that is made.")] = None,
     quantize: Annotated[
         str, typer.Option(metavar="TYPE", help="Of a GGUF file: F32, F16, BF16, Q8_0, Q4_0, Q4_K_M ...")

@@ -14,9 +14,11 @@ from llmlab.cli.options import (
     CheckpointArgument,
     DeviceOption,
     DtypeOption,
+    JsonOption,
     LoadInOption,
     SetOption,
     load_options,
+    print_json,
 )
 from llmlab.errors import LabError
 from llmlab.readable import visible
@@ -46,6 +48,7 @@ def generate(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     set_: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """One completion on stdout, or the answers to a file of prompts."""
     from llmlab.config.base import validate
@@ -63,23 +66,37 @@ def generate(
     if input_ and output:
         from llmlab.chat.answer_job import AnswerJob
 
-        _answer_file(AnswerJob(checkpoint, input_, output, settings, options, batch))
+        job = AnswerJob(checkpoint, input_, output, settings, options, batch)
+        errors = _answer_file(job)
+        if as_json:
+            print_json({"output": output, "rows": job.count, "errors": errors})
+        if errors:
+            raise LabError(
+                f"{errors:,} of {job.count:,} rows could not be answered",
+                where=str(job.target),
+                remedy="their column `error` says why",
+                exit_code=1,
+            )
         return
     if batch != BatchOptions():
         raise LabError("`--batch-size` and `--column` are for `--input`", remedy="leave them out")
     session = open_session(checkpoint, settings, options)
+    if as_json:
+        answer, stopped = session.reply(str(prompt), lambda piece: None)
+        print_json({"completion": answer, "stopped": stopped})
+        return
     session.reply(str(prompt), lambda piece: print(visible(piece), end="", flush=True))
     print()
 
 
-def _answer_file(job: AnswerJob) -> None:
-    """Answers the rows of a file that have no answer yet."""
+def _answer_file(job: AnswerJob) -> int:
+    """Answers the rows of a file that have no answer yet; returns how many could not be answered."""
     with job.answers.lock():
         job.refuse()
         progress = _Progress(job.count, job.done)
         if job.done == job.count:
             progress.say(f"all {job.count:,} rows of {job.target} are answered already")
-            return
+            return 0
         from llmlab.libraries import importing, quiet_libraries
         from llmlab.screen import warn
 
@@ -93,13 +110,7 @@ def _answer_file(job: AnswerJob) -> None:
             progress.say(f"{progress.done:,} of {job.count:,} rows are answered; the same command goes on")
             raise
         progress.say(f"{job.count:,} rows in {job.target}")
-    if errors:
-        raise LabError(
-            f"{errors:,} of {job.count:,} rows could not be answered",
-            where=str(job.target),
-            remedy="their column `error` says why",
-            exit_code=1,
-        )
+    return errors
 
 
 @dataclass

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmlab.cli import completing
+from llmlab.cli.completing import one_of
 from llmlab.errors import LabError
 from llmlab.readable import visible
 
@@ -20,11 +24,27 @@ if TYPE_CHECKING:
     from llmlab.config.rewards import RewardSource
 
 KindArgument = Annotated[
-    str, typer.Argument(help="Kind of config: `model`, or a method that `llmlab methods` lists.")
+    str,
+    typer.Argument(
+        help="Kind of config: `model`, or a method that `llmlab methods` lists.",
+        autocompletion=completing.kinds,
+    ),
 ]
-CheckpointArgument = Annotated[str, typer.Argument(help="A run, a model folder, a GGUF file or a hub id.")]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(help="A run, a model folder, a GGUF file or a hub id.", autocompletion=completing.runs),
+]
+ConfigArgument = Annotated[
+    Path, typer.Argument(help="A config file, JSON or YAML.", autocompletion=completing.configs)
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change an option of the config.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change an option of the config.",
+        autocompletion=completing.changes,
+    ),
 ]
 TrustOption = Annotated[
     list[str] | None,
@@ -35,14 +55,26 @@ TrustOption = Annotated[
 # their texts are those of `llmlab.config.loading`, as a test sees to: help appears without reading configs
 LoadInOption = Annotated[
     str,
-    typer.Option(metavar="none|8bit|4bit", help="Quantise the weights with bitsandbytes as they are loaded."),
+    typer.Option(
+        metavar="none|8bit|4bit",
+        help="Quantise the weights with bitsandbytes as they are loaded.",
+        autocompletion=one_of("none|8bit|4bit"),
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Where the model computes.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cuda|mps|cpu",
+        help="Where the model computes.",
+        autocompletion=one_of("auto|cuda|mps|cpu"),
+    ),
+]
 DtypeOption = Annotated[
     str,
     typer.Option(
         metavar="auto|fp32|bf16|fp16",
         help="Number format of the weights; of quantised ones, of the matrix products.",
+        autocompletion=one_of("auto|fp32|bf16|fp16"),
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
@@ -164,6 +196,25 @@ def quiet_datasets() -> None:
 
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+
+
+def print_json(data: Any) -> None:
+    """Prints a result on stdout as one line of JSON: dataclasses as objects, paths as texts, a figure that is
+    not finite as null.
+    """
+    typer.echo(json.dumps(_as_json(data)))
+
+
+def _as_json(data: Any) -> Any:
+    if is_dataclass(data) and not isinstance(data, type):
+        return {field.name: _as_json(getattr(data, field.name)) for field in fields(data)}
+    if isinstance(data, Mapping):
+        return {str(key): _as_json(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple, set, frozenset)):
+        return [_as_json(value) for value in data]
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    return data if data is None or isinstance(data, (str, int)) else str(data)
 
 
 def show(shown: Any) -> None:

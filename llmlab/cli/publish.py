@@ -6,22 +6,31 @@ from typing import Annotated
 
 import typer
 
+from llmlab.cli import completing
+from llmlab.cli.options import JsonOption, print_json
 from llmlab.errors import LabError
 from llmlab.readable import visible
 
-ModelArgument = Annotated[str, typer.Argument(help="A run, a model folder or a GGUF file.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(help="A run, a model folder or a GGUF file.", autocompletion=completing.runs),
+]
 LicenseOption = Annotated[
     str,
     typer.Option("--license", metavar="ID", help="Licence of the model, as the hub names it: apache-2.0."),
 ]
 
 
-def card(model: ModelArgument, license_: LicenseOption = "") -> None:
+def card(model: ModelArgument, license_: LicenseOption = "", as_json: JsonOption = False) -> None:
     """Print the model card: data, method, settings, held-out figures, how to use it, how to repeat it."""
     from llmlab.export.card import model_card
     from llmlab.export.facts import model_facts
 
-    typer.echo(visible(model_card(model_facts(model), license_id=license_)), nl=False)
+    text = model_card(model_facts(model), license_id=license_)
+    if as_json:
+        print_json({"card": text})
+    else:
+        typer.echo(visible(text), nl=False)
 
 
 def push(
@@ -37,6 +46,7 @@ def push(
         bool, typer.Option("--replace-card", help="Replace a README.md on the hub that was edited there.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Upload a model with its card to the Hugging Face Hub; a push that broke off goes on where it was."""
     import gc
@@ -58,7 +68,9 @@ def push(
     outgoing = prepare_push(model_facts(model), options)
     readme = "the card of `llmlab card`" if outgoing.card else "the README.md of the folder"
     note(f"{len(outgoing.files)} files and {readme}, {size(outgoing.size)}")
-    if dry_run:
+    if dry_run and as_json:
+        print_json({"files": {name: path.stat().st_size for name, path in outgoing.files.items()}})
+    elif dry_run:
         for name, path in outgoing.files.items():
             typer.echo(visible(f"{name}  {size(path.stat().st_size)}"))
     if outgoing.lacks_tokenizer:
@@ -80,4 +92,7 @@ def push(
         raise pushed
     if pushed.readme == "kept":
         note("the README.md on the hub was edited there and stays as it is (--replace-card replaces it)")
-    typer.echo(visible(pushed.url))
+    if as_json:
+        print_json({"url": pushed.url, "readme": pushed.readme})
+    else:
+        typer.echo(visible(pushed.url))

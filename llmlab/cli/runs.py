@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from llmlab.cli.options import JsonOption, SetOption, TrustOption, parse_changes, show
+from llmlab.cli import completing
+from llmlab.cli.options import JsonOption, SetOption, TrustOption, parse_changes, print_json, show
 from llmlab.errors import LabError
 from llmlab.readable import listed, visible
 
-RunArgument = Annotated[str, typer.Argument(help="A run: its folder, or its name in checkpoints/.")]
-RunsArgument = Annotated[list[str], typer.Argument(help="Runs: folders, or names in checkpoints/.")]
+RunArgument = Annotated[
+    str,
+    typer.Argument(help="A run: its folder, or its name in checkpoints/.", autocompletion=completing.runs),
+]
+RunsArgument = Annotated[
+    list[str],
+    typer.Argument(help="Runs: folders, or names in checkpoints/.", autocompletion=completing.runs),
+]
 TagsArgument = Annotated[list[str], typer.Argument(help="Words: letters, digits and . + - _.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 TagOption = Annotated[list[str] | None, typer.Option("--tag", help="Only runs that have this tag.")]
@@ -83,7 +91,7 @@ def compare_runs(
     if html:
         from llmlab.ui.report import comparison_page, write_page
 
-        typer.echo(visible(str(write_page(comparison_page(comparison), html))))
+        _say_path(write_page(comparison_page(comparison), html), as_json)
     elif as_json:
         typer.echo(visible(line(comparison.to_json())))
     else:
@@ -94,6 +102,14 @@ def compare_runs(
         console.print(comparison_view(comparison, console.width), highlight=False)
 
 
+def _say_path(path: Path, as_json: bool) -> None:
+    """Prints what was written."""
+    if as_json:
+        print_json({"path": path})
+    else:
+        typer.echo(visible(str(path)))
+
+
 @runs_commands.command("report")
 def report(
     run: RunArgument,
@@ -101,13 +117,14 @@ def report(
         Path | None,
         typer.Option("-o", "--output", help="The file; left out, report.html in the run's folder."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """A page about a run in one file: curves, samples, figures, options, data, lineage, cost."""
     from llmlab.runs.details import find_run, run_details
     from llmlab.ui.report import REPORT, run_page, write_page
 
     details = run_details(find_run(run))
-    typer.echo(visible(str(write_page(run_page(details), output or details.path / REPORT))))
+    _say_path(write_page(run_page(details), output or details.path / REPORT), as_json)
 
 
 @runs_commands.command("again")
@@ -131,13 +148,20 @@ def again(
     changes = [*(set_ or []), f"output_dir={folder}"]
     if print_:
         parts = ["llmlab", "run", str(source), *(part for change in changes for part in ("--set", change))]
-        typer.echo(visible(shlex.join(parts)))
+        if as_json:
+            print_json({"command": parts})
+        else:
+            typer.echo(visible(shlex.join(parts)))
         return
     run_config(source, set_=changes, trust=trust, as_json=as_json)
 
 
 @runs_commands.command("rename")
-def rename(run: RunArgument, name: Annotated[str, typer.Argument(help="Its new name.")]) -> None:
+def rename(
+    run: RunArgument,
+    name: Annotated[str, typer.Argument(help="Its new name.")],
+    as_json: JsonOption = False,
+) -> None:
     """Rename a run; the runs that came from it name it so from then on."""
     from llmlab.runs.details import find_run
     from llmlab.runs.manage import rename_run
@@ -146,7 +170,7 @@ def rename(run: RunArgument, name: Annotated[str, typer.Argument(help="Its new n
     found = find_run(run)
     configs = configs_that_name(found.path)
     folder, changed = rename_run(found, name)
-    typer.echo(visible(str(folder)))
+    _say_path(folder, as_json)
     for child in changed:
         typer.echo(visible(f"{child}: its record names {folder} now"), err=True)
     for config in configs:
@@ -154,7 +178,7 @@ def rename(run: RunArgument, name: Annotated[str, typer.Argument(help="Its new n
 
 
 @runs_commands.command("delete")
-def delete(run: RunArgument, yes: YesOption = False) -> None:
+def delete(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
     """Delete a run with its checkpoints; refused while it trains or another run needs it."""
     from llmlab.runs.details import find_run
     from llmlab.runs.manage import delete_run, deletion
@@ -172,49 +196,74 @@ def delete(run: RunArgument, yes: YesOption = False) -> None:
         if not typer.confirm(visible(question), default=False, err=True):
             raise typer.Exit(1)
     delete_run(found)
-    typer.echo(visible(f"{found.path}: deleted, {size(planned.size)} freed"))
+    if as_json:
+        print_json({"path": found.path, "bytes_freed": planned.size})
+    else:
+        typer.echo(visible(f"{found.path}: deleted, {size(planned.size)} freed"))
 
 
 @runs_commands.command("tag")
-def tag_run(run: RunArgument, tags: TagsArgument) -> None:
+def tag_run(run: RunArgument, tags: TagsArgument, as_json: JsonOption = False) -> None:
     """Give a run tags, which `runs list --tag` looks for."""
     from llmlab.runs.details import find_run
     from llmlab.runs.tags import tag
 
     found = find_run(run)
-    typer.echo(visible(f"{found.path}: {', '.join(tag(found.path, *tags))}"))
+    _say_tags(found.path, tag(found.path, *tags), as_json)
 
 
 @runs_commands.command("untag")
-def untag_run(run: RunArgument, tags: TagsArgument) -> None:
+def untag_run(run: RunArgument, tags: TagsArgument, as_json: JsonOption = False) -> None:
     """Take tags from a run."""
     from llmlab.runs.details import find_run
     from llmlab.runs.tags import untag
 
     found = find_run(run)
-    typer.echo(visible(f"{found.path}: {', '.join(untag(found.path, *tags)) or 'no tags'}"))
+    _say_tags(found.path, untag(found.path, *tags), as_json)
+
+
+def _say_tags(path: Path, tags: Sequence[str], as_json: bool) -> None:
+    """Prints the tags that a run has now."""
+    if as_json:
+        print_json({"path": path, "tags": tags})
+    else:
+        typer.echo(visible(f"{path}: {', '.join(tags) or 'no tags'}"))
 
 
 @runs_commands.command("verify")
-def verify(run: RunArgument) -> None:
+def verify(run: RunArgument, as_json: JsonOption = False) -> None:
     """Check the files of a run's checkpoints and models against their manifests."""
     from llmlab.runs.verify import verify_run
 
     faults = verify_run(run)
-    typer.echo(visible("\n".join(f"{path}: {fault or 'verified'}" for path, fault in faults.items())))
+    if as_json:
+        print_json({path: {"verified": not fault, "fault": fault} for path, fault in faults.items()})
+    else:
+        typer.echo(visible("\n".join(f"{path}: {fault or 'verified'}" for path, fault in faults.items())))
     raise typer.Exit(2 if any(faults.values()) else 0)
 
 
-def info(checkpoint: Annotated[str, typer.Argument(help="A run or a model folder.")]) -> None:
+def info(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run or a model folder.", autocompletion=completing.runs)
+    ],
+    as_json: JsonOption = False,
+) -> None:
     """Architecture, parameters, method, steps, lineage and manifest of a checkpoint."""
-    from llmlab.ui.runs import info_table
+    from llmlab.ui.runs import info_rows, info_table
 
-    show(info_table(checkpoint))
+    if as_json:
+        print_json(dict(info_rows(checkpoint)))
+    else:
+        show(info_table(checkpoint))
 
 
-def doctor() -> None:
+def doctor(as_json: JsonOption = False) -> None:
     """Python, packages, devices, memory, disk, hub: what is here and what is missing for what."""
     from llmlab.runs.doctor import findings
     from llmlab.ui.doctor import doctor_table
 
-    show(doctor_table(findings()))
+    if as_json:
+        print_json(list(findings()))
+    else:
+        show(doctor_table(findings()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmlab.cli.chat import chat_settings
+from llmlab.cli.completing import one_of
 from llmlab.cli.options import (
     CheckpointArgument,
     DeviceOption,
@@ -41,7 +42,12 @@ def serve(
         typer.Option(metavar="FILE", help="The key that requests bring; left out, LLMLAB_API_KEY."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(metavar="auto|transformers|vllm", help="What computes the answers.")
+        str,
+        typer.Option(
+            metavar="auto|transformers|vllm",
+            help="What computes the answers.",
+            autocompletion=one_of("auto|transformers|vllm"),
+        ),
     ] = "auto",
     load_in: LoadInOption = "none",
     device: DeviceOption = "auto",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmlab.cli.options import SetOption, load
+from llmlab.cli import completing
+from llmlab.cli.options import JsonOption, SetOption, load, print_json
 from llmlab.errors import LabError
 from llmlab.readable import visible
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def slurm(
     configs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Config files, or folders of runs to resume; several: an array."),
+        typer.Argument(
+            help="Config files, or folders of runs to resume; several: an array.",
+            autocompletion=completing.configs,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write the script to; left out, stdout.")
@@ -40,6 +44,7 @@ def slurm(
     submit: Annotated[
         bool, typer.Option("--submit", help="Hand the job to the queue; prints its number.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the Slurm job of a config: it saves when it is preempted, and resumes by itself."""
     options = _options(set_ or [], ask=ask, keep=keep)
@@ -60,14 +65,18 @@ def slurm(
         typer.echo(visible(f"{output}: {_in_words(job)}"), err=True)
     if output or submit:
         _make_log_folder(job)
+    number = ""
     if submit:
         number = hand_in(text, output)
-        typer.echo(number)
+        if not as_json:
+            typer.echo(number)
         log = job.log.replace("%x", job.name).replace("%j", number).replace("%A", number)
         typer.echo(
             visible(f"squeue -j {number} · tail -F {log.replace('%a', '0')} · scancel {number}"), err=True
         )
-    elif not output:
+    if as_json:
+        print_json({"job": number or None, "path": output, "script": text})
+    elif not output and not submit:
         typer.echo(text, nl=False)
 
 

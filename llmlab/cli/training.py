@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from llmlab.cli import completing
 from llmlab.cli.options import (
     JsonOption,
     SetOption,
     TrustOption,
     load_for_run,
+    print_json,
     show,
     trust_names,
     trust_rewards,
@@ -22,10 +24,19 @@ from llmlab.readable import visible
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="A config file, or the folder of a run to resume.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="A config file, or the folder of a run to resume.", autocompletion=completing.configs
+        ),
+    ],
     set_: SetOption = None,
     resume: Annotated[
-        str, typer.Option(help="auto, once (a finished run is left as it is), never, or a checkpoint folder.")
+        str,
+        typer.Option(
+            help="auto, once (a finished run is left as it is), never, or a checkpoint folder.",
+            autocompletion=completing.one_of("auto|once|never"),
+        ),
     ] = "auto",
     fresh_optimizer: Annotated[
         bool, typer.Option("--fresh-optimizer", help="Resume with an optimizer that begins anew.")
@@ -64,6 +75,9 @@ def run(
         from llmlab.ui.inputs import unchecked_line
         from llmlab.ui.plan import plan_table
 
+        if as_json:
+            print_json({"plan": make_plan(loaded), "unchecked": check_inputs(loaded)})
+            return
         show(plan_table(make_plan(loaded)))
         for unchecked in check_inputs(loaded):
             typer.echo(visible(unchecked_line(unchecked)))
@@ -111,12 +125,17 @@ def run(
 
 def tokenizer(
     sources: Annotated[
-        list[str], typer.Argument(help="Text to learn from: files, folders, hub ids, llmlab:moby-dick.")
+        list[str],
+        typer.Argument(
+            help="Text to learn from: files, folders, hub ids, llmlab:moby-dick.",
+            autocompletion=completing.sources,
+        ),
     ],
     vocab_size: Annotated[int, typer.Option(help="Size of the vocabulary.")] = 8192,
     output: Annotated[Path, typer.Option("-o", "--output", help="The tokenizer's folder.")] = Path(
         "checkpoints/tokenizer"
     ),
+    as_json: JsonOption = False,
 ) -> None:
     """Train a byte-level BPE tokenizer on your text."""
     from llmlab.config import SourceConfig
@@ -127,14 +146,21 @@ def tokenizer(
     parsed = [validate(SourceConfig, source) for source in sources]
     trained = train_tokenizer((text for source in parsed for text in document_texts(source)), vocab_size)
     save_tokenizer(trained, output)
-    typer.echo(visible(f"{output}: {len(trained):,} tokens"))
+    if as_json:
+        print_json({"path": output, "tokens": len(trained)})
+    else:
+        typer.echo(visible(f"{output}: {len(trained):,} tokens"))
 
 
 def merge(
-    checkpoint: Annotated[str, typer.Argument(help="A run with an adapter, or its folder.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A run with an adapter, or its folder.", autocompletion=completing.runs),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the merged model.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Add an adapter's weights to its base: a plain model folder that needs no adapter."""
     from llmlab.runs.folder import find_model
@@ -145,14 +171,22 @@ def merge(
     from llmlab.screen import warn
 
     quiet_libraries(warn)
-    for line in merge_adapter(checkpoint, output):
+    *notes, path = merge_adapter(checkpoint, output)
+    if as_json:
+        print_json({"path": path, "notes": notes})
+        return
+    for line in (*notes, path):
         typer.echo(visible(line))
 
 
 def quickstart(
     minutes: Annotated[float, typer.Option(help="Approximate duration.")] = 5.0,
     model: Annotated[
-        str | None, typer.Option(help="Fine-tune this model with LoRA instead of training a new one.")
+        str | None,
+        typer.Option(
+            help="Fine-tune this model with LoRA instead of training a new one.",
+            autocompletion=completing.runs,
+        ),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for configs, data and runs.")] = Path(
         "checkpoints/quickstart"
@@ -160,9 +194,16 @@ def quickstart(
     seed: Annotated[
         int, typer.Option(help="Seed of the weights, the order and the training questions.")
     ] = 42,
+    as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline on what ships: train, fine-tune, align, compare."""
+    from llmlab.files import read_object
+    from llmlab.quickstart import RECORD_FILE
     from llmlab.quickstart import quickstart as whole_pipeline
     from llmlab.screen import screen
 
-    whole_pipeline(output, minutes=minutes, model=model, console=screen(), seed=seed)
+    console = screen()
+    out = console if as_json else None
+    whole_pipeline(output, minutes=minutes, model=model, console=console, seed=seed, out=out)
+    if as_json:
+        print_json(read_object(output / RECORD_FILE))

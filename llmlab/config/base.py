@@ -196,6 +196,32 @@ def as_number(cls: type[LabBaseConfig], name: str, text: str) -> Any:
     )
 
 
+SWITCHES = {"on": True, "yes": True, "true": True, "off": False, "no": False, "false": False}
+
+
+def as_typed(cls: type[LabBaseConfig], data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the data of a file whose values are written as people write them (YAML): a text where an option
+    takes a number or a switch is read as such ("4k", "on"); other values stay as they are.
+    """
+    names = {alias: name for name, info in cls.options().items() for alias in info.aliases}
+    typed: dict[str, Any] = {}
+    for key, value in data.items():
+        name = names.get(key, key)
+        field = cls.model_fields.get(name)
+        kinds = _flat(field.annotation) if field else []
+        block = next((t for t in kinds if isinstance(t, type) and issubclass(t, LabBaseConfig)), None)
+        if block and isinstance(value, dict):
+            value = as_typed(block, value)
+        elif block and isinstance(value, list):
+            value = [as_typed(block, item) if isinstance(item, dict) else item for item in value]
+        elif isinstance(value, str) and bool in kinds and str not in kinds:
+            value = SWITCHES.get(value.lower(), value)
+        elif isinstance(value, str):
+            value = as_number(cls, name, value)
+        typed[key] = value
+    return typed
+
+
 def _is_share(field: Any) -> bool:
     bounds = [getattr(rule, bound, None) for rule in field.metadata for bound in ("lt", "le")]
     small = any(bound is not None and bound <= 1 for bound in bounds)

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, as_number, validate
+from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, as_number, as_typed, validate
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.dual_head import DualHeadConfig
 from llmlab.config.grpo import GRPOConfig
@@ -22,6 +23,9 @@ from llmlab.config.sft import SFTConfig
 from llmlab.errors import LabError
 from llmlab.files import BadFile, read_json, write_text_atomically
 from llmlab.readable import nested_deeper
+
+if TYPE_CHECKING:
+    from llmlab.config.yaml_file import YamlData
 
 KINDS: dict[str, type[KindConfig]] = {
     cls.KIND: cls
@@ -38,6 +42,7 @@ KINDS: dict[str, type[KindConfig]] = {
 }
 K = TypeVar("K", bound=KindConfig)
 MAX_BYTES = 1_000_000  # no config is longer; what is longer is not a config
+FAULTY = re.compile(r"(?:unknown option )?`([^`]+)`")  # how a fault names its option
 MAX_DEPTH = 12  # lists and objects inside one another
 # version -> from the JSON data of that version to that of the next, and what was changed, in words
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], tuple[dict[str, Any], list[str]]]] = {}
@@ -101,14 +106,24 @@ def parse_config(data: Any, where: str = "") -> KindConfig:
     return config
 
 
+def is_yaml(path: Path) -> bool:
+    """Returns whether a file is YAML by its name."""
+    return path.suffix.lower() in (".yaml", ".yml")
+
+
 def load_config(path: str | Path) -> KindConfig:
-    """Reads a config file.
+    """Reads a config file, JSON or by its name YAML.
 
     Raises:
-        LabError: when the file is missing, unreadable, not JSON (with line and column) or not a valid config.
+        LabError: when the file is missing, unreadable, neither JSON nor YAML (with the line) or not a
+            valid config.
     """
     path = Path(path)
     try:
+        if is_yaml(path):
+            from llmlab.config.yaml_file import read_yaml  # PyYAML costs time, and most configs are JSON
+
+            return _parse_yaml_config(read_yaml(path), str(path))
         data = read_json(path, largest=MAX_BYTES)
     except FileNotFoundError:
         raise LabError(
@@ -117,7 +132,7 @@ def load_config(path: str | Path) -> KindConfig:
     except BadFile as error:
         remedy = (
             "it may be truncated or mistyped there"
-            if "valid JSON" in str(error)
+            if "is not valid" in str(error)
             else "`llmlab new KIND` writes a config"
         )
         raise LabError(str(error), where=str(path), remedy=remedy) from None
@@ -126,14 +141,38 @@ def load_config(path: str | Path) -> KindConfig:
     return parse_config(data, where=str(path))
 
 
+def _parse_yaml_config(read: YamlData, where: str) -> KindConfig:
+    """Returns the validated config of YAML data; what is wrong is said with its line."""
+    data = read.data
+    cls = KINDS.get(str(data.get("kind"))) if isinstance(data, dict) else None
+    try:
+        return parse_config(as_typed(cls, data) if cls else data)
+    except LabError as error:
+        faults = [(FAULTY.match(line), line) for line in error.what.splitlines()]
+        numbered = [(read.lines.get(match[1]) if match else None, line) for match, line in faults]
+        if len(numbered) == 1 and numbered[0][0]:
+            place, what = f"{where}, line {numbered[0][0]}", error.what
+        else:
+            place = where
+            what = "\n".join(f"line {number}: {line}" if number else line for number, line in numbered)
+        raise LabError(what, where=place, remedy=error.remedy) from None
+
+
 def save_config(config: LabBaseConfig, path: str | Path) -> Path:
-    """Writes a config as JSON, whole or not at all, and returns its path.
+    """Writes a config as JSON, or as YAML by the file's name, whole or not at all, and returns its path.
 
     Raises:
         LabError: when the folder cannot be written.
     """
     path = Path(path)
-    write_text_atomically(path, json.dumps(config.to_json_dict(), indent=2, ensure_ascii=False) + "\n")
+    data = config.to_json_dict()
+    if is_yaml(path):
+        from llmlab.config.yaml_file import dump_yaml
+
+        text = dump_yaml(data)
+    else:
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    write_text_atomically(path, text)
     return path
 
 

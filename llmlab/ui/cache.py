@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -38,6 +39,20 @@ def caches_table(root: Path) -> Table:
     if not table.row_count:
         table.add_row(f"none in {root}", *[""] * 5)
     return table
+
+
+def caches_data(root: Path) -> list[dict[str, Any]]:
+    """Returns every cache below a folder, as data."""
+    return [
+        {
+            "name": cache.folder.name,
+            "made_with": cache.description,
+            "pairs": len(cache),
+            "bytes": cache.bytes_on_disk(),
+            "faults": list(cache.faults),
+        }
+        for cache in caches(root)
+    ]
 
 
 def verified(root: Path) -> tuple[list[str], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ CONFIGS = Path("model_configs")
 
 def saved_configs() -> list[Path]:
     """Returns the saved configs by name."""
-    return sorted(CONFIGS.glob("*.json"))
+    return sorted(path for pattern in ("*.json", "*.yaml", "*.yml") for path in CONFIGS.glob(pattern))
 
 
 def kind_of(path: Path) -> str:
@@ -29,15 +30,19 @@ def kind_of(path: Path) -> str:
     the menu has to be there at once.
     """
     try:
+        if path.suffix != ".json":
+            from llmlab.config.yaml_file import read_yaml
+
+            return str(read_yaml(path).data["kind"])
         return str(read_object(path).get("kind"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
 def configs_that_name(folder: Path) -> list[Path]:
     """Returns the saved configs whose text names a run's folder."""
     named = json.dumps(str(folder))[1:-1]
-    return [path for path in saved_configs() if _text(path).find(f'"{named}') >= 0]
+    return [path for path in saved_configs() if re.search(rf"[\"' ]{re.escape(named)}", _text(path))]
 
 
 def _text(path: Path) -> str:

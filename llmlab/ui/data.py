@@ -122,7 +122,7 @@ def histogram(lengths: np.ndarray) -> Table:
     return table
 
 
-def catalogue(word: str = "") -> Table:
+def found_datasets(word: str = "") -> list[Entry]:
     """Returns the known datasets whose id, domain, shape or stage contains a word.
 
     Raises:
@@ -138,6 +138,16 @@ def catalogue(word: str = "") -> Table:
         raise LabError(
             f"the catalogue has no entry for {word!r}", remedy="any dataset works: `llmlab data inspect NAME`"
         )
+    return shown
+
+
+def catalogue(word: str = "") -> Table:
+    """Returns the known datasets whose id, domain, shape or stage contains a word, as a table.
+
+    Raises:
+        LabError: when there is none.
+    """
+    shown = found_datasets(word)
     table = Table(show_header=True)
     table.add_column("dataset", overflow="fold", ratio=5)
     table.add_column("format, rows and methods", overflow="fold", ratio=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.text import Text
@@ -46,6 +47,24 @@ def show(config: KindConfig, console: Console) -> None:
         console.print(part)
     if isinstance(config, DPOConfig):
         console.print(reference_table(config))
+
+
+def checked(config: KindConfig) -> dict[str, Any]:
+    """Returns what `show` prints, as data.
+
+    Raises:
+        LabError: when a source or a model cannot be used.
+    """
+    data: dict[str, Any] = {"plan": make_plan(config), "unchecked": check_inputs(config)}
+    if not isinstance(config, TrainingConfig):
+        return data
+    shapes = STAGES[config.kind].shapes
+    row = first_row(config, shapes)
+    return data | {
+        "sources": look_at_sources(config, shapes),
+        "row": row,
+        "warnings": [overlap_in_words(overlap) for overlap in overlaps(config, shapes)],
+    }
 
 
 def of_the_data(config: TrainingConfig) -> Iterator[RenderableType]:

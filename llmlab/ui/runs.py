@@ -71,8 +71,8 @@ def figure(row: RunRow) -> str:
     return next(figures, "")
 
 
-def info_table(name: str) -> Table:
-    """Returns what is known of a checkpoint.
+def info_rows(name: str) -> list[tuple[str, str]]:
+    """Returns what is known of a checkpoint: names and what they are, as texts.
 
     Raises:
         LabError: when it is no checkpoint on this machine.
@@ -80,11 +80,20 @@ def info_table(name: str) -> Table:
     model = Path(find_model(name))
     if not model.exists():
         raise LabError("is not on this machine", where=name)
-    folder = model if model.is_dir() else model.parent
+    return _info_rows(model if model.is_dir() else model.parent)
+
+
+def info_table(name: str) -> Table:
+    """Returns what is known of a checkpoint.
+
+    Raises:
+        LabError: when it is no checkpoint on this machine.
+    """
+    rows = info_rows(name)
     table = Table(title=name, show_header=False, title_justify="left")
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
-    for row in _info_rows(folder):
+    for row in rows:
         table.add_row(*row)
     return table
 
