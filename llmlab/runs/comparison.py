@@ -96,12 +96,14 @@ class Comparison:
     Attributes:
         groups: in the order in which their first runs were named.
         options: options that differ, with the value of each group.
+        other_methods: whether runs of several kinds are among them; their losses are not compared.
         other_rows: whether held-out figures are not of the same rows, so that they cannot be compared.
         unfinished: runs that are not at their end.
     """
 
     groups: tuple[Group, ...]
     options: dict[str, tuple[Any, ...]]
+    other_methods: bool
     other_rows: bool
     unfinished: tuple[str, ...]
 
@@ -124,6 +126,7 @@ class Comparison:
                 for group in self.groups
             ],
             "options": {name: list(values) for name, values in self.options.items()},
+            "other_methods": self.other_methods,
             "other_rows": self.other_rows,
             "unfinished": list(self.unfinished),
         }
@@ -146,10 +149,11 @@ def compare(runs: Sequence[RunDetails]) -> Comparison:
     groups: list[Group] = []
     for name, group in zip(names, members, strict=True):
         estimates = _estimates(group)
-        groups.append(Group(name, tuple(group), estimates, _differences(groups, estimates)))
+        groups.append(Group(name, tuple(group), estimates, _differences(groups, group[0].kind, estimates)))
     return Comparison(
         groups=tuple(groups),
         options=_differing(members),
+        other_methods=len({run.kind for run in runs}) > 1,
         other_rows=len({_held_out(group[0]) for group in members}) > 1,
         unfinished=tuple(str(run.path) for run in runs if run.status != "done"),
     )
@@ -259,11 +263,11 @@ def _over_rows(name: str, run: RunDetails) -> tuple[float | None, float | None, 
     return None, None, "none", 1
 
 
-def _differences(before: Sequence[Group], estimates: dict[str, Estimate]) -> dict[str, Difference]:
+def _differences(before: Sequence[Group], kind: str, estimates: dict[str, Estimate]) -> dict[str, Difference]:
     if not before:
         return {}
-    first = before[0].figures
-    shared = (name for name in estimates if name in first)
+    first, same = before[0].figures, before[0].runs[0].kind == kind
+    shared = (name for name in estimates if name in first and (same or not name.endswith("loss")))
     return {name: _difference(estimates[name], first[name]) for name in shared}
 
 

@@ -27,6 +27,8 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
                 continue
             if math.isfinite(value):
                 found.setdefault(name, {})[line["step"]] = float(value)
+    if "eval_reward" in found:  # 0 where the policy is what it was at the last update: no figure
+        found.pop("eval_loss", None)
     return {name: sorted(points.items()) for name, points in found.items()}
 
 

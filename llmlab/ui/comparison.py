@@ -49,6 +49,8 @@ def warnings(comparison: Comparison) -> Iterator[str]:
             "warning: the groups have other held-out rows, or cut them up otherwise: their figures differ for"
             " that, too"
         )
+    if comparison.other_methods:
+        yield "warning: runs of several methods: a loss of one is not that of another"
     for name in comparison.unfinished:
         yield f"warning: {name} is not finished: its figures are those of its last validation"
 

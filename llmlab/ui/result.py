@@ -33,7 +33,7 @@ def result_lines(run: RunDetails) -> Iterator[Text | str]:
     yield f"it took        {taken(run)}"
     if memory := memory_in_words(run.memory):
         yield f"memory         {memory}"
-    commands = {"again": f"llmlab runs show {run.path}", "a page": f"llmlab runs report {run.path}"}
+    commands = {"look again": f"llmlab runs show {run.path}", "make a page": f"llmlab runs report {run.path}"}
     yield from (f"{name:<13}  {command}" for name, command in {**commands, **run.trackers}.items())
 
 

@@ -1,5 +1,6 @@
 """Runs beside each other: groups, what differs, intervals against closed forms."""
 
+import json
 import math
 
 import pytest
@@ -88,6 +89,16 @@ def test_other_held_out_rows_are_said(compared):
     assert comparison.other_rows
     plain, _, decayed = (group.runs[0] for group in comparison.groups)
     assert not compare([plain, decayed]).other_rows
+
+
+def test_losses_of_two_methods_have_no_difference(compared, tmp_path):
+    compared(dict(), dict(seed=2, figures={"eval_entropy": 1.0}))
+    record = json.loads((tmp_path / "r1" / "run.json").read_text())
+    record["config"] = {"kind": "dpo", "policy_checkpoint": "x"}
+    (tmp_path / "r1" / "run.json").write_text(json.dumps(record))
+    comparison = compare([run_details(find_run(str(tmp_path / name))) for name in ("r0", "r1")])
+    assert comparison.other_methods and comparison.groups[1].differences == {}
+    assert comparison.options["kind"] == ("sft", "dpo")
 
 
 def test_what_cannot_be_compared_is_refused(compared, tmp_path):

@@ -34,9 +34,8 @@ class TrackerFacts(TrainerCallback):
         seen: dict[str, str] = {}
         for name in self.services:
             service = importlib.import_module(name)
-            service.config.update(
-                {f"run/{key}": value for key, value in self.facts.items()}, allow_val_change=True
-            )
+            change: dict[str, bool] = {"allow_val_change": True} if name == "wandb" else {}
+            service.config.update({f"run/{key}": value for key, value in self.facts.items()}, **change)
             address = getattr(service.run, "url", None) if name == "wandb" else None
             seen |= {"wandb_url": str(address)} if address else {}
             seen |= {"trackio_project": args.project} if name == "trackio" else {}

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from llmlab import __version__
+from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.sources import shares, short_names
 from llmlab.config.training import TrainingConfig
 from llmlab.data.size import LOOKED_AT, padded_mean
@@ -111,8 +112,14 @@ def tracker_facts(context: RunContext, job: Job, plan: Plan) -> dict[str, float 
     }
     if plan.tokens:
         facts["token_budget"] = plan.tokens.tokens
-    elif length := getattr(context.config, "max_length", None):
-        facts["token_budget"] = rows * context.config.max_steps * length  # at most: rows are taken to be full
+    else:  # at most: rows are taken to be full
+        lengths = (
+            ("max_prompt_length", "max_new_tokens")
+            if isinstance(context.config, RolloutConfig)
+            else ("max_length",)
+        )
+        length = sum(getattr(context.config, name, 0) for name in lengths)
+        facts |= {"token_budget": rows * context.config.max_steps * length} if length else {}
     facts |= {
         "device": hardware_name(context.device) or context.device,
         "precision": context.precision,
