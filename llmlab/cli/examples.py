@@ -25,6 +25,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "export": ("llmlab export sft --to hf", "llmlab export sft --to gguf --quantize Q4_K_M -o export"),
     "card": ("llmlab card sft", "llmlab card sft --license apache-2.0 > README.md"),
     "push": ("llmlab push sft me/my-model --dry-run", "llmlab push sft me/my-model --private"),
+    "fit": (
+        "llmlab fit Qwen/Qwen2.5-7B-Instruct --memory 12GB",
+        'llmlab fit Qwen/Qwen2.5-1.5B --gpu "RTX 4090" --data rows.jsonl --method sft',
+    ),
     "evaluate": (
         "llmlab evaluate sft --task llmlab:spam-mails --set split=test",
         "llmlab evaluate dpo --task prompts.jsonl --reward exact_match --against sft",
