@@ -183,7 +183,7 @@ def test_what_is_said(gpus):
     assert "fits" in said["  zero3"] and said["effective batch"].startswith("1 x 64 x 8 = 512")
     assert "memory" not in said and said["memory per device"].startswith("about ")
     assert any(line.startswith("engine: fsdp2 over 8") for line, _ in forecast_lines(make_plan(config)))
-    assert "a device with fsdp2" in live_figures(config)[1]
+    assert "a device with fsdp2" in "\n".join(live_figures(config))
     assert "512 rows an update" in live_figures(config)[0]
     alone = dict(plan_rows(make_plan(PretrainConfig(**SMALL))))
     assert "engine" not in alone and "  ddp" not in alone
