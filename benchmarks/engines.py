@@ -1,7 +1,8 @@
 """Which engine serves which kind of run: short runs in two processes against one, every combination.
 
-    python benchmarks/engines.py                 the whole matrix, into docs/engines.json and docs/scale.md
-    python benchmarks/engines.py --only sft dpo  some kinds, onto the screen
+    python -m benchmarks.engines                   the whole matrix, into docs/engines.json and docs/scale.md
+    python -m benchmarks.engines --engines zero2   some engines; the results of the others stay
+    python -m benchmarks.engines --only sft dpo    some kinds, onto the screen
 
 A combination works when two processes end where one does: the largest difference of a weight after four
 updates at a rate of 1e-3; losses within 2 % where numbers are rounded to 16 or 4 bits or labels are drawn. It
@@ -161,6 +162,14 @@ def losses_apart(one: Path, place: Path) -> float:
     return max(abs(a - b) / max(abs(a), 1e-6) for a, b in pairs)
 
 
+def together_with_others(cells: list[Cell], engines: list[str]) -> list[Cell]:
+    """Returns new results and those of the file that are of other engines, in the order of the table."""
+    kept = [Cell(**values) for values in json.loads(RESULTS.read_text())]
+    cells = [*cells, *(cell for cell in kept if cell.engine not in engines)]
+    rows = [(kind, name) for kind, name, _ in combinations(list(STAGES))]
+    return sorted(cells, key=lambda cell: (rows.index((cell.kind, cell.what)), ENGINES.index(cell.engine)))
+
+
 def page_with(cells: list[Cell], page: str) -> str:
     """Returns the docs page with the table of the results in its place."""
     before, _, rest = page.partition(BEGIN)
@@ -175,9 +184,10 @@ def table(cells: list[Cell]) -> str:
     for cell in cells:
         words = cell.verdict
         if cell.verdict != "works":
-            if cell.detail not in reasons:
-                reasons.append(cell.detail)
-            words += f" ({reasons.index(cell.detail) + 1})"
+            reason = cell.detail.replace(f'`parallel` "{cell.engine}"', "this engine")
+            if reason not in reasons:
+                reasons.append(reason)
+            words += f" ({reasons.index(reason) + 1})"
         rows.setdefault((cell.kind, cell.what), {})[cell.engine] = words
     lines = [f"| run | {' | '.join(engines)} |", "| --- |" + " --- |" * len(engines)]
     for (kind, what), verdicts in rows.items():
@@ -197,8 +207,10 @@ def main() -> None:
     there = [e for e in ENGINES if not e.startswith("zero") or importlib.util.find_spec("deepspeed")]
     quiet_libraries(print)
     work = Path(tempfile.mkdtemp(prefix="engines-"))
-    cells = measured(arguments.only or list(STAGES), arguments.engines or there, work)
-    if arguments.only is None and arguments.engines is None:
+    engines = arguments.engines or there
+    cells = measured(arguments.only or list(STAGES), engines, work)
+    if arguments.only is None:
+        cells = together_with_others(cells, engines)
         RESULTS.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
         PAGE.write_text(page_with(cells, PAGE.read_text()))
     shutil.rmtree(work)

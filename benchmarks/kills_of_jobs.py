@@ -1,7 +1,7 @@
 """Kills at random moments of a run in two processes: of one of them, of the program that started them, of
 both, by SIGKILL; and SIGTERM to the launcher.
 
-    python benchmarks/kills_of_jobs.py --kills 40 --engines ddp fsdp2
+    python -m benchmarks.kills_of_jobs --kills 40 --engines ddp fsdp2
 
 A run is started with `llmlab run --devices 2`, killed after a random time, started again, until it is done;
 then the next one. Every finished run must have the weights and the figures of one that was never
@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("rank", "launcher", "both", "term")
 CLOCK = ("runtime", "per_second", "step_time", "flos")
 GONE_WITHIN = 60.0  # seconds that processes have to be gone in
+SLOW = 10.0  # seconds from which on they are named
 
 
 def config_file(work: Path, name: str, engine: str) -> Path:
@@ -73,8 +74,8 @@ def config_file(work: Path, name: str, engine: str) -> Path:
 
 def started(config: Path, log: Path) -> subprocess.Popen[bytes]:
     """Starts a run in two processes."""
-    shims = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "shims")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": shims}
+    places = [str(ROOT), str(ROOT / "tests" / "shims"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     with log.open("ab") as output:
         command = [sys.executable, "-m", "llmlab", "run", str(config), "--resume", "once"]
         return subprocess.Popen(command, stdout=output, stderr=output, env=environment, cwd=ROOT)
@@ -95,7 +96,8 @@ def ranks(config: Path) -> list[int]:
 
 def kill(job: subprocess.Popen[bytes], config: Path, way: str) -> float:
     """Ends a run in a way; returns after how many seconds all its processes were gone."""
-    members = ranks(config)
+    while not (members := ranks(config)) and job.poll() is None and way in ("rank", "both"):
+        time.sleep(0.05)  # none to kill yet
     began = time.monotonic()
     if way == "term":
         job.send_signal(signal.SIGTERM)
@@ -134,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--engines", nargs="+", default=["ddp", "fsdp2"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     random.seed(arguments.seed)
@@ -159,11 +162,14 @@ def main() -> None:
             try:
                 code = job.wait(timeout=random.uniform(0.3, 1.0) * span[engine])
             except subprocess.TimeoutExpired:
-                way = WAYS[len(killed) % len(WAYS)]
+                way = arguments.ways[len(killed) % len(arguments.ways)]
                 training = bool(ranks(config)) and bool(Checkpoint.all_in(work / name))
                 seconds = kill(job, config, way)
                 ended = RunFolder(work / name).record.get("status") == "done"  # between the two looks
                 killed.append((engine, way, seconds))
+                if seconds > SLOW:
+                    steps = RunFolder(work / name).record.get("sealed", 0) if training else "no"
+                    print(f"{engine}, {way}: gone after {seconds:.1f} s, {steps} steps sealed", flush=True)
                 if way == "term" and training and not ended and job.returncode != 143:
                     sys.exit(f"SIGTERM ended with {job.returncode}:\n{log.read_text()[-2000:]}")
                 if len(killed) % 5 == 0:

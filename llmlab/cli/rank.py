@@ -1,4 +1,5 @@
-"""One process of a job that `llmlab run` started: `python -m llmlab.cli.rank run CONFIG ...`.
+"""One process of a job that `llmlab run` started: `python -m llmlab.cli.rank LAUNCHER run CONFIG ...`, where
+LAUNCHER is the launcher's process id.
 
 It does what `python -m llmlab` does, but leaves what went wrong to be said once, by the program that started
 it, and ends with it.
@@ -24,7 +25,7 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what connections say when the other side ends
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    end_with_the_launcher()
+    end_with_the_launcher(int(sys.argv.pop(1)))
     files = RankFiles.of_this_process()
     files.dump_stacks_when_asked()
     from llmlab.cli import command_line
@@ -45,14 +46,16 @@ def main() -> None:
     sys.exit(0 if code > 128 else code)
 
 
-def end_with_the_launcher() -> None:
+def end_with_the_launcher(launcher: int) -> None:
     """Asks the kernel for SIGTERM when the launcher dies, even by SIGKILL: a process that trained on would
     hold the run's folder. Only Linux knows this.
+
+    Args:
+        launcher: its process id; by the time that Python has started it may be dead already.
     """
     if sys.platform == "linux":
-        parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        if os.getppid() != parent:  # it died before
+        if os.getppid() != launcher:
             sys.exit(143)
 
 

@@ -11,11 +11,12 @@ import json
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-STATE, STACKS, EXIT = "state.json", "stacks.txt", "exit.json"
+STATE, STACKS, EXIT, WRITING = "state.json", "stacks.txt", "exit.json", "writing.json"
 ROOM = 4096  # bytes of the state, padded so that one write replaces it
 
 
@@ -63,6 +64,18 @@ class RankFiles:
                 text = json.dumps({"code": code, "message": message, "because": because})
                 (self.folder / EXIT).write_text(text)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Lets the launcher wait for what happens within, also where another process has failed."""
+        if self.folder is not None:
+            with suppress(OSError):
+                (self.folder / WRITING).write_text(json.dumps({"pid": os.getpid()}))
+        try:
+            yield
+        finally:
+            if self.folder is not None:
+                (self.folder / WRITING).unlink(missing_ok=True)
+
     def ask_others_for_stacks(self) -> None:
         """Lets the other processes of this machine write down what they are doing."""
         if self.folder is None:
@@ -84,6 +97,15 @@ class RankFiles:
                 os.pwrite(place, json.dumps(self._state).encode().ljust(ROOM), 0)
             finally:
                 os.close(place)
+
+
+def writing_processes(logs: Path) -> set[int]:
+    """Returns the processes of a job that are within `RankFiles.writing`.
+
+    Args:
+        logs: torchrun's folder, in which the processes have theirs.
+    """
+    return {read(file).get("pid", 0) for file in logs.glob(f"*/attempt_*/*/{WRITING}")}
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -6,17 +6,20 @@ import logging
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmlab.errors import LabError
 from llmlab.launching.rank_files import EXIT, STACKS, STATE, read
 from llmlab.launching.stacks import innermost
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
 
 SEAL_SECONDS = 1800  # that a stop may take: the checkpoint of a large model on a slow disk
 LOG = "stderr.log"
@@ -85,17 +88,50 @@ def launch(arguments: Sequence[str], placement: Placement) -> int:
     Raises:
         LabError: when a process failed, with what it had to say.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed import DistError
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.rendezvous.api import RendezvousError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from llmlab.launching.agent import Agent
 
     for name in logging.Logger.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # it is said here
     logs = Path(tempfile.mkdtemp(prefix="llmlab-ranks-"))
+    _share_the_cores(placement.devices)
+    if placement.nodes > 1:  # else torch tells a machine that comes back nothing of where the first one is
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    failure: LabError | None = None
+    try:
+        agent = Agent(
+            _launch_config(placement, logs), ["-m", "llmlab.cli.rank", str(os.getpid()), *arguments], logs
+        )
+        result = agent.run_job()
+        killed = {failed.local_rank: failed.exitcode for failed in result.failures.values()} if result else {}
+        ended = _ended(logs, {rank: code for rank, code in killed.items() if rank not in agent.cut_off})
+        if result is None or result.is_failed():
+            failure = failure_of(ended, placement)
+    except SignalException as stopped:
+        ended = _ended(logs, {})
+        if not any(one.message and not one.because for one in ended):
+            return _code_of(ended, otherwise=128 + int(stopped.sigval))
+        failure = failure_of(ended, placement)  # it could not save, and says why
+    except (RendezvousError, DistError) as error:
+        ended = _ended(logs, {})
+        failure = failure_of(ended, placement) if ended else not_met(error, placement)
+    finally:
+        shutil.rmtree(logs, ignore_errors=True)
+    if failure:
+        raise failure
+    return _code_of(ended, otherwise=0)
+
+
+def _launch_config(placement: Placement, logs: Path) -> LaunchConfig:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
     aside = {rank: Std.ALL for rank in range(placement.devices) if rank}
-    config = LaunchConfig(
+    return LaunchConfig(
         min_nodes=placement.nodes,
         max_nodes=placement.nodes,
         nproc_per_node=placement.devices,
@@ -106,35 +142,25 @@ def launch(arguments: Sequence[str], placement: Placement) -> int:
         shutdown_timeout=SEAL_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=aside),
     )
-    _share_the_cores(placement.devices)
-    killed: dict[int, int] = {}
-    try:
-        elastic_launch(config, sys.executable)("-m", "llmlab.cli.rank", *arguments)
-    except SignalException as stopped:
-        return _code_of(_ended(logs, {}), otherwise=128 + int(stopped.sigval))
-    except ChildFailedError as failed:
-        killed = {failure.local_rank: failure.exitcode for failure in failed.failures.values()}
-    except RendezvousError as error:
-        raise LabError(
-            f"the machines of the job did not meet ({str(error).splitlines()[0]})",
-            where=placement.rendezvous,
-            remedy=f"start the same command on all {placement.nodes} machines, with an address and a port"
-            " that all of them reach",
-            exit_code=1,
-        ) from None
-    finally:
-        ended = _ended(logs, killed)
-        failure = failure_of(ended, placement) if killed else None
-        shutil.rmtree(logs, ignore_errors=True)
-    if failure:
-        raise failure
-    return _code_of(ended, otherwise=0)
+
+
+def not_met(error: Exception, placement: Placement) -> LabError:
+    """Returns the error of machines that have not found each other."""
+    return LabError(
+        f"the machines of the job did not meet ({str(error).splitlines()[0]})",
+        where=placement.rendezvous,
+        remedy=f"start the same command on all {placement.nodes} machines, with an address and a port"
+        " that all of them reach",
+        exit_code=1,
+    )
 
 
 def failure_of(ended: Sequence[Ended], placement: Placement) -> LabError:
     """Returns the one error of a job whose processes failed: that of the process that began it."""
     run = next((one.run for one in ended if one.run), "")
-    resume = f"to resume from the last checkpoint: `llmlab run {run}`" if run else ""
+    several = placement.nodes > 1
+    again = f"the same command on all {placement.nodes} machines" if several else f"`llmlab run {run}`"
+    resume = f"to resume from the last checkpoint: {again}" if run else ""
     waiting = [one for one in ended if one.because == "late"]
     if said := next((one for one in ended if one.message and not one.because), None):
         return LabError(said.message, exit_code=said.code or 1)
@@ -148,16 +174,16 @@ def failure_of(ended: Sequence[Ended], placement: Placement) -> LabError:
     if dead:
         what = ", ".join(f"process {one.rank} {_signal(-(one.code or 0))} {one.place}" for one in dead)
         killed = any(one.code == -signal.SIGKILL for one in dead)
-        hint = "the machine may have been out of memory (`dmesg` says so); " if killed else ""
-        return LabError(what, where=run, remedy=hint + resume, exit_code=1)
+        hint = "the machine may have been out of memory (`dmesg` says so)" if killed else ""
+        return LabError(what, where=run, remedy="; ".join(filter(None, (hint, resume))), exit_code=1)
     if silent := next((one for one in ended if one.code and not one.message), None):
         tail = _last_lines(silent.log)
         what = f"process {silent.rank} failed {silent.place}" + (f":\n{tail}" if tail else "")
         return LabError(what, where=run, remedy=resume, exit_code=1)
     what = next((one.message for one in ended if one.because), "a process failed")
-    return LabError(
-        what + (" on another machine" if placement.nodes > 1 else ""), where=run, remedy=resume, exit_code=1
-    )
+    if several:
+        what = "lost the connection to another machine of the job"
+    return LabError(what, where=run, remedy=resume, exit_code=1)
 
 
 def _late(ended: Sequence[Ended]) -> str:

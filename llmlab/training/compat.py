@@ -36,6 +36,7 @@ class Private:
     attribute: bool = False
 
 
+AGENT = "torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent"
 VLLM = "trl.generation.vllm_generation.VLLMGeneration"
 TRAINER, MODEL, GRPO, DPO = (
     "transformers.Trainer",
@@ -78,6 +79,8 @@ PRIVATE = (
     Private(GRPO, "_generate_and_score_completions", "every answer is drawn by seed, step, row and place"),
     Private(GRPO, "_calculate_rewards", "parts of the reward are figures of their own"),
     Private(GRPO, "_generate_single_turn", "vLLM draws every answer by a seed of its own"),
+    Private(AGENT, "_monitor_workers", "one that writes a checkpoint is not ended after torch's 30 seconds"),
+    Private(AGENT, "_shutdown", "one that can save nothing any more does not hold a job that is stopped"),
     Private(VLLM, "_iter_named_params", "the lab's weights have other names in vLLM"),
     Private(DPO, "_compute_loss", "the reference log-probabilities come from the cache"),
     Private(DPO, "_precompute_ref_logps", "they were computed before, in a phase of their own"),

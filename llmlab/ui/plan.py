@@ -276,13 +276,13 @@ def live_figures(config: LabBaseConfig) -> list[str]:
         lines = [f"{lines[0]}, {rows * config.max_steps:,} in all"]
     if config.epochs is None and isinstance(config, PretrainConfig) and (shape := start_shape(config)):
         lines = [f"{lines[0]}: {rows * config.max_steps * row_length(config, shape):,} tokens"]
-    if (time := time_plan(config)).pace and time.seconds is not None:
-        cost = f", cost about {time.cost:,.2f}" if time.cost is not None else ""
-        lines.append(f"time about {long_time(time.seconds)}{BASIS[time.pace.basis]}{cost}")
     if need := need_in_effect(config):
         each = "" if need.engine == "none" else f" a device with {need.engine}"
         bar = memory_bar(need.total, need.free, need.verdict)
         lines.append(f"memory about {size(need.total)}{each} {bar}")
+    if (time := time_plan(config)).pace and time.seconds is not None:
+        cost = f", cost about {time.cost:,.2f}" if time.cost is not None else ""
+        lines.append(f"time about {long_time(time.seconds)}{BASIS[time.pace.basis]}{cost}")
     return lines
 
 

@@ -55,12 +55,15 @@ def checked(config: KindConfig) -> dict[str, Any]:
     Raises:
         LabError: when a source or a model cannot be used.
     """
-    data: dict[str, Any] = {"plan": make_plan(config), "unchecked": check_inputs(config)}
+    unchecked = check_inputs(config)
     if not isinstance(config, TrainingConfig):
-        return data
+        return {"plan": make_plan(config), "unchecked": unchecked}
     shapes = STAGES[config.kind].shapes
+    plan = make_plan(config, data_size(config, shapes))
     row = first_row(config, shapes)
-    return data | {
+    return {
+        "plan": plan,
+        "unchecked": unchecked,
         "sources": look_at_sources(config, shapes),
         "row": row,
         "warnings": [overlap_in_words(overlap) for overlap in overlaps(config, shapes)],

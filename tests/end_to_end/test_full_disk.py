@@ -3,9 +3,11 @@ and ends as if nothing had been.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,8 @@ from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.slow  # trains
 
+ROOT = Path(__file__).parents[2]
+SHIMS = ROOT / "tests" / "shims"  # they allow FSDP2 on processors
 SIZE = 160_000_000  # a run wants to see 64 MB free before it begins
 
 
@@ -38,7 +42,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-def config(base_run, folder, output):
+def config(base_run, folder, output, **changes):
     rows = folder / "rows.jsonl"
     rows.write_text(
         "".join(json.dumps({"prompt": f"Who is {i}?", "completion": "Ahab"}) + "\n" for i in range(64))
@@ -47,9 +51,7 @@ def config(base_run, folder, output):
         SFTConfig(
             policy_checkpoint=str(base_run.folder),
             datasets=[str(rows)],
-            max_steps=60,
             learning_rate=1e-3,
-            batch_size=8,
             warmup_steps=0,
             gradient_accumulation_steps=1,
             max_length=64,
@@ -58,13 +60,14 @@ def config(base_run, folder, output):
             eval_fraction=0.0,
             output_dir=str(output),
             save_best_only=False,
+            **{"max_steps": 60, "batch_size": 8, **changes},
         ),
         folder / f"{output.name}.json",
     )
 
 
-def fill(place):
-    """Fills a disk to its last byte; returns the file."""
+def fill(place, leave=0):
+    """Fills a disk to its last byte, or leaves some; returns the file."""
     filler = place / "filler"
     with open(filler, "wb", buffering=0) as file:
         try:
@@ -72,6 +75,7 @@ def fill(place):
                 pass
         except OSError:
             pass
+    os.truncate(filler, filler.stat().st_size - leave)
     return filler
 
 
@@ -137,6 +141,55 @@ def test_stopped_while_it_waits_nothing_is_lost(base_run, small_disk, tmp_path):
     filler.unlink()
     again = subprocess.run([*command, str(path)], capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0 and "resuming from" in again.stderr
+
+
+@pytest.mark.timeout(600)  # three runs in two processes
+def test_two_processes_wait_stop_resume_and_end_alike(base_run, small_disk, tmp_path):
+    """FSDP2, where both write. The second time there is room for what the last checkpoint amounts to, but not
+    for its last pages: it is in the middle of writing that one of them finds the disk full.
+    """
+    two = dict(devices=2, parallel="fsdp2", batch_size=4, max_steps=20)
+    shims = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(SHIMS)])}
+    log = tmp_path / "log"
+
+    def started(path):
+        with open(log, "w") as output:
+            command = [sys.executable, "-m", "llmlab", "run", str(path)]
+            return subprocess.Popen(command, stdout=output, stderr=output, env=shims)
+
+    def waits(child, after, leave=0):
+        until(lambda: newest() > after or child.poll() is not None, log.read_text, pause=0.005)
+        filler = fill(small_disk, leave)
+        until(lambda: "the disk is full" in log.read_text() or child.poll() is not None, log.read_text)
+        assert child.poll() is None and folder.checkpoints()[0].fault() == "", log.read_text()
+        return filler
+
+    def newest():
+        return max((one.step for one in folder.checkpoints()), default=0)
+
+    assert started(config(base_run, tmp_path, tmp_path / "whole", **two)).wait(PATIENCE) == 0, log.read_text()
+    path, folder = config(base_run, tmp_path, small_disk / "run", **two), RunFolder(small_disk / "run")
+    child = started(path)
+    filler = waits(child, 0)
+    child.terminate()
+    assert child.wait(PATIENCE) == 1, log.read_text()
+    said = log.read_text()
+    assert said.count("stopped while the disk was full; earlier checkpoints are complete") == 1, said
+    assert said.count("the disk is full") == 1 and "Traceback" not in said and "another process" not in said
+    filler.unlink()
+    last = folder.checkpoints()[0]
+    size = sum(file.stat().st_size for file in last.path.rglob("*") if file.is_file())
+    child = started(path)
+    filler = waits(child, last.step, -(-size // 4096) * 4096)
+    time.sleep(1.5)
+    assert child.poll() is None, "it waits"
+    filler.unlink()
+    assert child.wait(PATIENCE) == 0, log.read_text()
+    assert "resuming from" in log.read_text() and not (folder.path / ".saving").exists()
+    weights, wanted = (
+        load_file(place / "final" / "model.safetensors") for place in (folder.path, tmp_path / "whole")
+    )
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
 
 def test_a_line_of_figures_that_finds_no_room_hears_the_stop(small_disk):

@@ -78,6 +78,12 @@ def test_what_cannot_be_started_is_refused(base_config, tmp_path, changes, rende
         placement(base_config(tmp_path, **changes), rendezvous, "job")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a dead launcher")
+def test_a_process_whose_launcher_died_before_it_began_ends():
+    rank = [sys.executable, "-m", "llmlab.cli.rank", "1", "run", "none.json"]
+    assert subprocess.run(rank, cwd=ROOT, timeout=PATIENCE).returncode == 143
+
+
 def started(config, *more):
     """Starts a run whose config asks for two devices, FSDP2 allowed on processors."""
     shims = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "shims")])

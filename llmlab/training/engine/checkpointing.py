@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError
+from llmlab.launching.rank_files import RankFiles
 from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RUN_CONFIG, RunFolder
@@ -83,6 +84,11 @@ class CheckpointWriter:
                 shutil.rmtree(self.aside, ignore_errors=True)
 
     def _commit(self, target: Checkpoint) -> None:
+        with RankFiles.of_this_process().writing():
+            self._seal(target)
+        self._prune(target)
+
+    def _seal(self, target: Checkpoint) -> None:
         written = self.aside / target.name
         (written / RUN_CONFIG).write_text(json.dumps(self.run_config))
         for name in LEFT_OUT:
@@ -93,7 +99,6 @@ class CheckpointWriter:
         sync_folder(self.run.path)
         with suppress(LabError):  # on a full disk the record stays as it was
             self.run.update(sealed=target.step)
-        self._prune(target)
 
     def _prune(self, newest: Checkpoint) -> None:
         for checkpoint in Checkpoint.all_in(self.run.path)[self.keep :]:

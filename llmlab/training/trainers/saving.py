@@ -7,6 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from llmlab.launching.rank_files import RankFiles
 from llmlab.models.identity import base_of, note_base
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.manifest import write_manifest
@@ -53,10 +54,11 @@ def _move(aside: Path, target: Path, **facts: object) -> None:
     shutil.rmtree(aside / "ref", ignore_errors=True)
     if base := base_of(aside):
         note_base(aside, base)
-    write_manifest(aside, **facts)
-    old = target.with_name(f".{target.name}-old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    aside.rename(target)
+    with RankFiles.of_this_process().writing():
+        write_manifest(aside, **facts)
+        old = target.with_name(f".{target.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
     shutil.rmtree(old, ignore_errors=True)
