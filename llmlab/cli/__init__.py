@@ -14,6 +14,7 @@ from llmlab.cli import (
     chat,
     completion,
     configs,
+    convert,
     data,
     evaluate,
     export,
@@ -65,6 +66,11 @@ COMMANDS = (
 )
 for command in COMMANDS:
     app.command()(command)
+
+config_commands = typer.Typer(help="Convert configs of other tools.", no_args_is_help=True)
+config_commands.callback()(lambda: None)  # a group, though it has one command
+config_commands.command("convert")(convert.convert)
+app.add_typer(config_commands, name="config")
 
 data_commands = typer.Typer(help="Inspect datasets; list the known ones.", no_args_is_help=True)
 data_commands.command("inspect")(data.inspect_source)

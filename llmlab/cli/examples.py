@@ -44,6 +44,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "llmlab completion bash > ~/.local/share/bash-completion/completions/llmlab",
         "llmlab completion zsh > ~/.zfunc/_llmlab",
     ),
+    "config convert": (
+        "llmlab config convert axolotl.yml -o sft.json",
+        "llmlab config convert trl.yaml --kind sft --json",
+    ),
     "data inspect": (
         "llmlab data inspect llmlab:spam-mails",
         "llmlab data inspect own.jsonl --tokenizer sft --set format=messages",
