@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from llmlab.config import MODEL_PRESETS, PretrainConfig, preset
+from llmlab.config import MODEL_PRESETS, preset
+from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
 from llmlab.planning.data_size import data_size
 from llmlab.planning.duration import DataSize, TimePlan, time_plan
-from llmlab.planning.fit import USUAL, FitRow, Question, best, config_of, fit_rows
+from llmlab.planning.fit import USUAL, FitRow, Question, best, config_of, fit_rows, model_shape
 from llmlab.planning.largest import TOKENS
 from llmlab.planning.machines import Machine
 from llmlab.planning.parameters import count_parameters
@@ -23,6 +24,7 @@ METHOD: dict[Have, str] = {"text": "pretrain", "answers": "sft", "pairs": "dpo",
 # pass over text is nearly as good as new text up to the fourth (Muennighoff et al. 2023)
 PASSES: dict[str, float] = {"pretrain": 1, "sft": 3, "dpo": 1}
 MOST_PASSES = 4
+FEW_UPDATES, LEAST_ROWS = 300, 8
 A_DAY = 24 * 3600.0
 BYTES_A_TOKEN = 4.0  # of English text, where the tokenizer is not here
 
@@ -78,15 +80,33 @@ def propose(question: Question, shapes: tuple[str, ...]) -> Proposal:
         LabError: when the model's shape is not known, or an option does not suit the method.
     """
     (kind,) = question.methods
-    plain = config_of(question, kind, "none", USUAL, 1, False)
+    length = min(USUAL, model_shape(question.model).longest or USUAL)
+    plain = config_of(question, kind, "none", length, 1, False)
     data = data_size(plain, shapes, bytes_a_token=BYTES_A_TOKEN) if question.sources else None
     rows = tuple(fit_rows(question, {kind: data} if data else {}))
     chosen = best(list(rows))
     config = chosen.config if chosen else None
     if config is not None and kind in PASSES:
         config = apply_changes(config, {"epochs": PASSES[kind], "warmup_ratio": 0.03})
+        config = with_updates(config, data)
     time = time_plan(config, data, question.machine) if config else None
     return Proposal(question, rows, chosen, config, data, time)
+
+
+def with_updates(config: TrainingConfig, data: DataSize | None) -> TrainingConfig:
+    """Returns the config with fewer rows an update where it would make few updates of little data."""
+    if data is None or config.epochs is None:
+        return config
+    devices = config.devices * config.nodes
+    rows = config.micro_batch_size * config.accumulation_steps
+    wanted = data.rows * config.epochs / FEW_UPDATES / devices
+    fewer = max(LEAST_ROWS // devices, 1, 1 << max(0, int(wanted).bit_length() - 1))
+    if fewer >= rows:
+        return config
+    size = min(config.micro_batch_size, fewer)
+    if isinstance(config, AccumulatedBatches):
+        return apply_changes(config, {"batch_size": size, "gradient_accumulation_steps": fewer // size})
+    return apply_changes(config, {"batch_size": fewer, "mini_batch_size": size})
 
 
 def new_models(machine: Machine, devices: int, source: str, shapes: tuple[str, ...]) -> Iterator[NewModel]:
@@ -107,13 +127,13 @@ def new_models(machine: Machine, devices: int, source: str, shapes: tuple[str, .
         proposal = propose(question, shapes)
         if proposal.config is None:
             return
-        assert isinstance(proposal.config, PretrainConfig)
         best_use = float(TOKENS * parameters)
         there = proposal.data.tokens if proposal.data and proposal.data.tokens else None
         tokens = min(best_use, MOST_PASSES * there) if there else best_use
-        config = proposal.config
+        config: TrainingConfig = proposal.config
         if there:
             config = apply_changes(config, {"epochs": round(max(0.01, tokens / there), 2)})
+            config = with_updates(config, proposal.data)
         time = time_plan(config, proposal.data, machine)
         proposal = Proposal(question, proposal.rows, proposal.chosen, config, proposal.data, time)
         yield NewModel(name, parameters, tokens, there is None or best_use <= MOST_PASSES * there, proposal)

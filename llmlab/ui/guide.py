@@ -185,7 +185,7 @@ def _new_model(machine: Machine, devices: int, source: str, console: Console) ->
         return
     _show(chosen.proposal, console)
     shape = save_as(preset(chosen.name), f"guided-{chosen.name}", console)
-    if shape is None or not offer_tokenizer(shape, console) or chosen.proposal.config is None:
+    if shape is None or not offer_tokenizer(shape, console, source) or chosen.proposal.config is None:
         return
     config = apply_changes(chosen.proposal.config, {"model": str(shape)})
     save_and_run(config, "guided-pretrain", console, here=machine.here)
@@ -194,9 +194,11 @@ def _new_model(machine: Machine, devices: int, source: str, console: Console) ->
 def _shape_line(model: NewModel, best: bool) -> str:
     time = model.proposal.time
     parts = [f"{model.name:14} {short_count(model.parameters):>5} parameters"]
-    parts.append(f"reads {short_count(model.tokens)} tokens{'' if model.enough else ' (it could use more)'}")
     parts += [long_time(time.seconds)] if time and time.seconds else []
-    return " · ".join([*parts, *(["proposed"] if best else [])])
+    parts += ["proposed"] if best else []
+    return " · ".join(
+        [*parts, f"reads {short_count(model.tokens)}{'' if model.enough else ', could use more'}"]
+    )
 
 
 def _show(proposal: Proposal, console: Console) -> None:

@@ -225,7 +225,7 @@ def _from_a_shape(kind: str, console: Console) -> Start | None:
     return parse_config({"kind": kind, "model": picked}), ("model",)
 
 
-def offer_tokenizer(model: Path, console: Console) -> bool:
+def offer_tokenizer(model: Path, console: Console, text_of: str = "llmlab:moby-dick") -> bool:
     """Trains the tokenizer that a model config names where its folder is missing;
     returns whether base training can go on.
     """
@@ -237,8 +237,8 @@ def offer_tokenizer(model: Path, console: Console) -> bool:
     if Path(name).exists() or not name.startswith((".", "/", "checkpoints/")):
         return True
     console.print(f"this model reads with a tokenizer in {name}, which does not exist yet", style="yellow")
-    question = f"Train one of {shape.vocab_size:,} tokens on (a file, a folder, a hub id, llmlab:moby-dick)"
-    source = answer(text(question, "llmlab:moby-dick"))
+    question = f"Train one of {shape.vocab_size:,} tokens on (a file, a folder, a hub id):"
+    source = answer(text(question, text_of))
     if not source:
         return False
     commands.llmlab("tokenizer", source, "--vocab-size", str(shape.vocab_size), "-o", name)

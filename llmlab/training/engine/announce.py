@@ -9,7 +9,6 @@ from typing import Any
 from datasets import Dataset
 
 from llmlab import __version__
-from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.sources import shares, short_names
 from llmlab.config.training import TrainingConfig
 from llmlab.data.size import LOOKED_AT, padded_mean
@@ -18,6 +17,7 @@ from llmlab.models.device import attention_in_use, hardware_name
 from llmlab.planning.data_size import UNLIMITED, packs
 from llmlab.planning.duration import DataSize
 from llmlab.planning.plan import Plan
+from llmlab.planning.work import row_tokens
 from llmlab.training.engine.arguments import effective_batch
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.job import Job
@@ -112,14 +112,8 @@ def tracker_facts(context: RunContext, job: Job, plan: Plan) -> dict[str, float 
     }
     if plan.tokens:
         facts["token_budget"] = plan.tokens.tokens
-    else:  # at most: rows are taken to be full
-        lengths = (
-            ("max_prompt_length", "max_new_tokens")
-            if isinstance(context.config, RolloutConfig)
-            else ("max_length",)
-        )
-        length = sum(getattr(context.config, name, 0) for name in lengths)
-        facts |= {"token_budget": rows * context.config.max_steps * length} if length else {}
+    elif length := row_tokens(context.config):  # at most: rows are taken to be full
+        facts["token_budget"] = rows * context.config.max_steps * length
     facts |= {
         "device": hardware_name(context.device) or context.device,
         "precision": context.precision,
