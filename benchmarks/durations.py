@@ -23,7 +23,7 @@ from typing import Any
 WORK = Path(tempfile.mkdtemp())
 os.environ["LLMLAB_CACHE"] = str(WORK / "cache")
 
-from real_model import _packaged, _write  # noqa: E402
+from real_model import _write  # noqa: E402
 
 from llmlab.config import parse_config, save_config  # noqa: E402
 from llmlab.config.training import TrainingConfig  # noqa: E402
@@ -47,7 +47,7 @@ def jobs() -> dict[str, dict[str, Any]]:
     ]
     _write(WORK / "pairs.jsonl", pairs)
     _write(WORK / "prompts.jsonl", [{"prompt": q, "answer": a} for _, q, a in rows])
-    smol, small = str(_packaged()), str(_small())
+    small, middle = _untrained("small", 192, 6), _untrained("middle", 384, 8)
     shared: dict[str, Any] = dict(report_to=[], log_every=5, sample_tokens=0, eval_rows=32)
     shape = dict(kind="model", tokenizer_name="byte", vocab_size=512)
     sft, pair = dict(datasets=[str(WORK / "sft.jsonl")]), dict(datasets=[str(WORK / "pairs.jsonl")])
@@ -67,12 +67,12 @@ def jobs() -> dict[str, dict[str, Any]]:
             gradient_checkpointing=True, optimizer="lion", learning_rate=1e-4,
         ),
         "sft-lora": dict(
-            **shared, **sft, kind="sft", policy_checkpoint=smol, adapter="lora", max_length=128, batch_size=2,
-            gradient_accumulation_steps=2, max_steps=12, learning_rate=1e-4,
+            **shared, **sft, kind="sft", policy_checkpoint=middle, adapter="lora", max_length=128,
+            batch_size=4, gradient_accumulation_steps=2, max_steps=40, learning_rate=1e-4,
         ),
         "further": dict(
-            **shared, **text, kind="pretrain", init_from=smol, max_length=128, batch_size=2,
-            gradient_accumulation_steps=1, max_steps=12, learning_rate=1e-5,
+            **shared, **text, kind="pretrain", init_from=middle, max_length=128, batch_size=4,
+            gradient_accumulation_steps=1, max_steps=40, learning_rate=1e-5,
         ),
         "dpo-small": dict(
             **shared, **pair, kind="dpo", policy_checkpoint=small, max_length=96, max_prompt_length=64,
@@ -90,12 +90,13 @@ def jobs() -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _small() -> Path:
-    """Returns a folder with a small model, not trained."""
-    shape = dict(vocab_size=1024, d_model=192, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=512, max_seq_len=512)
-    LabForCausalLM(LabConfig(**shape)).save_pretrained(WORK / "small")
-    load_tokenizer("byte").save_pretrained(WORK / "small")
-    return WORK / "small"
+def _untrained(name: str, width: int, layers: int) -> str:
+    """Returns a folder with a model of random weights."""
+    shape = dict(vocab_size=1024, n_heads=6, n_kv_heads=2, max_seq_len=512)
+    config = LabConfig(**shape, d_model=width, n_layers=layers, d_ff=8 * width // 3)
+    LabForCausalLM(config).save_pretrained(WORK / name)
+    load_tokenizer("byte").save_pretrained(WORK / name)
+    return str(WORK / name)
 
 
 def predicted(config: TrainingConfig) -> tuple[float, str]:

@@ -14,21 +14,19 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from real_model import _run, _write
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmlab.config import save_config
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
 from llmlab.data.tasks import questions
-from llmlab.data.tokenizer import load_tokenizer
 from llmlab.models.known_models import known_models
 from llmlab.planning.engines import choose_engine
 from llmlab.planning.fit import Question, config_of
@@ -81,7 +79,7 @@ def configs(work: Path) -> dict[str, TrainingConfig]:
     made = {}
     for name, (model, kind, adapter, length, batch, checkpointing) in SETTINGS.items():
         data = str(work / sources[kind]) if kind in sources else "llmlab:moby-dick"
-        where = str(_of_random_weights(model, work))
+        where = str(made_apart(model, work))
         question = Question(where, this_machine(), sources=(data,))
         config = config_of(question, kind, adapter, length, batch, checkpointing)
         short: dict[str, Any] = dict(
@@ -96,16 +94,31 @@ def configs(work: Path) -> dict[str, TrainingConfig]:
     return made
 
 
-def _of_random_weights(name: str, work: Path) -> Path:
-    """Returns a folder with a model of a known shape, not trained, that reads bytes."""
+def made_apart(name: str, work: Path) -> Path:
+    """Returns a folder with a model of a known shape, not trained, that reads bytes.
+
+    It is made in a process of its own: the peak that Linux reports of a child is at least what its parent
+    held when it was started.
+    """
     folder = work / (name.split("/")[1] if name else "llama")
     if not folder.exists():
-        torch.manual_seed(0)
-        values = dict(known_models()[name.lower()].config) if name else dict(LLAMA)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
-        model.save_pretrained(folder)
-        load_tokenizer("byte").save_pretrained(folder)
+        worker = multiprocessing.get_context("spawn").Process(target=_make, args=(name, folder))
+        worker.start()
+        worker.join()
     return folder
+
+
+def _make(name: str, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from llmlab.data.tokenizer import load_tokenizer
+
+    torch.manual_seed(0)
+    values = dict(known_models()[name.lower()].config) if name else dict(LLAMA)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(str(values.pop("model_type")), **values))
+    model.save_pretrained(folder)
+    load_tokenizer("byte").save_pretrained(folder)
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def time_plan(
     tokens = steps * pace.tokens if steps and pace else None
     if pace is None and steps and (longest := row_tokens(config)):
         tokens = float(steps * config.micro_batch_size * config.accumulation_steps * replicas * longest)
-    seconds = _seconds(config, pace, steps, replicas) if steps and pace else None
+    seconds = _seconds(config, pace, steps, replicas, data) if steps and pace else None
     price = config.price_per_hour
     hours = None if seconds is None else seconds / 3600 * processes_of(config)
     cost = None if hours is None or price is None else hours * price
@@ -85,12 +85,22 @@ def _length(config: TrainingConfig, data: DataSize | None, replicas: int) -> tup
     return steps, steps / config.steps_of_a_pass(data.rows, replicas)
 
 
-def _seconds(config: TrainingConfig, pace: Pace, steps: int, replicas: int) -> float:
+def _held_out(config: TrainingConfig, data: DataSize | None) -> int:
+    """Returns the rows that a validation reads."""
+    if data is None or config.eval_datasets:
+        return config.eval_rows
+    share = config.eval_fraction
+    return min(config.eval_rows, math.ceil(data.rows * share / (1 - share)))
+
+
+def _seconds(config: TrainingConfig, pace: Pace, steps: int, replicas: int, data: DataSize | None) -> float:
     """Returns the seconds of all updates and validations."""
     if not (config.eval_datasets or config.eval_fraction):
         return steps * pace.update
     # before the first update, every so many, and behind the last
     validations = 1 + math.ceil(steps / config.eval_interval)
     rows = config.micro_batch_size * config.accumulation_steps * replicas
-    one = READ_ALONE * pace.update * config.eval_rows / rows if pace.validation is None else pace.validation
+    one = READ_ALONE * pace.update * _held_out(config, data) / rows
+    if pace.validation is not None:
+        one = pace.validation
     return steps * pace.update + validations * one
