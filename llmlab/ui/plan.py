@@ -60,7 +60,9 @@ def plan_rows(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.memory:
         yield from _memory_rows(plan.memory, plan.engine)
     if plan.engine and plan.memory:
-        yield from ((f"  {need.engine}", need_in_words(need)) for need in plan.engine.choice.looked_at)
+        looked_at = plan.engine.choice.looked_at
+        others = looked_at if len(looked_at) > 1 else ()  # a single one is the one in effect
+        yield from ((f"  {need.engine}", need_in_words(need)) for need in others)
     if plan.engine and plan.engine.deepspeed:
         yield "DeepSpeed", json.dumps(plan.engine.deepspeed, indent=1)
     if plan.disk:
@@ -161,7 +163,8 @@ def _memory_rows(plan: MemoryPlan, engine: EnginePlan | None) -> Iterator[tuple[
 
 def engine_in_words(plan: EnginePlan) -> str:
     """Returns how the processes share the work, and why so."""
-    return f"{plan.choice.engine} over {plan.processes} processes: {why_in_words(plan.choice)}"
+    engine = "tensor parallel" if plan.choice.engine == "tensor" else plan.choice.engine
+    return f"{engine} over {plan.processes} processes: {why_in_words(plan.choice)}"
 
 
 def why_in_words(choice: Choice) -> str:
@@ -170,7 +173,7 @@ def why_in_words(choice: Choice) -> str:
         case "one process":
             return "one process has nothing to share"
         case "asked for":
-            return "as `parallel` says"
+            return f"as `{'tensor_parallel' if choice.engine == 'tensor' else 'parallel'}` says"
         case "not known":
             return "what it needs is not known before the model is loaded"
         case "no GPUs":
