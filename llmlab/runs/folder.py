@@ -11,9 +11,8 @@ import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmlab.config import KindConfig, apply_changes, parse_config
 from llmlab.errors import LabError
 from llmlab.files import in_home, read_object, write_text_atomically
 from llmlab.runs.checkpoint import Checkpoint
@@ -22,6 +21,9 @@ from llmlab.runs.lock import HOLDER, LOCK
 from llmlab.runs.manifest import MANIFEST, verify
 from llmlab.runs.record import RECORD, read_record
 from llmlab.trust import redact
+
+if TYPE_CHECKING:
+    from llmlab.config import KindConfig
 
 RUNS = Path("checkpoints")
 METRICS = "metrics.jsonl"
@@ -253,6 +255,8 @@ def run_config(folder: Path) -> KindConfig:
     Raises:
         LabError: when the folder holds no run, or its record is damaged.
     """
+    from llmlab.config import apply_changes, parse_config  # which the list of runs does without
+
     run = RunFolder(folder)
     record = run.record
     if run.damage:

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from llmlab.errors import LabError
 from llmlab.files import read_object
 
@@ -24,6 +22,8 @@ def run_lock(path: Path) -> Iterator[None]:
     Raises:
         LabError: when another process is in it.
     """
+    from filelock import FileLock, Timeout  # a third of what the list of runs would import
+
     is_new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -53,6 +53,8 @@ def run_lock(path: Path) -> Iterator[None]:
 
 def is_training(path: Path) -> bool:
     """Returns whether a process holds the lock of a run."""
+    from filelock import FileLock, Timeout
+
     if not (path / LOCK).exists():
         return False
     lock = FileLock(path / LOCK, blocking=False)

@@ -25,7 +25,11 @@ def comparison_view(comparison: Comparison, width: int) -> RenderableType:
     for name in compared_curves(comparison):
         series = [[(step, mean) for step, mean, *_ in mean_curve(g.curves(name))] for g in comparison.groups]
         parts += [Text(figure_title(name), style="bold"), overlaid(series, wide, 12)]
-    parts += [_options(comparison), _figures(comparison)]
+    if comparison.options:
+        parts += [Text("options that differ", style="italic"), _options(comparison)]
+    elif len(comparison.groups) == 1:
+        parts += [Text("they differ in nothing but the seed", style="italic")]
+    parts += [_figures(comparison)]
     parts += [Text(note, style="yellow") for note in warnings(comparison)]
     parts += [Text(note, style="dim") for note in uncertainty_in_words(comparison)]
     return Group(*parts)
@@ -107,7 +111,7 @@ def is_clear(one: Difference | None) -> bool:
 
 
 def _legend(groups: tuple[RunGroup, ...]) -> Table:
-    table = Table("", "run", "seeds", title="runs", title_justify="left")
+    table = Table("", "run", "seeds")
     for number_, group in enumerate(groups):
         paths = "\n".join(str(run.path) for run in group.runs)
         table.add_row(letter(number_), paths, ", ".join(str(seed) for seed in group.seeds))
@@ -115,14 +119,12 @@ def _legend(groups: tuple[RunGroup, ...]) -> Table:
 
 
 def _options(comparison: Comparison) -> Table:
-    table = Table(title="options that differ", title_justify="left")
+    table = Table()
     table.add_column("option")
     for number_ in range(len(comparison.groups)):
         table.add_column(letter(number_), overflow="fold")
     for name, values in comparison.options.items():
         table.add_row(name, *(option_value(value) for value in values))
-    if not comparison.options:
-        table.add_row("none", *("" for _ in comparison.groups))
     return table
 
 

@@ -74,7 +74,7 @@ def changed(path: Path) -> float:
 def compare(rows: list[RunRow], console: Console) -> None:
     """Asks for runs and shows them beside each other; may write it as a page."""
     options = [Option(f"{row.path} ({row.kind}, {row.status})", str(row.path)) for row in rows[: 3 * RECENT]]
-    runs = answer(several("Which runs? (the space bar marks, Enter goes on)", options)) or []
+    runs = answer(several("Which runs?", options, instruction="(the space bar marks, Enter goes on)")) or []
     if len(runs) < 2:
         console.print("a comparison needs two runs", style="yellow")
         return
