@@ -41,6 +41,14 @@ def settings_folder() -> Path:
     return Path(base or Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "llmlab")
 
 
+def state_root() -> Path:
+    """Returns the folder of what a person did before and may want again: `LLMLAB_STATE`, else `llmlab` in the
+    user's state folder.
+    """
+    base = os.environ.get("LLMLAB_STATE")
+    return Path(base or Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "llmlab")
+
+
 def in_home(name: str) -> Path:
     """Returns the path of a name; `~` is the home folder,
     what looks like a person that there is not a name as any other.

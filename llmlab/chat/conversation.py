@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llmlab.chat.choices import MEANING, Choice, Tokens, number_of_alternatives, tokens_line, why_table
 from llmlab.chat.pieces import Piece
+from llmlab.chat.saved import read_conversation
 from llmlab.config.base import as_number, validate
 from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError
@@ -21,8 +23,14 @@ from llmlab.files import in_home, write_text_atomically
 HELP = {
     "/set": "show the settings, or change one: /set temperature 0.2",
     "/system TEXT": "what the model is told first; without a text, nothing",
+    "/regenerate": "answer the last message again",
+    "/edit": "change the last message: it stands in the input line again",
+    "/undo": "forget the last message and its answer",
     "/reset": "forget the conversation",
     "/save FILE": "write the conversation as JSON lines",
+    "/load FILE": "go on with a saved conversation",
+    "/tokens": "tokens of the conversation, and their share of the context",
+    "/why [N]": "the tokens of the last answer, with the N likeliest in their place",
     "/help": "this list",
     "/quit": "leave (so do Ctrl+D, and Ctrl+C twice)",
 }
@@ -42,6 +50,7 @@ class Conversation(ABC):
     def __init__(self, name: str, settings: ChatSettings, *, chats: bool):
         self.name, self.settings, self.chats = name, settings, chats
         self.messages: list[dict[str, str]] = []
+        self.spoken: list[int] = []  # tokens of the last answer, where they are known
 
     @abstractmethod
     def pieces(self, said: str) -> Generator[Piece, None, object]:
@@ -55,6 +64,57 @@ class Conversation(ABC):
     @abstractmethod
     def fused(self) -> bool:
         """Whether there is an alignment to turn."""
+
+    def forget_last(self) -> None:
+        """Forgets the tokens of an answer that is no longer the last."""
+        self.spoken = []
+
+    def undo(self) -> str:
+        """Forgets the last message and its answer; returns the message.
+
+        Raises:
+            LabError: when there is none.
+        """
+        said = self.last_said()
+        while self.messages and self.messages.pop()["role"] != "user":
+            pass
+        self.forget_last()
+        return said
+
+    def last_said(self) -> str:
+        """Returns the last message of the person.
+
+        Raises:
+            LabError: when there is none.
+        """
+        said = next((one["content"] for one in reversed(self.messages) if one["role"] == "user"), None)
+        if said is None:
+            raise LabError("nothing was said yet")
+        return said
+
+    def take_up(self, messages: list[dict[str, str]]) -> None:
+        """Goes on with another conversation; a system message at its beginning becomes the system prompt."""
+        if messages and messages[0]["role"] == "system":
+            self.adopt(self._changed("system_prompt", messages[0]["content"]))
+            messages = messages[1:]
+        self.messages = [*messages]
+        self.forget_last()
+
+    def tokens(self) -> Tokens:
+        """Returns how long the conversation is.
+
+        Raises:
+            LabError: when that cannot be known here.
+        """
+        raise LabError("the tokens of a served model are counted by its server", where=self.name)
+
+    def why(self, count: int) -> list[Choice]:
+        """Returns the tokens of the last answer and the likeliest in their place.
+
+        Raises:
+            LabError: when that cannot be known here, or there is no answer.
+        """
+        raise LabError("a served model does not tell its probabilities", where=self.name)
 
     def refuse_no_text(self, said: str) -> None:
         """Refuses what is no text.
@@ -105,7 +165,22 @@ class Conversation(ABC):
                 return False
             case "/reset":
                 self.messages.clear()
+                self.forget_last()
                 console.print("a new conversation", style="dim")
+            case "/undo":
+                self.undo()
+                console.print(f"{len(self.messages)} messages are left", style="dim")
+            case "/load":
+                if not rest:
+                    raise LabError("/load needs a file name", remedy="/load talk.jsonl")
+                self.take_up(read_conversation(in_home(rest)))
+                console.print(f"{len(self.messages)} messages from {rest}", style="dim")
+            case "/tokens":
+                console.print(tokens_line(self.tokens()), style="dim", highlight=False)
+            case "/why":
+                table = why_table(self.why(number_of_alternatives(rest)))
+                console.print(MEANING, style="dim")
+                console.print(table, highlight=False)
             case "/system":
                 if not self.chats:
                     raise LabError("a base model has no system prompt", remedy="fine-tune it first")

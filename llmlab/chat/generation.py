@@ -171,15 +171,20 @@ def failed(error: Exception, model: LanguageModel) -> LabError:
 
 
 def stream(
-    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, prompt: str, settings: ChatSettings
+    model: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    settings: ChatSettings,
+    spoken: list[int] | None = None,
 ) -> Generator[Piece, None, Ending]:
     """Yields the continuation of `prompt` piece by piece and returns how it ended; closing the iterator stops
-    the model after the current token.
+    the model after the current token. `spoken` takes the ids of the tokens that were said.
 
     Raises:
         LabError: when the prompt is empty of tokens, or has more than the model reads.
     """
-    return (yield from stream_encoded(model, tokenizer, encode(model, tokenizer, prompt, settings), settings))
+    encoded = encode(model, tokenizer, prompt, settings)
+    return (yield from stream_encoded(model, tokenizer, encoded, settings, spoken=spoken))
 
 
 def stream_encoded(
@@ -191,10 +196,11 @@ def stream_encoded(
     *,
     raw: bool = False,
     given_up: threading.Event | None = None,
+    spoken: list[int] | None = None,
 ) -> Generator[Piece, None, Ending]:
     """Yields the continuation of a prompt that is tokens already, as `stream` does, up to the first of the
     texts `stops`, which is left out; with `raw`, special tokens stay in the text, those that end it too. Once
-    `given_up` is set, the model stops after the current token.
+    `given_up` is set, the model stops after the current token. `spoken` takes the ids of what was said.
     """
     config = generation_config(model, tokenizer, settings, encoded.room)
 
@@ -203,7 +209,9 @@ def stream_encoded(
             return model.last_alpha[0].item()
         return None
 
-    pieces = TextStreamer(tokenizer, not model.config.is_encoder_decoder, alpha, config.eos_token_id, raw=raw)
+    pieces = TextStreamer(
+        tokenizer, not model.config.is_encoder_decoder, alpha, config.eos_token_id, raw=raw, spoken=spoken
+    )
     stop, until = _Stop(given_up), StopTexts(stops)
     failure: list[BaseException] = []
 

@@ -6,14 +6,18 @@ from collections.abc import Generator
 
 from transformers import PreTrainedTokenizerBase
 
+from llmlab.chat.choices import Choice, Tokens
 from llmlab.chat.conversation import Conversation
-from llmlab.chat.generation import is_chat_model, stream
+from llmlab.chat.generation import encode, is_chat_model, model_arguments, stream
 from llmlab.chat.pieces import Piece
 from llmlab.config.base import validate
 from llmlab.config.chat import ChatSettings
 from llmlab.config.loading import LoadOptions
 from llmlab.data.rendering import render
+from llmlab.data.tokenizer import text_ids
+from llmlab.errors import LabError
 from llmlab.models import LabDualHeadForCausalLM
+from llmlab.models.transformer.context import context_length
 from llmlab.models.typed import LanguageModel
 
 
@@ -41,6 +45,7 @@ class ChatSession(Conversation):
     ):
         super().__init__(name or model.config.name_or_path or "", settings, chats=is_chat_model(tokenizer))
         self.model, self.tokenizer, self.plain = model.eval(), tokenizer, plain
+        self.asked = ""  # the prompt of the last answer
 
     def beside(self, name: str, options: LoadOptions | None = None) -> ChatSession:
         """Returns a session of the same settings with another model, loaded as `options` say; the backbone of
@@ -64,14 +69,12 @@ class ChatSession(Conversation):
         self.refuse_no_text(said)
         if not self.chats:
             return said
-        system = (
-            [{"role": "system", "content": self.settings.system_prompt}]
-            if self.settings.system_prompt
-            else []
-        )
-        return render(
-            self.tokenizer, [*system, *self.messages, {"role": "user", "content": said}], generate=True
-        )
+        said_now = {"role": "user", "content": said}
+        return render(self.tokenizer, [*self._system(), *self.messages, said_now], generate=True)
+
+    def _system(self) -> list[dict[str, str]]:
+        prompt = self.settings.system_prompt
+        return [{"role": "system", "content": prompt}] if prompt else []
 
     @property
     def fused(self) -> bool:
@@ -85,4 +88,31 @@ class ChatSession(Conversation):
             LabError: when the prompt is empty of tokens, or has more than the model reads.
         """
         settings = self.settings.model_copy(update={"alignment": 0.0}) if self.plain else self.settings
-        return stream(self.model, self.tokenizer, self.prompt(said), settings)
+        self.asked, self.spoken = self.prompt(said), []
+        return stream(self.model, self.tokenizer, self.asked, settings, self.spoken)
+
+    def tokens(self) -> Tokens:
+        """Returns how long the conversation is; of a base model the last text and what followed."""
+        if not self.chats:
+            text = "".join(one["content"] for one in self.messages[-2:])
+        elif not self.messages:
+            text = ""
+        else:
+            text = render(self.tokenizer, [*self._system(), *self.messages], generate=False)
+        ids = text_ids(self.tokenizer, text, add_special_tokens=not self.chats) if text else []
+        return Tokens(len(ids), context_length(self.model))
+
+    def why(self, count: int) -> list[Choice]:
+        """Returns the tokens of the last answer and the likeliest in their place.
+
+        Raises:
+            LabError: when there is no answer, or it was loaded as text.
+        """
+        from llmlab.chat.alternatives import choices
+
+        if not (self.spoken and self.messages):
+            raise LabError("there is no answer that was given here", remedy="say something first")
+        prompt = encode(self.model, self.tokenizer, self.asked, self.settings).ids
+        settings = self.settings.model_copy(update={"alignment": 0.0}) if self.plain else self.settings
+        arguments = model_arguments(self.model, settings)
+        return choices(self.model, self.tokenizer, prompt, self.spoken, count, **arguments)

@@ -22,6 +22,7 @@ class TextStreamer(BaseStreamer):
         alpha: of the last token, None where there is none.
         ends: ids of the tokens that end an answer.
         raw: whether special tokens stay in the text.
+        spoken: takes the ids of the tokens that were said.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class TextStreamer(BaseStreamer):
         ends: list[int] | int | None,
         *,
         raw: bool = False,
+        spoken: list[int] | None = None,
     ):
         self.tokenizer, self.alpha, self.ends = tokenizer, alpha, ends
         self.said: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         self.tokens = 0
         self.ended = False  # by an end token
         self.raw = raw
+        self.spoken = [] if spoken is None else spoken
         self._closing = {ends} if isinstance(ends, int) else set(ends or ())
         self._ids: list[int] = []
         self._shown = ""
@@ -51,6 +54,7 @@ class TextStreamer(BaseStreamer):
             return
         ids = value.flatten().tolist()
         self.tokens += len(ids)
+        self.spoken += ids
         self.ended = ids[-1] in self._closing
         self._ids += ids
         alpha = self.alpha()

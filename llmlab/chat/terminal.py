@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -11,10 +12,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llmlab.chat.arena import Arena
 from llmlab.chat.conversation import Conversation
+from llmlab.chat.loop import Chat, converse
 from llmlab.chat.pieces import Piece
 from llmlab.errors import LabError
 from llmlab.readable import visible
+from llmlab.screen import LabConsole
 
 LONGEST_LINE = 10_000_000  # bytes of a line that is read from a pipe
 
@@ -57,12 +61,12 @@ def answer_at_terminal(session: Conversation, said: str, console: Console) -> No
         console.print(legend(alphas))
 
 
-def answer_side_by_side(sessions: list[Conversation], said: str, console: Console) -> None:
+def answer_side_by_side(sessions: list[Conversation], said: str, console: Console, names: list[str]) -> None:
     """Shows the answers of two models in two columns, the second once the first has ended."""
     answers = [Text(), Text()]
 
     def columns() -> Table:
-        table = Table(*(session.name for session in sessions), expand=True, show_lines=False)
+        table = Table(*names, expand=True, show_lines=False)
         for column in table.columns:
             column.overflow, column.ratio = "fold", 1
         table.add_row(*answers)
@@ -108,83 +112,103 @@ def _lines(source: TextIO) -> Iterator[str]:
             ) from None
 
 
+IN_A_PIPE = (
+    "/regenerate",
+    "/undo",
+    "/reset",
+    "/load",
+    "/save",
+    "/set",
+    "/system",
+    "/tokens",
+    "/why",
+    "/help",
+)
+
+
 def from_pipe(sessions: list[Conversation]) -> None:
-    """Answers each line of standard input by itself; of two models, each answer behind the model's name."""
+    """Answers each line of standard input by itself; of two models, each answer behind the model's name.
+
+    A line that is a command is carried out, on the exchange before it; after `/load` each line goes on from
+    the loaded conversation.
+
+    Raises:
+        LabError: when a command cannot be carried out.
+    """
+    chat = Chat(sessions, LabConsole(), _print_answers)
+    begin: list[dict[str, str]] = []
     for line in _lines(sys.stdin):
-        if not (prompt := line.strip()):
+        if not (said := line.strip()):
+            continue
+        name = said.split()[0]
+        if name in ("/quit", "/exit"):
+            return
+        if name == "/edit":
+            raise LabError("/edit needs a terminal", remedy="send the changed message as a line of its own")
+        if name in IN_A_PIPE:
+            chat.handle(said)
+            if name in ("/load", "/reset"):
+                begin = [*sessions[0].messages]
             continue
         for session in sessions:
-            if len(sessions) > 1:
-                print(f"{visible(session.name)}: ", end="")
-            session.reply(prompt, lambda piece: print(visible(piece), end="", flush=True))
-            print(flush=True)
-            session.messages.clear()
+            session.messages = [*begin]
+        _print_answers(sessions, said, chat.console)
 
 
-def _command(line: str, session: Conversation, against: Conversation | None, console: Console) -> bool:
-    """Carries out a slash command for both: one set of settings, and conversations are forgotten together."""
-    before = session.settings
-    goes_on = session.command(line, console)
-    if against:
-        try:
-            against.adopt(session.settings.model_copy(update={"show_alpha": False}))
-        except LabError:
-            session.settings = before
-            raise
-        against.messages = against.messages if session.messages else []
-    return goes_on
+def _print_answers(sessions: list[Conversation], said: str, console: Console) -> None:
+    for session in sessions:
+        if len(sessions) > 1:
+            print(f"{visible(session.name)}: ", end="")
+        session.reply(said, lambda piece: print(visible(piece), end="", flush=True))
+        print(flush=True)
 
 
-def talk(session: Conversation, console: Console, against: Conversation | None = None) -> None:
+def _show_answers(sessions: list[Conversation], said: str, console: Console) -> None:
+    """Shows the answers of one model or two at the terminal."""
+    if len(sessions) == 1:
+        answer_at_terminal(sessions[0], said, console)
+    else:
+        answer_side_by_side(sessions, said, console, [session.name for session in sessions])
+
+
+def _show_hidden(sessions: list[Conversation], said: str, console: Console) -> None:
+    """Shows the answers of two models behind numbers."""
+    answer_side_by_side(sessions, said, console, ["1", "2"])
+
+
+def talk(
+    session: Conversation,
+    console: Console,
+    against: Conversation | None = None,
+    votes: Path | None = None,
+) -> None:
     """Holds the conversation: with a prompt at a terminal, else one answer for each line of standard input.
 
     Args:
         session: with the model.
         console: where it is shown.
         against: with another model, whose answers stand beside.
+        votes: file for votes on two models that are not named.
+
+    Raises:
+        LabError: when votes cannot be given or kept.
     """
     sessions = [session, *([against] if against else [])]
     if not sys.stdin.isatty():
         from_pipe(sessions)
         return
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.formatted_text import HTML
-
+    if votes:
+        arena = Arena(sessions, votes)
+        arena.refuse()
+        console.print("two models, in an order drawn for each turn; /quit shows the score", style="dim")
+        converse(Chat(sessions, console, _show_hidden, arena))
+        return
     kind = "chat" if session.chats else "base model: it continues your text"
     names = Text(" beside ", style="dim").join(Text(one.name, style="bold not dim") for one in sessions)
-    console.print(names, Text(f"({kind}; /help for commands)", style="dim"))
+    console.print(names, Text(f"({kind}; /help for commands, Alt+Enter for a new line)", style="dim"))
     if session.fused:
         console.print(
             "a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts",
             style="dim",
         )
-    prompt: PromptSession[str] = PromptSession(
-        HTML("<ansicyan><b>you</b></ansicyan> ")
-        if session.chats
-        else HTML("<ansicyan><b>text</b></ansicyan> ")
-    )
-    interrupted = False
-    while True:
-        try:
-            line = prompt.prompt().strip()
-        except EOFError:
-            break
-        except KeyboardInterrupt:
-            if interrupted:
-                break
-            interrupted = True
-            console.print("Ctrl+C once more to leave", style="dim")
-            continue
-        interrupted = False
-        if not line:
-            continue
-        try:
-            if line.startswith("/"):
-                if not _command(line, session, against, console):
-                    break
-            elif against:
-                answer_side_by_side(sessions, line, console)
-            else:
-                answer_at_terminal(session, line, console)
-        except LabError as error:
-            console.print(str(error), style="red")
+    converse(Chat(sessions, console, _show_answers))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -36,6 +38,12 @@ def chat(
         str | None,
         typer.Option(help="Another model, whose answers are shown beside.", autocompletion=completing.runs),
     ] = None,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="With --against: the models are not named, and you vote.")
+    ] = False,
+    votes: Annotated[
+        Path, typer.Option(metavar="FILE", help="With --blind: where votes are added, as preference data.")
+    ] = Path("votes.jsonl"),
     load_in: LoadInOption = "none",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -47,6 +55,10 @@ def chat(
     from llmlab.runs.folder import find_model
     from llmlab.screen import LabConsole
 
+    if blind and not against:
+        raise LabError("`--blind` compares two models", remedy="add --against OTHER")
+    if blind and not sys.stdin.isatty():
+        raise LabError("`--blind` asks for votes, and stdin is not a terminal", remedy="leave it out")
     options = load_options(load_in, device, dtype)
     settings = chat_settings(set_)
     names = [checkpoint, *([against] if against else [])]
@@ -68,7 +80,7 @@ def chat(
         other = local.beside(against, options)
     from llmlab.chat.terminal import talk
 
-    talk(session, LabConsole(), other)
+    talk(session, LabConsole(), other, votes if blind else None)
 
 
 def chat_settings(set_: list[str] | None) -> ChatSettings:

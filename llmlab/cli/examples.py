@@ -15,7 +15,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "recipes": ("llmlab recipes", "llmlab recipes --json"),
     "run": ("llmlab run sft.yaml", "llmlab run checkpoints/sft --set max_steps=2000 --json"),
     "slurm": ("llmlab slurm sft.json -o job.sh", "llmlab slurm sft.json --seeds 1,2,3 --submit"),
-    "chat": ("llmlab chat checkpoints/sft", "llmlab chat sft --against dpo"),
+    "chat": ("llmlab chat checkpoints/sft", "llmlab chat sft --against dpo --blind"),
     "generate": (
         "llmlab generate sft --prompt 'Who is Ahab?'",
         "llmlab generate sft --input prompts.jsonl --output answers.jsonl",

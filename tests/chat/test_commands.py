@@ -1,0 +1,245 @@
+"""Commands of the chat on a model that truly trained: what they show is what the model computes."""
+
+import io
+import json
+import os
+
+import pytest
+import torch
+from rich.console import Console
+
+from llmlab.chat.arena import EQUAL, FIRST, SECOND, SKIP, Arena
+from llmlab.chat.choices import Tokens, tokens_line
+from llmlab.chat.loop import Chat
+from llmlab.chat.session import ChatSession
+from llmlab.chat.terminal import _print_answers, talk
+from llmlab.config import SourceConfig
+from llmlab.config.chat import ChatSettings
+from llmlab.data.inspect import inspect
+from llmlab.errors import LabError
+from llmlab.models.load import load_model
+from tests.end_to_end.terminal import ENTER, UP, Terminal
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def session(base_run):
+    model, tokenizer = load_model(str(base_run.folder))
+    tokenizer.chat_template = TEMPLATE
+    return ChatSession(model, tokenizer, ChatSettings(max_new_tokens=6, temperature=0), name="base")
+
+
+@pytest.fixture
+def console():
+    return Console(record=True, width=100)
+
+
+def say(session, text):
+    return session.reply(text, lambda piece: None)[0]
+
+
+def test_why_is_the_models_own_softmax(session, console):
+    say(session, "Call me")
+    ids = session.tokenizer(session.asked, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = session.model(input_ids=torch.tensor([[*ids, *session.spoken]])).logits[0]
+    choices = session.why(4)
+    assert len(choices) == len(session.spoken) == 6
+    for place, (token, choice) in enumerate(zip(session.spoken, choices, strict=True), len(ids) - 1):
+        probabilities = logits[place].softmax(-1)
+        assert choice.probability == pytest.approx(probabilities[token].item(), rel=1e-5)
+        best = probabilities.topk(4)
+        assert [p for _, p in choice.alternatives] == pytest.approx(best.values.tolist(), rel=1e-5)
+        assert [t for t, _ in choice.alternatives] == [session.tokenizer.decode([i]) for i in best.indices]
+        assert choice.alternatives[0][1] == choice.probability, "greedy"
+    session.command("/why 4", console)
+    assert f"{choices[0].probability:.1%}" in console.export_text()
+
+
+def test_tokens_are_those_of_the_template(session):
+    assert session.tokens() == Tokens(0, 64)
+    say(session, "Call me")
+    text = session.tokenizer.apply_chat_template(session.messages, tokenize=False)
+    count = len(session.tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert session.tokens() == Tokens(count, 64)
+    assert tokens_line(Tokens(16, 64)) == "16 of 64 tokens (25.0% of the context), 48 left"
+
+
+def test_undo_regenerate_and_edit(session, console):
+    chat = Chat([session], console, _print_answers)
+    with pytest.raises(LabError, match="nothing was said yet"):
+        chat.handle("/regenerate")
+    chat.handle("one")
+    chat.handle("two")
+    asked, before = session.asked, [*session.messages]
+    chat.handle("/regenerate")
+    assert session.asked == asked and session.messages == before, "greedy"
+    chat.handle("/edit")
+    assert chat.draft == "two" and session.messages == before, "nothing is lost before it is sent"
+    chat.handle("three")
+    assert [one["content"] for one in session.messages if one["role"] == "user"] == ["one", "three"]
+    chat.handle("/undo")
+    assert session.messages == before[:2]
+    with pytest.raises(LabError, match="no answer that was given here"):
+        chat.handle("/why")
+
+
+def test_what_was_saved_is_loaded(session, console, tmp_path):
+    say(session, "one")
+    before = [*session.messages]
+    session.command(f"/save {tmp_path}/talk.jsonl", console)
+    session.command("/reset", console)
+    session.command(f"/load {tmp_path}/talk.jsonl", console)
+    assert session.messages == before
+    row = {"messages": [{"role": "system", "content": "Be brief."}, *before]}
+    (tmp_path / "row.jsonl").write_text(json.dumps(row))
+    session.command(f"/load {tmp_path}/row.jsonl", console)
+    assert session.messages == before and session.settings.system_prompt == "Be brief."
+
+
+USER, ANSWER = '{"role": "user", "content": "a"}\n', '{"role": "assistant", "content": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "holds no message"),
+        ("hello", "line 1: is no JSON"),
+        ("[1]", "line 1: is no message"),
+        (USER + USER, "line 2: is a message of the user, where the assistant's is expected"),
+        (USER + "\n" + '{"role": "assistant"}', "line 3: is no message with a role and a text"),
+        (ANSWER, "where the user's is expected"),
+        (USER, "ends without an answer"),
+        (None, "no such file"),
+    ],
+)
+def test_a_file_that_is_no_conversation_changes_nothing(session, console, tmp_path, text, expected):
+    say(session, "one")
+    before = [*session.messages]
+    if text is not None:
+        (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(LabError, match=expected):
+        session.command(f"/load {tmp_path}/a.jsonl", console)
+    assert session.messages == before
+
+
+@pytest.mark.parametrize("line", ["/why 0", "/why many", "/why 21"])
+def test_why_takes_a_number(session, console, line):
+    say(session, "one")
+    with pytest.raises(LabError, match="a number from 1 to 20"):
+        session.command(line, console)
+
+
+def test_commands_in_a_pipe(session, monkeypatch, capsys, tmp_path):
+    def piped(text):
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        talk(session, Console(quiet=True))
+        return capsys.readouterr().out.splitlines()
+
+    (tmp_path / "talk.jsonl").write_text(USER + ANSWER)
+    answer, again, tokens = piped("Call me\n/regenerate\n/tokens\n")
+    assert answer == again and "of the context" in tokens
+    assert len(piped("one\n/no command\n/quit\nnever\n")) == 2, "what is no command is said"
+    piped(f"/load {tmp_path}/talk.jsonl\none\ntwo\n")
+    assert [one["content"] for one in session.messages[:3]] == ["a", "b", "two"], "each line by itself"
+    with pytest.raises(LabError, match="/edit needs a terminal"):
+        piped("one\n/edit\n")
+
+
+@pytest.fixture
+def arena(session, tmp_path):
+    other = ChatSession(session.model, session.tokenizer, session.settings, name="other")
+    other.adopt(session.settings.model_copy(update={"repetition_penalty": 5.0}))
+    return Arena([session, other], tmp_path / "votes.jsonl")
+
+
+def test_votes_are_rows_of_preference_data(arena):
+    orders = set()
+    for turn, choice in enumerate((FIRST, SECOND, EQUAL, SKIP)):
+        for one in arena.shuffle():
+            one.messages = one.messages[:2]  # the context is short
+            say(one, f"q{turn}")
+        first, second = arena.answers
+        assert first != second
+        before = [*arena.sessions[0].messages[:-1]]
+        arena.vote(choice)
+        assert arena.sessions[0].messages == arena.sessions[1].messages == [
+            *before, {"role": "assistant", "content": second if choice == SECOND else first}
+        ]  # fmt: skip
+        if choice in (FIRST, SECOND):
+            row = json.loads(arena.votes.read_text().splitlines()[-1])
+            assert row["prompt"] == before
+            better, worse = (first, second) if choice == FIRST else (second, first)
+            assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == (better, worse)
+            assert {row["chosen_model"], row["rejected_model"]} == {"base", "other"}
+    assert sum(arena.wins) == 2 == arena.rows and arena.equal == 1
+    orders |= {tuple(one.name for one in arena.shuffle()) for _ in range(40)}
+    assert len(orders) == 2
+    inspected = inspect(SourceConfig(name=str(arena.votes)), arena.sessions[0].tokenizer).to_json()
+    assert inspected["shape"] == "preference"
+
+
+def test_votes_that_cannot_be_kept_are_refused_first(arena):
+    arena.votes = arena.votes.parent
+    with pytest.raises(LabError, match="cannot be written"):
+        arena.refuse()
+
+
+@pytest.fixture
+def terminal(base_run, tmp_path):
+    """Starts `llmlab chat` in a terminal of its own."""
+
+    def start(*arguments):
+        environment = {**os.environ, "LLMLAB_STATE": str(tmp_path / "state")}
+        line = ("chat", str(base_run.folder), "--set", "max_new_tokens=4", *arguments)
+        screen = Terminal(*line, folder=tmp_path, environment=environment)
+        screen.see(r"(?m)^text")
+        return screen
+
+    return start
+
+
+@pytest.mark.slow
+def test_a_line_of_two_lines_is_edited_and_kept_for_the_next_session(terminal, tmp_path):
+    screen = terminal()
+    screen.send("Call me", "\x1b\r", "Ishmael", ENTER)
+    screen.see(r"model (.|\n)*\ntext")
+    assert "Ishmael" in screen.send("/edit", ENTER).splitlines()[-1], "in the input line again"
+    screen.send(" now", ENTER)
+    screen.see(r"model(.|\n)*model(.|\n)*\ntext")
+    screen.send("/save talk.jsonl", ENTER)
+    screen.see("2 messages")
+    screen.send("/quit", ENTER)
+    said = json.loads((tmp_path / "talk.jsonl").read_text().splitlines()[0])["content"]
+    assert said == "Call me\nIshmael now"
+    kept = tmp_path / "state" / "chat_history"
+    assert "+Call me\n+Ishmael now\n" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
+    assert "/quit" in terminal().send(UP)
+
+
+@pytest.mark.slow
+def test_two_hidden_models_are_named_at_the_end(terminal, base_run, tmp_path):
+    screen = terminal("--against", str(base_run.folder), "--blind", "--set", "temperature=1.5")
+    screen.send("Call me", ENTER)
+    assert base_run.folder.name not in screen.see("which is better").replace(str(tmp_path), "")
+    screen.send("1", ENTER)
+    screen.send("/quit", ENTER)
+    assert base_run.folder.name in screen.see("1 rows added to votes.jsonl")
+    row = json.loads((tmp_path / "votes.jsonl").read_text())
+    assert row["prompt"] == "Call me" and row["chosen"] != row["rejected"]
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [(["--blind"], "compares two models"), (["--blind", "--against", "x"], "stdin is not a terminal")],
+)
+def test_blind_needs_two_models_and_a_person(arguments, expected, monkeypatch, base_run):
+    from llmlab.cli import command_line
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(LabError, match=expected):
+        command_line(["chat", str(base_run.folder), *arguments])
