@@ -1,7 +1,8 @@
 """Times as they are predicted before a run, beside what the run takes: 8 runs of six kinds, on this machine.
 
-    python benchmarks/durations.py                  # about 20 minutes on two cores
+    python benchmarks/durations.py                  # about 10 minutes on two cores
     python benchmarks/durations.py --only sft-lora
+    python benchmarks/durations.py --processor     # seconds of the processor: others use the machine, too
 
 Three predictions of the time from the first update to the end, validations included: `flops` before anything
 was measured; `one` after a single measurement on this device, that of the first run, whatever the kind;
@@ -48,44 +49,44 @@ def jobs() -> dict[str, dict[str, Any]]:
     _write(WORK / "pairs.jsonl", pairs)
     _write(WORK / "prompts.jsonl", [{"prompt": q, "answer": a} for _, q, a in rows])
     small, middle = _untrained("small", 192, 6), _untrained("middle", 384, 8)
-    shared: dict[str, Any] = dict(report_to=[], log_every=5, sample_tokens=0, eval_rows=32)
+    shared: dict[str, Any] = dict(report_to=[], log_every=5, sample_tokens=0, eval_rows=16)
     shape = dict(kind="model", tokenizer_name="byte", vocab_size=512)
     sft, pair = dict(datasets=[str(WORK / "sft.jsonl")]), dict(datasets=[str(WORK / "pairs.jsonl")])
     text, ask = dict(datasets=["llmlab:moby-dick"]), dict(datasets=[str(WORK / "prompts.jsonl")])
     return {
         "sft-small": dict(
             **shared, **sft, kind="sft", policy_checkpoint=small, max_length=256, batch_size=8,
-            gradient_accumulation_steps=1, max_steps=60,
+            gradient_accumulation_steps=1, max_steps=24,
         ),
         "base-256": dict(
-            **shared, **text, kind="pretrain", batch_size=4, gradient_accumulation_steps=2, max_steps=40,
+            **shared, **text, kind="pretrain", batch_size=4, gradient_accumulation_steps=2, max_steps=16,
             model=dict(**shape, d_model=256, n_layers=6, n_heads=4, n_kv_heads=2, d_ff=704, max_seq_len=256),
         ),
         "base-512": dict(
-            **shared, **text, kind="pretrain", batch_size=2, gradient_accumulation_steps=1, max_steps=30,
+            **shared, **text, kind="pretrain", batch_size=2, gradient_accumulation_steps=1, max_steps=10,
             model=dict(**shape, d_model=512, n_layers=8, n_heads=8, n_kv_heads=4, d_ff=1408, max_seq_len=512),
             gradient_checkpointing=True, optimizer="lion", learning_rate=1e-4,
         ),
         "sft-lora": dict(
             **shared, **sft, kind="sft", policy_checkpoint=middle, adapter="lora", max_length=128,
-            batch_size=4, gradient_accumulation_steps=2, max_steps=40, learning_rate=1e-4,
+            batch_size=4, gradient_accumulation_steps=2, max_steps=12, learning_rate=1e-4,
         ),
         "further": dict(
             **shared, **text, kind="pretrain", init_from=middle, max_length=128, batch_size=4,
-            gradient_accumulation_steps=1, max_steps=40, learning_rate=1e-5,
+            gradient_accumulation_steps=1, max_steps=12, learning_rate=1e-5,
         ),
         "dpo-small": dict(
             **shared, **pair, kind="dpo", policy_checkpoint=small, max_length=96, max_prompt_length=64,
-            batch_size=16, mini_batch_size=8, max_steps=50, cache_dir=str(WORK / "reference"),
+            batch_size=16, mini_batch_size=8, max_steps=16, cache_dir=str(WORK / "reference"),
         ),
         "reward-small": dict(
             **shared, **pair, kind="reward", policy_checkpoint=small, max_length=96, max_prompt_length=64,
-            batch_size=8, gradient_accumulation_steps=2, max_steps=50,
+            batch_size=8, gradient_accumulation_steps=2, max_steps=16,
         ),
         "grpo-small": dict(
             **shared, **ask, kind="grpo", policy_checkpoint=small, reward_model=["length | 1 | 8"],
             group_size=4, batch_size=16, mini_batch_size=8, iterations=2, max_new_tokens=24,
-            max_prompt_length=64, max_steps=40, eval_fraction=0.0,
+            max_prompt_length=64, max_steps=12, eval_fraction=0.0,
         ),
     }  # fmt: skip
 
@@ -123,7 +124,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--processor", action="store_true")
     args = parser.parse_args()
+    if args.processor:  # every process that is started reads this first
+        (WORK / "sitecustomize.py").write_text("import time\n\ntime.perf_counter = time.process_time\n")
+        os.environ["PYTHONPATH"] = f"{WORK}:{os.environ.get('PYTHONPATH', '')}"
     configs: dict[str, TrainingConfig] = {}
     for name, values in jobs().items():
         config = parse_config({**values, "output_dir": str(WORK / name)})

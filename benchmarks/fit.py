@@ -69,15 +69,20 @@ def configs(work: Path) -> dict[str, TrainingConfig]:
     talk = [
         {"prompt": q, "completion": f"{a}. {TALK[: 90 + 37 * n % 1000]}"} for n, (_, q, a) in enumerate(rows)
     ]
-    pairs = [
-        {"prompt": f"{q} {TALK}", "chosen": f"It is {a}. {TALK * 2}", "rejected": f"No. {TALK * 2}"}
-        for _, q, a in rows[:24]
-    ]
     _write(work / "talk.jsonl", talk)
-    _write(work / "pairs.jsonl", pairs)
-    sources = {"sft": "talk.jsonl", "dpo": "pairs.jsonl", "reward": "pairs.jsonl"}
+    for length in (256, 512):  # prompts half as long as they may be, as plans take them to be
+        pairs = [
+            {
+                "prompt": f"{q} {TALK}"[: length // 4],
+                "chosen": f"{a}. {TALK * 2}",
+                "rejected": f"No. {TALK * 2}",
+            }
+            for _, q, a in rows[:24]
+        ]
+        _write(work / f"pairs-{length}.jsonl", pairs)
     made = {}
     for name, (model, kind, adapter, length, batch, checkpointing) in SETTINGS.items():
+        sources = {"sft": "talk.jsonl", "dpo": f"pairs-{length}.jsonl", "reward": f"pairs-{length}.jsonl"}
         data = str(work / sources[kind]) if kind in sources else "llmlab:moby-dick"
         where = str(made_apart(model, work))
         question = Question(where, this_machine(), sources=(data,))
