@@ -125,7 +125,7 @@ def command_line(arguments: list[str] | None = None) -> int:
         context: typer.Context | None = getattr(error, "ctx", None)
         place = context.command_path if context else "llmlab"
         raise LabError(
-            error.format_message().rstrip("."), remedy=f"`{place}-h` lists the arguments and options"
+            error.format_message().rstrip("."), remedy=f"`{place.strip()} -h` lists the arguments and options"
         ) from None
     except (
         OSError
