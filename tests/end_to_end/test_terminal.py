@@ -86,7 +86,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send(ENTER)
     term.see("Save as")
     term.send(ENTER)
-    term.see("0\\) Quit")
+    term.see("Enter: the menu")
     made = load_config(folder / "model_configs" / "tiny.json")
     assert (made.vocab_size, made.d_model, made.max_seq_len) == (512, 128, 64)
 
@@ -102,7 +102,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send("first", ENTER)
     assert "Leave the form" in term.send(CTRL_C)
     term.send(ENTER)
-    term.see("0\\) Quit")
+    term.see("Enter: the menu")
     term.send("2", ENTER)
     term.see("Train which model")
     term.send(ENTER)
@@ -127,7 +127,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send(ENTER)
     term.see(r"step [1-9]\d* of 100,000")
     term.send(CTRL_C)
-    term.see("0\\) Quit")
+    term.see("Enter: the menu")
     run = RunFolder(folder / "checkpoints" / "first")
     assert run.record["status"] == "stopped" and run.checkpoints()[0].fault() == ""
     term.send("s", ENTER)
@@ -142,7 +142,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send(ENTER)
     term.see("Replace it")
     term.send(ENTER)
-    term.see("0\\) Quit")
+    term.see("Enter: the menu")
     term.send("s", ENTER)
     term.see("Which one")
     term.send(ENTER)
@@ -174,7 +174,7 @@ def test_from_nothing_to_a_chat(desk, monkeypatch):
     term.send("Who is 3?", ENTER)
     term.see("model")
     term.send(CTRL_D)
-    term.see("0\\) Quit")
+    term.see("Enter: the menu")
     term.send("0", ENTER)
     assert RunFolder(folder / "checkpoints" / "third").record["status"] == "done"
 
