@@ -75,7 +75,7 @@ def main() -> None:
     term.close()
 
     term = opened(rows=30)
-    term.see("Enter: the menu")
+    term.see("0\\) Quit")
     term.send("s", ENTER)
     shots.append(("Saved configs and runs", term.see("Which one")))
     term.send(CTRL_C, CTRL_C)
