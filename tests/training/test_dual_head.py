@@ -140,7 +140,7 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
     assert session.reply(said, pieces.append) == plain.reply(said, pieces.append) and pieces[-1].alpha is None
     with pytest.raises(LabError, match="backbone has no alignment to turn"):
         plain.command("/set alignment 2", console)
-    answer_side_by_side([session, plain], said, console)
+    answer_side_by_side([session, plain], said, console, [session.name, plain.name])
     shown = console.export_text()
     assert "alpha" in shown and "mean 0." in shown and "dual" in shown and "backbone" in shown
 
