@@ -167,9 +167,11 @@ class DashboardReporter(LineReporter):
             self.panel.validating(at, done, total)
 
     def status(self, text: str) -> None:
-        """Shows a line below the figures, until the next one."""
+        """Shows a line below the figures, until the next one; before there are figures, prints it."""
         if self.panel:
             self.panel.say(text)
+        elif text:
+            self.write(text, False)
 
     def warning(self, text: str) -> None:
         """Prints it above the panel, whose log has it too."""

@@ -148,7 +148,7 @@ def _attempt(context: RunContext, resume: str, *, fresh_optimizer: bool) -> RunR
 
 def _prepare(context: RunContext) -> Job:
     torch.manual_seed(context.config.seed)
-    context.reporter.note("loading the model, reading the data ...")
+    context.reporter.status("loading the model, reading the data ...")
     prepare: Prepare = importlib.import_module(STAGES[context.config.kind].module).prepare
     job = prepare(context.config, context.device, context.precision, context.reporter)
     free_memory()  # what loading took beyond the model: a third of the peak of a small quantised one
