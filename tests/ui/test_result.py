@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -27,7 +28,11 @@ def test_a_finished_run_stays_on_the_screen(base_config, tmp_path, terminal):
     metrics, summary = record["metrics"], record["summary"]
     before, after = (f"{metrics[name]:.4g}" for name in ("before_eval_loss", "eval_loss"))
     for text in (screen.getvalue(), (result.folder / LOG).read_text()):
-        end = text[text.rindex("── ") :] if not terminal else text[text.rindex(" · done ") :]
+        end = (
+            text[text.rindex("── ") :]
+            if not terminal
+            else text[[*re.finditer(r"·\s+done\s", text)][-1].start() :]
+        )
         assert f"{before} → {after}" in " ".join(end.split()) and "held-out bits per byte" in end
         assert "⠒⠒ loss   x held-out loss" in end and "sample before" in end and "sample after" in end
         whole = "".join(end.split())  # a terminal breaks long names
