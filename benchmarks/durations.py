@@ -21,21 +21,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from real_model import _write
+
+from llmlab.config import parse_config, save_config
+from llmlab.config.training import TrainingConfig
+from llmlab.data.tasks import questions, wrong_answer
+from llmlab.data.tokenizer import load_tokenizer
+from llmlab.models import LabConfig, LabForCausalLM
+from llmlab.planning import speed
+from llmlab.planning.data_size import data_size
+from llmlab.planning.duration import time_plan
+from llmlab.planning.measured import measure
+from llmlab.training.registry import STAGES
+
 WORK = Path(tempfile.mkdtemp())
-os.environ["LLMLAB_CACHE"] = str(WORK / "cache")
-
-from real_model import _write  # noqa: E402
-
-from llmlab.config import parse_config, save_config  # noqa: E402
-from llmlab.config.training import TrainingConfig  # noqa: E402
-from llmlab.data.tasks import questions, wrong_answer  # noqa: E402
-from llmlab.data.tokenizer import load_tokenizer  # noqa: E402
-from llmlab.models import LabConfig, LabForCausalLM  # noqa: E402
-from llmlab.planning import speed  # noqa: E402
-from llmlab.planning.data_size import data_size  # noqa: E402
-from llmlab.planning.duration import time_plan  # noqa: E402
-from llmlab.planning.measured import measure  # noqa: E402
-from llmlab.training.registry import STAGES  # noqa: E402
 
 
 def jobs() -> dict[str, dict[str, Any]]:
@@ -126,6 +125,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--processor", action="store_true")
     args = parser.parse_args()
+    os.environ["LLMLAB_CACHE"] = str(WORK / "cache")  # nothing was measured yet
     if args.processor:  # every process that is started reads this first
         (WORK / "sitecustomize.py").write_text("import time\n\ntime.perf_counter = time.process_time\n")
         os.environ["PYTHONPATH"] = f"{WORK}:{os.environ.get('PYTHONPATH', '')}"

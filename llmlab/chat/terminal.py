@@ -129,11 +129,11 @@ IN_A_PIPE = (
 def from_pipe(sessions: list[Conversation]) -> None:
     """Answers each line of standard input by itself; of two models, each answer behind the model's name.
 
-    A line that is a command is carried out, on the exchange before it; after `/load` each line goes on from
+    A line that is a command applies to the exchange before it; after `/load` each line continues
     the loaded conversation.
 
     Raises:
-        LabError: when a command cannot be carried out.
+        LabError: when a command fails.
     """
     chat = Chat(sessions, LabConsole(), _print_answers)
     begin: list[dict[str, str]] = []

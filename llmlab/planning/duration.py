@@ -97,7 +97,7 @@ def _seconds(config: TrainingConfig, pace: Pace, steps: int, replicas: int, data
     """Returns the seconds of all updates and validations."""
     if not (config.eval_datasets or config.eval_fraction):
         return steps * pace.update
-    # before the first update, every so many, and behind the last
+    # one before the first update, one at each interval, one after the last update
     validations = 1 + math.ceil(steps / config.eval_interval)
     rows = config.micro_batch_size * config.accumulation_steps * replicas
     one = READ_ALONE * pace.update * _held_out(config, data) / rows

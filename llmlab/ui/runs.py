@@ -72,7 +72,7 @@ def figure(row: RunRow) -> str:
 
 
 def info_rows(name: str) -> list[tuple[str, str]]:
-    """Returns what is known of a checkpoint: names and what they are, as texts.
+    """Returns the facts about a checkpoint, by name, as texts.
 
     Raises:
         LabError: when it is no checkpoint on this machine.

@@ -45,3 +45,8 @@ def test_what_a_validation_reads_and_leaves_out_has_these_names():
         assert "self._metrics[mode][" in inspect.getsource(trainer), trainer
     assert "_drop_last" in inspect.signature(DataLoaderShard.__init__).parameters
     assert "if not self._drop_last" in inspect.getsource(DataLoaderShard.begin)
+
+
+def test_a_dpo_trainer_loads_and_hashes_a_model_by_names_that_can_be_replaced():
+    beginning = inspect.getsource(trl.DPOTrainer.__init__)
+    assert "create_model_from_path(" in beginning and "hash_module(" in beginning

@@ -49,6 +49,7 @@ RULES: dict[str, Rule] = {
     "precompute_ref_log_probs": To("reference", {True: "sequential", False: "live"}),
     "center_rewards_coefficient": To("center_rewards", read=real),
     "tensor_parallel_size": To("tensor_parallel", read=whole),
+    "early_stopping_patience": To("patience", read=whole),
     "max_prompt_len": To("max_prompt_length", read=whole),
     "load_best_model_at_end": Needless("the result is the best model", (True,)),
     "save_safetensors": Needless("weights are saved as safetensors", (True,)),
@@ -67,7 +68,6 @@ RULES: dict[str, Rule] = {
     "lora_modules_to_save": Without("an adapter trains the added matrices alone"),
     "loss_watchdog_threshold": Without("`max_skipped_steps` stops a run whose loss is not finite"),
     "loss_watchdog_patience": Without("`max_skipped_steps` stops a run whose loss is not finite"),
-    "early_stopping_patience": Without("a run goes to its end and keeps the best model"),
     **dict.fromkeys(
         ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "flash_attn_cross_entropy"), KERNELS
     ),
