@@ -17,7 +17,7 @@ from llmlab.errors import LabError
 from llmlab.files import in_home, read_object, write_text_atomically
 from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.index import run_rows
-from llmlab.runs.lock import HOLDER, LOCK
+from llmlab.runs.lock import HOLDER, LOCK, was_killed
 from llmlab.runs.manifest import MANIFEST, verify
 from llmlab.runs.record import RECORD, read_record
 from llmlab.trust import redact
@@ -89,11 +89,12 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """How the run stands, as its record says: "running", "done" ...; "damaged" when the record is,
-        "?" without one.
+        """How the run stands, as its record says: "running", "done" ...; "killed" where a running one has no
+        process, "damaged" when the record is, "?" without one.
         """
         record, damage = read_record(self.path)
-        return "damaged" if damage else record.get("status") or "?"
+        status = record.get("status") or "?"
+        return "damaged" if damage else "killed" if status == "running" and was_killed(self.path) else status
 
     def update(self, **changes: Any) -> None:
         """Changes entries of `run.json`."""

@@ -15,12 +15,13 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from llmlab.errors import LabError
 from llmlab.files import cache_root, read_bytes, write_text_atomically
 from llmlab.runs.figures import RESULT_FIGURES
+from llmlab.runs.lock import was_killed
 from llmlab.runs.record import RECORD, read_record
 from llmlab.runs.tags import TAGS, tags_of
 
@@ -40,7 +41,8 @@ class RunRow:
     Attributes:
         path: of its folder.
         started: when it began, as its record says it; "" where it does not.
-        status: "running", "done", "stopped" ...; "damaged" where the record is, "?" where it does not say.
+        status: "running", "done", "stopped" ...; "killed" where a running one has no process, "damaged" where
+            the record is, "?" where it does not say.
         kind: of its config, "?" where it does not say.
         step: updates that are done, None where it does not say.
         parent: what it started from, "" for nothing.
@@ -82,7 +84,10 @@ def run_rows(root: Path) -> list[RunRow]:
                 entries[folder] = entry
         else:
             entries[folder] = entry
-        rows.append(entry[1])
+        row = entry[1]
+        if row.status == "running" and was_killed(row.path):  # no file changes when a process dies
+            row = replace(row, status="killed")
+        rows.append(row)
     if entries != kept:
         _keep(kept_file, top, entries)
     return sorted(rows, key=lambda row: row.started, reverse=True)

@@ -68,6 +68,19 @@ def is_training(path: Path) -> bool:
     return False
 
 
+def was_killed(path: Path) -> bool:
+    """Returns whether the process of a run ended without noting how: nobody holds the lock that was taken.
+
+    False where that cannot be known: the lock was never taken, or was taken on another machine.
+    """
+    try:
+        host = read_object(path / HOLDER).get("host")
+    except (OSError, ValueError):
+        host = None
+    here = host in (None, socket.gethostname())
+    return here and (path / LOCK).exists() and os.access(path / LOCK, os.W_OK) and not is_training(path)
+
+
 def _holder(path: Path) -> str:
     try:
         who = read_object(path / HOLDER)

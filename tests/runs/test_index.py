@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
 
 import pytest
 
 from llmlab.runs import index
-from llmlab.runs.folder import RunFolder, all_runs
+from llmlab.runs.folder import RUNS, RunFolder, all_runs
 from llmlab.runs.index import run_rows
+from llmlab.runs.lock import HOLDER, LOCK, run_lock
 from llmlab.runs.tags import tag
 from tests.runs.made import make_run
 
@@ -99,3 +101,19 @@ def test_a_damaged_cache_is_none(root, monkeypatch, content):
 def test_a_cache_that_cannot_be_written_changes_nothing(root, monkeypatch):
     monkeypatch.setenv("LLMLAB_CACHE", str(root / "r1" / "run.json" / "no folder"))
     assert [row.path.name for row in run_rows(root)] == ["r3", "r2", "r1", "r0"]
+
+
+@pytest.mark.parametrize(
+    "host, held, status", [(None, False, "killed"), (None, True, "running"), ("far", False, "running")]
+)
+def test_a_run_whose_process_is_gone_is_not_called_running(tmp_path, monkeypatch, host, held, status):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoints" / "a"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "running", "started": "a"}))
+    with run_lock(folder) if held else nullcontext():
+        (folder / LOCK).touch()
+        if host:
+            (folder / HOLDER).write_text(json.dumps({"pid": 1, "host": host}))
+        assert [row.status for row in run_rows(RUNS)] == [status]
+        assert RunFolder(folder).status == status
