@@ -76,20 +76,6 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("wandb_entity", "wandb_watch", "wandb_name", "wandb_log_model", "wandb_run_id"), WANDB),
 }
-# the block `trl` of GRPO
-GENERATION = {
-    "beta": To("beta", read=real),
-    "max_completion_length": To("max_new_tokens", read=whole),
-    "num_generations": To("group_size", read=whole),
-    "temperature": To("grpo_temperature", read=real),
-    "top_p": To("top_p", read=real),
-    "top_k": To("top_k"),
-    "epsilon": To("clip_range", read=real),
-    "num_iterations": To("iterations", read=whole),
-    "vllm_mode": To("vllm", {"colocate": "colocate", "server": "server"}),
-    "vllm_server_host": To("vllm_host"),
-    "vllm_server_port": To("vllm_port"),
-}
 ATTENTION = {
     "flash_attention": "flash",
     "sdp_attention": "sdpa",
@@ -191,7 +177,7 @@ def _generation(draft: Draft) -> None:
     for name, value in waiting.items():
         if name.startswith("trl."):
             draft.data[name] = value
-    draft.apply({f"trl.{name}": rule for name, rule in GENERATION.items()})
+    draft.apply({f"trl.{name}": rule for name, rule in shared.GENERATION.items()})
     draft.data = {name: value for name, value in waiting.items() if not name.startswith("trl.")}
 
 

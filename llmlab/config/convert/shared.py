@@ -191,3 +191,17 @@ def sharding(draft: Draft) -> None:
         "its file is not read: `deepspeed_config` names one" if stage else "`parallel` chooses ZeRO's stage"
     )
     draft.leave("deepspeed", file, reason)
+# of GRPO, as TRL names them; axolotl has them in its block `trl`
+GENERATION: dict[str, Rule] = {
+    "beta": To("beta", read=real),
+    "num_generations": To("group_size", read=whole),
+    "max_completion_length": To("max_new_tokens", read=whole),
+    "temperature": To("grpo_temperature", read=real),
+    "top_p": To("top_p", read=real),
+    "top_k": To("top_k"),
+    "epsilon": To("clip_range", read=real),
+    "num_iterations": To("iterations", read=whole),
+    "vllm_mode": To("vllm", {"colocate": "colocate", "server": "server"}),
+    "vllm_server_host": To("vllm_host"),
+    "vllm_server_port": To("vllm_port"),
+}
