@@ -191,6 +191,8 @@ def sharding(draft: Draft) -> None:
         "its file is not read: `deepspeed_config` names one" if stage else "`parallel` chooses ZeRO's stage"
     )
     draft.leave("deepspeed", file, reason)
+
+
 # of GRPO, as TRL names them; axolotl has them in its block `trl`
 GENERATION: dict[str, Rule] = {
     "beta": To("beta", read=real),
