@@ -1,5 +1,5 @@
 # make quickstart: virtual environment, install, the whole pipeline.   make test: virtual environment, install, lint, types, tests.
-# make check: lint, types and the fast tests.
+# make check: lint, types and the fast tests.   make docs: the pages of docs/ as a site.
 PYTHON ?= python3
 VENV ?= .venv
 MINUTES ?= 5
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # a file stays in one worker, for what its tests share; long files are begun first (tests/conftest.py)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install quickstart check static test lint lock clean
+.PHONY: install quickstart check static test lint lock docs clean
 
 install: $(VENV)/.installed
 
@@ -42,5 +42,10 @@ lock: install
 	  $(BIN)/pip freeze --exclude-editable | grep -v smollm2 | sed 's/+cpu//'; } > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
+# the pages of docs/ as a site
+docs: install
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info

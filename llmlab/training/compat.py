@@ -37,6 +37,7 @@ class Private:
 
 
 AGENT = "torch.distributed.elastic.agent.server.local_elastic_agent.LocalElasticAgent"
+MEETING = "torch.distributed.elastic.rendezvous.dynamic_rendezvous.DynamicRendezvousHandler"
 VLLM = "trl.generation.vllm_generation.VLLMGeneration"
 TRAINER, MODEL, GRPO, DPO = (
     "transformers.Trainer",
@@ -80,6 +81,11 @@ PRIVATE = (
     Private(GRPO, "_calculate_rewards", "parts of the reward are figures of their own"),
     Private(GRPO, "_generate_single_turn", "vLLM draws every answer by a seed of its own"),
     Private(AGENT, "_monitor_workers", "one that writes a checkpoint is not ended after torch's 30 seconds"),
+    Private(AGENT, "_rendezvous", "processes that are started again have a store of their own"),
+    *(
+        Private(MEETING, name, "what torch keeps of an attempt for the next one", attribute=True)
+        for name in ("_shared_tcp_store_server", "_bootstrap_store_info")
+    ),
     Private(AGENT, "_shutdown", "one that can save nothing any more does not hold a job that is stopped"),
     Private(VLLM, "_iter_named_params", "the lab's weights have other names in vLLM"),
     Private(DPO, "_compute_loss", "the reference log-probabilities come from the cache"),

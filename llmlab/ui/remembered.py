@@ -13,10 +13,13 @@ FILE, MOST = "remembered.json", 5
 
 
 def remembered(use: str) -> list[str]:
-    """Returns the models that were brought for a use (a key of `FITS`) or for any other, its own first."""
+    """Returns the models that were brought for a use (a key of `FITS`) or for any other, its own first.
+
+    What was brought to generate is not offered where a score is wanted.
+    """
     kept = _kept()
     own = kept.get(use, [])
-    others = [name for other, names in kept.items() if other != use for name in names]
+    others = [name for other, names in kept.items() if other != use != "score" for name in names]
     return list(dict.fromkeys([*own, *others]))[:MOST]
 
 

@@ -1,105 +1,168 @@
-"""Makes docs/screens.md: the lab's screens as text, taken from a real terminal.
+"""Makes docs/screens.md and docs/images/screens: the lab's screens as text and as pictures, taken from a real
+terminal.
 
 python tests/end_to_end/screens.py FOLDER     # a folder in which a quickstart was made
 """
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from pathlib import Path
 
-from terminal import CTRL_C, CTRL_D, ENTER, Terminal
+import pyte
+from rich.console import Console
+from rich.text import Text
+from terminal import CLEAR, CTRL_C, CTRL_D, ENTER, Terminal
 
-DOCS = Path(__file__).parents[2] / "docs" / "screens.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, PICTURES = DOCS / "screens.md", DOCS / "images" / "screens"
+
+
+def color(name: str) -> str:
+    """Returns a colour of pyte's as rich names it."""
+    if re.fullmatch(r"[0-9a-f]{6}", name):
+        return f"#{name}"
+    name = name.replace("brown", "yellow")
+    return f"bright_{name.removeprefix('bright')}" if name.startswith("bright") else name
+
+
+def picture(screen: pyte.Screen, title: str) -> str:
+    """Returns a screen as an SVG picture that loads nothing."""
+    console = Console(
+        record=True, width=screen.columns, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
+    filled = [row for row in range(screen.lines) if screen.display[row].strip()]
+    for row in range(max(filled, default=0) + 1):
+        line = Text(end="")
+        for column in range(screen.columns):
+            sign = screen.buffer[row][column]
+            style = " ".join(
+                [
+                    *(name for name in ("bold", "reverse") if getattr(sign, name)),
+                    color(sign.fg),
+                    "on",
+                    color(sign.bg),
+                ]
+            )
+            line.append(sign.data, style)
+        console.print(line, no_wrap=True)
+    drawn = console.export_svg(title=title)
+    return re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.S)
+
+
+class Book:
+    """The screens taken so far.
+
+    Args:
+        folder: in which the lab runs; its place is left out of what is kept.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.page = [
+            "# Screens",
+            "",
+            "Taken from a terminal by `python tests/end_to_end/screens.py FOLDER`, as pictures and as text.",
+            "",
+        ]
+        PICTURES.mkdir(parents=True, exist_ok=True)
+
+    def open(self, *arguments: str, rows: int = 24, columns: int = 80) -> Terminal:
+        """Starts the lab in a terminal."""
+        return Terminal(
+            *arguments, folder=self.folder, columns=columns, rows=rows, environment=dict(os.environ)
+        )
+
+    def take(self, term: Terminal, name: str, title: str) -> None:
+        """Keeps a screen as it stands."""
+        drawn = picture(term.screen, title.replace("`", ""))
+        (PICTURES / f"{name}.svg").write_text(drawn.replace(str(self.folder), "."))
+        text = term.text().strip("\n").replace(str(self.folder), ".")
+        self.page += [f"## {title}", "", f"![{title}](images/screens/{name}.svg)", "", "```", text, "```", ""]
+
+    def close(self) -> None:
+        """Writes the page."""
+        PAGE.write_text("\n".join(self.page).rstrip() + "\n")
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]).resolve()
-    shots: list[tuple[str, str]] = []
-
-    def opened(*arguments: str, rows: int = 24) -> Terminal:
-        return Terminal(*arguments, folder=folder, columns=80, rows=rows, environment=dict(os.environ))
-
-    term = opened()
-    shots.append(("The menu", term.see("0\\) Quit")))
+    book = Book(Path(sys.argv[1]).resolve())
+    term = book.open()
+    term.see("0\\) Quit")
+    book.take(term, "menu", "The menu")
     term.send(CTRL_C)
 
-    term = opened("new", "model", "--preset", "small", "-o", "screens.json")
+    term = book.open("new", "model", "--preset", "small", "-o", "screens.json")
     term.see("tokenizer_name")
-    term.send(ENTER, ENTER, "\x15", "768")
-    shots.append(("A form: the figures below the question change with every key", term.text()))
+    term.send(ENTER, ENTER, CLEAR, "768")
+    book.take(term, "form", "A form: the figures below the question change with every key")
     term.send(ENTER, "?")
-    shots.append(("`?` explains", term.text()))
+    book.take(term, "explained", "`?` explains")
     term.close()
 
-    term = opened(
-        "new",
-        "sft",
-        "-o",
-        "screens.json",
-        "--set",
-        "policy_checkpoint=checkpoints/quickstart/base",
-        "--set",
-        'datasets=["checkpoints/quickstart/sft.jsonl"]',
-        "--set",
-        "max_length=128",
-        rows=60,
-    )
+    sft = {"policy_checkpoint": "checkpoints/quickstart/base", "max_length": "128"}
+    sft["datasets"] = '["checkpoints/quickstart/sft.jsonl"]'
+    changes = [word for name, value in sft.items() for word in ("--set", f"{name}={value}")]
+    term = book.open("new", "sft", "-o", "screens.json", *changes, rows=60)
     term.see(r"\? name")
     term.send("screens", ENTER)
-    term.fill(
-        {
-            "max_steps": "400",
-            "learning_rate": "0.002",
-            "batch_size": "8",
-            "gradient_accumulation_steps": "1",
-            "eval_every": "20",
-        }
-    )
-    shots.append(("The review, and the plan of a run", term.text()))
+    values = {"max_steps": "400", "learning_rate": "0.002", "batch_size": "8"}
+    term.fill({**values, "gradient_accumulation_steps": "1", "eval_every": "20"})
+    book.take(term, "review", "The review, and the plan of a run")
     term.send(ENTER)
     term.see("screens.json")
     term.close()
 
-    term = opened("check", "screens.json", rows=50)
-    term.child.wait()
-    shots.append(("`llmlab check`", term.read()))
+    for name, title, rows, arguments in (
+        (
+            "fit",
+            "`llmlab fit`: what can be trained on a card",
+            40,
+            ("fit", "Qwen/Qwen2.5-7B", "--gpu", "RTX 4090"),
+        ),
+        ("check", "`llmlab check`", 50, ("check", "screens.json")),
+    ):
+        term = book.open(*arguments, rows=rows, columns=100)
+        term.child.wait()
+        term.read()
+        book.take(term, name, title)
 
-    term = opened("run", "screens.json")
+    term = book.open("run", "screens.json", rows=40, columns=120)
     term.see(r"sample at step [2-9]0")
     term.see(r"step ([4-9]\d|\d\d\d) of")
-    shots.append(("A run", term.text()))
+    book.take(term, "run", "A run")
     term.send("s")
     term.see("to resume: ")
     term.close()
 
-    term = opened(rows=30)
+    term = book.open("runs", "show", "checkpoints/quickstart/grpo", rows=60, columns=100)
+    term.child.wait()
+    term.read()
+    book.take(term, "show", "`llmlab runs show`: what happened")
+
+    term = book.open()
     term.see("0\\) Quit")
     term.send("s", ENTER)
-    shots.append(("Saved configs and runs", term.see("Which one")))
+    term.see("Which one")
+    book.take(term, "saved", "Saved configs and runs")
     term.send(CTRL_C, CTRL_C)
     term.close()
 
-    term = opened("chat", "checkpoints/quickstart/dpo")
+    term = book.open("chat", "checkpoints/quickstart/grpo")
     term.see("you")
     term.send("/set temperature 0", ENTER)
     term.send("Add 3 and 4.", ENTER)
     term.read(1.5)
-    shots.append(("The chat", term.text()))
+    term.send("/why", ENTER)
+    term.read(1.5)
+    book.take(term, "chat", "The chat")
     term.send(CTRL_D)
-
-    page = [
-        "# Screens",
-        "",
-        "Taken from a terminal of 80 columns by `python tests/end_to_end/screens.py FOLDER`.",
-        "",
-    ]
-    for title, shot in shots:
-        page += [f"## {title}", "", "```", shot.strip("\n").replace(str(folder), "."), "```", ""]
-    DOCS.write_text("\n".join(page).rstrip() + "\n")
-    (folder / "screens.json").unlink(missing_ok=True)
-    print(DOCS)
+    book.close()
+    (book.folder / "screens.json").unlink(missing_ok=True)
+    print(PAGE)
 
 
 if __name__ == "__main__":

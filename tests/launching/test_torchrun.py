@@ -84,16 +84,16 @@ def test_a_process_whose_launcher_died_before_it_began_ends():
     assert subprocess.run(rank, cwd=ROOT, timeout=PATIENCE).returncode == 143
 
 
-def started(config, *more):
+def started(log, config, *more):
     """Starts a run whose config asks for two devices, FSDP2 allowed on processors."""
     shims = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "shims")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "llmlab", "run", str(config), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": shims},
-    )
+    with open(log, "w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "llmlab", "run", str(config), *more],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": shims},
+        )
 
 
 def ranks_of(job):
@@ -113,26 +113,31 @@ def test_killed_started_again_stopped_and_resumed_it_ends_like_one_process(base_
     still = dict(save_every=2, log_every=1, eval_fraction=0.0, warmup_steps=0, scheduler="none")
     more = dict(devices=2, parallel="fsdp2", restarts=1, batch_size=2, max_steps=300)
     two = save_config(base_config(folder, **still, **more), tmp_path / "two.json")
-    job = started(two)
-    until(lambda: Checkpoint.all_in(folder))
+    log = tmp_path / "log"
+    job = started(log, two)
+
+    def until_it(condition):
+        until(lambda: condition() or job.poll() is not None, log.read_text)
+        assert job.poll() is None, log.read_text()
+
+    until_it(lambda: Checkpoint.all_in(folder))
     killed = ranks_of(job)
     os.kill(killed[1], signal.SIGKILL)
-    until(lambda: len(now := ranks_of(job)) == 2 and not set(now) & set(killed))
+    until_it(lambda: len(now := ranks_of(job)) == 2 and not set(now) & set(killed))
     step = Checkpoint.all_in(folder)[0].step
-    until(lambda: Checkpoint.all_in(folder)[0].step > step)
+    until_it(lambda: Checkpoint.all_in(folder)[0].step > step)
     members = ranks_of(job)
     job.send_signal(signal.SIGTERM)
-    text, _ = job.communicate(timeout=PATIENCE)
-    assert job.returncode == 143, text
+    assert job.wait(PATIENCE) == 143, log.read_text()
+    text = log.read_text()
     assert "the processes were started again (1 of 1)" in text and "sharded" in text
     assert "Traceback" not in text and "torch/distributed" not in text
     assert RunFolder(folder).record["status"] == "stopped"
     assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
     last = Checkpoint.all_in(folder)[0].step + 2
-    done = started(two, "--set", f"max_steps={last}", "--json")
-    text, _ = done.communicate(timeout=PATIENCE)
-    assert done.returncode == 0, text
-    assert json.loads(text.splitlines()[-1])["status"] == "done"
+    done = started(log, two, "--set", f"max_steps={last}", "--json")
+    assert done.wait(PATIENCE) == 0, log.read_text()
+    assert json.loads(log.read_text().splitlines()[-1])["status"] == "done"
     whole = run(base_config(tmp_path / "one", **still, batch_size=4, max_steps=last))
     losses = [
         {line["step"]: line["loss"] for line in RunFolder(path).metrics() if "loss" in line}

@@ -134,6 +134,7 @@ def test_who_brings_a_model_finds_every_entry_open(desk, brought, monkeypatch):
     for key, kind in (("3", "sft"), ("4", "reward"), ("5", "dpo"), ("8", "dual_head")):
         press(lambda _: menu.main_menu(), f"{key}{ENTER}{another}{ENTER}0{ENTER}")
         assert asked[-1].kind == kind and getattr(asked[-1], asked[-1].STARTS_FROM) == brought
+        another = ENTER  # it is remembered, and offered first
     # base training of it: not from scratch
     press(lambda _: menu.main_menu(), f"2{ENTER}{DOWN}{ENTER}{another}0{ENTER}")
     assert asked[-1].kind == "pretrain" and asked[-1].init_from == brought and asked[-1].model is None
