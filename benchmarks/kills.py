@@ -62,8 +62,8 @@ def finished(work, log: Path) -> None:
         sys.exit(f"a run failed:\n{log.read_text()[-3000:]}")
 
 
-def make_policy(folder: Path) -> None:
-    torch.manual_seed(0)
+def make_policy(folder: Path, seed: int = 0) -> None:
+    torch.manual_seed(seed)
     shape = ModelConfig(
         tokenizer_name="byte",
         vocab_size=260,

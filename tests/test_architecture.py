@@ -11,7 +11,19 @@ from tests.waiting import PATIENCE
 ROOT = Path(__file__).parent.parent / "llmlab"
 LAYERS = {
     **dict.fromkeys(
-        ("errors", "deferred", "files", "trust", "readable", "libraries", "env_file", "screen", "config"), 0
+        (
+            "errors",
+            "deferred",
+            "files",
+            "trust",
+            "readable",
+            "libraries",
+            "env_file",
+            "screen",
+            "statistics",
+            "config",
+        ),
+        0,
     ),
     **dict.fromkeys(("planning", "models", "data", "runs", "rewards", "launching"), 1),
     **dict.fromkeys(("training", "evaluation", "chat", "export", "serving"), 2),

@@ -58,6 +58,7 @@ COMMANDS = (
     publish.card,
     publish.push,
     evaluate.evaluate,
+    evaluate.evaluations,
     training.tokenizer,
     training.quickstart,
     runs.info,

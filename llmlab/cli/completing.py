@@ -117,6 +117,20 @@ def presets() -> Words:
 
 
 @quietly
+def suites() -> Words:
+    """Returns the suites that ship."""
+    from llmlab.config.suites import SUITES
+
+    return [(name, suite.title) for name, suite in SUITES.items()]
+
+
+@quietly
+def evaluations() -> Words:
+    """Returns the evaluations of this folder."""
+    return sorted(path.parent.name for path in Path("evaluations").glob("*/evaluation.json"))
+
+
+@quietly
 def sources(incomplete: str) -> Words:
     """Returns the datasets that are known, once a letter of one is there; before it, files are completed."""
     from llmlab.data.catalogue import CATALOGUE

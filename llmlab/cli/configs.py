@@ -97,7 +97,7 @@ def check(
     loaded = load_for_run(config, set_)
     if measure and not isinstance(loaded, TrainingConfig):
         raise LabError(
-            "is a model config, which has no steps to measure",
+            f"is of kind {loaded.kind!r}, which has no steps to measure",
             where=str(config),
             remedy="name a training config",
         )

@@ -1,8 +1,8 @@
-"""The command that measures a model: evaluate."""
+"""The commands that measure a model: evaluate, and evaluations, which shows what was measured."""
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,38 +15,51 @@ from llmlab.cli.options import (
     JsonOption,
     LoadInOption,
     TrustOption,
-    load_options,
+    parse_changes,
+    print_json,
     show,
-    source_config,
     trust_names,
     trust_rewards,
 )
 from llmlab.errors import LabError
+from llmlab.readable import visible
 
 if TYPE_CHECKING:
-    from llmlab.config import SourceConfig
-    from llmlab.config.loading import LoadOptions
-    from llmlab.config.rewards import RewardSource
-    from llmlab.evaluation.sources import Measured
+    from llmlab.config.evaluation import EvaluationConfig
 
 
 def evaluate(
     checkpoint: CheckpointArgument,
     task: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--task",
             metavar="SOURCE",
             help="Dataset to evaluate on; repeat it for more.",
             autocompletion=completing.sources,
         ),
-    ],
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A named list of tasks, or a file of your own; default: standard, without --task.",
+            autocompletion=completing.suites,
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Another model on the same rows, or `parent`: the differences, with p-values.",
+            autocompletion=completing.runs,
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Options of the sources: split, max_rows ...",
+            help="Options of the sources (split, max_rows ...) or of the evaluation (temperature ...).",
             autocompletion=completing.changes,
         ),
     ] = None,
@@ -59,12 +72,14 @@ def evaluate(
     ] = "score",
     reward: Annotated[
         list[str] | None,
-        typer.Option(metavar="REWARD", help="Also generate answers and score them with this reward."),
+        typer.Option(metavar="REWARD", help="Generate answers and score them with this reward."),
     ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(help="With --reward: another model, for the win rate.", autocompletion=completing.runs),
+    gate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Bounds of figures; one that is broken ends with code 1."),
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Folder name below evaluations/.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Also write the answers as a table.")] = False,
     trust: TrustOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
     max_length: Annotated[
@@ -83,80 +98,135 @@ def evaluate(
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model: labels of a classification, loss of texts, preferences of pairs."""
-    options = load_options(load_in, device, dtype)
+    """Measure a model: labels, answers, loss of texts, preferences; each answer is kept."""
     if by not in ("score", "generate"):
         raise LabError(f"`--by` {by!r} is not score or generate")
     if reward and by != "score":
         raise LabError("with `--reward` answers are always generated", remedy="leave out `--by`")
-    if against and not reward:
+    if reward and (max_length or stride):
+        option = "max-length" if max_length else "stride"
         raise LabError(
-            "`--against` compares answers by a reward",
-            remedy="add --reward NAME (`llmlab new grpo` lists them)",
+            f"`--{option}` applies to texts and conversations; these are prompts that are answered",
+            remedy="leave it out",
         )
     from llmlab.config.base import validate
-    from llmlab.config.rewards import RewardSource
+    from llmlab.config.evaluation import EvaluationConfig
+
+    sources, changes = _sources(task or [], set_)
+    given: dict[str, Any] = {
+        "model": checkpoint,
+        "against": against,
+        "suite": suite,
+        "datasets": sources,
+        "rewards": list(reward or []),
+        "gate": str(gate) if gate else None,
+        "name": name,
+        "max_length": max_length,
+        "stride": stride,
+        **changes,
+    }
+    options = {"by": by, "csv": csv, "batch_size": batch_size}
+    options |= {"load_in": load_in, "device": device, "dtype": dtype}
+    values = {key: value for key, value in given.items() if value not in (None, [])}
+    run_evaluation(validate(EvaluationConfig, {**options, **values}), trust=trust, as_json=as_json)
+
+
+def _sources(lines: list[str], set_: list[str] | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns the sources that lines name, with the changes that are theirs, and the changes of the
+    evaluation.
+    """
+    from llmlab.cli.options import option_changes, source_config
+    from llmlab.config.evaluation import EvaluationConfig
+
+    of_evaluation = {*EvaluationConfig.model_fields}
+    pairs = set_ or []
+    own = [pair for pair in pairs if pair.partition("=")[0].strip() in of_evaluation]
+    others = [pair for pair in pairs if pair not in own]
+    if others and not lines:
+        first = next(iter(parse_changes(others)))
+        raise LabError(
+            f"`--set {first}` is an option of a source, and none is named",
+            remedy="name it with --task; the sources of a suite are as its file says",
+        )
+    sources = [source_config(line, others or None).model_dump(exclude_unset=True) for line in lines]
+    return sources, option_changes(EvaluationConfig, own)
+
+
+def run_evaluation(config: EvaluationConfig, *, trust: list[str] | None, as_json: bool) -> None:
+    """Evaluates as a config says, shows the result, and ends with code 1 where the gate is broken.
+
+    Raises:
+        LabError: when something cannot be used, or a figure is beyond its bound.
+    """
+    from llmlab.config.gate import load_gate
+    from llmlab.config.suites import tasks_of
+    from llmlab.evaluation.folder import EvaluationFolder
+    from llmlab.models.resolve import with_newest
     from llmlab.runs.folder import find_model
 
-    sources = [source_config(line, set_) for line in task]
-    rewards = [validate(RewardSource, line) for line in reward or []]
-    if reward and (max_length or stride):
-        from llmlab.evaluation.sources import refuse_lengths
-
-        refuse_lengths(max_length, stride, "prompts that are answered", task[0])
-    reward_models = [one.name for one in rewards if one.kind == "model"]
-    for name in [checkpoint, *([against] if against else []), *reward_models]:
-        find_model(name)  # a wrong name is refused before torch is loaded
+    config = with_newest(config)
+    rewards = [reward for task in tasks_of(config) for reward in task.rewards]
+    if config.gate:
+        load_gate(config.gate)
+    others = [config.against] if config.against not in (None, "parent") else []
+    for one in [config.model, *others, *(reward.name for reward in rewards if reward.kind == "model")]:
+        find_model(str(one))  # a wrong name is refused before torch is loaded
     trust_names(trust)
-    if rewards:
-        results = _rewarded((checkpoint, against), sources, rewards, options, batch_size)
-    else:
-        how = {"by": by, "batch_size": batch_size, "max_length": max_length, "stride": stride}
-        results = _measured(checkpoint, sources, options, how)
-    if as_json:
-        typer.echo(json.dumps([figures.to_json() for figures in results]))
-    else:
-        from llmlab.ui.data import measured
-
-        show(measured(results))
-
-
-def _measured(
-    checkpoint: str, sources: list[SourceConfig], options: LoadOptions, how: dict[str, Any]
-) -> list[Measured]:
-    """Returns the figures of a model on each source."""
     from llmlab.libraries import importing, quiet_libraries
     from llmlab.screen import warn
 
     with importing():
-        from llmlab.evaluation.sources import measure
-        from llmlab.models.loading import load_for_use
-
-    quiet_libraries(warn)
-    model, tokenizer = load_for_use(checkpoint, options)
-    return [measure(model, tokenizer, source, **how) for source in sources]
-
-
-def _rewarded(
-    names: tuple[str, str | None],
-    sources: list[SourceConfig],
-    rewards: list[RewardSource],
-    options: LoadOptions,
-    batch_size: int,
-) -> list[Measured]:
-    """Returns the mean reward of a model's answers, and its win rate against another."""
-    from llmlab.libraries import importing, quiet_libraries
-    from llmlab.models.device import choose_device
-    from llmlab.screen import warn
-
-    with importing():
-        from llmlab.evaluation.win_rate import load_candidates, score_with_reward
+        from llmlab.evaluation.run import evaluate as evaluate_config
+        from llmlab.evaluation.run import passing
         from llmlab.training.rewards import refuse_untrusted, weighted
-
+        from llmlab.ui.evaluation import evaluated, figures_json, telling
     quiet_libraries(warn)
-    trust_rewards(rewards)
-    refuse_untrusted(rewards)
-    device = choose_device(options.device)
-    candidates = load_candidates(*names, options)
-    score = weighted(rewards, device)
-    return [score_with_reward(candidates, source, score, batch_size=batch_size) for source in sources]
+    if rewards:
+        trust_rewards(rewards)
+        refuse_untrusted(rewards)
+    with telling() as tell:
+        folder: EvaluationFolder = evaluate_config(config, weighted, tell)
+    with passing(folder):
+        if as_json:
+            print_json(figures_json(folder))
+        else:
+            show(evaluated(folder))
+
+
+def evaluations(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="An evaluation, to show its figures.", autocompletion=completing.evaluations),
+    ] = None,
+    csv: Annotated[
+        bool, typer.Option("--csv", help="Write the answers of that evaluation as a table.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was evaluated, or show one evaluation again."""
+    from llmlab.evaluation.folder import all_evaluations, find_evaluation
+
+    if name is None:
+        if csv:
+            raise LabError("`--csv` writes the answers of one evaluation", remedy="name it")
+        if as_json:
+            print_json([one.summary() for one in all_evaluations()])
+            return
+        from llmlab.ui.evaluation import evaluations_table
+
+        show(evaluations_table(all_evaluations()))
+        return
+    folder = find_evaluation(name)
+    if csv:
+        path = folder.write_csv()
+        if as_json:
+            print_json({"path": path})
+        else:
+            typer.echo(visible(str(path)))
+        return
+    if as_json:
+        print_json(folder.record)
+        return
+    from llmlab.ui.evaluation import evaluated
+
+    show(evaluated(folder))

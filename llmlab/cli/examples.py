@@ -31,8 +31,9 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     ),
     "evaluate": (
         "llmlab evaluate sft --task llmlab:spam-mails --set split=test",
-        "llmlab evaluate dpo --task prompts.jsonl --reward exact_match --against sft",
+        "llmlab evaluate dpo --suite standard --against parent --gate gate.json",
     ),
+    "evaluations": ("llmlab evaluations", "llmlab evaluations sft-standard --csv"),
     "tokenizer": (
         "llmlab tokenizer mytexts/ --vocab-size 4096",
         "llmlab tokenizer llmlab:moby-dick -o checkpoints/tokenizer",

@@ -53,22 +53,25 @@ def run(
     trust: TrustOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train as a config says; progress on stderr, the result on stdout."""
+    """Train, or evaluate, as a config says; progress on stderr, the result on stdout."""
+    from llmlab.config.evaluation import EvaluationConfig
     from llmlab.config.training import TrainingConfig
     from llmlab.launching.srun import adopt_srun_rank
 
     changes = list(set_ or [])
     changes += [f"{name}={value}" for name, value in (("devices", devices), ("nodes", nodes)) if value]
     loaded = load_for_run(config, changes)
-    if not isinstance(loaded, TrainingConfig):
+    if isinstance(loaded, EvaluationConfig) and not dry_run:
+        from llmlab.cli.evaluate import run_evaluation
+
+        run_evaluation(loaded, trust=trust, as_json=as_json)
+        return
+    if not isinstance(loaded, (TrainingConfig, EvaluationConfig)):
         raise LabError(
             "is a model config and cannot be run",
             where=str(config),
             remedy='name it as `model` in a "pretrain" config',
         )
-    adopt_srun_rank(loaded, os.environ)
-    if rendezvous and loaded.nodes == 1:
-        raise LabError("`--rendezvous` is for several machines", remedy="set `nodes`, or leave it out")
     if dry_run:
         from llmlab.planning.plan import make_plan
         from llmlab.training.inputs import check_inputs
@@ -82,6 +85,10 @@ def run(
         for unchecked in check_inputs(loaded):
             typer.echo(visible(unchecked_line(unchecked)))
         return
+    assert isinstance(loaded, TrainingConfig)
+    adopt_srun_rank(loaded, os.environ)
+    if rendezvous and loaded.nodes == 1:
+        raise LabError("`--rendezvous` is for several machines", remedy="set `nodes`, or leave it out")
     from llmlab.config.rollouts import RolloutConfig
     from llmlab.launching.start import several_processes, start
     from llmlab.libraries import importing, quiet_libraries

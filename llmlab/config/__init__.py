@@ -3,6 +3,7 @@
 from llmlab.config.base import KindConfig, LabBaseConfig
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.dual_head import DualHeadConfig
+from llmlab.config.evaluation import EvaluationConfig
 from llmlab.config.grpo import GRPOConfig
 from llmlab.config.loader import KINDS, apply_changes, load_config, parse_config, save_config, schema
 from llmlab.config.model import ModelConfig
@@ -20,6 +21,7 @@ __all__ = [
     "MODEL_PRESETS",
     "DPOConfig",
     "DualHeadConfig",
+    "EvaluationConfig",
     "GRPOConfig",
     "KindConfig",
     "LabBaseConfig",

@@ -9,6 +9,8 @@ from typing import Any
 
 from llmlab.config.base import LabBaseConfig
 from llmlab.config.chat import BatchOptions, ChatSettings
+from llmlab.config.evaluation import Task
+from llmlab.config.gate import Bound
 from llmlab.config.loader import KINDS
 from llmlab.config.loading import LoadOptions
 from llmlab.config.options import OptionInfo
@@ -25,6 +27,7 @@ def options_page() -> str:
         (f'`kind: "{kind}"`: {cls.TITLE}', cls) for kind, cls in KINDS.items()
     ]
     sections += [("Sources", SourceConfig), ("Rewards", RewardSource), ("Chat", ChatSettings)]
+    sections += [("Tasks of a suite", Task), ("Bounds of a gate", Bound)]
     sections += [("Loading", LoadOptions), ("Batches of prompts", BatchOptions)]
     sections += [
         ("Serving", ServeOptions),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmlab.config.base import SCHEMA_VERSION, KindConfig, LabBaseConfig, as_number, as_typed, validate
 from llmlab.config.dpo import DPOConfig
 from llmlab.config.dual_head import DualHeadConfig
+from llmlab.config.evaluation import EvaluationConfig
 from llmlab.config.grpo import GRPOConfig
 from llmlab.config.model import ModelConfig
 from llmlab.config.ppo import PPOConfig
@@ -38,6 +39,7 @@ KINDS: dict[str, type[KindConfig]] = {
         GRPOConfig,
         PPOConfig,
         DualHeadConfig,
+        EvaluationConfig,
     )
 }
 K = TypeVar("K", bound=KindConfig)

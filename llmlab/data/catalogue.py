@@ -420,6 +420,16 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry("allenai/Dolci-Instruct-DPO", (PREFERENCE,), "259,922", "conversation", PAIRS),
     Entry("llmlab:moby-dick", (_text(),), "136", "prose", CORPUS, note="ships with llmlab", license="pddl"),
     Entry(
+        "llmlab:questions",
+        (_answer("prompt", "completion"),),
+        "400",
+        "arithmetic, letters",
+        ("evaluate",),
+        splits=("train", "test"),
+        note="ships with llmlab: the quickstart's held-out questions",
+        license="apache-2.0",
+    ),
+    Entry(
         "llmlab:spam-mails",
         (
             _classification(

@@ -16,6 +16,7 @@ from llmlab.files import in_home
 
 SHIPPED = {
     "llmlab:moby-dick": {"train": "moby-dick.jsonl"},
+    "llmlab:questions": {"test": "questions.jsonl", "train": "questions.jsonl"},
     "llmlab:spam-mails": {"train": "spam-mails.train.jsonl.gz", "test": "spam-mails.test.jsonl.gz"},
 }
 TEXT_FILES = (".txt", ".md")

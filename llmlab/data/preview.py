@@ -93,15 +93,22 @@ def look_at_sources(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Sou
     """
     held_out: list[float | None] = [None] * len(config.eval_datasets)
     sources = [*config.datasets, *config.eval_datasets]
-    looks = []
-    for source, share in zip(sources, [*shares(config.datasets), *held_out], strict=True):
-        opened = None
-        if local_files(source.name, source.split):
-            rows = open_source(source, shapes)
-            rows.look()
-            opened = (None if rows.is_stream else len(rows.rows), rows.mapping.shape)
-        looks.append(SourceLook(source, share, entry(source.name, source.subset), opened))
-    return looks
+    both = zip(sources, [*shares(config.datasets), *held_out], strict=True)
+    return [look_at(source, share, shapes) for source, share in both]
+
+
+def look_at(source: SourceConfig, share: float | None, shapes: tuple[str, ...]) -> SourceLook:
+    """Returns a look at a source's first rows.
+
+    Raises:
+        LabError: when it is on this machine and cannot be used.
+    """
+    opened = None
+    if local_files(source.name, source.split):
+        rows = open_source(source, shapes)
+        rows.look()
+        opened = (None if rows.is_stream else len(rows.rows), rows.mapping.shape)
+    return SourceLook(source, share, entry(source.name, source.subset), opened)
 
 
 def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Overlap]:

@@ -1,16 +1,9 @@
-"""Generative classification: which of the label words the model finds likeliest, or says.
-
-Accuracy, macro F1 (the mean over the labels of 2 TP / (2 TP + FP + FN); a label that is neither there nor
-given counts as 0) and the confusion matrix.
-"""
+"""Generative classification: how likely a model finds each of the label words behind a prompt."""
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,105 +12,8 @@ from llmlab.data.rendering import answer_tokens, render, tokenize_seq2seq
 from llmlab.data.schemas import Row
 from llmlab.data.tokenizer import text_ids
 from llmlab.errors import LabError
-from llmlab.evaluation.answers import answer
+from llmlab.evaluation.answers import padded_left
 from llmlab.models.typed import LanguageModel
-
-OTHER = "(other)"
-
-
-@dataclass
-class Classified:
-    """Labels and predictions of a source.
-
-    Attributes:
-        labels: the words.
-        references: number of the correct word for each row.
-        predictions: number of the predicted word; `len(labels)` for none of them.
-    """
-
-    labels: list[str]
-    references: list[int] = field(default_factory=list)
-    predictions: list[int] = field(default_factory=list)
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """Rows of the correct word, columns of the predicted one, the last column for none of them; (labels,
-        labels + 1).
-        """
-        table = np.zeros((len(self.labels), len(self.labels) + 1), int)
-        np.add.at(table, (self.references, self.predictions), 1)
-        return table
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the rows that are correct."""
-        return float(np.trace(self.confusion[:, :-1]) / max(1, len(self.references)))
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean over the labels of their F1."""
-        table = self.confusion
-        hits = np.diag(table[:, :-1])
-        both = table.sum(1) + table[:, :-1].sum(0)
-        return float(np.mean(np.divide(2 * hits, both, out=np.zeros(len(hits)), where=both > 0)))
-
-    @property
-    def majority(self) -> float:
-        """Accuracy of always giving the most frequent word."""
-        return max(Counter(self.references).values(), default=0) / max(1, len(self.references))
-
-
-@torch.no_grad()
-def classify(
-    model: LanguageModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
-    *,
-    by: str = "score",
-    batch_size: int = 16,
-) -> Classified:
-    """Returns the labels that a model gives to canonical classification rows.
-
-    Args:
-        model: in whatever mode; evaluated without dropout.
-        tokenizer: with a chat template, or without one, when prompts are continued as text.
-        rows: with `prompt`, `completion` and `choices`.
-        by: "score" takes the word with the highest log-probability, end of turn included; "generate" what it
-            says.
-        batch_size: rows at a time.
-    """
-    labels = list(dict.fromkeys(word for row in rows for word in row["choices"]))
-    result = Classified(labels, [labels.index(row["completion"]) for row in rows], [len(labels)] * len(rows))
-    if by == "generate":
-        answers = answer(
-            model,
-            tokenizer,
-            [("", row["prompt"], row["completion"]) for row in rows],
-            max_new_tokens=max(len(text_ids(tokenizer, word)) for word in labels) + 2,
-            batch_size=batch_size,
-        )
-        for index, (*_, text) in enumerate(answers.rows):
-            word = next(
-                (word for word in rows[index]["choices"] if word.lower() == text.strip().rstrip(".").lower()),
-                None,
-            )
-            if word:
-                result.predictions[index] = labels.index(word)
-        return result
-    was_training = model.training
-    model.eval()
-    prompts = [_prompt_ids(tokenizer, row, seq2seq=model.config.is_encoder_decoder) for row in rows]
-    order = sorted(range(len(rows)), key=lambda index: (rows[index]["choices"], len(prompts[index])))
-    start = 0
-    while start < len(order):
-        choices = rows[order[start]]["choices"]
-        part = [i for i in order[start : start + batch_size] if rows[i]["choices"] == choices]
-        scores = score_words(model, tokenizer, [prompts[i] for i in part], choices)
-        for index, best in zip(part, scores.argmax(dim=1).tolist(), strict=True):
-            result.predictions[index] = labels.index(choices[best])
-        start += len(part)
-    model.train(was_training)
-    return result
 
 
 @torch.no_grad()
@@ -130,19 +26,14 @@ def score_words(
     """
     if model.config.is_encoder_decoder:
         return _score_seq2seq(model, tokenizer, prompts, words)
-    longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id or 0
     device = model.device
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor(
-        [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device
-    )
+    ids, mask = padded_left(prompts, tokenizer.pad_token_id or 0, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     read = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
     first = read.logits[:, -1].float().log_softmax(-1)
     scores = []
     for word in words:
-        word_ids = _word_ids(tokenizer, word)
+        word_ids = label_ids(tokenizer, word)
         total = first[:, word_ids[0]]
         if len(word_ids) > 1:
             tokens = torch.tensor([word_ids[:-1]] * len(prompts), device=device)
@@ -181,14 +72,15 @@ def _score_seq2seq(
     return torch.stack(scores, dim=1)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, *, seq2seq: bool = False) -> list[int]:
+def label_prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, *, seq2seq: bool = False) -> list[int]:
+    """Returns the tokens of a question behind which a label is scored."""
     if seq2seq or tokenizer.chat_template:
         asked = render(tokenizer, row["prompt"], generate=True)
         return text_ids(tokenizer, asked, add_special_tokens=seq2seq)
     return text_ids(tokenizer, row["prompt"][-1]["content"])
 
 
-def _word_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
+def label_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
     """Returns the tokens that the assistant says for a word: with the template's end of turn,
     or as the next word of a text.
     """

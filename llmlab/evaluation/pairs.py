@@ -34,20 +34,91 @@ def preference_accuracy(
     """
     was_training = model.training
     model.eval()
-    won = 0
+    won = 0.0
     for start in range(0, len(pairs), batch_size):
-        batch = _tokens(tokenizer, pairs[start : start + batch_size])
-        prompts = [row["prompt_ids"] for row in batch]
-        chosen, rejected = (
-            answer_log_probs(model, prompts, [row[key] for row in batch], tokenizer.pad_token_id)
-            for key in ("chosen_ids", "rejected_ids")
-        )
-        won += int((chosen > rejected).sum())
+        rows = [tokenized_pair(tokenizer, pair) for pair in pairs[start : start + batch_size]]
+        won += sum(one["score"] for one in _by_the_policy(model, tokenizer, rows))
     model.train(was_training)
     return won / max(1, len(pairs))
 
 
 @torch.no_grad()
+def score_pairs(
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Returns of each pair its `score`, 1 where the chosen answer is the likelier one, and what it came from.
+
+    Of a policy, and of a dual head's backbone alone: `log_prob` and `log_prob_rejected`. Of a dual head,
+    whose reward head decides: `margin`, log pi_r(chosen) - log pi_r(rejected); and over the tokens of the
+    chosen answer, as sums, `fused` and `backbone` (log pi of the fused model and of the one it began as),
+    `alpha` and `gate_entropy` (nats). `log_prob` is the fused one.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its own.
+        rows: tokenized pairs, one batch of them.
+    """
+    if not isinstance(model, LabDualHeadForCausalLM):
+        return _by_the_policy(model, tokenizer, rows)
+    if model.alignment == 0:
+        return _by_the_policy(model.backbone, tokenizer, rows)
+    return _by_the_heads(model, tokenizer, rows)
+
+
+def _by_the_policy(
+    model: LanguageModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    prompts = [row["prompt_ids"] for row in rows]
+    chosen, rejected = (
+        answer_log_probs(model, prompts, [row[key] for row in rows], tokenizer.pad_token_id or 0)
+        .double()
+        .tolist()
+        for key in ("chosen_ids", "rejected_ids")
+    )
+    return [
+        {
+            "score": float(one > other),
+            "log_prob": one,
+            "log_prob_rejected": other,
+            "tokens": len(row["chosen_ids"]),
+        }
+        for row, one, other in zip(rows, chosen, rejected, strict=True)
+    ]
+
+
+def _by_the_heads(
+    model: LabDualHeadForCausalLM, tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    collate = DualHeadCollator(tokenizer.pad_token_id or 0, share=False)
+    batch = collate([{**row, "chosen_labels": row["chosen_ids"]} for row in rows])
+    scores = model(**{name: value.to(model.device) for name, value in batch.items()})
+    owner = batch["chosen_row"]
+    share = scores.alpha.double().clamp(1e-12, 1 - 1e-12)
+    of_tokens = {
+        "fused": scores.fused,
+        "alpha": scores.alpha,
+        "gate_entropy": torch.special.entr(share) + torch.special.entr(1 - share),
+    }
+    sums = {
+        name: torch.zeros(len(rows), dtype=torch.float64).index_add_(0, owner, values.double().cpu())
+        for name, values in of_tokens.items()
+    }
+    counts = torch.bincount(owner, minlength=len(rows)).tolist()
+    prompts, chosen = ([row[name] for row in rows] for name in ("prompt_ids", "chosen_ids"))
+    own = answer_log_probs(model.backbone, prompts, chosen, tokenizer.pad_token_id or 0).double().tolist()
+    return [
+        {
+            "score": float(margin > 0),
+            "log_prob": float(sums["fused"][place]),
+            "tokens": counts[place],
+            "margin": margin,
+            "backbone": own[place],
+            **{name: float(values[place]) for name, values in sums.items()},
+        }
+        for place, margin in enumerate(scores.margin.double().tolist())
+    ]
+
+
 def dual_head_figures(
     model: LabDualHeadForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -63,41 +134,28 @@ def dual_head_figures(
     """
     was_training = model.training
     model.eval()
-    collate = DualHeadCollator(tokenizer.pad_token_id or 0, share=False)
-    won, tokens, fused, own, alpha, entropy = 0, 0, 0.0, 0.0, 0.0, 0.0
-    for start in range(0, len(pairs), batch_size):
-        rows = [
-            {**row, "chosen_labels": row["chosen_ids"]}
-            for row in _tokens(tokenizer, pairs[start : start + batch_size])
-        ]
-        scores = model(**{name: value.to(model.device) for name, value in collate(rows).items()})
-        won += int((scores.margin > 0).sum())
-        tokens += len(scores.fused)
-        fused += float(scores.fused.sum())
-        alpha += float(scores.alpha.sum())
-        share = scores.alpha.double().clamp(1e-12, 1 - 1e-12)
-        entropy += float(torch.special.entr(share).sum() + torch.special.entr(1 - share).sum())
-        prompts, chosen = ([row[name] for row in rows] for name in ("prompt_ids", "chosen_ids"))
-        own += float(answer_log_probs(model.backbone, prompts, chosen, tokenizer.pad_token_id or 0).sum())
+    found: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for start in range(0, len(pairs), batch_size):
+            rows = [tokenized_pair(tokenizer, pair) for pair in pairs[start : start + batch_size]]
+            found += _by_the_heads(model, tokenizer, rows)
     model.train(was_training)
+    tokens = max(1, sum(one["tokens"] for one in found))
+
+    def mean(name: str) -> float:
+        return float(math.fsum(one[name] for one in found) / tokens)
+
     return {
-        "preference_accuracy": won / max(1, len(pairs)),
-        "perplexity": math.exp(-fused / max(1, tokens)),
-        "backbone_perplexity": math.exp(-own / max(1, tokens)),
-        "alpha": alpha / max(1, tokens),
-        "gate_entropy": entropy / max(1, tokens),
+        "preference_accuracy": sum(one["score"] for one in found) / len(found),
+        "perplexity": math.exp(-mean("fused")),
+        "backbone_perplexity": math.exp(-mean("backbone")),
+        "alpha": mean("alpha"),
+        "gate_entropy": mean("gate_entropy"),
     }
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, pairs: list[Pair]) -> list[dict[str, Any]]:
-    return [
-        tokenize_pair(
-            tokenizer,
-            user(prompt) if isinstance(prompt, str) else prompt,
-            chosen,
-            rejected,
-            LONGEST,
-            LONGEST_PROMPT,
-        )
-        for prompt, chosen, rejected in pairs
-    ]
+def tokenized_pair(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> dict[str, Any]:
+    """Returns `prompt_ids`, `chosen_ids` and `rejected_ids` of a pair."""
+    prompt, chosen, rejected = pair
+    turns = user(prompt) if isinstance(prompt, str) else prompt
+    return tokenize_pair(tokenizer, turns, chosen, rejected, LONGEST, LONGEST_PROMPT)

@@ -38,6 +38,7 @@ FITS: dict[str, tuple[str, ...]] = {
         if cls.STARTS_FROM_MODELS
     },
     "chat": kinds_that_make("base", "policy", "dual_head"),
+    "evaluation": kinds_that_make("base", "policy", "dual_head"),
     "score": kinds_that_make("scorer"),
     "tokenizer": tuple(METHODS),
     "weights": tuple(METHODS),
@@ -46,11 +47,13 @@ IN_WORDS = {
     "pretrain": "a model that generates text",
     "sft": "a base model or a fine-tuned one",
     "chat": "a model that generates text",
+    "evaluation": "a model that generates text",
     "score": "a reward model",
     "tokenizer": "a model or a tokenizer",
     "weights": "a model",
 }
 DUAL_HEAD = "llmlab_dual_head"
+WRITES = ("chat", "evaluation")  # uses of any model that writes text
 # read text in both directions and cannot write any
 ENCODERS = {
     "bert",
@@ -124,9 +127,12 @@ def with_newest(config: Config, *, required: bool = True) -> Config:
     Raises:
         LabError: when there is none and it is `required`.
     """
-    if not isinstance(config, TrainingConfig) or getattr(config, option := config.STARTS_FROM) != NEWEST:
+    option = getattr(type(config), "STARTS_FROM", "")
+    if not option or getattr(config, option) != NEWEST:
         return config
-    folder = Path(config.output_dir) if config.output_dir else RUNS / config.name if config.name else None
+    folder: Path | None = None
+    if isinstance(config, TrainingConfig):
+        folder = Path(config.output_dir) if config.output_dir else RUNS / config.name if config.name else None
     before = RunFolder(folder).record.get("config") if folder else None
     if isinstance(before, dict) and isinstance(name := before.get(option), str):
         return apply_changes(config, {option: name})
@@ -237,13 +243,13 @@ def refuse_architecture(model_config: dict[str, Any], where: str | Path, use: st
                 " word"
             ),
         )
-    if model_config.get("is_encoder_decoder") and use not in ("sft", "chat"):
+    if model_config.get("is_encoder_decoder") and use not in ("sft", *WRITES):
         raise LabError(
             f"is an encoder-decoder ({kind}): `{use}` trains decoders",
             where=str(where),
             remedy="fine-tune it with `sft`, or use a decoder (GPT, Llama, Qwen ...)",
         )
-    if kind == DUAL_HEAD and use != "chat":
+    if kind == DUAL_HEAD and use not in WRITES:
         raise LabError(
             f"is a dual-head model with a frozen backbone; `{use}` trains whole models",
             where=str(where),

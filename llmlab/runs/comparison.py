@@ -1,10 +1,8 @@
 """Runs beside each other, as data: what differs, and figures with their uncertainty.
 
 Runs whose options differ in nothing but the seed are one group, whose figures are a mean over seeds. The
-intervals are 95 % ones, of scipy: Student's t over the seeds of a group (the figures of seeds are taken to be
-normal); of a single run where its held-out rows say more than a mean, Wilson's interval of a share of rows
-(Wilson 1927), or Student's t over the rows. Differences of two groups of seeds are Welch's (1947), which does
-not take their spreads to be equal.
+intervals are those of `llmlab.statistics`: over the seeds of a group (whose figures are taken to be normal);
+of a single run where its held-out rows say more than a mean, of a share of rows, or over the rows.
 """
 
 from __future__ import annotations
@@ -13,13 +11,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from llmlab.errors import LabError
 from llmlab.runs.curves import Point
 from llmlab.runs.details import PLACES, RunDetails
 
-LEVEL = 0.95
+if TYPE_CHECKING:
+    from llmlab.statistics import Interval
+
 # options by which runs of one group may differ
 OF_NO_EFFECT = (*PLACES, "seed", "report_to")
 # options that decide which rows are held out and how they are cut up, and those of a model that do
@@ -27,8 +27,6 @@ HELD_OUT = ("datasets", "eval_datasets", "eval_fraction", "eval_rows", "max_leng
 CUT_BY_MODEL = ("tokenizer_name", "max_seq_len")
 # held-out figures that are a share of the rows
 SHARES = ("eval_rewards/accuracies", "eval_accuracy", "eval_reward_accuracy")
-
-How = Literal["seeds", "share of rows", "rows", "none"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Estimate:
     mean: float
     low: float | None
     high: float | None
-    how: How
+    how: str
     count: int
     before: float | None
     values: tuple[float, ...]
@@ -216,51 +214,38 @@ def _estimates(group: Sequence[RunDetails]) -> dict[str, Estimate]:
 
 
 def _estimate(name: str, runs: Sequence[RunDetails]) -> Estimate:
+    from llmlab import statistics
+
     values = tuple({_seed(run): run.figures[name][1] for run in runs}.values())  # a seed counts once
     starts = [before for run in runs if (before := run.figures[name][0]) is not None]
     before = sum(starts) / len(starts) if len(starts) == len(runs) else None
     mean = sum(values) / len(values)
-    low, high, how, count = over_seeds(values) if len(values) > 1 else _over_rows(name, runs[0])
-    return Estimate(mean, low, high, how, count, before, values)
+    of = statistics.over_seeds(values) if len(values) > 1 else _over_rows(name, runs[0])
+    return Estimate(mean, of.low, of.high, of.how, of.count, before, values)
 
 
 def _seed(run: RunDetails) -> str:
     return _key(run.record.get("seed", str(run.path)))
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float, How, int]:
-    """Returns the 95 % interval of a mean over seeds by Student's t, what it is over, and their number."""
-    from scipy import stats
-
-    mean, error = sum(values) / len(values), float(stats.sem(values))
-    if error == 0:
-        return mean, mean, "seeds", len(values)
-    low, high = stats.t.interval(LEVEL, len(values) - 1, loc=mean, scale=error)
-    return float(low), float(high), "seeds", len(values)
-
-
-def _over_rows(name: str, run: RunDetails) -> tuple[float | None, float | None, How, int]:
+def _over_rows(name: str, run: RunDetails) -> Interval:
     """Returns the 95 % interval of a figure of one run over its held-out rows; none where the run kept
     nothing of the rows but their mean.
     """
-    from scipy import stats
+    from llmlab import statistics
 
     rows = run.record.get("validation_rows")
     counts = list(rows.values()) if isinstance(rows, dict) else []
     count = counts[0] if len(counts) == 1 and isinstance(counts[0], int) else 0
     value = run.figures[name][1]
     if name in SHARES and count and 0 <= value <= 1 and abs(value * count - round(value * count)) < 1e-3:
-        interval = stats.binomtest(round(value * count), count).proportion_ci(LEVEL, method="wilson")
-        return float(interval.low), float(interval.high), "share of rows", count
+        return statistics.of_share(round(value * count), count)
     spread = run.figures.get(f"{name}_std")
     if name == "eval_reward" and spread and count and abs(spread[1] ** 2 - value * (1 - value)) < 1e-6:
-        right = round(value * count)  # its spread is that of answers worth 0 or 1
-        interval = stats.binomtest(right, count).proportion_ci(LEVEL, method="wilson")
-        return float(interval.low), float(interval.high), "share of rows", count
+        return statistics.of_share(round(value * count), count)  # its spread is that of answers worth 0 or 1
     if name == "eval_reward" and spread and count > 1 and spread[1] > 0:
-        low, high = stats.t.interval(LEVEL, count - 1, loc=value, scale=spread[1] / count**0.5)
-        return float(low), float(high), "rows", count
-    return None, None, "none", 1
+        return statistics.of_mean(value, spread[1], count)
+    return statistics.NO_INTERVAL
 
 
 def _differences(before: Sequence[Group], kind: str, estimates: dict[str, Estimate]) -> dict[str, Difference]:
@@ -272,10 +257,10 @@ def _differences(before: Sequence[Group], kind: str, estimates: dict[str, Estima
 
 
 def _difference(one: Estimate, first: Estimate) -> Difference:
-    from scipy import stats
+    from llmlab import statistics
 
     mean = one.mean - first.mean
     if len(one.values) < 2 or len(first.values) < 2 or len({*one.values}) + len({*first.values}) == 2:
         return Difference(mean)
-    interval = stats.ttest_ind(one.values, first.values, equal_var=False).confidence_interval(LEVEL)
-    return Difference(mean, float(interval.low), float(interval.high))
+    of = statistics.difference_of_means(one.values, first.values)
+    return Difference(mean, of.low, of.high)

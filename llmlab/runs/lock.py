@@ -16,8 +16,13 @@ LOCK, HOLDER = ".lock", ".holder.json"
 
 
 @contextmanager
-def run_lock(path: Path) -> Iterator[None]:
+def run_lock(path: Path, *, doing: str = "training", option: str = "output_dir") -> Iterator[None]:
     """Locks a run's folder; the system frees the lock when its process dies.
+
+    Args:
+        path: of the folder.
+        doing: what its process does, in a word.
+        option: that says where the folder is.
 
     Raises:
         LabError: when another process is in it.
@@ -31,13 +36,13 @@ def run_lock(path: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise LabError(
-            f"{_holder(path)} is training in this folder",
+            f"{_holder(path)} is {doing} in this folder",
             where=str(path),
-            remedy="wait for it, stop it, or choose another `output_dir`",
+            remedy=f"wait for it, stop it, or choose another `{option}`",
         ) from None
     except OSError as error:
         raise LabError(
-            f"cannot be created ({error.strerror})", where=str(path), remedy="choose another `output_dir`"
+            f"cannot be created ({error.strerror})", where=str(path), remedy=f"choose another `{option}`"
         ) from None
     try:
         with suppress(OSError):  # a full disk: the lock holds without a name

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from llmlab.config import ModelConfig, PretrainConfig, load_config
 from llmlab.config.base import KindConfig
+from llmlab.config.evaluation import PARENT, EvaluationConfig
 from llmlab.config.rollouts import RolloutConfig
+from llmlab.config.suites import tasks_of
 from llmlab.config.training import TrainingConfig
 from llmlab.data.catalogue import entry, real_id
 from llmlab.data.local import local_files
@@ -48,7 +50,11 @@ def check_inputs(config: KindConfig) -> list[Unchecked]:
     shape = load_config(shape) if isinstance(shape, str) else shape
     if isinstance(shape, ModelConfig):
         note("tokenizer_name", shape.tokenizer_name, check_tokenizer(shape.tokenizer_name))
-    if not isinstance(config, TrainingConfig):
+    if isinstance(config, EvaluationConfig):
+        sources = [task.source for task in tasks_of(config)]
+    elif isinstance(config, TrainingConfig):
+        sources = [*config.datasets, *config.eval_datasets]
+    else:
         return unchecked
     for option, name, use in _models(config):
         place = check_model(name, use)
@@ -56,15 +62,23 @@ def check_inputs(config: KindConfig) -> list[Unchecked]:
             note(option, name, place)
         elif option == config.STARTS_FROM:
             check_tokenizer(str(place))
-    for source in [*config.datasets, *config.eval_datasets]:
+    for source in sources:
         if not local_files(source.name, source.split):
             in_catalogue = entry(source.name, source.subset) is not None
             note("datasets", source.line(), look_up(real_id(source.name), "dataset", exists=in_catalogue)[0])
     return unchecked
 
 
-def _models(config: TrainingConfig) -> Iterator[tuple[str, str, str]]:
+def _models(config: TrainingConfig | EvaluationConfig) -> Iterator[tuple[str, str, str]]:
     """Yields the models that a run loads: the option, the name, and what it is wanted for."""
+    if isinstance(config, EvaluationConfig):
+        yield config.STARTS_FROM, config.model, config.kind
+        if config.against and config.against != PARENT:
+            yield "against", config.against, config.kind
+        for reward in [reward for task in tasks_of(config) for reward in task.rewards]:
+            if reward.kind == "model":
+                yield "rewards", reward.name, "score"
+        return
     if isinstance(config, PretrainConfig):
         if config.init_from:
             yield config.STARTS_FROM, config.init_from, config.kind

@@ -10,13 +10,14 @@ from prompt_toolkit.document import Document
 from llmlab.config import LabBaseConfig
 from llmlab.config.rewards import FUNCTIONS, RewardSource
 from llmlab.config.sources import SourceConfig
-from llmlab.config.training import NEWEST, TrainingConfig
+from llmlab.config.suites import SUITES
+from llmlab.config.training import NEWEST
 from llmlab.models.hub import downloaded
 from llmlab.runs.folder import RUNS
 from llmlab.runs.index import run_rows
 
-PATHS = ("output_dir", "deepspeed_config", "path", "file")
-MODELS = ("init_from", "policy_checkpoint", "tokenizer", "tokenizer_name", "checkpoint", "model")
+PATHS = ("output_dir", "deepspeed_config", "path", "file", "gate")
+MODELS = ("init_from", "policy_checkpoint", "tokenizer", "tokenizer_name", "checkpoint", "model", "against")
 
 
 class Names(Completer):
@@ -48,7 +49,9 @@ def completer_of(cls: type[LabBaseConfig], name: str = "") -> Completer | None:
         return Names(lambda: [*FUNCTIONS, *run_names()])
     if name == "model" and getattr(cls, "KIND", "") == "pretrain":
         return Names()
-    if name in MODELS or (issubclass(cls, TrainingConfig) and name == cls.STARTS_FROM):
+    if name == "suite":
+        return Names(lambda: list(SUITES))
+    if name in MODELS or name == getattr(cls, "STARTS_FROM", ""):
         return Names(model_names)
     return Names() if name in PATHS else None
 

@@ -18,7 +18,6 @@ from llmlab.screen import styled
 
 if TYPE_CHECKING:
     from llmlab.data.preview import SourceLook
-    from llmlab.evaluation.sources import Measured
 
 BARS = 12
 SHOWN = 700  # characters of the sample
@@ -213,37 +212,6 @@ def sources_table(looks: list[SourceLook]) -> Table:
             rows, becomes = "streamed" if count is None else f"{count:,}", shape.replace("_", " + ")
         table.add_row(look.source.line(), share, rows, becomes)
     return table
-
-
-def measured(measurements: list[Measured]) -> RenderableType:
-    """Returns the figures of each source, their mean and spread, and the confusion of each classification."""
-    names = list(dict.fromkeys(name for figures in measurements for name in figures.figures))
-    table = Table("source", "rows", *(name.replace("_", " ") for name in names))
-    for figures in measurements:
-        cells = (f"{figures.figures[name]:.4f}" if name in figures.figures else "" for name in names)
-        table.add_row(figures.name, f"{figures.rows:,}", *cells)
-    if len(measurements) > 1:
-        columns = [
-            [figures.figures[name] for figures in measurements if name in figures.figures] for name in names
-        ]
-        table.add_row("mean", "", *(f"{np.mean(values):.4f}" for values in columns), style="bold")
-        table.add_row("spread", "", *(f"{np.std(values):.4f}" for values in columns))
-    parts: list[RenderableType] = [table]
-    for figures in measurements:
-        if figures.classified:
-            labels = [*figures.classified.labels, "other"]
-            confusion = Table("label \\ prediction", *labels, title=figures.name, title_justify="left")
-            for label, row in zip(labels, figures.classified.confusion, strict=False):
-                confusion.add_row(label, *(f"{count:,}" for count in row))
-            parts.append(confusion)
-        if how := figures.reading:
-            step = f" every {how['stride']:,}" if "stride" in how else ""
-            share = f"{how['share_read']:.1%} of {how['tokens']:,} tokens read"
-            parts.append(
-                Text(f"{figures.name}: windows of {how['window']:,} tokens{step}, {share}", style="dim")
-            )
-        parts += [Text(note, style="yellow") for note in figures.notes]
-    return Group(*parts)
 
 
 def show_catalogue(console: Console, word: str = "") -> None:

@@ -24,7 +24,7 @@ from llmlab.ui import drafts
 from llmlab.ui.explanations import review, show
 from llmlab.ui.fields import ask_option, parse_typed
 from llmlab.ui.form_state import ADVANCED, FIXED, FormState, applies, default
-from llmlab.ui.plan import in_words, live_figures, plan_table, way_in_words
+from llmlab.ui.plan import in_words, live_figures, plan_rows, plan_table, way_in_words
 from llmlab.ui.prompts import (
     EXPLAINS,
     HINT,
@@ -235,7 +235,9 @@ class Form:
         if config.kind not in KINDS:  # nothing that is run
             return
         try:
-            self.console.print(plan_table(make_plan(config)))
+            plan = make_plan(config)
+            if any(plan_rows(plan)):
+                self.console.print(plan_table(plan))
         except LabError as error:  # of a model on the disk: an option can be changed, and nothing is lost
             self.console.print(str(error), style="yellow")
 

@@ -23,10 +23,11 @@ from llmlab.runs.index import has_runs, run_rows
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, saved_configs
+from llmlab.ui.evaluate import evaluate_models
 from llmlab.ui.guide import guided
 from llmlab.ui.pickers import answer, pick_model
 from llmlab.ui.prompts import Heading, Option, select, text
-from llmlab.ui.publish import export_or_publish, serve_model
+from llmlab.ui.publish import export_or_publish
 from llmlab.ui.saved import saved
 from llmlab.ui.train import configure_model, from_recipe_list, train
 
@@ -67,8 +68,8 @@ def entries() -> list[Entry | str]:
         *lines,
         "tools",
         Entry(next(keys), CHAT, test_model),
-        Entry("x", "Export or publish a model", export_or_publish),
-        Entry("v", "Serve a model", serve_model),
+        Entry("t", "Did it get better? Evaluate a model", evaluate_models),
+        Entry("x", "Export, publish or serve a model", export_or_publish),
         Entry("f", "What fits? A model on a GPU: memory, speed, lengths", what_fits),
         Entry("r", "Recipes: published runs, ready for their hardware", from_recipe_list),
         Entry("s", f"Saved configs and runs{nothing}", saved),

@@ -10,10 +10,23 @@ from rich.text import Text
 
 from llmlab.config import DPOConfig
 from llmlab.config.base import KindConfig
+from llmlab.config.evaluation import EvaluationConfig
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.schedule import NO_LIMIT
+from llmlab.config.suites import tasks_of
 from llmlab.config.training import TrainingConfig
-from llmlab.data.preview import COMPARED, Overlap, RowPreview, first_row, look_at_sources, overlaps
+from llmlab.data.preview import (
+    COMPARED,
+    Overlap,
+    RowPreview,
+    SourceLook,
+    first_row,
+    look_at,
+    look_at_sources,
+    overlaps,
+)
+from llmlab.data.prompts import prompt_shapes
+from llmlab.evaluation.items import SHAPES
 from llmlab.planning.data_size import data_size
 from llmlab.planning.measured import Measured, Measuring, measure
 from llmlab.planning.memory import predicted
@@ -36,6 +49,11 @@ def show(config: KindConfig, console: Console) -> None:
         LabError: when a source or a model cannot be used.
     """
     unchecked = check_inputs(config)
+    if isinstance(config, EvaluationConfig):
+        console.print(sources_table(_looks(config)))
+        for one in unchecked:
+            console.print(Text(unchecked_line(one), style="yellow"))
+        return
     data = data_size(config, STAGES[config.kind].shapes) if isinstance(config, TrainingConfig) else None
     console.print(plan_table(make_plan(config, data)))
     for one in unchecked:
@@ -56,6 +74,8 @@ def checked(config: KindConfig) -> dict[str, Any]:
         LabError: when a source or a model cannot be used.
     """
     unchecked = check_inputs(config)
+    if isinstance(config, EvaluationConfig):
+        return {"sources": _looks(config), "unchecked": unchecked}
     if not isinstance(config, TrainingConfig):
         return {"plan": make_plan(config), "unchecked": unchecked}
     shapes = STAGES[config.kind].shapes
@@ -68,6 +88,14 @@ def checked(config: KindConfig) -> dict[str, Any]:
         "row": row,
         "warnings": [overlap_in_words(overlap) for overlap in overlaps(config, shapes)],
     }
+
+
+def _looks(config: EvaluationConfig) -> list[SourceLook]:
+    """Returns a look at each source of an evaluation; its rows have no share of a training."""
+    return [
+        look_at(task.source, None, prompt_shapes(task.source) if task.rewards else SHAPES)
+        for task in tasks_of(config)
+    ]
 
 
 def of_the_data(config: TrainingConfig) -> Iterator[RenderableType]:

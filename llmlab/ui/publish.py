@@ -10,7 +10,7 @@ from llmlab.ui import commands
 from llmlab.ui.pickers import BACK, answer, pick_model
 from llmlab.ui.prompts import Option, confirm, plain, select, text
 
-PUSH, CARD = "push", "card"
+PUSH, CARD, SERVE = "push", "card", "serve"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -18,7 +18,7 @@ def export_or_publish(console: Console, model: str = "") -> None:
     """Asks for a model, unless it is given, and what is to become of it."""
     from llmlab.config.export import ExportOptions
 
-    model = model or pick_model("Export or publish which model?", "weights", console)
+    model = model or pick_model("Export, publish or serve which model?", "weights", console)
     if not model:
         return
     formats = ExportOptions.options()["to"].choices
@@ -29,6 +29,7 @@ def export_or_publish(console: Console, model: str = "") -> None:
                 *(Option(f"{name}: {what}", name) for name, what in formats.items()),
                 Option("the Hugging Face Hub: upload it with its model card", PUSH),
                 Option("its model card, on the screen", CARD),
+                Option("a server for OpenAI's clients, until Ctrl+C", SERVE),
                 *plain([BACK]),
             ],
         )
@@ -39,6 +40,8 @@ def export_or_publish(console: Console, model: str = "") -> None:
         _push(model)
     elif picked == CARD:
         commands.llmlab("card", model)
+    elif picked == SERVE:
+        serve_model(console, model)
 
 
 def serve_model(console: Console, model: str = "") -> None:

@@ -218,6 +218,8 @@ def _with_valid(config: KindConfig, path: Path, console: Console) -> dict[str, C
     actions: dict[str, Callable[[], object]] = {"check": lambda: commands.llmlab("check", str(path))}
     if config.kind in STAGES:
         actions["run"] = lambda: run_and_go_on(path, config.kind, console)
+    if config.kind == "evaluation":
+        actions["run"] = lambda: commands.llmlab("run", str(path))
     if config.kind in STAGES and has_cluster():
         actions["write its Slurm job"] = lambda: write_job(path)
     actions["edit"] = lambda: _edit(config, path, console)

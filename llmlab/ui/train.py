@@ -12,6 +12,7 @@ from rich.console import Console
 from llmlab.runs.folder import RUNS, all_runs
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, save_as, saved_configs
+from llmlab.ui.evaluate import evaluate_run
 from llmlab.ui.pickers import IN_THE_FORM, answer, pick, pick_model, pick_reward
 from llmlab.ui.prompts import Option, select, text
 from llmlab.ui.publish import export_or_publish, serve_model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     Start = tuple[KindConfig, tuple[str, ...]]  # what a form begins with, and the options that were chosen
 
+EVALUATE = "Did it get better? Evaluate it"
 NEW_SHAPE = "a new one: configure it now"
 FROM_SCRATCH = "from scratch: a new model learns from nothing"
 FURTHER = "from an existing model: it reads on, in your texts"
@@ -171,6 +173,7 @@ def run_and_go_on(path: Path, kind: str, console: Console, *further: str) -> Non
     ways_out: dict[str, Callable[[Console, str], None]] = {"Export or publish it": export_or_publish}
     if talk:
         ways_out["Serve it"] = serve_model
+        ways_out[EVALUATE] = evaluate_run
     picked = pick(f"{model} is made. What now?", [*talk, *steps, *ways_out], back="back to the menu")
     if picked in talk:
         commands.llmlab("chat", model)

@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from llmlab.config import SourceConfig
 from llmlab.data.catalogue import CATALOGUE, entry, entry_like, real_id
+from llmlab.data.local import SHIPPED
 from llmlab.data.opening import open_source
 from llmlab.data.packed_text import document_texts
 from llmlab.data.parsers import conversations_of_tree
@@ -442,7 +443,7 @@ def test_every_entry_is_tried():
     tried = {
         tuple(key.partition("|")[::2]) for group in (REAL, TEXTS, PAIRS, CHATS, ANSWERS) for key in group
     }
-    tried |= {("OpenAssistant/oasst1", ""), ("llmlab:moby-dick", ""), ("llmlab:spam-mails", "")}
+    tried |= {("OpenAssistant/oasst1", ""), *((name, "") for name in SHIPPED)}
     found = {id(entry(name, subset)) for name, subset in tried}
     assert [known.id for known in CATALOGUE if id(known) not in found] == []
 

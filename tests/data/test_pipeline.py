@@ -14,7 +14,6 @@ from llmlab.data.prompts import prompts_data
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.evaluation.sources import measure
-from llmlab.evaluation.win_rate import Candidate, score_with_reward
 from tests.conftest import small_model
 
 READ = {
@@ -188,7 +187,5 @@ def test_doubles_are_dropped_wherever_a_source_is_read(duplicates, count, tmp_pa
     assert len(inspect(source, tokenizer).lengths["row"]) == count
     measured = measure(model, tokenizer, source)
     assert measured.rows == count and "2 rows: the same as an earlier row" in measured.notes[0]
-    rewarded = score_with_reward(
-        [Candidate("it", model, tokenizer)], source, lambda p, a, r: [0.0] * len(a), max_new_tokens=1
-    )
+    rewarded = measure(model, tokenizer, source, reward=lambda p, a, r: [0.0] * len(a), max_new_tokens=1)
     assert rewarded.rows == count

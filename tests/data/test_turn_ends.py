@@ -14,7 +14,7 @@ from llmlab.config import DPOConfig, DualHeadConfig, GRPOConfig, PPOConfig, SFTC
 from llmlab.config.chat import ChatSettings
 from llmlab.data.rendering import IGNORE_INDEX, tokenize_conversation, tokenize_pair, turn_ends
 from llmlab.evaluation.answers import answer
-from llmlab.evaluation.classification import _word_ids
+from llmlab.evaluation.classification import label_ids
 from llmlab.models import LabConfig, LabForCausalLM
 from llmlab.models.load import load_model
 from llmlab.training.engine.reporter import SILENT
@@ -68,7 +68,7 @@ def test_answers_of_pairs_and_label_words_end_too(family):
     tokenizer = family.tokenizer()
     end = tokenizer.convert_tokens_to_ids(family.end or family.eos)
     pair = tokenize_pair(tokenizer, [{"role": "user", "content": "Who?"}], "Ahab", "Stubb", 999, 999)
-    for ids in (pair["chosen_ids"], pair["rejected_ids"], _word_ids(tokenizer, "ham")):
+    for ids in (pair["chosen_ids"], pair["rejected_ids"], label_ids(tokenizer, "ham")):
         assert ids[-1] == end and ids.count(end) == 1
 
 

@@ -18,7 +18,8 @@ from llmlab.data.sources import load_rows
 from llmlab.data.tokenizer import ensure_chat_template, load_tokenizer
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import answer
-from llmlab.evaluation.classification import Classified, _prompt_ids, _word_ids, classify, score_words
+from llmlab.evaluation.classification import label_ids, label_prompt_ids, score_words
+from llmlab.evaluation.figures import figures_of
 from llmlab.evaluation.sources import measure
 from llmlab.models.load import load_model
 from llmlab.models.log_probs import answer_log_probs
@@ -26,12 +27,18 @@ from llmlab.training.engine.run import run
 
 
 def test_metrics_are_their_definitions():
-    right, given = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0]
-    found = Classified(["a", "b", "c"], right, given)
-    assert found.confusion.tolist() == [[2, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]
-    assert found.accuracy == pytest.approx(3 / 6) and found.majority == pytest.approx(3 / 6)
+    words, right, given = ["a", "b", "c"], [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 3, 0]
+    answers = [
+        {"row": row, "reference": words[one], "answer": [*words, ""][other], "score": float(one == other)}
+        | {"choices": words}
+        for row, (one, other) in enumerate(zip(right, given, strict=True))
+    ]
+    found = figures_of("label", answers)
+    assert found.confusion == [[2, 1, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]
+    values = {name: figure.value for name, figure in found.figures.items()}
     # a: precision 2/3, recall 2/3; b: precision 1/2, recall 1/2; c: never given
-    assert found.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
+    macro_f1 = (2 / 3 + 1 / 2 + 0) / 3
+    assert values == pytest.approx({"accuracy": 3 / 6, "majority": 3 / 6, "macro_f1": macro_f1})
 
 
 @pytest.fixture(scope="module")
@@ -42,20 +49,25 @@ def model(base_run):
 
 
 @pytest.mark.slow
-def test_scores_are_those_of_whole_sequences(model):
+def test_scores_are_those_of_whole_sequences(model, tmp_path):
     made, tokenizer = model
     words = ["ham", "spam and eggs", "neither"]
     rows = [
         choice(user(text), "ham", words)
         for text in ("Call me Ishmael.", "Who?", "The whale, the whale, the white whale!")
     ]
-    prompts = [_prompt_ids(tokenizer, row) for row in rows]
+    prompts = [label_prompt_ids(tokenizer, row) for row in rows]
     scores = score_words(made, tokenizer, prompts, words)
     for column, word in enumerate(words):
-        alone = answer_log_probs(made, prompts, [_word_ids(tokenizer, word)] * 3, tokenizer.pad_token_id)
+        alone = answer_log_probs(made, prompts, [label_ids(tokenizer, word)] * 3, tokenizer.pad_token_id)
         torch.testing.assert_close(scores[:, column], alone, rtol=1e-4, atol=1e-4)
-    given = classify(made, tokenizer, rows, batch_size=2).predictions
-    assert given == scores.argmax(1).tolist()
+    asked = [{"prompt": row["prompt"][0]["content"], "completion": row["completion"]} for row in rows]
+    source = mails(tmp_path / "rows.jsonl", 3) | {"labels": words}
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": row["prompt"], "label": 0}) + "\n" for row in asked)
+    )
+    found = measure(made, tokenizer, SourceConfig(**source, prompt="{text}"), batch_size=2)
+    assert [words.index(one["answer"]) for one in found.answers] == scores.argmax(1).tolist()
 
 
 def mails(path, count, start=0):

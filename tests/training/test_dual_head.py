@@ -16,8 +16,8 @@ from llmlab.config import DualHeadConfig, SFTConfig, SourceConfig
 from llmlab.config.chat import ChatSettings
 from llmlab.errors import LabError
 from llmlab.evaluation.pairs import dual_head_figures
+from llmlab.evaluation.results import win_rates
 from llmlab.evaluation.sources import measure
-from llmlab.evaluation.win_rate import Candidate, score_with_reward
 from llmlab.models import LabDualHeadForCausalLM
 from llmlab.models.load import is_backbone_of, load_model
 from llmlab.runs.folder import RunFolder
@@ -115,13 +115,19 @@ def test_it_learns_held_out_pairs_on_a_backbone_that_stays(policy, config, tmp_p
 
     # the same answers, judged: the fused model against its backbone, which is in memory already
     assert is_backbone_of(str(policy.folder), model)
-    candidates = [Candidate("dual", model, tokenizer), Candidate("backbone", model, tokenizer, plain=True)]
 
     def exact(prompts, answers, right):
         return [float(answer == wanted) for answer, wanted in zip(answers, right, strict=True)]
 
-    won = score_with_reward(candidates, SourceConfig(name=path), exact, max_new_tokens=16).figures
-    assert won["reward"] > won["reward_of_the_other"] and won["win_rate"] > 0.1 and model.alignment == 1.0
+    def answered():
+        return measure(model, tokenizer, SourceConfig(name=path), reward=exact, max_new_tokens=16)
+
+    fused = answered()
+    with model.backbone_alone():
+        alone = answered()
+    won = win_rates(fused.answers, alone.answers, seed=0)
+    assert fused.figures["reward"] > won["reward_of_the_other"]["value"] == alone.figures["reward"]
+    assert won["win_rate"]["value"] > 0.1 and model.alignment == 1.0
 
     # and in the chat
     console = Console(record=True, width=80, force_terminal=True, color_system="truecolor")

@@ -171,7 +171,7 @@ def test_a_model_is_exported_and_published_from_the_menu(desk, brought):
         DOWN * 4 + ENTER,  # the card
     ):
         press(lambda _: menu.main_menu(), f"x{ENTER}{another}{keys}0{ENTER}")
-    press(lambda _: menu.main_menu(), f"v{ENTER}{another}0{ENTER}")
+    press(lambda _: menu.main_menu(), f"x{ENTER}{another}{DOWN * 5}{ENTER}0{ENTER}")
     assert started == [
         ("export", brought, "--to", "hf"),
         ("export", brought, "--to", "gguf", "--quantize", "Q8_0"),
@@ -191,15 +191,15 @@ def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
         "saved",
         "look_at_data",
         "compare_methods",
+        "evaluate_models",
         "export_or_publish",
-        "serve_model",
     ):
         monkeypatch.setattr(menu, name, lambda *arguments, name=name: opened.append((name, arguments[0])))
     for key, expected in {
         "1": "configure_model",
         "9": "test_model",
         "x": "export_or_publish",
-        "v": "serve_model",
+        "t": "evaluate_models",
         "s": "saved",
         "d": "look_at_data",
         "m": "compare_methods",

@@ -11,6 +11,7 @@ from llmlab.config.base import KindConfig, validate
 from llmlab.config.convert import axolotl, llamafactory, trl
 from llmlab.config.convert.rules import Draft, Left, Rule, Unfit
 from llmlab.config.loader import MAX_BYTES, is_yaml, kind_class
+from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.files import BadFile, read_json
 
@@ -143,7 +144,7 @@ def convert(data: dict[str, Any], tool: str, kind: str = "") -> Conversion:
         raise LabError(f"`--from` {tool!r} is not known", remedy=f"use one of {', '.join(TOOLS)}")
     source = TOOLS[tool]
     cls = kind_class(kind or source.kind_of(data))
-    if cls.KIND == "model" or not getattr(cls, "STARTS_FROM", ""):
+    if not issubclass(cls, TrainingConfig):
         raise LabError(f"`--kind` {kind} is no method")
     defaults = {**source.defaults.get("", {}), **source.defaults.get(cls.KIND, {})}
     missing = {name: value for name, value in defaults.items() if data.get(name) is None}

@@ -1,0 +1,96 @@
+"""Suites: named lists of tasks. Three ship; one's own is a JSON or YAML file.
+
+{"title": "our mails", "tasks": [{"source": "mails.jsonl"}, {"source": "faq.jsonl", "by": "generate"}]}
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from llmlab.config.base import as_typed, validate
+from llmlab.config.evaluation import STANDARD, EvaluationConfig, Suite, Task
+from llmlab.config.loader import MAX_BYTES, is_yaml
+from llmlab.config.sources import SourceConfig
+from llmlab.errors import LabError
+from llmlab.files import BadFile, read_json
+
+QUESTIONS = Task(source=SourceConfig(name="llmlab:questions"), by="generate")
+MAILS = Task(source=SourceConfig(name="llmlab:spam-mails", split="test"))
+# chapters that base training with an `eval_fraction` of 0.05, as the quickstart's, has not read
+GENERAL_TEXT = Task(source=SourceConfig(name="llmlab:moby-dick"), held_out=0.05)
+
+
+def _few(task: Task, rows: int) -> Task:
+    return task.model_copy(update={"source": task.source.model_copy(update={"max_rows": rows})})
+
+
+SUITES = {
+    STANDARD: Suite(
+        title="a first look: arithmetic questions, mails, prose",
+        tasks=[_few(QUESTIONS, 200), _few(MAILS, 200), GENERAL_TEXT],
+    ),
+    "questions": Suite(title="400 small exact tasks, answered in words or numbers", tasks=[QUESTIONS]),
+    "mails": Suite(title="spam or not: a classification, with its calibration", tasks=[MAILS]),
+    "text": Suite(title="loss and bits per byte on held-out chapters of Moby-Dick", tasks=[GENERAL_TEXT]),
+}
+
+
+def tasks_of(config: EvaluationConfig) -> list[Task]:
+    """Returns what an evaluation measures: the tasks of its suite, then its own sources.
+
+    Raises:
+        LabError: when there is no such suite, or its file is no suite.
+    """
+    name = config.suite or ("" if config.datasets else STANDARD)
+    return [*(find_suite(name).tasks if name else []), *config.own_tasks()]
+
+
+def find_suite(name: str) -> Suite:
+    """Returns a suite by its name, or from a file.
+
+    Raises:
+        LabError: when there is none.
+    """
+    if name in SUITES:
+        return SUITES[name]
+    path = Path(name)
+    if path.suffix not in (".json", ".yaml", ".yml") and not path.is_file():
+        near = difflib.get_close_matches(name, SUITES, n=1)
+        raise LabError(
+            f"there is no suite {name!r}",
+            remedy=f"did you mean {near[0]!r}?"
+            if near
+            else f"use one of {', '.join(SUITES)}, or a JSON or YAML file of your own",
+        )
+    data = read_data(path, "suite")
+    if is_yaml(path) and isinstance(data, dict):
+        data = as_typed(Suite, data)
+    if not isinstance(data, dict):
+        raise LabError(
+            "a suite is an object with `tasks`",
+            where=name,
+            remedy='write {"tasks": [{"source": "rows.jsonl"}]}',
+        )
+    return validate(Suite, data, where=name)
+
+
+def read_data(path: Path, what: str) -> Any:
+    """Returns the data of a JSON file or, by its name, YAML.
+
+    Raises:
+        LabError: when there is none, or it is damaged.
+    """
+    try:
+        if is_yaml(path):
+            from llmlab.config.yaml_file import read_yaml  # PyYAML costs time
+
+            return read_yaml(path).data
+        return read_json(path, largest=MAX_BYTES)
+    except FileNotFoundError:
+        raise LabError(f"there is no such {what} file", where=str(path)) from None
+    except BadFile as error:
+        raise LabError(str(error), where=str(path), remedy="it may be truncated or mistyped there") from None
+    except OSError as error:
+        raise LabError(f"cannot be read ({error.strerror})", where=str(path)) from None

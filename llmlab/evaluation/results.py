@@ -1,0 +1,99 @@
+"""What saved answers say, as records: figures of a model on a source, and differences of two models.
+No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from llmlab import statistics
+from llmlab.evaluation.figures import BETTER, Answer, clusters_of, compare, figures_of, in_order
+from llmlab.statistics import PairedDifference, mean_of
+
+
+def result_of(about: dict[str, Any], answers: Sequence[Answer], seed: int) -> dict[str, Any]:
+    """Returns the figures of a model's answers to a source, beside how its rows were read."""
+    found = figures_of(about["measure"], answers, seed=seed)
+    result = {**about, "figures": {name: figure.to_json() for name, figure in found.figures.items()}}
+    if found.labels:
+        result |= {"labels": found.labels, "confusion": found.confusion}
+    if found.calibration:
+        result["reliability"] = [asdict(one) for one in found.calibration.bins]
+    return result
+
+
+def differences(
+    measure: str,
+    source: str,
+    models: tuple[str, str],
+    answers: tuple[Sequence[Answer], Sequence[Answer]],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Returns each figure of a model less that of another one, with how sure that is.
+
+    Args:
+        measure: of the answers.
+        source: that they are to.
+        models: the evaluated one and the other.
+        answers: of both.
+        seed: of the resamples.
+    """
+    return [
+        {
+            "source": source,
+            "figure": name,
+            "model": models[0],
+            "against": models[1],
+            "difference": one.difference,
+            "low": one.interval.low,
+            "high": one.interval.high,
+            "p": one.p,
+            "test": one.test,
+            "rows": one.rows,
+            "needed": one.needed,
+            "better": BETTER.get(name),
+            "words": in_words(one, BETTER.get(name)),
+        }
+        for name, one in compare(measure, *answers, seed=seed).items()
+    ]
+
+
+def in_words(one: PairedDifference, better: str | None) -> str:
+    """Returns what a difference means: "better", or "not distinguishable on 200 rows; about 1,400 would be
+    needed".
+    """
+    if one.test == "none":
+        return "too few rows to say"
+    if one.clear:
+        if better is None:
+            return "higher" if one.difference > 0 else "lower"
+        return "better" if (one.difference > 0) == (better == "higher") else "worse"
+    if not one.difference:
+        return f"no difference on {one.rows:,} rows"
+    if one.needed is None or one.needed <= one.rows:
+        return f"not distinguishable on {one.rows:,} rows"
+    return f"not distinguishable on {one.rows:,} rows; about {_rounded(one.needed):,} would be needed"
+
+
+def _rounded(count: int) -> int:
+    """Returns a number of rows to two digits: it is an estimate."""
+    size: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // size) * size
+
+
+def win_rates(one: Sequence[Answer], other: Sequence[Answer], *, seed: int) -> dict[str, Any]:
+    """Returns the other's mean reward; how often the first one's answer is worth more, or as much."""
+    first, second = in_order(one), in_order(other)
+    clusters = clusters_of("reward", first)
+    scores = [(a["score"], b["score"]) for a, b in zip(first, second, strict=True)]
+    samples = {
+        "reward_of_the_other": mean_of([there for _, there in scores], clusters),
+        "win_rate": mean_of([float(here > there) for here, there in scores], clusters),
+        "ties": mean_of([float(here == there) for here, there in scores], clusters),
+    }
+    return {
+        name: {"value": sample.figure, **asdict(statistics.interval(sample, seed=seed))}
+        for name, sample in samples.items()
+    }

@@ -1,0 +1,65 @@
+"""The menu's way to an evaluation: a model, what it is measured on, beside which other one; and to those that
+there are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from llmlab.ui import commands
+from llmlab.ui.pickers import BACK, answer, pick, pick_model
+from llmlab.ui.prompts import Option, plain, select
+
+NEW, OLD = "evaluate a model", "look at an evaluation that is there"
+OWN = "data of your own: the form asks"
+ALONE, PARENT, ANOTHER = "no other model", "what it was trained from", "another model"
+RUN = "run it"
+
+
+def evaluate_models(console: Console) -> None:
+    """Evaluates a model, or shows an evaluation that is there."""
+    from llmlab.evaluation.folder import all_evaluations
+
+    there = all_evaluations()
+    choice = pick("Evaluations", [NEW, OLD]) if there else NEW
+    if choice == OLD:
+        names = [one.name for one in there]
+        if name := pick("Which one?", names):
+            commands.llmlab("evaluations", name)
+    elif choice == NEW and (model := pick_model("Evaluate which model?", "evaluation", console)):
+        evaluate_run(console, model)
+
+
+def evaluate_run(console: Console, model: str) -> None:
+    """Asks on what a model is measured and beside which other one, saves the config, and runs it."""
+    from llmlab.config.evaluation import EvaluationConfig
+    from llmlab.config.suites import SUITES
+    from llmlab.evaluation.subjects import parent_of
+    from llmlab.ui.config_files import save_as
+    from llmlab.ui.forms import fill_in
+
+    suites = [Option(f"{name:10} {suite.title}", name) for name, suite in SUITES.items()]
+    suite = answer(select("On what?", [*suites, *plain([OWN, BACK])]))
+    if suite in (None, BACK):
+        return
+    parent = parent_of(model)
+    beside = pick("Beside which other model?", [ALONE, *([PARENT] if parent else []), ANOTHER])
+    if not beside:
+        return
+    values: dict[str, Any] = {"model": model}
+    if beside == ANOTHER:
+        values["against"] = pick_model("Which one?", "evaluation", console)
+        if not values["against"]:
+            return
+    elif beside == PARENT:
+        values["against"] = "parent"
+    if suite != OWN:
+        values["suite"] = suite
+    config = EvaluationConfig(**values)
+    chosen = fill_in(config, console, given=("model", "against", "suite")) if suite == OWN else config
+    path = save_as(chosen, f"evaluate-{Path(model).name}", console) if chosen else None
+    if path and pick("Run it now?", [RUN]):
+        commands.llmlab("run", str(path))
