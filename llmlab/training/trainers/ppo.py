@@ -52,7 +52,7 @@ from llmlab.training.vllm import Answering
 
 NOTHING = -1  # in place of a token, behind an answer
 VALUE_HEAD = "value_head"  # file of a checkpoint
-MIN_STD = 0.1  # of the largest spread of returns so far: advantages that spread less are not blown up to 1
+MIN_STD = 0.5  # of the largest spread of returns so far: advantages that spread less are not blown up to 1
 
 
 class PPOTrainer(LabTrainerMixin, Trainer):
