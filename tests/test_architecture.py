@@ -15,6 +15,7 @@ LAYERS = {
             "errors",
             "deferred",
             "files",
+            "journal",
             "trust",
             "readable",
             "libraries",

@@ -104,7 +104,7 @@ def test_commands_in_the_text_and_their_options_exist():
             assert words[1] in {name for parameter in GROUP.params for name in parameter.opts}, (page, code)
         elif words[1] in GROUP.commands:
             command, _, _ = find(
-                words[1:3] if words[1] in ("data", "cache", "runs", "config") else words[1:2]
+                words[1:3] if words[1] in ("data", "cache", "runs", "config", "preferences") else words[1:2]
             )
             names = {name for parameter in command.params for name in parameter.opts}
             options = {word for word in words if re.match(r"--?\w", word)}

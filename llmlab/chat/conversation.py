@@ -31,6 +31,10 @@ HELP = {
     "/load FILE": "go on with a saved conversation",
     "/tokens": "tokens of the conversation, and their share of the context",
     "/why [N]": "the tokens of the last answer, with the N likeliest in their place",
+    "/good · /bad [NOTE]": "mark the last answer (Alt+G, Alt+B); of two models: /good 1",
+    "/better · /worse": "than the answer before /regenerate; of two models: /better 1",
+    "/rewrite [TEXT]": "write the answer as it should be (Alt+W)",
+    "/unmark": "take the newest mark back",
     "/help": "this list",
     "/quit": "leave (so do Ctrl+D, and Ctrl+C twice)",
 }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 HISTORY = "chat_history"  # what was typed, and nothing else
+MARKS = {"g": "/good", "b": "/bad", "w": "/rewrite"}  # with Alt, in an empty line
 
 
 class InputLine:
@@ -43,6 +44,7 @@ class InputLine:
 
 
 def _keys() -> KeyBindings:
+    from prompt_toolkit.filters import Condition
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
@@ -55,7 +57,20 @@ def _keys() -> KeyBindings:
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    for letter, command in MARKS.items():
+
+        @keys.add("escape", letter, filter=Condition(_nothing_is_typed))
+        def _mark(event: KeyPressEvent, command: str = command) -> None:
+            event.current_buffer.text = command
+            event.current_buffer.validate_and_handle()
+
     return keys
+
+
+def _nothing_is_typed() -> bool:
+    from prompt_toolkit.application import get_app
+
+    return not get_app().current_buffer.text
 
 
 def _history() -> History:

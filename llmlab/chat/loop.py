@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.text import Text
 
-from llmlab.chat.arena import EQUAL, FIRST, QUESTION, SECOND, SKIP, Arena
+from llmlab.chat.arena import CHOICES, QUESTION, REWRITES, Arena
 from llmlab.chat.conversation import Conversation
+from llmlab.chat.marks import COMMANDS, Marks, label_of, last_answer
+from llmlab.data.collection import Collection
 from llmlab.errors import LabError
 
 ONE_BY_ONE = ("/tokens", "/why")  # commands that are shown for each model
@@ -26,15 +28,20 @@ class Chat:
         console: where it is shown.
         answer: shows the answers to what was said.
         arena: where the models are not named.
+        marks: where judgements are kept.
         draft: text that waits in the input line, to be changed.
+        editing: whether it is the last message.
+        rewriting: the number of the session whose last answer it is; None where it is none.
     """
 
     sessions: list[Conversation]
     console: Console
     answer: Callable[[list[Conversation], str, Console], None]
     arena: Arena | None = None
+    marks: Marks = field(default_factory=lambda: Marks(Collection()))
     draft: str = ""
     editing: bool = field(default=False)
+    rewriting: int | None = None
 
     def handle(self, line: str) -> bool:
         """Says a line, or carries it out as a command; returns False when it ends the chat.
@@ -42,6 +49,10 @@ class Chat:
         Raises:
             LabError: when that cannot be done.
         """
+        if self.rewriting is not None:
+            session, self.rewriting = self.sessions[self.rewriting], None
+            self._noted(self.marks.rewritten(session, line))
+            return True
         if line.startswith("/") and "\n" not in line:
             self.editing = False
             return self._command(line)
@@ -68,19 +79,31 @@ class Chat:
         first, second = arena.answers
         if first == second:
             self.console.print("the answers are the same: equal", style="dim")
-            arena.vote(EQUAL)
+            arena.same()
             return
         choice = ""
-        while choice not in (FIRST, SECOND, EQUAL, SKIP):
+        while choice not in CHOICES:
             self.console.print(QUESTION, style="bold", highlight=False, end=" ")
             choice = input().strip().lower()
-        arena.vote(choice)
+        if choice not in REWRITES:
+            arena.vote(choice)
+            return
+        from llmlab.chat.input_line import InputLine
+
+        number = REWRITES[choice]
+        written = InputLine("better").ask(arena.answers[number])
+        if not written or written == arena.answers[number]:
+            self.console.print("nothing was changed: equal", style="dim")
+            arena.same()
+        else:
+            arena.rewrite(number, written)
 
     def _command(self, line: str) -> bool:
         name = line.split()[0]
         match name:
             case "/regenerate":
                 said = self.sessions[0].last_said()
+                self.marks.before_regenerating(self.sessions)
                 self._each(lambda session: session.undo())
                 if self.sessions[0].settings.seed is not None:
                     self.console.print("with a seed the answer stays the same: /set seed none", style="dim")
@@ -92,6 +115,8 @@ class Chat:
                 for session in self.sessions[1:]:
                     session.undo()
                 return self.sessions[0].command(line, self.console)
+            case _ if name in COMMANDS:
+                self._mark(name, line.removeprefix(name).strip())
             case _ if name in ONE_BY_ONE and len(self.sessions) > 1:
                 if self.arena:
                     raise LabError(f"{name} {HIDDEN}", remedy="chat with one of them alone")
@@ -101,6 +126,49 @@ class Chat:
             case _:
                 return self._for_all(line)
         return True
+
+    def _mark(self, name: str, rest: str) -> None:
+        """Carries out a command that judges the last answer.
+
+        Raises:
+            LabError: when it cannot be judged so.
+        """
+        if self.arena:
+            raise LabError(f"{name} is for models that are named", remedy="judge these where it is asked for")
+        if name == "/unmark":
+            self._noted(self.marks.take_back())
+            return
+        number, rest = self._meant(name, rest)
+        session = self.sessions[number]
+        match name:
+            case "/good" | "/bad":
+                self._noted(self.marks.label(session, label_of(name), rest))
+            case "/better":
+                self._noted(self.marks.better(self.sessions, number, rest))
+            case "/worse":
+                self._noted(self.marks.better(self.sessions, 1 - number, rest))
+            case _ if rest:
+                self._noted(self.marks.rewritten(session, rest))
+            case _:
+                if not sys.stdin.isatty():
+                    raise LabError("/rewrite needs a terminal", remedy="/rewrite TEXT")
+                self.draft, self.rewriting = last_answer(session), number
+
+    def _meant(self, name: str, rest: str) -> tuple[int, str]:
+        """Returns the number of the session whose answer is meant, and what else was said.
+
+        Raises:
+            LabError: when there are two, and none is named.
+        """
+        if len(self.sessions) == 1:
+            return 0, rest
+        first, _, note = rest.partition(" ")
+        if first not in ("1", "2"):
+            raise LabError(f"{name} needs the number of an answer", remedy=f"{name} 1 (left) or {name} 2")
+        return int(first) - 1, note.strip()
+
+    def _noted(self, what: str) -> None:
+        self.console.print(what, style="dim", highlight=False)
 
     def _for_all(self, line: str) -> bool:
         """Carries out a command for all: one set of settings, and one conversation that goes on or ends."""
@@ -138,16 +206,16 @@ def converse(chat: Chat) -> None:
         except KeyboardInterrupt:
             if interrupted:
                 break
-            interrupted = not chat.editing
-            if chat.editing:
-                chat.editing = False
+            interrupted = not (chat.editing or chat.rewriting is not None)
+            if not interrupted:
+                chat.editing, chat.rewriting = False, None
                 chat.console.print("nothing was changed", style="dim")
             else:
                 chat.console.print("Ctrl+C once more to leave", style="dim")
             continue
         interrupted = False
         if not line:
-            chat.editing = False
+            chat.editing, chat.rewriting = False, None
             continue
         try:
             if not chat.handle(line):

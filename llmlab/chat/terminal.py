@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
@@ -15,7 +14,9 @@ from rich.text import Text
 from llmlab.chat.arena import Arena
 from llmlab.chat.conversation import Conversation
 from llmlab.chat.loop import Chat, converse
+from llmlab.chat.marks import COMMANDS, Marks
 from llmlab.chat.pieces import Piece
+from llmlab.data.collection import Collection
 from llmlab.errors import LabError
 from llmlab.readable import visible
 from llmlab.screen import LabConsole
@@ -123,10 +124,11 @@ IN_A_PIPE = (
     "/tokens",
     "/why",
     "/help",
+    *COMMANDS,
 )
 
 
-def from_pipe(sessions: list[Conversation]) -> None:
+def from_pipe(sessions: list[Conversation], marks: Marks) -> None:
     """Answers each line of standard input by itself; of two models, each answer behind the model's name.
 
     A line that is a command applies to the exchange before it; after `/load` each line continues
@@ -135,7 +137,7 @@ def from_pipe(sessions: list[Conversation]) -> None:
     Raises:
         LabError: when a command fails.
     """
-    chat = Chat(sessions, LabConsole(), _print_answers)
+    chat = Chat(sessions, LabConsole(), _print_answers, marks=marks)
     begin: list[dict[str, str]] = []
     for line in _lines(sys.stdin):
         if not (said := line.strip()):
@@ -180,7 +182,9 @@ def talk(
     session: Conversation,
     console: Console,
     against: Conversation | None = None,
-    votes: Path | None = None,
+    *,
+    blind: bool = False,
+    collection: Collection | None = None,
 ) -> None:
     """Holds the conversation: with a prompt at a terminal, else one answer for each line of standard input.
 
@@ -188,17 +192,19 @@ def talk(
         session: with the model.
         console: where it is shown.
         against: with another model, whose answers stand beside.
-        votes: file for votes on two models that are not named.
+        blind: whether the two are not named, and voted on.
+        collection: where judgements are kept; left out, that of this folder.
 
     Raises:
         LabError: when votes cannot be given or kept.
     """
+    collection = collection or Collection()
     sessions = [session, *([against] if against else [])]
     if not sys.stdin.isatty():
-        from_pipe(sessions)
+        from_pipe(sessions, Marks(collection))
         return
-    if votes:
-        arena = Arena(sessions, votes)
+    if blind:
+        arena = Arena(sessions, collection)
         arena.refuse()
         console.print("two models, in an order drawn for each turn; /quit shows the score", style="dim")
         converse(Chat(sessions, console, _show_hidden, arena))
@@ -211,4 +217,4 @@ def talk(
             "a dual head: /set alignment 1.5 turns it up, /set show_alpha true shows where it acts",
             style="dim",
         )
-    converse(Chat(sessions, console, _show_answers))
+    converse(Chat(sessions, console, _show_answers, marks=Marks(collection)))

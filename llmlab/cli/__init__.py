@@ -20,6 +20,7 @@ from llmlab.cli import (
     export,
     fit,
     generate,
+    preferences,
     publish,
     runs,
     serve,
@@ -79,6 +80,7 @@ data_commands.command("catalog")(data.catalog)
 app.add_typer(data_commands, name="data")
 
 app.add_typer(runs.runs_commands, name="runs")
+app.add_typer(preferences.preferences_commands, name="preferences")
 
 cache_commands = typer.Typer(
     help="The reference log-probabilities that sequential DPO keeps.", no_args_is_help=True

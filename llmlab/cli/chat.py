@@ -17,6 +17,7 @@ from llmlab.cli.options import (
     load_options,
     option_changes,
 )
+from llmlab.data.collection import COLLECTED
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -41,9 +42,15 @@ def chat(
     blind: Annotated[
         bool, typer.Option("--blind", help="With --against: the models are not named, and you vote.")
     ] = False,
-    votes: Annotated[
-        Path, typer.Option(metavar="FILE", help="With --blind: where votes are added, as preference data.")
-    ] = Path("votes.jsonl"),
+    collect: Annotated[
+        Path,
+        typer.Option(
+            "--collect",
+            "--votes",
+            metavar="FILE",
+            help="Where votes, /good, /bad and /rewrite are kept, as data to train on.",
+        ),
+    ] = COLLECTED,
     load_in: LoadInOption = "none",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -79,8 +86,9 @@ def chat(
         session = local = open_local(checkpoint, settings, options)
         other = local.beside(against, options)
     from llmlab.chat.terminal import talk
+    from llmlab.data.collection import Collection
 
-    talk(session, LabConsole(), other, votes if blind else None)
+    talk(session, LabConsole(), other, blind=blind, collection=Collection(collect))
 
 
 def chat_settings(set_: list[str] | None) -> ChatSettings:

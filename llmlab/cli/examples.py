@@ -54,6 +54,20 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "llmlab data inspect own.jsonl --tokenizer sft --set format=messages",
     ),
     "data catalog": ("llmlab data catalog", "llmlab data catalog finance"),
+    "preferences list": (
+        "llmlab preferences list",
+        "llmlab preferences list --model sft --verdict bad --since 2026-11-27",
+    ),
+    "preferences show": ("llmlab preferences show last", "llmlab preferences show 3fa9 --json"),
+    "preferences edit": (
+        "llmlab preferences edit 3fa9",
+        "llmlab preferences edit 3fa9 --verdict good --note 'short, and right'",
+    ),
+    "preferences delete": ("llmlab preferences delete 3fa9", "llmlab preferences delete last --yes"),
+    "preferences export": (
+        "llmlab preferences export -o pairs.jsonl",
+        "llmlab preferences export --as labels -o kto.jsonl --model sft",
+    ),
     "runs list": ("llmlab runs list", "llmlab runs list --kind dpo --tag keep --json"),
     "runs show": ("llmlab runs show sft", "llmlab runs show sft --json"),
     "runs compare": ("llmlab runs compare sft dpo", "llmlab runs compare a b c --html compared.html"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmlab.data import parsers
+from llmlab.data.collection import SOURCE, answer_row, pair_row
 from llmlab.data.mapping import RowMapping
 
 # hub ids of earlier days
@@ -443,6 +444,15 @@ CATALOGUE: tuple[Entry, ...] = (
         splits=("train", "test"),
         note="ships with llmlab",
         license="pddl",
+    ),
+    Entry(
+        SOURCE,
+        (RowMapping("preference", parser=pair_row), RowMapping("prompt_completion", parser=answer_row)),
+        "yours",
+        "your judgements",
+        ("dpo", "reward", "sft", "dual_head"),
+        note="what was collected in chat, in preferences/",
+        language="",
     ),
 )
 

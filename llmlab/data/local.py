@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from llmlab.config import SourceConfig
+from llmlab.data.collection import COLLECT, COLLECTED, SOURCE
 from llmlab.data.faults import numbered
 from llmlab.errors import LabError
 from llmlab.files import in_home
@@ -33,9 +34,17 @@ def local_files(name: str, split: str = "train") -> list[Path]:
         LabError: when a shipped corpus, a path or a folder's content does not exist, or part of a folder
             cannot be read.
     """
+    if name == SOURCE:
+        if not COLLECTED.exists():
+            raise LabError(
+                "nothing was collected yet", where=f"{name} ({COLLECTED})", remedy=f"judge answers: {COLLECT}"
+            )
+        return [COLLECTED]
     if name.startswith("llmlab:"):
         if name not in SHIPPED:
-            raise LabError(f"llmlab ships no corpus {name!r}", remedy=f"shipped are {', '.join(SHIPPED)}")
+            raise LabError(
+                f"llmlab ships no corpus {name!r}", remedy=f"there are {', '.join([*SHIPPED, SOURCE])}"
+            )
         if split not in SHIPPED[name]:
             raise LabError(
                 f"has no split {split!r}", where=name, remedy=f"its splits are {', '.join(SHIPPED[name])}"

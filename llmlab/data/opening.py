@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmlab.config import SourceConfig
 from llmlab.data.catalogue import entry, entry_like, mapping_for
+from llmlab.data.collection import COLUMNS as COLLECTED_COLUMNS
+from llmlab.data.collection import SOURCE as COLLECTION
 from llmlab.data.local import row_place
 from llmlab.data.mapping import RowMapping
 from llmlab.data.parsers import TREE_COLUMNS, conversations_of_tree
@@ -100,6 +102,8 @@ def open_source(
     if (dataset and dataset.id == "OpenAssistant/oasst1") or set(rows.column_names or ()) >= TREE_COLUMNS:
         rows = _untangled(source, rows)
         dataset = None
+    if dataset is None and set(rows.column_names or ()) >= set(COLLECTED_COLUMNS):
+        dataset = entry(COLLECTION)
     sample = _first(source, rows)
     columns = list(rows.column_names or sample)
     label = (source.columns or {}).get("label", "label")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import textwrap
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
 
 from llmlab.readable import printable
 
@@ -35,3 +38,17 @@ def within(label: str, width: int | None = None) -> str:
         head = cut.rsplit(" ", 1)[0].rstrip()
         cut = head if cell_len(head) > room // 2 else cut
     return cut + mark
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Returns a text as lines of at most `width` columns, broken between words where that can be; in the
+    letters that the terminal has.
+    """
+    lines: list[str] = []
+    for line in printable(text).expandtabs(4).split("\n"):
+        pieces = Text(line).wrap(_MEASURES, max(1, width))
+        lines += [piece.plain.rstrip() for piece in pieces] or [""]
+    return lines
+
+
+_MEASURES = Console(file=io.StringIO())  # for the widths of letters alone

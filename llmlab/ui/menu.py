@@ -33,7 +33,7 @@ from llmlab.ui.train import configure_model, from_recipe_list, train
 
 GUIDED = "Guided: what do you have, what do you want?"
 CONFIGURE = "Configure a model"
-CHAT = "Test a model (chat)"
+CHAT = "Test a model: chat, judge its answers, train on that, compare"
 BRIEFLY = "What next? (Enter: the menu; or the number or letter of an entry)"
 KEYS = "123456789abceghij"  # of the model, the methods and the chat; letters of other entries left out
 AMOUNT = r"[\d.]+\s*[gmt]?(i?b)?"  # of memory; whatever else is typed is a name
@@ -164,9 +164,10 @@ def status() -> str:
 
 
 def test_model(console: Console) -> None:
-    """Opens a chat with a model."""
-    if picked := pick_model("Talk to which model?", "chat", console):
-        commands.llmlab("chat", picked)
+    """Opens the path from a chat to judgements, to training on them, to a blind comparison."""
+    from llmlab.ui.judging import chat_and_judge
+
+    chat_and_judge(console)
 
 
 def what_fits(console: Console) -> None:

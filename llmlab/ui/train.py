@@ -48,7 +48,7 @@ def configure_model(console: Console) -> Path | None:
     return save_as(config, name, console) if name and config else None
 
 
-def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -> None:
+def train(kind: str, console: Console, checkpoint: str = "", reward: str = "", **offered: Any) -> None:
     """Asks for a training config, saves it, and runs it if the person wants; then offers what naturally comes
     next.
 
@@ -57,7 +57,9 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
         console: where it is shown.
         checkpoint: to start from; "" asks.
         reward: what answers are rewarded for; "" asks where the kind needs one.
+        **offered: options that the form begins with; its rows (`datasets`) are not asked for again.
     """
+    from llmlab.config import apply_changes
     from llmlab.training.registry import STAGES
 
     starts = STAGES[kind].needs or checkpoint or pick("Train which model?", [FROM_SCRATCH, FURTHER])
@@ -67,7 +69,8 @@ def train(kind: str, console: Console, checkpoint: str = "", reward: str = "") -
     start = _from_a_shape(kind, console) if new else _from_a_model(kind, console, checkpoint, reward)
     if start:
         config, given = start
-        _fill_in_and_run(config, kind, console, given=given)
+        given = (*given, *({"datasets"} & offered.keys()))
+        _fill_in_and_run(apply_changes(config, offered), kind, console, given=given)
 
 
 def from_recipe(name: str, console: Console) -> None:
@@ -170,13 +173,19 @@ def run_and_go_on(path: Path, kind: str, console: Console, *further: str) -> Non
     model = str(ended[0].path)
     steps = {f"{STAGES[next_kind].title} with it": next_kind for next_kind in STAGES[kind].then}
     talk = ["Talk to it"] if kind != "reward" else []
+    parent = str(ended[0].record.get("parent") or "")
+    blind = (
+        ["Compare it blind with what it came from"] if parent and kind not in ("reward", "pretrain") else []
+    )
     ways_out: dict[str, Callable[[Console, str], None]] = {"Export or publish it": export_or_publish}
     if talk:
         ways_out["Serve it"] = serve_model
         ways_out[EVALUATE] = evaluate_run
-    picked = pick(f"{model} is made. What now?", [*talk, *steps, *ways_out], back="back to the menu")
+    picked = pick(f"{model} is made. What now?", [*talk, *blind, *steps, *ways_out], back="back to the menu")
     if picked in talk:
         commands.llmlab("chat", model)
+    elif picked in blind:
+        commands.llmlab("chat", model, "--against", parent, "--blind")
     elif picked in ways_out:
         ways_out[picked](console, model)
     elif picked in steps and kind == "reward":  # it judges what another model says

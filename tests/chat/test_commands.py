@@ -8,13 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from llmlab.chat.arena import EQUAL, FIRST, SECOND, SKIP, Arena
+from llmlab.chat.arena import BOTH_BAD, FIRST, SECOND, SKIP, TIE, Arena
 from llmlab.chat.choices import Tokens, tokens_line
 from llmlab.chat.loop import Chat
 from llmlab.chat.session import ChatSession
 from llmlab.chat.terminal import _print_answers, talk
 from llmlab.config import SourceConfig
 from llmlab.config.chat import ChatSettings
+from llmlab.data.collection import Collection
 from llmlab.data.inspect import inspect
 from llmlab.errors import LabError
 from llmlab.models.load import load_model
@@ -154,12 +155,12 @@ def test_commands_in_a_pipe(session, monkeypatch, capsys, tmp_path):
 def arena(session, tmp_path):
     other = ChatSession(session.model, session.tokenizer, session.settings, name="other")
     other.adopt(session.settings.model_copy(update={"repetition_penalty": 5.0}))
-    return Arena([session, other], tmp_path / "votes.jsonl")
+    return Arena([session, other], Collection(tmp_path / "votes.jsonl"))
 
 
 def test_votes_are_rows_of_preference_data(arena):
     orders = set()
-    for turn, choice in enumerate((FIRST, SECOND, EQUAL, SKIP)):
+    for turn, choice in enumerate((FIRST, SECOND, TIE, SKIP, BOTH_BAD)):
         for one in arena.shuffle():
             one.messages = one.messages[:2]  # the context is short
             say(one, f"q{turn}")
@@ -171,22 +172,99 @@ def test_votes_are_rows_of_preference_data(arena):
             *before, {"role": "assistant", "content": second if choice == SECOND else first}
         ]  # fmt: skip
         if choice in (FIRST, SECOND):
-            row = json.loads(arena.votes.read_text().splitlines()[-1])
-            assert row["prompt"] == before
+            mark = arena.collection.marks()[-1]
             better, worse = (first, second) if choice == FIRST else (second, first)
-            assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == (better, worse)
-            assert {row["chosen_model"], row["rejected_model"]} == {"base", "other"}
-    assert sum(arena.wins) == 2 == arena.rows and arena.equal == 1
+            assert (mark.verdict, mark.prompt) == ("better", before)
+            assert (mark.chosen, mark.rejected) == (better, worse)
+            assert {mark.chosen_model, mark.rejected_model} == {"base", "other"}
+    assert [mark.verdict for mark in arena.collection.marks()] == ["better", "better", "equal", "bad", "bad"]
+    assert sum(arena.wins) == 2 and arena.marks == 5 and arena.equal == 2
+    arena.rewrite(1, "as it should be")
+    assert (
+        arena.collection.marks()[-1].chosen == "as it should be" == arena.sessions[0].messages[-1]["content"]
+    )
     orders |= {tuple(one.name for one in arena.shuffle()) for _ in range(40)}
     assert len(orders) == 2
-    inspected = inspect(SourceConfig(name=str(arena.votes)), arena.sessions[0].tokenizer).to_json()
+    inspected = inspect(SourceConfig(name=str(arena.collection.path)), arena.sessions[0].tokenizer).to_json()
     assert inspected["shape"] == "preference"
 
 
-def test_votes_that_cannot_be_kept_are_refused_first(arena):
-    arena.votes = arena.votes.parent
-    with pytest.raises(LabError, match="cannot be written"):
+def test_votes_that_cannot_be_kept_are_refused_first(arena, tmp_path):
+    arena.collection = Collection(tmp_path)
+    with pytest.raises(LabError, match="is a folder"):
         arena.refuse()
+    (tmp_path / "old.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    arena.collection = Collection(tmp_path / "old.jsonl")
+    with pytest.raises(LabError, match="is no collection of preferences"):
+        arena.refuse()
+
+
+@pytest.fixture
+def chat(session, console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Chat([session], console, _print_answers)
+
+
+def test_an_answer_is_marked_rewritten_and_compared_with_the_one_before(chat, session, console):
+    collection = chat.marks.collection
+    with pytest.raises(LabError, match="there is no answer yet"):
+        chat.handle("/good")
+    session.command("/system Be brief.", console)
+    chat.handle("one")
+    said = session.messages[-1]["content"]
+    chat.handle("/bad too long")
+    chat.handle("/good")
+    (mark,) = collection.marks()
+    assert (mark.verdict, mark.chosen, mark.chosen_model) == ("good", said, "base"), "the newest label counts"
+    assert [turn["role"] for turn in mark.prompt] == ["system", "user"]
+    with pytest.raises(LabError, match="no other answer to the last message"):
+        chat.handle("/better")
+    session.command("/set repetition_penalty 5", console)
+    chat.handle("/regenerate")
+    again = session.messages[-1]["content"]
+    assert again != said
+    chat.handle("/worse because it repeats")
+    assert (collection.marks()[-1].chosen, collection.marks()[-1].rejected) == (said, again)
+    chat.handle("/unmark")
+    chat.handle("/better")
+    assert [(mark.chosen, mark.rejected) for mark in collection.marks()[1:]] == [(again, said)]
+    chat.handle("/rewrite A whale.")
+    mark = collection.marks()[-1]
+    assert (mark.verdict, mark.chosen, mark.rejected) == ("rewritten", "A whale.", again)
+    assert session.messages[-1]["content"] == "A whale."
+    with pytest.raises(LabError, match="both answers are the same"):
+        chat.handle("/rewrite A whale.")
+    chat.handle("two")
+    with pytest.raises(LabError, match="no other answer to the last message"):
+        chat.handle("/better")
+    with pytest.raises(LabError, match="needs a terminal"):
+        chat.handle("/rewrite")
+
+
+def test_of_two_models_one_answer_is_better_and_both_go_on_from_it(session, console, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    other = ChatSession(session.model, session.tokenizer, session.settings, name="other")
+    chat = Chat([session, other], console, _print_answers)
+    other.adopt(session.settings.model_copy(update={"repetition_penalty": 5.0}))
+    chat.handle("one")
+    first, second = (one.messages[-1]["content"] for one in chat.sessions)
+    with pytest.raises(LabError, match="needs the number of an answer"):
+        chat.handle("/better")
+    chat.handle("/bad 1 no")
+    chat.handle("/better 2 yes")
+    bad, better = chat.marks.collection.marks()
+    assert (bad.rejected, bad.rejected_model, bad.note) == (first, "base", "no")
+    assert (better.chosen, better.rejected, better.chosen_model, better.note) == (
+        second,
+        first,
+        "other",
+        "yes",
+    )
+    assert session.messages == other.messages and session.messages[-1]["content"] == second
+    session.messages[-1] = {"role": "assistant", "content": "x"}
+    session.messages += [*session.messages]
+    with pytest.raises(LabError, match="have read different conversations"):
+        chat.handle("/better 1")
 
 
 @pytest.fixture
@@ -228,9 +306,29 @@ def test_two_hidden_models_are_named_at_the_end(terminal, base_run, tmp_path):
     assert base_run.folder.name not in screen.see("which is better").replace(str(tmp_path), "")
     screen.send("1", ENTER)
     screen.send("/quit", ENTER)
-    assert base_run.folder.name in screen.see("1 rows added to votes.jsonl")
-    row = json.loads((tmp_path / "votes.jsonl").read_text())
-    assert row["prompt"] == "Call me" and row["chosen"] != row["rejected"]
+    assert base_run.folder.name in screen.see("1 marks added to preferences/collected.jsonl")
+    row = json.loads((tmp_path / "preferences" / "collected.jsonl").read_text())
+    assert row["prompt"][0]["content"] == "Call me" and row["chosen"] != row["rejected"]
+
+
+@pytest.mark.slow
+def test_keys_judge_and_an_answer_is_rewritten_in_the_input_line(terminal, tmp_path):
+    screen = terminal()
+    screen.send("Call me", ENTER)
+    screen.see(r"model (.|\n)*\ntext")
+    screen.send("\x1bg")
+    screen.see("noted: good")
+    screen.send("\x1bw")
+    screen.send("\x15", "Ishmael.", ENTER)
+    screen.see("noted: rewritten")
+    screen.send("/rewrite", ENTER, "\x03")
+    screen.see("nothing was changed")
+    screen.send("/quit", ENTER)
+    rows = [
+        json.loads(line) for line in (tmp_path / "preferences" / "collected.jsonl").read_text().splitlines()
+    ]
+    assert [(row["verdict"], row["chosen"]) for row in rows[1:]] == [("rewritten", "Ishmael.")]
+    assert rows[0]["chosen"] == rows[1]["rejected"]
 
 
 @pytest.mark.parametrize(

@@ -444,6 +444,7 @@ def test_every_entry_is_tried():
         tuple(key.partition("|")[::2]) for group in (REAL, TEXTS, PAIRS, CHATS, ANSWERS) for key in group
     }
     tried |= {("OpenAssistant/oasst1", ""), *((name, "") for name in SHIPPED)}
+    tried |= {("llmlab:preferences", "")}  # in test_collection.py
     found = {id(entry(name, subset)) for name, subset in tried}
     assert [known.id for known in CATALOGUE if id(known) not in found] == []
 

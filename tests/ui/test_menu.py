@@ -141,7 +141,7 @@ def test_who_brings_a_model_finds_every_entry_open(desk, brought, monkeypatch):
     for key in "67":  # and a rule that rewards
         press(lambda _: menu.main_menu(), f"{key}{ENTER}{another}{ENTER}{ENTER}0{ENTER}")
         assert asked[-1].policy_checkpoint == brought and asked[-1].reward_model[0].name == "exact_match"
-    press(lambda _: menu.main_menu(), f"9{ENTER}{another}0{ENTER}")
+    press(lambda _: menu.main_menu(), f"9{ENTER}{ENTER}{another}0{ENTER}")
     assert started == [("chat", brought)]
 
 
