@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llmlab.cli import (
+    assess,
     cache,
     chat,
     completion,
@@ -60,6 +61,7 @@ COMMANDS = (
     publish.push,
     evaluate.evaluate,
     evaluate.evaluations,
+    assess.assess,
     training.tokenizer,
     training.quickstart,
     runs.info,

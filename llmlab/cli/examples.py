@@ -34,6 +34,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "llmlab evaluate dpo --suite standard --against parent --gate gate.json",
     ),
     "evaluations": ("llmlab evaluations", "llmlab evaluations sft-standard --csv"),
+    "assess": (
+        "llmlab assess answers.jsonl --categories right,wrong,made-up",
+        "llmlab assess sft --pairs --assessor anna",
+    ),
     "tokenizer": (
         "llmlab tokenizer mytexts/ --vocab-size 4096",
         "llmlab tokenizer llmlab:moby-dick -o checkpoints/tokenizer",
