@@ -13,6 +13,7 @@ from llmlab.errors import LabError
 from llmlab.runs.curves import Point, curves, tokens_read
 from llmlab.runs.figures import RESULT_FIGURES
 from llmlab.runs.folder import MODELS, RUNS, RunFolder
+from llmlab.runs.index import run_rows
 from llmlab.runs.lineage import lineage
 from llmlab.runs.manifest import MANIFEST
 from llmlab.runs.record import RECORD
@@ -151,15 +152,21 @@ class RunDetails:
 
 def find_run(name: str) -> RunFolder:
     """Returns the run that a name stands for: a folder, a model folder or a checkpoint in it, or the name of
-    one in `checkpoints/`.
+    one in `checkpoints/`, without the folders around it where no other is called so.
 
     Raises:
-        LabError: when there is none.
+        LabError: when there is none, or several.
     """
     for path in (Path(name), RUNS / name):
         for folder in (path, path.parent if path.name in MODELS or "checkpoint-" in path.name else path):
             if (folder / RECORD).is_file():
                 return RunFolder(folder)
+    called = [row.path for row in run_rows(RUNS) if row.path.name == name]
+    if len(called) == 1:
+        return RunFolder(called[0])
+    if called:
+        names = ", ".join(str(path.relative_to(RUNS)) for path in called)
+        raise LabError("is the name of several runs", where=name, remedy=f"say which: {names}")
     raise LabError("there is no such run", where=name, remedy="`llmlab runs` lists them")
 
 

@@ -115,3 +115,11 @@ def test_a_run_is_repeated_under_a_name_of_its_own(family):
     ):
         with pytest.raises(LabError, match=message):
             again_as("base", changes, name)
+
+
+def test_a_run_in_a_folder_of_its_own_is_found_by_its_last_name_where_no_other_has_it(family):
+    make_run(family / "tries" / "alone")
+    assert find_run("alone").path == family / "tries" / "alone" == find_run("tries/alone").path
+    make_run(family / "more" / "alone")
+    with pytest.raises(LabError, match=r"several runs.*more/alone.*tries/alone|several runs.*tries/alone"):
+        find_run("alone")
