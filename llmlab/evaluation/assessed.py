@@ -258,8 +258,7 @@ def _wins(
 
 
 def keep_result(folder: EvaluationFolder) -> Assessed:
-    """Writes what assessors found into the evaluation's record, and returns it: as a source of its own,
-    `judgement`, beside those that were measured.
+    """Writes what assessors found into the evaluation's record, and returns it.
 
     Raises:
         LabError: when it cannot be written, or nobody has judged it.
@@ -267,18 +266,34 @@ def keep_result(folder: EvaluationFolder) -> Assessed:
     result = assessed(folder)
     with folder.lock():
         record = folder.record
-        roles = {one["name"]: one["role"] for one in record.get("models") or ()}
-        others = [one for one in record.get("results") or () if one.get("measure") != MEASURE]
-        between = [one for one in record.get("differences") or () if one.get("source") != MEASURE]
-        folder.write(
-            {
-                **record,
-                "results": [*others, *_as_results(result, roles)],
-                "differences": [*between, *_as_differences(result)],
-                "assessment": result.to_json(),
-            }
-        )
+        folder.write(record | as_record(result, record))
     return result
+
+
+def judged(folder: EvaluationFolder, record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a record has to say of what assessors found; nothing where nobody has judged, or a file
+    of judgements is damaged, which `assess --results` tells.
+    """
+    if not assessors(folder.path):
+        return {}
+    try:
+        return as_record(assessed(folder), record)
+    except LabError:
+        return {}
+
+
+def as_record(result: Assessed, record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the results and differences of a record with those of an assessment: a source of its own,
+    `judgement`, beside those that were measured.
+    """
+    roles = {one["name"]: one["role"] for one in record.get("models") or ()}
+    others = [one for one in record.get("results") or () if one.get("measure") != MEASURE]
+    between = [one for one in record.get("differences") or () if one.get("source") != MEASURE]
+    return {
+        "results": [*others, *_as_results(result, roles)],
+        "differences": [*between, *_as_differences(result)],
+        "assessment": result.to_json(),
+    }
 
 
 def _as_results(result: Assessed, roles: dict[str, str]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from llmlab.config.rewards import RewardSource
 from llmlab.data.prompts import prompt_shapes
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import Sampling
+from llmlab.evaluation.assessed import judged
 from llmlab.evaluation.folder import EvaluationFolder, known_answers
 from llmlab.evaluation.gate import breaches, models_of
 from llmlab.evaluation.items import SHAPES, Item, read_rows
@@ -84,6 +85,7 @@ def evaluate(
                 notes = _answer_all(config, subjects, folder, make_reward, tell)
                 record |= {"sources": notes}
             record |= _figures(config, subjects, folder, record["sources"])
+            record |= judged(folder, record)
         except BaseException as error:
             ended = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
             _note_end(folder, {**record, "status": ended, "seconds": before + time.perf_counter() - began})

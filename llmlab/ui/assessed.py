@@ -69,16 +69,16 @@ def _difference(category: str, models: tuple[str, str], found: PairedDifference)
 
 
 def _wins(wins: list[Wins]) -> Table:
-    one, other = wins[0].models
-    table = Table(
-        "assessor", one, other, "equal", "unsure", f"{one} of what was won", "p (sign test)",
-        title="comparisons", title_justify="left",
-    )  # fmt: skip
+    table = Table("assessor", "better", "answers", "share (95 % interval)", "sign test")
+    table.title, table.title_justify = "comparisons", "left"
     for row in wins:
-        share = "-" if row.share is None else _share(row.share, row.interval)
-        p = "" if row.p is None else f"{row.p:.2g}"
-        counts = (*row.won, row.equal, row.unsure)
-        table.add_row(row.assessor, *map(str, counts), share, p, style="bold" if row.assessor == ALL else "")
+        share = "" if row.share is None else _share(row.share, row.interval)
+        p = "" if row.p is None else f"p = {row.p:.2g}"
+        style = "bold" if row.assessor == ALL else ""
+        table.add_row(row.assessor, row.models[0], f"{row.won[0]:,}", share, p, style=style)
+        for name, count in ((row.models[1], row.won[1]), ("equal", row.equal), ("unsure", row.unsure)):
+            table.add_row("", name, f"{count:,}", "", "", style=style)
+        table.add_section()
     return table
 
 

@@ -11,13 +11,15 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from llmlab.cli import command_line
+from llmlab.config.evaluation import EvaluationConfig
 from llmlab.data.collection import Collection
 from llmlab.errors import LabError
 from llmlab.evaluation.agreement import overall, pairwise
 from llmlab.evaluation.answers_import import evaluation_named
-from llmlab.evaluation.assessed import assessed
+from llmlab.evaluation.assessed import assessed, keep_result
 from llmlab.evaluation.assessment import Judgements, Session, Terms, agreed_terms, keys_of
 from llmlab.evaluation.judged_items import given_answers, in_drawn_order, pair_items, single_items
+from llmlab.evaluation.run import evaluate
 from llmlab.ui.assess import RESERVED, AssessScreen
 from tests.conftest import write_rows
 from tests.end_to_end.terminal import ENTER, Terminal
@@ -189,6 +191,27 @@ def test_what_was_judged_is_training_data_once(folder, capsys):
     assert all(len(mark.chosen) < len(mark.rejected) for mark in marks if mark.verdict == "better")
     assert {mark.made_in for mark in marks} == {"long-vs-short"}
     assert folder.record["assessment"]["wins"][0]["won"] == [0, COUNT - 2]
+
+
+@pytest.mark.slow
+def test_what_was_judged_stands_beside_what_was_measured(tmp_path, monkeypatch, chat_folder):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "own.jsonl", [{"prompt": f"Add {n}.", "completion": str(n)} for n in range(4)])
+    config = EvaluationConfig(
+        model=str(chat_folder), datasets=["own.jsonl"], by="generate", max_new_tokens=4, forgetting=False
+    )
+    folder = evaluate(config)
+    one = session(folder)
+    for verdict in ("good", "bad", "good", "unsure"):
+        one.judge(verdict)
+    keep_result(folder)
+    measured, judged = folder.record["results"]
+    assert (measured["source"], judged["source"], judged["rows"]) == ("own", "judgement", 4)
+    assert judged["figures"]["good"]["value"] == 0.5
+    again = evaluate(config)
+    assert again.path == folder.path and folder.record["results"] == [measured, judged]
+    assert folder.record["assessment"]["assessors"] == ["anna"]
+    assert folder.summary()["figures"]["judgement/good"] == 0.5
 
 
 # Agreement, against published examples and the definitions
