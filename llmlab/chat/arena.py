@@ -10,11 +10,12 @@ import random
 from dataclasses import dataclass, field
 
 from llmlab.chat.conversation import Conversation
-from llmlab.chat.marks import last_answer, pair, prompt_of
-from llmlab.data.collection import BAD, EQUAL, GOOD, REWRITTEN, Collection, Mark
+from llmlab.chat.marks import Given, given_by, go_on_from, labelled, pair, rewriting
+from llmlab.data.collection import BAD, EQUAL, GOOD, Collection, Mark
 from llmlab.readable import visible
 
 FIRST, SECOND, TIE, SKIP, BOTH_GOOD, BOTH_BAD = "1", "2", "=", "s", "g", "b"
+VERDICTS_OF_BOTH = {BOTH_GOOD: GOOD, BOTH_BAD: BAD}
 REWRITES = {"r1": 0, "r2": 1}
 CHOICES = (FIRST, SECOND, TIE, SKIP, BOTH_GOOD, BOTH_BAD, *REWRITES)
 QUESTION = "which is better? 1 2 · = equal · g b both good, bad · r1 r2 rewrite · s skip"
@@ -60,9 +61,14 @@ class Arena:
         return [self.sessions[number] for number in self.order]
 
     @property
-    def answers(self) -> list[str]:
+    def given(self) -> list[Given]:
         """The last answers, in the order of this turn."""
-        return [last_answer(session) for session in self.in_order]
+        return [given_by(session) for session in self.in_order]
+
+    @property
+    def answers(self) -> list[str]:
+        """Their texts."""
+        return [one.answer for one in self.given]
 
     def vote(self, choice: str) -> None:
         """Counts a vote, keeps its mark, and lets both go on from the better answer.
@@ -70,21 +76,25 @@ class Arena:
         Raises:
             LabError: when the mark cannot be kept.
         """
-        better = self.order[1] if choice == SECOND else self.order[0]
-        if choice in (FIRST, SECOND):
-            self._keep(pair(self.sessions[better], self.sessions[1 - better], MADE_IN))
-            self.wins[better] += 1
+        first, second = self.given
+        if choice == FIRST:
+            self._keep(pair(first, second, MADE_IN))
+        elif choice == SECOND:
+            self._keep(pair(second, first, MADE_IN))
         elif choice == TIE:
-            self._keep(self._equal())
-        elif choice in (BOTH_GOOD, BOTH_BAD):
-            self._keep(*(_label(session, choice == BOTH_GOOD) for session in self.in_order))
-        self.equal += choice in (TIE, BOTH_GOOD, BOTH_BAD)
-        self._go_on_from(self.sessions[better].messages)
+            answers, models = (first.answer, second.answer), (first.model, second.model)
+            self._keep(Mark(EQUAL, first.prompt, *answers, *models, made_in=MADE_IN))
+        elif choice in VERDICTS_OF_BOTH:
+            self._keep(*(labelled(one, VERDICTS_OF_BOTH[choice], MADE_IN) for one in (first, second)))
+        better = self.order[choice == SECOND]
+        self.wins[better] += choice in (FIRST, SECOND)
+        self.equal += choice in (TIE, *VERDICTS_OF_BOTH)
+        go_on_from(self.sessions, self.sessions[better].messages[:-1], self.answers[choice == SECOND])
 
     def same(self) -> None:
         """Counts two equal answers as equal; there is nothing to keep of them."""
         self.equal += 1
-        self._go_on_from(self.sessions[0].messages)
+        go_on_from(self.sessions, self.sessions[0].messages[:-1], self.answers[0])
 
     def rewrite(self, number: int, text: str) -> None:
         """Keeps a text as better than the answer with this number, and lets both go on from it.
@@ -92,29 +102,8 @@ class Arena:
         Raises:
             LabError: when it cannot be kept.
         """
-        session = self.in_order[number]
-        answer = last_answer(session)
-        mark = Mark(REWRITTEN, prompt_of(session), text, answer, rejected_model=session.name, made_in=MADE_IN)
-        self._keep(mark)
-        self._go_on_from([*session.messages[:-1], {"role": "assistant", "content": text}])
-
-    def _go_on_from(self, messages: list[dict[str, str]]) -> None:
-        history = [*messages]
-        for session in self.sessions:
-            session.messages = [*history]
-            session.forget_last()
-
-    def _equal(self) -> Mark:
-        first, second = self.in_order
-        return Mark(
-            EQUAL,
-            prompt_of(first),
-            last_answer(first),
-            last_answer(second),
-            first.name,
-            second.name,
-            made_in=MADE_IN,
-        )
+        self._keep(rewriting(self.given[number], text, MADE_IN))
+        go_on_from(self.sessions, self.in_order[number].messages[:-1], text)
 
     def _keep(self, *marks: Mark) -> None:
         self.collection.add(*marks)
@@ -132,17 +121,3 @@ class Arena:
             *lines,
             f"{self.marks} marks added to {self.collection.path}: `llmlab preferences` shows them",
         ]
-
-
-def _label(session: Conversation, good: bool) -> Mark:
-    if good:
-        return Mark(
-            GOOD,
-            prompt_of(session),
-            chosen=last_answer(session),
-            chosen_model=session.name,
-            made_in=MADE_IN,
-        )
-    return Mark(
-        BAD, prompt_of(session), rejected=last_answer(session), rejected_model=session.name, made_in=MADE_IN
-    )

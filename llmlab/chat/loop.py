@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llmlab.chat.arena import CHOICES, QUESTION, REWRITES, Arena
 from llmlab.chat.conversation import Conversation
-from llmlab.chat.marks import COMMANDS, Marks, label_of, last_answer
+from llmlab.chat.marks import COMMANDS, Marks, label_of
 from llmlab.data.collection import Collection
 from llmlab.errors import LabError
 
@@ -50,8 +50,8 @@ class Chat:
             LabError: when that cannot be done.
         """
         if self.rewriting is not None:
-            session, self.rewriting = self.sessions[self.rewriting], None
-            self._noted(self.marks.rewritten(session, line))
+            number, self.rewriting = self.rewriting, None
+            self._noted(self.marks.rewritten(self.sessions, number, line))
             return True
         if line.startswith("/") and "\n" not in line:
             self.editing = False
@@ -64,7 +64,7 @@ class Chat:
 
     def _say(self, line: str) -> None:
         if not self.arena:
-            self.answer(self.sessions, line, self.console)
+            self.answer_turn(line)
             return
         before = [[*session.messages] for session in self.sessions]
         self.answer(self.arena.shuffle(), line, self.console)
@@ -74,6 +74,13 @@ class Chat:
             for session, messages in zip(self.sessions, before, strict=True):
                 session.messages = messages
             self.console.print("no vote; the last message is forgotten", style="dim")
+
+    def answer_turn(self, said: str) -> None:
+        """Shows the answers to what was said; they can be judged from here on."""
+        before = self.marks.turn
+        self.marks.forget()  # until they are there
+        self.answer(self.sessions, said, self.console)
+        self.marks.answered(self.sessions, before)
 
     def _vote(self, arena: Arena) -> None:
         first, second = arena.answers
@@ -103,7 +110,6 @@ class Chat:
         match name:
             case "/regenerate":
                 said = self.sessions[0].last_said()
-                self.marks.before_regenerating(self.sessions)
                 self._each(lambda session: session.undo())
                 if self.sessions[0].settings.seed is not None:
                     self.console.print("with a seed the answer stays the same: /set seed none", style="dim")
@@ -112,6 +118,7 @@ class Chat:
                 self.draft, self.editing = self.sessions[0].last_said(), True
             case "/undo":
                 self.sessions[0].last_said()
+                self.marks.forget()
                 for session in self.sessions[1:]:
                     session.undo()
                 return self.sessions[0].command(line, self.console)
@@ -139,20 +146,19 @@ class Chat:
             self._noted(self.marks.take_back())
             return
         number, rest = self._meant(name, rest)
-        session = self.sessions[number]
         match name:
             case "/good" | "/bad":
-                self._noted(self.marks.label(session, label_of(name), rest))
+                self._noted(self.marks.label(number, label_of(name), rest))
             case "/better":
                 self._noted(self.marks.better(self.sessions, number, rest))
             case "/worse":
                 self._noted(self.marks.better(self.sessions, 1 - number, rest))
             case _ if rest:
-                self._noted(self.marks.rewritten(session, rest))
+                self._noted(self.marks.rewritten(self.sessions, number, rest))
             case _:
                 if not sys.stdin.isatty():
                     raise LabError("/rewrite needs a terminal", remedy="/rewrite TEXT")
-                self.draft, self.rewriting = last_answer(session), number
+                self.draft, self.rewriting = self.marks.given(number).answer, number
 
     def _meant(self, name: str, rest: str) -> tuple[int, str]:
         """Returns the number of the session whose answer is meant, and what else was said.
@@ -175,6 +181,8 @@ class Chat:
         first, *others = self.sessions
         before, messages = first.settings, [*first.messages]
         goes_on = first.command(line, self.console)
+        if first.messages != messages:
+            self.marks.forget()
         for other in others:
             try:
                 other.adopt(first.settings.model_copy(update={"show_alpha": False}))

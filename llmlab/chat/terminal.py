@@ -154,7 +154,7 @@ def from_pipe(sessions: list[Conversation], marks: Marks) -> None:
             continue
         for session in sessions:
             session.messages = [*begin]
-        _print_answers(sessions, said, chat.console)
+        chat.answer_turn(said)
 
 
 def _print_answers(sessions: list[Conversation], said: str, console: Console) -> None:

@@ -70,10 +70,9 @@ class Mark:
         return self.chosen if self.verdict == GOOD else self.rejected
 
     def judges_the_same(self, other: Mark) -> bool:
-        """Returns whether both are labels of the same answer."""
-        labels = (GOOD, BAD)
+        """Returns whether both are labels of the same answer, or rewrite it."""
         same = self.prompt == other.prompt and self.answer == other.answer and self.models == other.models
-        return same and self.verdict in labels and other.verdict in labels
+        return same and any({self.verdict, other.verdict} <= kind for kind in ({GOOD, BAD}, {REWRITTEN}))
 
 
 COLUMNS = tuple(Mark.__dataclass_fields__)
@@ -116,7 +115,7 @@ class Collection:
                 ) from None
 
     def add(self, *marks: Mark) -> None:
-        """Adds marks; a label of the same answer that was there is replaced.
+        """Adds marks; a label or a rewriting of the same answer that was there is replaced.
 
         Raises:
             LabError: when they cannot be written.

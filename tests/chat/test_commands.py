@@ -207,7 +207,7 @@ def chat(session, console, tmp_path, monkeypatch):
 
 def test_an_answer_is_marked_rewritten_and_compared_with_the_one_before(chat, session, console):
     collection = chat.marks.collection
-    with pytest.raises(LabError, match="there is no answer yet"):
+    with pytest.raises(LabError, match="no answer that was given here"):
         chat.handle("/good")
     session.command("/system Be brief.", console)
     chat.handle("one")
@@ -232,8 +232,12 @@ def test_an_answer_is_marked_rewritten_and_compared_with_the_one_before(chat, se
     mark = collection.marks()[-1]
     assert (mark.verdict, mark.chosen, mark.rejected) == ("rewritten", "A whale.", again)
     assert session.messages[-1]["content"] == "A whale."
+    chat.handle("/rewrite The whale.")
     with pytest.raises(LabError, match="both answers are the same"):
-        chat.handle("/rewrite A whale.")
+        chat.handle(f"/rewrite {again}")
+    assert [mark.chosen for mark in collection.marks()[2:]] == ["The whale."], "in the place of the first"
+    chat.handle("/bad")
+    assert collection.marks()[-1].rejected == again, "what the model said, not what the person wrote"
     chat.handle("two")
     with pytest.raises(LabError, match="no other answer to the last message"):
         chat.handle("/better")
@@ -250,9 +254,18 @@ def test_of_two_models_one_answer_is_better_and_both_go_on_from_it(session, cons
     first, second = (one.messages[-1]["content"] for one in chat.sessions)
     with pytest.raises(LabError, match="needs the number of an answer"):
         chat.handle("/better")
-    chat.handle("/bad 1 no")
+    chat.handle("two")
+    with pytest.raises(LabError, match="have read different conversations"):
+        chat.handle("/better 1")
+    chat.handle("/reset")
+    with pytest.raises(LabError, match="no answer that was given here"):
+        chat.handle("/good 1")
+    other.adopt(session.settings.model_copy(update={"repetition_penalty": 5.0}))
+    chat.handle("one")
+    chat.handle("/better 1 at first")
     chat.handle("/better 2 yes")
-    bad, better = chat.marks.collection.marks()
+    chat.handle("/bad 1 no")
+    better, bad = chat.marks.collection.marks()
     assert (bad.rejected, bad.rejected_model, bad.note) == (first, "base", "no")
     assert (better.chosen, better.rejected, better.chosen_model, better.note) == (
         second,
@@ -261,10 +274,9 @@ def test_of_two_models_one_answer_is_better_and_both_go_on_from_it(session, cons
         "yes",
     )
     assert session.messages == other.messages and session.messages[-1]["content"] == second
-    session.messages[-1] = {"role": "assistant", "content": "x"}
-    session.messages += [*session.messages]
-    with pytest.raises(LabError, match="have read different conversations"):
-        chat.handle("/better 1")
+    chat.handle("/undo")
+    with pytest.raises(LabError, match="no answer that was given here"):
+        chat.handle("/good 1")
 
 
 @pytest.fixture
