@@ -14,6 +14,8 @@ LAYERS = {
         (
             "errors",
             "deferred",
+            "hardware",
+            "titles",
             "files",
             "journal",
             "trust",

@@ -13,13 +13,14 @@ from llmlab.config.schedule import warmup_option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import NEWEST, Bounds, LengthOptions
+from llmlab.titles import TITLES
 
 
 class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
     """Prefer the chosen answer over the rejected one, without a reward model."""
 
     KIND: ClassVar[str] = "dpo"
-    TITLE: ClassVar[str] = "Direct preference optimisation (DPO)"
+    TITLE: ClassVar[str] = TITLES["dpo"]
     METHOD: ClassVar[str] = "dpo"
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-8, 2e-5), (1e-6, 2e-4))
     kind: Literal["dpo"] = "dpo"

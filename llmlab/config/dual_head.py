@@ -20,6 +20,7 @@ from llmlab.config.training import (
     ModelSort,
     first_order_option,
 )
+from llmlab.titles import TITLES
 
 WITH_PAIRS = {"objective": ["preference", "mixed"]}
 
@@ -28,7 +29,7 @@ class DualHeadConfig(LengthOptions, AccumulatedBatches):
     """Align at generation time: two heads and a gate learn, the backbone stays as it is."""
 
     KIND: ClassVar[str] = "dual_head"
-    TITLE: ClassVar[str] = "Dual head (alignment at generation time)"
+    TITLE: ClassVar[str] = TITLES["dual_head"]
     METHOD: ClassVar[str] = "dual_head"
     MAKES: ClassVar[ModelSort] = "dual_head"
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((5e-6, 1e-3), (5e-6, 1e-3))

@@ -12,6 +12,7 @@ from llmlab.config.options import LARGEST, option
 from llmlab.config.rewards import RewardSource
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import NEWEST
+from llmlab.titles import TITLES
 
 PARENT = "parent"  # as the name of a model: what the evaluated one was trained from
 STANDARD = "standard"  # the suite that is taken where nothing is named
@@ -127,7 +128,7 @@ class EvaluationConfig(LoadOptions, TaskOptions, EvaluatedOptions):
     """Measure a model on rows that it has not seen; the answers are kept, with how sure the figures are."""
 
     KIND: ClassVar[str] = "evaluation"
-    TITLE: ClassVar[str] = "Evaluation"
+    TITLE: ClassVar[str] = TITLES["evaluation"]
     STARTS_FROM: ClassVar[str] = "model"
     kind: Literal["evaluation"] = "evaluation"
 

@@ -10,13 +10,14 @@ from pydantic import model_validator
 from llmlab.config.options import option
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import Bounds
+from llmlab.titles import TITLES
 
 
 class GRPOConfig(RolloutConfig):
     """Reward what a model says, compared with what else it says to the same prompt; no value function."""
 
     KIND: ClassVar[str] = "grpo"
-    TITLE: ClassVar[str] = "Group-relative policy optimisation (GRPO)"
+    TITLE: ClassVar[str] = TITLES["grpo"]
     METHOD: ClassVar[str] = "grpo"
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-7, 2e-5), (1e-6, 2e-4))
     kind: Literal["grpo"] = "grpo"

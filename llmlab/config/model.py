@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from llmlab.config.base import KindConfig
 from llmlab.config.options import LARGEST, option
+from llmlab.titles import TITLES
 
 GATED_ACTIVATIONS = ("swiglu",)
 ROTARY = ["rope", "yarn"]
@@ -17,7 +18,7 @@ class ModelConfig(KindConfig):
     """The shape of a decoder-only transformer and the tokenizer it reads with."""
 
     KIND: ClassVar[str] = "model"
-    TITLE: ClassVar[str] = "Model architecture"
+    TITLE: ClassVar[str] = TITLES["model"]
     kind: Literal["model"] = "model"
 
     tokenizer_name: str = option(

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from llmlab.config.options import option
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import Bounds
+from llmlab.titles import TITLES
 
 CRITIC = {"critic": [True]}
 
@@ -18,7 +19,7 @@ class PPOConfig(RolloutConfig):
     """Reward what a model says, compared with what a critic expected at every token."""
 
     KIND: ClassVar[str] = "ppo"
-    TITLE: ClassVar[str] = "Proximal policy optimisation (PPO)"
+    TITLE: ClassVar[str] = TITLES["ppo"]
     METHOD: ClassVar[str] = "ppo"
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-7, 2e-5), (1e-6, 2e-4))
     kind: Literal["ppo"] = "ppo"

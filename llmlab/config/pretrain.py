@@ -14,6 +14,7 @@ from llmlab.config.model import ModelConfig
 from llmlab.config.options import GIVEN, option
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import Bounds, ModelSort, TrainingConfig
+from llmlab.titles import TITLES
 
 CONTINUED = {"init_from": GIVEN}
 DEFAULT_MODEL = "model_configs/model.json"
@@ -40,7 +41,7 @@ class PretrainConfig(AdapterOptions, StartOptions, AccumulatedBatches):
     """Train a transformer from scratch, or go on training a model."""
 
     KIND: ClassVar[str] = "pretrain"
-    TITLE: ClassVar[str] = "Base training"
+    TITLE: ClassVar[str] = TITLES["pretrain"]
     METHOD: ClassVar[str] = "base"
     STARTS_FROM_MODELS: ClassVar[tuple[ModelSort, ...]] = ("base", "policy")
     MAKES: ClassVar[ModelSort] = "base"

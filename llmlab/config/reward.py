@@ -18,13 +18,14 @@ from llmlab.config.training import (
     ModelSort,
     first_order_option,
 )
+from llmlab.titles import TITLES
 
 
 class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     """Learn to score answers from pairs of a better and a worse one."""
 
     KIND: ClassVar[str] = "reward"
-    TITLE: ClassVar[str] = "Reward model"
+    TITLE: ClassVar[str] = TITLES["reward"]
     METHOD: ClassVar[str] = "reward"
     MAKES: ClassVar[ModelSort] = "scorer"
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-6, 1e-4), (2e-5, 1e-3))

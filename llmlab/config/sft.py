@@ -9,6 +9,7 @@ from llmlab.config.batches import AccumulatedBatches
 from llmlab.config.options import option
 from llmlab.config.schedule import steps_option, warmup_option
 from llmlab.config.training import NEWEST, LengthOptions, ModelSort
+from llmlab.titles import TITLES
 
 POLICY: dict[str, Any] = dict(
     title="Policy checkpoint",
@@ -23,7 +24,7 @@ class SFTConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     """Teach a base model to answer."""
 
     KIND: ClassVar[str] = "sft"
-    TITLE: ClassVar[str] = "Supervised fine-tuning (SFT)"
+    TITLE: ClassVar[str] = TITLES["sft"]
     METHOD: ClassVar[str] = "sft"
     STARTS_FROM_MODELS: ClassVar[tuple[ModelSort, ...]] = ("base", "policy")
     kind: Literal["sft"] = "sft"

@@ -7,7 +7,8 @@ from typing import Literal
 
 from llmlab.config.hardware import DEEPSPEED, SHARDED, Engine
 from llmlab.config.training import TrainingConfig
-from llmlab.planning.live import device_memory, host_memory
+from llmlab.hardware import host_memory
+from llmlab.planning.live import device_memory
 from llmlab.planning.machines import Machine
 from llmlab.planning.needs import needs_of
 from llmlab.planning.processes import local_processes_of, processes_of

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from llmlab.errors import LabError
-from llmlab.planning.live import gpu_memory, gpu_name, has_nvidia, host_memory
+from llmlab.hardware import gpu_memory, gpu_name, has_nvidia, host_memory
 
 FILE = Path(__file__).with_name("gpus.toml")
 ECC = 1 / 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmlab.config import KINDS
+from llmlab.titles import TITLES
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Stage:
     @property
     def title(self) -> str:
         """The stage's name for a menu."""
-        return KINDS[self.kind].TITLE
+        return TITLES[self.kind]
 
 
 PROMPTS = ("prompt_answer", "messages", "prompt_completion", "preference", "prompt")

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from llmlab.errors import LabError
 from llmlab.files import read_object
-from llmlab.ui.pickers import answer
-from llmlab.ui.prompts import confirm, text
+from llmlab.ui.prompts import answer, confirm, text
 
 if TYPE_CHECKING:
     from llmlab.config import KindConfig

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from llmlab.ui import commands
-from llmlab.ui.pickers import BACK, answer, pick, pick_model
-from llmlab.ui.prompts import Option, plain, select
+from llmlab.ui.pickers import BACK, pick, pick_model
+from llmlab.ui.prompts import Option, answer, plain, select
 
 NEW, OLD = "evaluate a model", "look at an evaluation that is there"
 OWN = "data of your own: the form asks"

@@ -13,8 +13,8 @@ from llmlab.runs.index import run_rows
 from llmlab.ui import commands
 from llmlab.ui.completion import Names, dataset_names
 from llmlab.ui.config_files import save_as
-from llmlab.ui.pickers import answer, pick_model
-from llmlab.ui.prompts import Option, select, text
+from llmlab.ui.pickers import pick_model
+from llmlab.ui.prompts import Option, answer, select, text
 from llmlab.ui.train import from_recipe_list, offer_tokenizer, save_and_run
 from llmlab.ui.units import long_time, short_count
 

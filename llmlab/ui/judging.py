@@ -13,8 +13,8 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RUNS, RunFolder
 from llmlab.runs.index import RunRow, run_rows
 from llmlab.ui import commands
-from llmlab.ui.pickers import answer, pick, pick_model
-from llmlab.ui.prompts import Option, select
+from llmlab.ui.pickers import pick, pick_model
+from llmlab.ui.prompts import Option, answer, select
 
 FEW = 20  # marks below which more of them are the natural next step
 MOST = 30  # marks at hand

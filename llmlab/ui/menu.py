@@ -5,6 +5,7 @@ Forms and configs are imported by the entry that needs them, so that the menu is
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import re
@@ -23,13 +24,7 @@ from llmlab.runs.index import has_runs, run_rows
 from llmlab.screen import LabConsole, styled
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, saved_configs
-from llmlab.ui.evaluate import evaluate_models
-from llmlab.ui.guide import guided
-from llmlab.ui.pickers import answer, pick_model
-from llmlab.ui.prompts import Heading, Option, select, text
-from llmlab.ui.publish import export_or_publish
-from llmlab.ui.saved import saved
-from llmlab.ui.train import configure_model, from_recipe_list, train
+from llmlab.ui.prompts import Heading, Option, answer, select, text
 
 GUIDED = "Guided: what do you have, what do you want?"
 CONFIGURE = "Configure a model"
@@ -37,6 +32,25 @@ CHAT = "Test a model: chat, judge its answers, train on that, compare"
 BRIEFLY = "What next? (Enter: the menu; or the number or letter of an entry)"
 KEYS = "123456789abceghij"  # of the model, the methods and the chat; letters of other entries left out
 AMOUNT = r"[\d.]+\s*[gmt]?(i?b)?"  # of memory; whatever else is typed is a name
+
+
+def _later(module: str, name: str) -> Callable[..., Any]:
+    """Returns a function of `llmlab.ui` whose module is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"llmlab.ui.{module}"), name)(*arguments)
+
+    return call
+
+
+evaluate_models = _later("evaluate", "evaluate_models")
+guided = _later("guide", "guided")
+pick_model = _later("pickers", "pick_model")
+export_or_publish = _later("publish", "export_or_publish")
+saved = _later("saved", "saved")
+configure_model = _later("train", "configure_model")
+from_recipe_list = _later("train", "from_recipe_list")
+train = _later("train", "train")
 
 
 @dataclass(frozen=True)
@@ -152,7 +166,7 @@ def natural_next() -> str:
 
 def status() -> str:
     """Returns one line: device, its free memory, disk and the last run."""
-    from llmlab.planning.live import available_memory, gpu_memory
+    from llmlab.hardware import available_memory, gpu_memory
 
     last = next(iter(run_rows(RUNS)), None)
     on_gpu = gpu_memory()

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 
@@ -17,22 +16,15 @@ from llmlab.runs.folder import MODELS
 from llmlab.runs.index import RunRow
 from llmlab.ui.completion import Names, model_names
 from llmlab.ui.inputs import WORDS
-from llmlab.ui.prompts import Answer, Heading, Option, Question, ask, plain, select, text
+from llmlab.ui.prompts import Heading, Option, answer, plain, select, text
 from llmlab.ui.remembered import remember, remembered
 from llmlab.ui.runs import figure
 from llmlab.ui.units import short_count
 
-T = TypeVar("T")
 BACK = "back"
 ANOTHER = "another one: a hub id, a folder, a GGUF file"
 IN_THE_FORM = "something else: the form asks"
 SEARCHED = 20  # lines from which on a list can be searched by typing
-
-
-def answer(question: Question[T], *, back: bool = True) -> T | None:
-    """Returns the answer; None where the person went back or left."""
-    reply = ask(question, back=back)
-    return reply.value if isinstance(reply, Answer) else None
 
 
 def pick(question: str, choices: list[str], *, back: str = BACK) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from llmlab.config import KINDS, LabBaseConfig, ModelConfig, PretrainConfig
 from llmlab.config.training import TrainingConfig
+from llmlab.hardware import available_memory
 from llmlab.planning.advice import (
     MOST_PASSES,
     BeyondContext,
@@ -25,7 +26,6 @@ from llmlab.planning.advice import (
 from llmlab.planning.dual_head import DualHeadPlan
 from llmlab.planning.duration import TimePlan, time_plan
 from llmlab.planning.engines import Choice, EngineNeed, Verdict, fit, need_in_effect
-from llmlab.planning.live import available_memory
 from llmlab.planning.memory import training_memory
 from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
 from llmlab.planning.plan import ArchitecturePlan, DiskPlan, EnginePlan, MemoryPlan, Plan, SchedulePlan

@@ -23,8 +23,7 @@ from llmlab.data.collection import (
     exported,
 )
 from llmlab.readable import shortened
-from llmlab.ui.pickers import answer
-from llmlab.ui.prompts import Option, select, text
+from llmlab.ui.prompts import Option, answer, select, text
 
 SHOWN = 20
 LABELS = "no method here reads them yet: `llmlab preferences export --as labels` writes KTO rows"

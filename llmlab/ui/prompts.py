@@ -169,6 +169,12 @@ def ask(
     return reply
 
 
+def answer(question: Question[T], *, back: bool = True) -> T | None:
+    """Returns the answer; None where the person went back or left."""
+    reply = ask(question, back=back)
+    return reply.value if isinstance(reply, Answer) else None
+
+
 def ask_explained(
     make: Callable[[str | None], Question[T]],
     explain: Callable[[], None],

@@ -7,8 +7,8 @@ import re
 from rich.console import Console
 
 from llmlab.ui import commands
-from llmlab.ui.pickers import BACK, answer, pick_model
-from llmlab.ui.prompts import Option, confirm, plain, select, text
+from llmlab.ui.pickers import BACK, pick_model
+from llmlab.ui.prompts import Option, answer, confirm, plain, select, text
 
 PUSH, CARD, SERVE = "push", "card", "serve"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")

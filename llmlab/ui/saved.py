@@ -15,8 +15,8 @@ from llmlab.runs.index import RunRow, run_rows
 from llmlab.runs.record import RECORD
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, save_as, saved_configs, unused_name
-from llmlab.ui.pickers import answer, pick
-from llmlab.ui.prompts import Option, confirm, select, several, text
+from llmlab.ui.pickers import pick
+from llmlab.ui.prompts import Option, answer, confirm, select, several, text
 from llmlab.ui.publish import export_or_publish, serve_model
 from llmlab.ui.train import has_cluster, run_and_go_on, write_job
 

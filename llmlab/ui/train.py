@@ -13,8 +13,8 @@ from llmlab.runs.folder import RUNS, all_runs
 from llmlab.ui import commands
 from llmlab.ui.config_files import kind_of, save_as, saved_configs
 from llmlab.ui.evaluate import evaluate_run
-from llmlab.ui.pickers import IN_THE_FORM, answer, pick, pick_model, pick_reward
-from llmlab.ui.prompts import Option, select, text
+from llmlab.ui.pickers import IN_THE_FORM, pick, pick_model, pick_reward
+from llmlab.ui.prompts import Option, answer, select, text
 from llmlab.ui.publish import export_or_publish, serve_model
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import pytest
 
 from llmlab.config import DualHeadConfig, GRPOConfig, PretrainConfig, SFTConfig, preset
 from llmlab.config.loader import apply_changes
+from llmlab.hardware import visible_devices
 from llmlab.models import LabForCausalLM
 from llmlab.models.transformer.shapes import to_lab_config
 from llmlab.planning import advice, engines, live, needs
 from llmlab.planning.advice import HostTooSmall, concerns, ways_to_fit
 from llmlab.planning.engines import AUTOMATIC, Choice, choose_engine, need_in_effect
-from llmlab.planning.live import visible_devices
 from llmlab.planning.needs import needs_of
 from llmlab.planning.plan import make_plan
 from llmlab.planning.processes import local_processes_of, processes_of
