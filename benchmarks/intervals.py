@@ -72,13 +72,13 @@ def macro_f1(rows: int) -> Draw:
     return draw
 
 
-def overconfident(rows: int) -> Draw:
-    """Returns the drawing of confidences of which each is a tenth too high."""
+def overconfident(rows: int, by: float) -> Draw:
+    """Returns the drawing of confidences that are so much too high."""
 
     def draw(rng: np.random.Generator) -> Sample:
         confidence = rng.uniform(0.6, 1, rows)
         return statistics.calibration_error(
-            confidence, (rng.random(rows) < confidence - 0.1).astype(float), None
+            confidence, (rng.random(rows) < confidence - by).astype(float), None
         )
 
     return draw
@@ -153,7 +153,8 @@ def main() -> None:
         "loss per token, 30 texts of 6 windows": (loss_per_token(30, 6), 3.0),
         "loss per token, 7 texts of 20 windows": (loss_per_token(7, 20), 3.0),
         "macro F1, 200 rows of 3 labels": (macro_f1(200), None),
-        "calibration error, 400 rows": (overconfident(400), 0.1),
+        "calibration error 0.1, 400 rows": (overconfident(400, 0.1), 0.1),
+        "calibration error 0, 400 rows": (overconfident(400, 0.0), 0.0),
     }
     for name, (draw, truth) in cases.items():
         value = true_value(draw) if truth is None else truth

@@ -127,6 +127,20 @@ def test_coverage_and_false_alarms():
     assert alarms / times < 0.07
 
 
+def test_a_calibrated_model_may_have_a_calibration_error_of_nothing():
+    """Noise alone makes the measured error larger than 0; its interval holds 0 nearly always."""
+    held = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        confidence = rng.uniform(0.6, 1, 300)
+        right = (rng.random(300) < confidence).astype(float)
+        sample = statistics.calibration_error(confidence, right, None)
+        found = statistics.interval(sample, seed=seed)
+        held += found.low == 0
+        assert found.low <= sample.figure <= found.high
+    assert 53 <= held <= 60
+
+
 def test_the_calibration_error_is_its_definition():
     """Two bins: six answers that are 0.95 sure and right four times; four that are 0.55 sure and right three
     times.

@@ -152,8 +152,16 @@ def _sources(lines: list[str], set_: list[str] | None) -> tuple[list[dict[str, A
     return sources, option_changes(EvaluationConfig, own)
 
 
-def run_evaluation(config: EvaluationConfig, *, trust: list[str] | None, as_json: bool) -> None:
+def run_evaluation(
+    config: EvaluationConfig, *, trust: list[str] | None, as_json: bool, dry_run: bool = False
+) -> None:
     """Evaluates as a config says, shows the result, and ends with code 1 where the gate is broken.
+
+    Args:
+        config: of the evaluation.
+        trust: names of code that may run.
+        as_json: whether the result is one line of JSON.
+        dry_run: whether only what it would read is looked at.
 
     Raises:
         LabError: when something cannot be used, or a figure is beyond its bound.
@@ -171,6 +179,15 @@ def run_evaluation(config: EvaluationConfig, *, trust: list[str] | None, as_json
     others = [config.against] if config.against not in (None, "parent") else []
     for one in [config.model, *others, *(reward.name for reward in rewards if reward.kind == "model")]:
         find_model(str(one))  # a wrong name is refused before torch is loaded
+    if dry_run:
+        from llmlab.screen import LabConsole
+        from llmlab.ui import preflight
+
+        if as_json:
+            print_json(preflight.checked(config))
+        else:
+            preflight.show(config, LabConsole())
+        return
     trust_names(trust)
     from llmlab.libraries import importing, quiet_libraries
     from llmlab.screen import warn

@@ -61,17 +61,25 @@ def run(
     changes = list(set_ or [])
     changes += [f"{name}={value}" for name, value in (("devices", devices), ("nodes", nodes)) if value]
     loaded = load_for_run(config, changes)
-    if isinstance(loaded, EvaluationConfig) and not dry_run:
+    if isinstance(loaded, EvaluationConfig):
         from llmlab.cli.evaluate import run_evaluation
 
-        run_evaluation(loaded, trust=trust, as_json=as_json)
+        if resume != "auto" or fresh_optimizer or rendezvous:
+            option = "resume" if resume != "auto" else "rendezvous" if rendezvous else "fresh-optimizer"
+            raise LabError(
+                f"`--{option}` is for training; an evaluation goes on where it stopped", remedy="leave it out"
+            )
+        run_evaluation(loaded, trust=trust, as_json=as_json, dry_run=dry_run)
         return
-    if not isinstance(loaded, (TrainingConfig, EvaluationConfig)):
+    if not isinstance(loaded, TrainingConfig):
         raise LabError(
             "is a model config and cannot be run",
             where=str(config),
             remedy='name it as `model` in a "pretrain" config',
         )
+    adopt_srun_rank(loaded, os.environ)
+    if rendezvous and loaded.nodes == 1:
+        raise LabError("`--rendezvous` is for several machines", remedy="set `nodes`, or leave it out")
     if dry_run:
         from llmlab.planning.plan import make_plan
         from llmlab.training.inputs import check_inputs
@@ -85,10 +93,6 @@ def run(
         for unchecked in check_inputs(loaded):
             typer.echo(visible(unchecked_line(unchecked)))
         return
-    assert isinstance(loaded, TrainingConfig)
-    adopt_srun_rank(loaded, os.environ)
-    if rendezvous and loaded.nodes == 1:
-        raise LabError("`--rendezvous` is for several machines", remedy="set `nodes`, or leave it out")
     from llmlab.config.rollouts import RolloutConfig
     from llmlab.launching.start import several_processes, start
     from llmlab.libraries import importing, quiet_libraries
