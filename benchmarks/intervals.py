@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llmlab import statistics
+from llmlab.evaluation.calibration import calibration_error
 from llmlab.statistics import Sample, mean_of, ratio
 
 Draw = Callable[[np.random.Generator], Sample]
@@ -77,9 +78,7 @@ def overconfident(rows: int, by: float) -> Draw:
 
     def draw(rng: np.random.Generator) -> Sample:
         confidence = rng.uniform(0.6, 1, rows)
-        return statistics.calibration_error(
-            confidence, (rng.random(rows) < confidence - by).astype(float), None
-        )
+        return calibration_error(confidence, (rng.random(rows) < confidence - by).astype(float), None)
 
     return draw
 

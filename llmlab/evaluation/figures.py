@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from llmlab import statistics
-from llmlab.statistics import NO_INTERVAL, Bin, Interval, PairedDifference, Sample, mean_of, numbered, ratio
+from llmlab.evaluation.calibration import Bin, calibration_error, reliability
+from llmlab.statistics import NO_INTERVAL, Interval, PairedDifference, Sample, mean_of, numbered, ratio
 
 Answer = dict[str, Any]
 FEW_TEXTS = 5  # with fewer, windows are drawn for the intervals, not texts
@@ -102,7 +103,7 @@ def figures_of(measure: str, answers: Sequence[Answer], *, seed: int = 0, exact:
     calibration = None
     if "calibration_error" in samples:
         confidence, right = _confidences(answers)
-        calibration = Calibration(statistics.reliability(confidence, right))
+        calibration = Calibration(reliability(confidence, right))
     return Figures(figures, samples, labels, _confusion(answers, labels), calibration)
 
 
@@ -213,7 +214,7 @@ def _of_labels(answers: Sequence[Answer], clusters: np.ndarray | None) -> dict[s
     samples["macro_f1"] = _macro_f1(answers, labels, clusters)
     if all(one.get("log_probs") for one in answers):
         confidence, right = _confidences(answers)
-        samples["calibration_error"] = statistics.calibration_error(confidence, right, clusters)
+        samples["calibration_error"] = calibration_error(confidence, right, clusters)
         samples["brier_score"] = mean_of([_brier(one) for one in answers], clusters)
         samples["label_loss"] = mean_of([_label_loss(one) for one in answers], clusters)
     return samples

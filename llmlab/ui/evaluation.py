@@ -79,7 +79,7 @@ def evaluated(folder: EvaluationFolder) -> RenderableType:
     parts: list[RenderableType] = [_figures_table(record, own, others)]
     parts += _mean_over_sources(own)
     if record.get("differences"):
-        parts.append(differences_table(record))
+        parts += differences(record)
     parts += _forgetting(record)
     for one in own:
         parts += _about_source(one)
@@ -142,22 +142,26 @@ def _mean_over_sources(own: list[dict[str, Any]]) -> Iterator[Text]:
             yield Text(f"mean of {title(figure)} over {len(values)} sources {mean:.4f}, spread {spread:.4f}")
 
 
-def differences_table(record: dict[str, Any]) -> Table:
-    """Returns what the model has more or less than the other one, and whether that can be told."""
+def differences(record: dict[str, Any]) -> Iterator[RenderableType]:
+    """Yields what the model has more or less than the other one, and how many rows it takes to tell."""
     other = next(one["name"] for one in record["models"] if one["role"] == "against")
     table = Table("source", "figure", title=f"less that of {other}", title_justify="left")
     table.add_column("difference", justify="right", no_wrap=True)
     table.add_column("95 % interval", no_wrap=True)
     table.add_column("p", no_wrap=True)
-    table.add_column("which is")
-    name = ""
+    table.add_column("", no_wrap=True)
+    name, unclear = "", []
     for one in record["differences"]:
         span = "" if one["low"] is None else f"{one['low']:+.3f} to {one['high']:+.3f}"
+        word = one["words"] if " " not in one["words"] else ""
         cells = [one["source"] if one["source"] != name else "", title(one["figure"])]
-        cells += [f"{one['difference']:+.4f}", span, _p(one["p"]), one["words"]]
-        table.add_row(*cells, style="bold" if one["p"] < 0.05 else "")
+        cells += [f"{one['difference']:+.4f}", span, _p(one["p"]), word]
+        table.add_row(*cells, style="bold" if word else "")
         name = one["source"]
-    return table
+        if not word:
+            unclear.append(f"{name}, {title(one['figure'])}: {one['words']}")
+    yield table
+    yield from (Text(line, style="dim") for line in unclear)
 
 
 def _p(value: float) -> str:

@@ -207,7 +207,7 @@ def test_two_models_side_by_side(desk, chat_folder, untrained, capsys):
     assert between["accuracy"]["difference"] == pytest.approx(share[chat_folder] - share[other])
     assert between["accuracy"]["test"] == "mcnemar" and between["macro_f1"]["test"] == "permutation"
     command_line(["evaluations", "two"])
-    assert "which is" in (shown := capsys.readouterr().out) and "saved in evaluations/two" in shown
+    assert "less that of" in (shown := capsys.readouterr().out) and "saved in evaluations/two" in shown
     command_line(["evaluations"])
     assert "two" in capsys.readouterr().out
     arguments = ["evaluate", str(chat_folder), "--against", str(other), "--name", "won", "--reward", "length"]
