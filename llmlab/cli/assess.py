@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmlab.cli import completing
 from llmlab.cli.options import JsonOption, print_json, show
 from llmlab.errors import LabError
 
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 def assess(
     evaluation: Annotated[
-        str, typer.Argument(help="An evaluation by name or folder, or a file that `generate` wrote.")
+        str,
+        typer.Argument(
+            help="An evaluation by name or folder, or a file that `generate` wrote.",
+            autocompletion=completing.evaluations,
+        ),
     ],
     against: Annotated[
         str | None, typer.Option(metavar="FILE", help="A second file of answers, of another model.")
