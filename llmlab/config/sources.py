@@ -28,7 +28,8 @@ class SourceConfig(LabBaseConfig):
         ...,
         "Name",
         "A hub id, a local file or folder (.txt .md .jsonl .json .csv .parquet .arrow, also .gz and .zst), or"
-        " a shipped dataset: `llmlab:moby-dick`, `llmlab:spam-mails`.",
+        " a shipped dataset: `llmlab:moby-dick`, `llmlab:spam-mails`; `llmlab:preferences` is what you judged"
+        " in a chat.",
         min_length=1,
     )
     subset: str | None = option(None, "Subset", "The configuration of a hub dataset.")
