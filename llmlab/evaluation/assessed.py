@@ -12,9 +12,18 @@ from typing import Any
 from llmlab import statistics
 from llmlab.errors import LabError
 from llmlab.evaluation.agreement import Overall, Pairwise, overall, pairwise
-from llmlab.evaluation.assessment import EQUAL, FIRST, UNSURE, Judgement, Judgements, Mode, assessors
+from llmlab.evaluation.assessment import (
+    EQUAL,
+    FIRST,
+    UNSURE,
+    Judgement,
+    Judgements,
+    Mode,
+    assessors,
+    standing_on,
+)
 from llmlab.evaluation.folder import EvaluationFolder
-from llmlab.evaluation.judged_items import GivenAnswer, given_answers, pair_items
+from llmlab.evaluation.judged_items import GivenAnswer, Item, given_answers, pairs_if_any, single_items
 from llmlab.evaluation.results import in_words
 from llmlab.statistics import Interval, PairedDifference
 
@@ -119,11 +128,13 @@ def assessed(folder: EvaluationFolder) -> Assessed:
     given = given_answers(folder)
     by_key = {one.key: one for one in given}
     said: dict[Mode, dict[str, list[Judgement]]] = {"single": {}, "pairs": {}}
-    for name in assessors(folder.path):
-        for mode, by_assessor in said.items():
-            standing = Judgements.of(folder.path, name, mode).standing()
-            if kept := [one for one in standing if all(key in by_key for key in one.keys)]:
-                by_assessor[name] = kept
+    models = list(dict.fromkeys(one.model for one in given))
+    pairs, same = pairs_if_any(given)
+    items: dict[Mode, list[Item]] = {"single": single_items(given), "pairs": pairs}
+    for mode, each in items.items():
+        for name in assessors(folder.path):
+            if kept := standing_on(Judgements.of(folder.path, name, mode), each):
+                said[mode][name] = kept
     who = sorted({*said["single"], *said["pairs"]})
     terms = [Judgements.of(folder.path, name, "single").terms for name in who]
     categories = list(dict.fromkeys(name for one in terms if one for name in one.categories))
@@ -131,7 +142,6 @@ def assessed(folder: EvaluationFolder) -> Assessed:
         raise LabError(
             "nobody has judged it yet", where=str(folder.path), remedy=f"`llmlab assess {folder.name}`"
         )
-    models = list(dict.fromkeys(one.model for one in given))
     labels: dict[str, dict[str, dict[str, str]]] = {
         "single": {name: {one.item: one.verdict for one in each} for name, each in said["single"].items()},
         "pairs": {
@@ -146,7 +156,7 @@ def assessed(folder: EvaluationFolder) -> Assessed:
         _rates(said["single"], by_key, models, categories),
         _difference(said["single"], by_key, models, categories),
         _wins(said["pairs"], by_key, models),
-        len(pair_items(given)[1]) if said["pairs"] else 0,
+        len(same) if said["pairs"] else 0,
         {mode: both for mode, each in labels.items() if (both := pairwise(each))},
         {mode: all_ for mode, all_ in found.items() if all_},
         [

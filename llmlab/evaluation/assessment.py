@@ -9,8 +9,8 @@ Nothing in it is ever changed; what counts is the last word on an item. No torch
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -149,6 +149,28 @@ class Judgements:
         ]
 
 
+def stands(judgement: Judgement | None, item: Item, mode: Mode) -> bool:
+    """Returns whether a judgement is one of this item: of a single answer by its text, of a pair by the two
+    answers that were shown.
+    """
+    if judgement is None or mode == "single":
+        return judgement is not None
+    return set(judgement.keys) == {one.key for one in item.answers}
+
+
+def standing_on(judgements: Judgements, items: Iterable[Item]) -> list[Judgement]:
+    """Returns the judgements of items, with the keys of all their answers and with notes."""
+    by_key = {item.key: item for item in items}
+    found = []
+    for one in judgements.standing():
+        item = by_key.get(one.item)
+        if item is None or not stands(one, item, judgements.mode):
+            continue
+        keys = tuple(each.key for each in item.answers) if judgements.mode == "single" else one.keys
+        found.append(replace(one, keys=keys))
+    return found
+
+
 def assessors(evaluation: Path) -> list[str]:
     """Returns who has judged an evaluation."""
     return sorted(path.stem for path in (evaluation / JUDGEMENTS).glob("*.jsonl"))
@@ -223,7 +245,11 @@ class Session:
     @property
     def done(self) -> int:
         """Items that are judged."""
-        return sum(item.key in self.judgements.given for item in self.items)
+        return sum(map(self.is_judged, self.items))
+
+    def is_judged(self, item: Item) -> bool:
+        """Returns whether a judgement of it stands."""
+        return stands(self.judgements.given.get(item.key), item, self.judgements.mode)
 
     @property
     def note(self) -> str:
@@ -234,7 +260,7 @@ class Session:
         """Returns the place of the next item without a judgement, from the beginning again at the end."""
         count = len(self.items)
         places = (*range(place, count), *range(min(place, count)))
-        return next((at for at in places if self.items[at].key not in self.judgements.given), count)
+        return next((at for at in places if not self.is_judged(self.items[at])), count)
 
     def judge(self, verdict: str) -> None:
         """Keeps a judgement of the item that is shown, and goes on to the next.

@@ -8,9 +8,9 @@ from typing import Any
 from llmlab.data.collection import BAD, BETTER, EQUAL, GOOD, Mark
 from llmlab.data.schemas import Messages, user
 from llmlab.evaluation import assessment
-from llmlab.evaluation.assessment import Judgement, Judgements, Mode, assessors
+from llmlab.evaluation.assessment import Judgement, Judgements, Mode, assessors, standing_on
 from llmlab.evaluation.folder import EvaluationFolder
-from llmlab.evaluation.judged_items import GivenAnswer, given_answers
+from llmlab.evaluation.judged_items import GivenAnswer, Item, given_answers, pairs_if_any, single_items
 
 
 def marks_of(folder: EvaluationFolder) -> list[Mark]:
@@ -22,16 +22,15 @@ def marks_of(folder: EvaluationFolder) -> list[Mark]:
     Raises:
         LabError: when a file cannot be read.
     """
-    by_key = {one.key: one for one in given_answers(folder)}
-    modes: tuple[Mode, ...] = ("single", "pairs")
+    given = given_answers(folder)
+    by_key = {one.key: one for one in given}
+    items: dict[Mode, list[Item]] = {"single": single_items(given), "pairs": pairs_if_any(given)[0]}
     marks: dict[str, Mark] = {}
     for name in assessors(folder.path):
-        for mode in modes:
+        for mode, each in items.items():
             judgements = Judgements.of(folder.path, name, mode)
-            for one in judgements.standing():
-                answers = [by_key[key] for key in one.keys if key in by_key]
-                if len(answers) < len(one.keys):
-                    continue
+            for one in standing_on(judgements, each):
+                answers = [by_key[key] for key in one.keys]
                 mark = _of_pair(one, answers) if mode == "pairs" else _of_single(one, answers, judgements)
                 if mark:
                     known = {"made_in": folder.name, "note": one.note}

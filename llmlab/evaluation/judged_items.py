@@ -97,12 +97,14 @@ def given_answers(folder: EvaluationFolder) -> list[GivenAnswer]:
     return list(answers.values())
 
 
-def single_items(answers: Sequence[GivenAnswer]) -> list[Item]:
-    """Returns answers to be judged one by one; what several models answered alike is judged once."""
-    same: dict[tuple[Place, str], list[GivenAnswer]] = {}
+def single_items(answers: Iterable[GivenAnswer]) -> list[Item]:
+    """Returns answers to be judged one by one; the same answer to the same prompt, by several models or in
+    several rows, is judged once.
+    """
+    same: dict[str, list[GivenAnswer]] = {}
     for one in answers:
-        same.setdefault((one.place, one.answer), []).append(one)
-    return [Item(_key(each[0].prompt, each[0].answer), tuple(each)) for each in same.values()]
+        same.setdefault(_key(one.prompt, one.answer), []).append(one)
+    return [Item(key, tuple(each)) for key, each in same.items()]
 
 
 def pair_items(answers: Sequence[GivenAnswer]) -> tuple[list[Item], list[Item]]:
@@ -123,9 +125,23 @@ def pair_items(answers: Sequence[GivenAnswer]) -> tuple[list[Item], list[Item]]:
     pairs = [tuple(both[name] for name in models) for both in by_place.values() if len(both) == 2]
     if not pairs:
         raise LabError("the two models have no prompt in common", remedy="evaluate both on the same rows")
-    items = [Item(_key(a.prompt, a.answer, b.answer), (a, b)) for a, b in pairs]
-    same = [item for item in items if item.answers[0].answer == item.answers[1].answer]
-    return [item for item in items if item not in same], same
+    different: dict[str, Item] = {}
+    same: list[Item] = []
+    for one, other in pairs:
+        item = Item(_key(one.prompt, one.answer, other.answer), (one, other))
+        if one.answer == other.answer:
+            same.append(item)
+        else:
+            different.setdefault(item.key, item)
+    return list(different.values()), same
+
+
+def pairs_if_any(answers: Sequence[GivenAnswer]) -> tuple[list[Item], list[Item]]:
+    """Returns what `pair_items` does, nothing where there is nothing to compare."""
+    try:
+        return pair_items(answers)
+    except LabError:
+        return [], []
 
 
 def in_drawn_order(items: Iterable[Item], seed: int, assessor: str) -> list[Item]:

@@ -193,6 +193,27 @@ def test_what_was_judged_is_training_data_once(folder, capsys):
     assert folder.record["assessment"]["wins"][0]["won"] == [0, COUNT - 2]
 
 
+def test_a_judgement_is_one_of_a_text_and_a_comparison_one_of_two_answers(folder):
+    rows = folder.answers()
+    again = [
+        {**row, "key": f"again{n}", "row": 100 + n, "prompt": "Add 0 and 4."}
+        for n, row in enumerate(rows[:1])
+    ]
+    folder.append(again)
+    one, two = session(folder), session(folder, mode="pairs")
+    assert len(one.items) == 2 * COUNT - 1, "the same answer to the same prompt is judged once"
+    while one.item:
+        one.judge("good")
+    while two.item:
+        two.judge("first")
+    found = assessed(folder)
+    assert [rate.judged for rate in found.rates if rate.category == "good"] == [COUNT + 1, COUNT]
+    other = [{**row, "key": row["key"][::-1]} for row in rows]
+    (folder.path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    assert session(folder).done == 2 * COUNT - 1, "given anew, the same texts are as good"
+    assert session(folder, mode="pairs").done == 0 and not assessed(folder).wins
+
+
 @pytest.mark.slow
 def test_what_was_judged_stands_beside_what_was_measured(tmp_path, monkeypatch, chat_folder):
     monkeypatch.chdir(tmp_path)
