@@ -107,6 +107,21 @@ def figures_of(measure: str, answers: Sequence[Answer], *, seed: int = 0, exact:
     return Figures(figures, samples, labels, _confusion(answers, labels), calibration)
 
 
+def is_whole(measure: str, one: Answer) -> bool:
+    """Returns whether an answer holds all that its figures are computed from."""
+    needed = ["log_prob", "tokens", *(["bytes"] if measure == "text" else [])]
+    needed += ["score"] if measure in ("label", "answer", "reward", "preference") else []
+    numbers = all(isinstance(one.get(name), int | float) for name in needed)
+    log_probs = one.get("log_probs") or {}
+    return (
+        numbers
+        and isinstance(one.get("answer"), str)
+        and isinstance(log_probs, dict)
+        and all(isinstance(value, int | float) for value in log_probs.values())
+        and (measure != "label" or isinstance(one.get("reference"), str))
+    )
+
+
 def in_order(answers: Iterable[Answer]) -> list[Answer]:
     """Returns answers by row and part, as no computation depends on when they came."""
     return sorted(answers, key=lambda one: (one["row"], one.get("part") or 0))

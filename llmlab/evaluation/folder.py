@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.errors import LabError
-from llmlab.files import read_object, write_text_atomically
+from llmlab.evaluation.record import RECORD, read_record
+from llmlab.files import write_text_atomically
 from llmlab.runs.lock import run_lock, was_killed
 
 EVALUATIONS = Path("evaluations")
-RECORD, ANSWERS, TABLE = "evaluation.json", "answers.jsonl", "answers.csv"
-LARGEST = 50_000_000  # bytes of a record
+ANSWERS, TABLE = "answers.jsonl", "answers.csv"
 COLUMNS = (
     "model", "source", "row", "part", "group", "measure", "prompt", "answer", "reference", "score",
     "log_prob", "tokens",
@@ -49,28 +49,27 @@ class EvaluationFolder:
     @property
     def record(self) -> dict[str, Any]:
         """The content of `evaluation.json`; empty where there is none, or one that is damaged."""
-        try:
-            return read_object(self.path / RECORD, largest=LARGEST)
-        except (OSError, ValueError):
-            return {}
+        return read_record(self.path)[0]
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with `evaluation.json`, in words; "" when it is right or not there."""
+        return read_record(self.path)[1]
 
     @property
     def status(self) -> str:
         """How it stands: "running", "done", "stopped", "killed", "damaged"."""
-        status = self.record.get("status")
-        if not isinstance(status, str):
-            return "damaged"
+        status = str(self.record.get("status") or "damaged")
         return "killed" if status == "running" and was_killed(self.path) else status
 
     def summary(self) -> dict[str, Any]:
         """Returns what a list shows of it: name, model, status, when it began, the model's figures."""
         record = self.record
-        models, results = record.get("models"), record.get("results")
-        model = models[0].get("name", "?") if isinstance(models, list) and models else "?"
+        model = record["models"][0]["name"] if record else "?"
         figures = {
             f"{one['source']}/{name}": entry["value"]
-            for one in (results if isinstance(results, list) else [])
-            if one.get("role") == "model"
+            for one in record.get("results") or ()
+            if one["role"] == "model"
             for name, entry in one["figures"].items()
         }
         started = str(record.get("started") or "")
@@ -218,7 +217,14 @@ def find_evaluation(name: str, root: Path = EVALUATIONS) -> EvaluationFolder:
     """
     for path in (Path(name), root / name):
         if (path / RECORD).is_file():
-            return EvaluationFolder(path)
+            folder = EvaluationFolder(path)
+            if folder.damage:
+                raise LabError(
+                    f"its {RECORD} is damaged: {folder.damage}",
+                    where=str(path),
+                    remedy="evaluate again under another name; its answers are taken, not computed again",
+                )
+            return folder
     names = [one.name for one in all_evaluations(root)]
     raise LabError(
         "there is no such evaluation",
@@ -239,9 +245,8 @@ def known_answers(weights: Iterable[str], root: Path, but: Path) -> dict[str, An
     wanted = set(weights)
     found: dict[str, Answer] = {}
     for folder in all_evaluations(root):
-        models = folder.record.get("models")
-        hashes = {one.get("weights") for one in models or () if isinstance(one, dict)}
-        if folder.path.resolve() == but.resolve() or not hashes & wanted:
+        hashes = {one.get("weights") for one in folder.record.get("models") or ()}
+        if folder.path.resolve() == but.resolve() or not (folder.damage or hashes & wanted):
             continue
         with contextlib.suppress(LabError):
             found |= {one["key"]: one for one in folder.answers()}

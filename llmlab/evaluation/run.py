@@ -26,6 +26,7 @@ from llmlab.data.prompts import prompt_shapes
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import Sampling
 from llmlab.evaluation.assessed import judged
+from llmlab.evaluation.figures import is_whole
 from llmlab.evaluation.folder import EvaluationFolder, known_answers
 from llmlab.evaluation.gate import breaches, models_of
 from llmlab.evaluation.items import SHAPES, Item, read_rows
@@ -251,9 +252,10 @@ def _answer_task(
     for item in prepared.items:
         key = keys[item.row, item.part]
         at = (subject.name, job.named.name, item.row, item.part)
-        if at in here and here[at]["key"] == key:
+        if at in here and here[at]["key"] == key and is_whole(measure.name, here[at]):
             continue
-        if known := elsewhere.get(key):
+        known = elsewhere.get(key)
+        if known and is_whole(measure.name, {**known, "reference": item.reference}):
             taken.append(_saved(job, measure, item, key, known))
         else:
             missing.setdefault(key, []).append(item)

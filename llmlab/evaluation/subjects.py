@@ -74,6 +74,7 @@ def subjects_of(config: EvaluationConfig, gate_names: Collection[str] = ()) -> l
     Raises:
         LabError: when there is no such model, or one that was asked for has no parent.
     """
+    check_model(config.model, "evaluation", ask=False)
     tasks = tuple(named_tasks(config))
     parent = parent_of(config.model)
     wanted = config.against == PARENT or PARENT in gate_names
@@ -98,7 +99,7 @@ def subjects_of(config: EvaluationConfig, gate_names: Collection[str] = ()) -> l
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise LabError("a model is compared with itself", where=names[-1], remedy="name another one")
-    for one in found:
+    for one in found[1:]:
         check_model(one.name, "evaluation", ask=False)
     return [replace(one, weights=weights_fingerprint(one.name)) for one in found]
 

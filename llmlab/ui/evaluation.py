@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmlab.evaluation.folder import EvaluationFolder
+from llmlab.evaluation.subjects import GENERAL
 from llmlab.screen import screen
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _of_the_model(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _is_general(one: dict[str, Any]) -> bool:
-    return bool(one["source"] == "general text")
+    return bool(one["source"] == GENERAL)
 
 
 def _figures_table(
@@ -169,21 +170,21 @@ def _p(value: float) -> str:
 
 
 def _forgetting(record: dict[str, Any]) -> Iterator[Text]:
-    """Yields the loss on a general text beside that of the parent."""
-    for one in record.get("forgetting") or ():
-        values = {
-            entry["role"]: entry["figures"][one["figure"]]["value"]
+    """Yields the loss on a general text beside that of the parent; of another tokenizer, bits per byte."""
+    for one in (record.get("forgetting") or ())[:1]:
+        values = [
+            entry["figures"][one["figure"]]["value"]
+            for name in (one["against"], one["model"])
             for entry in record["results"]
-            if _is_general(entry)
-        }
-        after = values.pop("model")
-        before = next(iter(values.values()))
-        style = "yellow" if one["words"] == "worse" else "dim"
-        yield Text(
-            f"forgetting: {title(one['figure'])} on a general text {before:.4f} before ({one['against']}),"
-            f" {after:.4f} after: {one['words']}",
-            style=style,
-        )
+            if _is_general(entry) and entry["model"] == name
+        ]
+        if len(values) == 2:
+            before, after = values
+            yield Text(
+                f"forgetting: {title(one['figure'])} on a general text {before:.4f} before"
+                f" ({one['against']}), {after:.4f} after: {one['words']}",
+                style="yellow" if one["words"] == "worse" else "dim",
+            )
 
 
 def _about_source(one: dict[str, Any]) -> Iterator[RenderableType]:
@@ -231,6 +232,10 @@ def evaluations_table(folders: list[EvaluationFolder]) -> RenderableType:
             begun = f"{datetime.fromisoformat(begun).astimezone():%d %b %H:%M}"
         except ValueError:
             begun = ""
-        figures = [f"{title(name)} {value:.4g}" for name, value in one["figures"].items()]
-        table.add_row(one["name"], one["model"], one["status"], begun, ", ".join(figures[:3]))
+        first: dict[str, str] = {}
+        for name, value in one["figures"].items():
+            source, figure = name.split("/", 1)
+            if source != GENERAL:
+                first.setdefault(source, f"{source} {value:.4g} ({title(figure)})")
+        table.add_row(one["name"], one["model"], one["status"], begun, "\n".join(first.values()))
     return table

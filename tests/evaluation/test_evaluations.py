@@ -280,6 +280,45 @@ def test_the_shipped_questions_are_the_quickstarts_held_out_ones():
     assert asked == [(question, answer) for _, question, answer in distinct_questions(600, seed=1)[:400]]
 
 
+@pytest.mark.parametrize(
+    "changes, where",
+    [
+        ({"results": [{"source": 1}]}, "`results.0.source`"),
+        ({"models": []}, "names no model"),
+        ({"status": 3}, "`status`"),
+        ({"gate": {"passed": "x"}}, "`gate.passed`"),
+    ],
+)
+def test_a_damaged_record_is_named_and_its_answers_are_taken(
+    desk, chat_folder, computed, changes, where, capsys
+):
+    folder = evaluate(config(chat_folder, datasets=["asked.jsonl"]))
+    (folder.path / "evaluation.json").write_text(json.dumps(folder.record | changes))
+    for command in (["evaluations", "it"], ["evaluations", "it", "--csv"]):
+        with pytest.raises(LabError, match="is damaged") as caught:
+            command_line(command)
+        assert where in str(caught.value)
+    command_line(["evaluations"])
+    assert "damaged" in capsys.readouterr().out
+    with pytest.raises(LabError, match="is another evaluation, whose record is damaged"):
+        evaluate(config(chat_folder, datasets=["asked.jsonl"]))
+
+
+def test_a_damaged_answer_is_named_or_computed_again(desk, chat_folder, computed):
+    folder = evaluate(config(chat_folder, datasets=["asked.jsonl"]))
+    path = folder.path / ANSWERS
+    lines = path.read_text().splitlines()
+    broken = json.loads(lines[3]) | {"score": "much"}
+    path.write_text("\n".join([*lines[:3], json.dumps(broken), *lines[4:]]) + "\n")
+    (folder.path / "evaluation.json").write_text(json.dumps(folder.record | {"status": "stopped"}))
+    computed.clear()
+    again = evaluate(config(chat_folder, datasets=["asked.jsonl"]))
+    assert len(computed) == 1 and again.record["results"] == folder.record["results"]
+    path.write_text("\n".join([*lines[:3], "{", *lines[4:]]) + "\n")
+    with pytest.raises(LabError, match=r"answers\.jsonl: line 4: is damaged: delete that line"):
+        evaluate(config(chat_folder, datasets=["asked.jsonl"]))
+
+
 def test_rows_that_belong_together_and_held_out_rows(desk, chat_folder):
     folder = evaluate(config(chat_folder, datasets=["asked.jsonl"], group_by="kind"))
     assert folder.record["results"][0]["figures"]["exact_match"]["count"] == 8  # tasks
