@@ -5,6 +5,7 @@ and what a kill cut off at its end is left out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -63,12 +64,13 @@ class Journal:
         try:
             is_new = not self.path.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a+b") as file:
-                size = _end_of_rows(file.seek(0, os.SEEK_END), self.path)
+            with open(self.path, "ab", buffering=0) as file:
+                size = _end_of_rows(file.tell(), self.path)
                 try:
                     file.truncate(size)
-                    file.write(line if _ends_a_line(self.path, size) else b"\n" + line)
-                    file.flush()
+                    content = line if _ends_a_line(self.path, size) else b"\n" + line
+                    if file.write(content) != len(content):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                     os.fsync(file.fileno())
                 except OSError:
                     with contextlib.suppress(OSError):

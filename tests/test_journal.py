@@ -1,5 +1,8 @@
 """A file of rows that grows: nothing that was written is lost, whatever ends the writing."""
 
+import subprocess
+import sys
+
 import pytest
 
 from llmlab.errors import LabError
@@ -45,3 +48,17 @@ def test_two_writers_wait_for_each_other(journal):
         pass
     with journal.lock(0):
         pass
+
+
+def test_a_full_disk_leaves_whole_rows(journal):
+    size = journal.path.stat().st_size
+    program = (
+        "import resource, sys; from pathlib import Path; from llmlab.journal import Journal\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size + 50}, {size + 50}))\n"
+        "for number in range(3, 100): Journal(Path(sys.argv[1])).append({'n': number})"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, journal.path], capture_output=True, text=True)
+    assert "cannot be written" in ended.stderr and "the rows before are complete" in ended.stderr
+    assert journal.path.read_bytes().endswith(b"\n")
+    assert journal.rows() == [*ROWS, *({"n": number} for number in range(3, len(journal.rows())))]
+    assert len(journal.rows()) > len(ROWS)

@@ -165,7 +165,7 @@ class AssessScreen:
                     try:
                         act()
                     except LabError as error:
-                        self.message = str(error)
+                        self.message = f"not kept: {error.what}"
 
                 for name in names:
                     keys.add(name, filter=how.get("filter", reading))(pressed)
