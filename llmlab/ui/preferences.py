@@ -51,7 +51,9 @@ def _by_model(marks: Sequence[Mark]) -> Table:
         for name, what in _told_of(mark):
             counts.setdefault(name, Counter())[what] += 1
     columns = ("good", "bad", "rewritten", "won", "lost", "equal")
-    table = Table("model", *columns, title=f"{len(marks):,} marks", title_justify="left")
+    first, last = (_day(when) for when in (min(one.when for one in marks), max(one.when for one in marks)))
+    table = Table("model", *columns, title_justify="left")
+    table.title = f"{len(marks):,} marks, {first}" + (f" to {last}" if first != last else "")
     for name, count in sorted(counts.items()):
         table.add_row(name, *(str(count[column]) if count[column] else "" for column in columns))
     return table
