@@ -136,9 +136,9 @@ def _config(path: Path, after: str) -> TrainingConfig:
     config = load(path, None)
     if not isinstance(config, TrainingConfig):
         raise LabError(
-            "is a model config and cannot be run",
+            f"is {'an evaluation' if config.kind == 'evaluation' else 'a model config'} and no training",
             where=str(path),
-            remedy='name it as `model` in a "pretrain" config',
+            remedy="name a training config; `llmlab evaluate` can stand in the script of a job",
         )
     if not after:  # what another job makes is not there yet
         check_inputs(with_newest(config))

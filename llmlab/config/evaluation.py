@@ -33,6 +33,14 @@ class TaskOptions(LabBaseConfig):
         "Rewards",
         "Answers are generated and scored by these; left empty, rows are measured by their own answers.",
     )
+    judge: str | None = option(
+        None,
+        "Judge",
+        "A model that says whether each generated answer is supported by the text of its prompt.",
+        applies_when={"by": ["generate"]},
+        advanced=True,
+        min_length=1,
+    )
     max_new_tokens: int | None = option(
         None,
         "Max new tokens",

@@ -19,12 +19,25 @@ from llmlab.evaluation.calibration import Bin, calibration_error, reliability
 from llmlab.statistics import NO_INTERVAL, Interval, PairedDifference, Sample, mean_of, numbered, ratio
 
 Answer = dict[str, Any]
+VERDICTS = ("supported", "contradicted", "unsupported", "abstained")  # of a judge
 FEW_TEXTS = 5  # with fewer, windows are drawn for the intervals, not texts
 # which of two values is the better one
 BETTER: dict[str, Literal["higher", "lower"]] = {
-    **dict.fromkeys(("accuracy", "macro_f1", "exact_match", "preference_accuracy", "reward"), "higher"),
     **dict.fromkeys(
-        ("loss", "bits_per_byte", "perplexity", "calibration_error", "brier_score", "label_loss"), "lower"
+        ("accuracy", "macro_f1", "exact_match", "preference_accuracy", "reward", "supported"), "higher"
+    ),
+    **dict.fromkeys(
+        (
+            "loss",
+            "bits_per_byte",
+            "perplexity",
+            "calibration_error",
+            "brier_score",
+            "label_loss",
+            "contradicted",
+            "unsupported",
+        ),
+        "lower",
     ),
 }
 
@@ -110,11 +123,12 @@ def figures_of(measure: str, answers: Sequence[Answer], *, seed: int = 0, exact:
 def is_whole(measure: str, one: Answer) -> bool:
     """Returns whether an answer holds all that its figures are computed from."""
     needed = ["log_prob", "tokens", *(["bytes"] if measure == "text" else [])]
-    needed += ["score"] if measure in ("label", "answer", "reward", "preference") else []
+    needed += ["score"] if measure in ("label", "answer", "reward", "preference", "judged") else []
     numbers = all(isinstance(one.get(name), int | float) for name in needed)
     log_probs = one.get("log_probs") or {}
     return (
         numbers
+        and (measure != "judged" or one.get("verdict") in VERDICTS)
         and isinstance(one.get("answer"), str)
         and isinstance(log_probs, dict)
         and all(isinstance(value, int | float) for value in log_probs.values())
@@ -140,6 +154,11 @@ def samples_of(measure: str, answers: Sequence[Answer]) -> dict[str, Sample]:
             return _of_labels(answers, clusters)
         case "answer":
             return {"exact_match": mean_of([one["score"] for one in answers], clusters)}
+        case "judged":
+            return {
+                verdict: mean_of([float(one["verdict"] == verdict) for one in answers], clusters)
+                for verdict in VERDICTS
+            }
         case "reward":
             return {"reward": mean_of([one["score"] for one in answers], clusters)}
         case "preference":
@@ -319,7 +338,7 @@ def _label_loss(one: Answer) -> float:
 
 def _by_repeat(measure: str, answers: Sequence[Answer], name: str) -> tuple[float, ...]:
     """Returns a figure of each repeat of sampled answers."""
-    if measure not in ("answer", "label", "reward"):
+    if measure not in ("answer", "label", "reward", "judged"):
         return ()
     repeats = sorted({one.get("part") or 0 for one in answers})
     if len(repeats) < 2:

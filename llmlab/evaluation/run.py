@@ -30,7 +30,7 @@ from llmlab.evaluation.figures import is_whole
 from llmlab.evaluation.folder import EvaluationFolder, known_answers
 from llmlab.evaluation.gate import breaches, models_of
 from llmlab.evaluation.items import SHAPES, Item, read_rows
-from llmlab.evaluation.loaded import Loaded, load
+from llmlab.evaluation.loaded import Loaded, judge_of, load
 from llmlab.evaluation.measures import Answer, Measure, Reader, Reward, choose
 from llmlab.evaluation.results import differences, result_of, win_rates
 from llmlab.evaluation.subjects import (
@@ -216,8 +216,9 @@ class _Job:
         if rewards:
             assert self.make_reward is not None
             reward = self.make_reward(rewards, str(self.loaded.model.device))
+        judge = judge_of(task.judge, self.config) if task.judge else None
         sampling = Sampling(config.temperature, config.top_p, config.top_k, config.seed)
-        return Reader(self.loaded.model, self.loaded.tokenizer, sampling, config.repeats, reward)
+        return Reader(self.loaded.model, self.loaded.tokenizer, sampling, config.repeats, reward, judge)
 
     def identity(self) -> dict[str, Any]:
         """Returns what an answer depends on beside what is asked."""

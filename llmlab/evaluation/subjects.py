@@ -76,6 +76,8 @@ def subjects_of(config: EvaluationConfig, gate_names: Collection[str] = ()) -> l
     """
     check_model(config.model, "evaluation", ask=False)
     tasks = tuple(named_tasks(config))
+    for judge in {one.task.judge for one in tasks if one.task.judge}:
+        check_model(judge, "evaluation", ask=False)
     parent = parent_of(config.model)
     wanted = config.against == PARENT or PARENT in gate_names
     if wanted and not parent:

@@ -75,6 +75,8 @@ def _models(config: TrainingConfig | EvaluationConfig) -> Iterator[tuple[str, st
         yield config.STARTS_FROM, config.model, config.kind
         if config.against and config.against != PARENT:
             yield "against", config.against, config.kind
+        for judge in {task.judge for task in tasks_of(config) if task.judge}:
+            yield "judge", judge, config.kind
         for reward in [reward for task in tasks_of(config) for reward in task.rewards]:
             if reward.kind == "model":
                 yield "rewards", reward.name, "score"

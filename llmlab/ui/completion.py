@@ -17,7 +17,16 @@ from llmlab.runs.folder import RUNS
 from llmlab.runs.index import run_rows
 
 PATHS = ("output_dir", "deepspeed_config", "path", "file", "gate")
-MODELS = ("init_from", "policy_checkpoint", "tokenizer", "tokenizer_name", "checkpoint", "model", "against")
+MODELS = (
+    "init_from",
+    "policy_checkpoint",
+    "tokenizer",
+    "tokenizer_name",
+    "checkpoint",
+    "model",
+    "against",
+    "judge",
+)
 
 
 class Names(Completer):

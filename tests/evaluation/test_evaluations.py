@@ -15,8 +15,10 @@ from llmlab.config.suites import SUITES, find_suite
 from llmlab.data.tasks import distinct_questions
 from llmlab.errors import LabError
 from llmlab.evaluation import run as evaluation
+from llmlab.evaluation.figures import VERDICTS
 from llmlab.evaluation.folder import ANSWERS, EvaluationFolder, all_evaluations
 from llmlab.evaluation.items import read_rows
+from llmlab.evaluation.measures.judged import QUESTION
 from llmlab.evaluation.run import evaluate
 from llmlab.evaluation.sources import measure
 from llmlab.models.load import load_model
@@ -253,6 +255,32 @@ def test_a_gate_names_the_figure_its_value_and_its_bound(desk, chat_folder, untr
         command_line(["evaluate", str(chat_folder), "--gate", "none.json"])
 
 
+def test_a_judge_says_which_answers_the_text_supports(desk, chat_folder, untrained, computed):
+    judge = untrained("other", n_layers=1)
+    folder = evaluate(config(chat_folder, datasets=["asked.jsonl"], judge=str(judge)))
+    answers = folder.answers()
+    figures = folder.record["results"][0]["figures"]
+    assert sum(one["value"] for one in figures.values()) == pytest.approx(1) and len(figures) == 4
+    for name, one in figures.items():
+        assert one["value"] == sum(answer["verdict"] == name for answer in answers) / 24
+        assert one["low"] <= one["value"] <= one["high"]
+    # the verdict is that of the same question as a classification
+    model, tokenizer = load_model(str(judge))
+    rows = [{"prompt": one["prompt"][0]["content"], "answer": one["answer"], "label": 0} for one in answers]
+    write_rows(desk / "labelled.jsonl", rows)
+    source = SourceConfig(
+        name="labelled.jsonl", format="classification", labels=list(VERDICTS), prompt=QUESTION
+    )
+    found = measure(model, tokenizer, source).answers
+    assert [one["answer"] for one in sorted(found, key=lambda one: one["row"])] == [
+        one["verdict"] for one in answers
+    ]
+    evaluate(config(chat_folder, name="own", datasets=["asked.jsonl"], judge=str(chat_folder)))
+    assert len(computed) == 48  # another judge, other verdicts
+    with pytest.raises(LabError, match="these are classifications"):
+        evaluate(config(chat_folder, name="no", datasets=[MAILS], judge=str(judge)))
+
+
 def test_suites_ship_and_are_files(desk, chat_folder):
     for name, suite in SUITES.items():
         assert suite.tasks and find_suite(name) is suite
@@ -289,9 +317,7 @@ def test_the_shipped_questions_are_the_quickstarts_held_out_ones():
         ({"gate": {"passed": "x"}}, "`gate.passed`"),
     ],
 )
-def test_a_damaged_record_is_named_and_its_answers_are_taken(
-    desk, chat_folder, computed, changes, where, capsys
-):
+def test_a_damaged_record_is_named(desk, chat_folder, computed, changes, where, capsys):
     folder = evaluate(config(chat_folder, datasets=["asked.jsonl"]))
     (folder.path / "evaluation.json").write_text(json.dumps(folder.record | changes))
     for command in (["evaluations", "it"], ["evaluations", "it", "--csv"]):
@@ -302,6 +328,9 @@ def test_a_damaged_record_is_named_and_its_answers_are_taken(
     assert "damaged" in capsys.readouterr().out
     with pytest.raises(LabError, match="is another evaluation, whose record is damaged"):
         evaluate(config(chat_folder, datasets=["asked.jsonl"]))
+    computed.clear()
+    evaluate(config(chat_folder, name="again", datasets=["asked.jsonl"]))
+    assert not computed  # its answers are taken
 
 
 def test_a_damaged_answer_is_named_or_computed_again(desk, chat_folder, computed):

@@ -359,7 +359,7 @@ def test_the_command(fake, tmp_path, monkeypatch, capsys):
         ([], "no config is named"),
         (["gone.json"], "there is no such config file"),
         (["gone.json", "--ask"], "not a terminal"),
-        (["model.json"], "is a model config"),
+        (["model.json"], "is a model config and no training"),
         (["bad.json"], "unknown option"),
         (["lost.json"], "no such file"),
         (["good.json", "--seeds", "1,x"], "no list of seeds"),

@@ -7,6 +7,7 @@
 | text | plain text, a window an item | none; log pi of the window's own tokens |
 | conversation | conversations, by "score" | none; log pi of the assistant's tokens |
 | preference | pairs | 1 where the chosen answer is likelier; log pi of the chosen one |
+| judged | prompts with a reference and a `judge` | 1 where supported; log pi of what was said |
 | reward | prompts, with rewards | the reward of what was said; its log pi |
 
 Items of one batch are of about one length, which changes no figure: each is computed by itself.
@@ -20,6 +21,7 @@ from llmlab.config.evaluation import Task
 from llmlab.errors import LabError
 from llmlab.evaluation.items import TaskRow
 from llmlab.evaluation.measures.base import Answer, Measure, Prepared, Reader, Reward
+from llmlab.evaluation.measures.judged import Judged
 from llmlab.evaluation.measures.read import Conversations, Labels, Pairs, Texts
 from llmlab.evaluation.measures.spoken import Generated, Rewarded, SaidLabels
 
@@ -44,6 +46,12 @@ def choose(task: Task, reader: Reader, rows: Sequence[TaskRow]) -> Measure:
         refuse_lengths(None, task.stride, "conversations", name)
     if rewarded:
         return Rewarded(task, reader)
+    if labels and task.judge:
+        raise LabError(
+            "`judge` is for answers to questions; these are classifications",
+            where=name,
+            remedy="leave it out",
+        )
     if labels:
         return (Labels if task.by == "score" else SaidLabels)(task, reader)
     if task.by == "generate" and ("text" in first or "chosen" in first):
@@ -54,7 +62,7 @@ def choose(task: Task, reader: Reader, rows: Sequence[TaskRow]) -> Measure:
             remedy="leave it out, or use prompts with answers or labels",
         )
     if task.by == "generate":
-        return Generated(task, reader)
+        return (Judged if task.judge else Generated)(task, reader)
     if model.config.is_encoder_decoder and ("chosen" in first or "text" in first):
         raise LabError(
             f"holds {'pairs' if 'chosen' in first else 'plain text'}, which are measured on decoders; this"

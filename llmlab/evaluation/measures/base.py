@@ -28,6 +28,7 @@ class Reader:
         sampling: of generated answers.
         repeats: answers a prompt.
         reward: of answers, where rewards are named.
+        judge: of answers, where one is named: log pi of each verdict.
     """
 
     model: LanguageModel
@@ -35,6 +36,7 @@ class Reader:
     sampling: Sampling = field(default_factory=Sampling)
     repeats: int = 1
     reward: Reward | None = None
+    judge: Callable[[list[str], list[str]], list[dict[str, float]]] | None = None
 
 
 @dataclass(frozen=True)
