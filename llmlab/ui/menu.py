@@ -130,7 +130,7 @@ class MenuConsole(LabConsole):
 
 def ask_by_list(lines: list[Entry | str], console: Console) -> Entry | None:
     """Shows the menu and returns the entry that is chosen; None where the person leaves."""
-    console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status()))
+    console.print(styled("\n[bold]llmlab[/bold]  [dim]{}[/dim]", status(console.width - 8)))
     options = [
         Heading(f"── {entry}") if isinstance(entry, str) else Option(entry.title, entry, entry.key)
         for entry in lines
@@ -164,8 +164,8 @@ def natural_next() -> str:
     return STAGES["pretrain"].title if shapes else GUIDED
 
 
-def status() -> str:
-    """Returns one line: device, its free memory, disk and the last run."""
+def status(width: int = 72) -> str:
+    """Returns one line: device, its free memory, disk and the last run, whose name is cut to the width."""
     from llmlab.hardware import available_memory, gpu_memory
 
     last = next(iter(run_rows(RUNS)), None)
@@ -173,8 +173,13 @@ def status() -> str:
     device = "NVIDIA GPU" if on_gpu else f"{os.cpu_count()} cores"
     memory = f"{(on_gpu or available_memory()) / 1e9:.0f} GB {'of its ' if on_gpu else ''}memory free"
     free = f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB disk free"
-    run = f"last run: {last.path} ({last.status})" if last else "no runs yet"
-    return f"{device} · {memory} · {free} · {run}"
+    line = f"{device} · {memory} · {free} · "
+    if last is None:
+        return f"{line}no runs yet"
+    room = width - len(line) - len(f"last:  ({last.status})")
+    name = os.path.relpath(last.path, RUNS)
+    name = name if len(name) <= room else f"…{name[-max(room - 1, 8) :]}"
+    return f"{line}last: {name} ({last.status})"
 
 
 def test_model(console: Console) -> None:

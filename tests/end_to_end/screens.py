@@ -7,6 +7,7 @@ python tests/end_to_end/screens.py FOLDER     # a folder in which a quickstart w
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import sys
@@ -29,6 +30,12 @@ def color(name: str) -> str:
     return f"bright_{name.removeprefix('bright')}" if name.startswith("bright") else name
 
 
+def style_of(sign: pyte.screens.Char) -> str:
+    """Returns how a sign looks, in rich's words."""
+    how = [name for name in ("bold", "reverse") if getattr(sign, name)]
+    return " ".join([*how, color(sign.fg), "on", color(sign.bg)])
+
+
 def picture(screen: pyte.Screen, title: str) -> str:
     """Returns a screen as an SVG picture that loads nothing."""
     console = Console(
@@ -37,17 +44,9 @@ def picture(screen: pyte.Screen, title: str) -> str:
     filled = [row for row in range(screen.lines) if screen.display[row].strip()]
     for row in range(max(filled, default=0) + 1):
         line = Text(end="")
-        for column in range(screen.columns):
-            sign = screen.buffer[row][column]
-            style = " ".join(
-                [
-                    *(name for name in ("bold", "reverse") if getattr(sign, name)),
-                    color(sign.fg),
-                    "on",
-                    color(sign.bg),
-                ]
-            )
-            line.append(sign.data, style)
+        signs = [screen.buffer[row][column] for column in range(screen.columns)]
+        for style, same in itertools.groupby(signs, key=style_of):
+            line.append("".join(sign.data for sign in same), style)
         console.print(line, no_wrap=True)
     drawn = console.export_svg(title=title)
     return re.sub(r"\s*@font-face \{.*?\}", "", drawn, flags=re.S)
