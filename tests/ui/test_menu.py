@@ -14,6 +14,7 @@ from llmlab.config import SFTConfig, load_config, preset, save_config
 from llmlab.runs.folder import RUNS, all_runs
 from llmlab.runs.index import run_rows
 from llmlab.ui import commands, config_files, drafts, menu, pickers, saved, train
+from tests.runs.made import make_run
 
 ENTER, DOWN, CTRL_C, ESCAPE, CLEAR = "\r", "\x1b[B", "\x03", "\x1b[Z", "\x15"
 
@@ -309,3 +310,11 @@ def test_the_cursor_stands_on_what_comes_next(desk):
     assert "train" in menu.natural_next().lower()
     made_run(folder, "base", "pretrain", "2026-01-01T10:00:00+00:00")
     assert "fine-tun" in menu.natural_next().lower()
+
+
+def test_the_menus_first_line_fits_however_long_the_name_of_the_last_run_is(desk):
+    folder, _, _ = desk
+    for name in ("short", "a-run-with-a-name-that-is-" + "much-" * 10 + "longer"):
+        make_run(folder / "checkpoints" / name, seed=len(name))
+        line = menu.status(72)
+        assert len(line) <= 72 and line.endswith(f"{name[-8:]} (done)" if len(name) > 9 else "short (done)")
