@@ -96,9 +96,9 @@ class PairedDifference:
         interval: of the difference.
         p: probability of a difference at least as large if the models were alike.
         test: how `p` was found.
-        rows: compared.
-        needed: rows for which such a difference would be found four times out of five; None where there is
-            no difference, or no spread.
+        rows: compared; clusters of them, where rows belong together.
+        needed: of those, for which such a difference would be found four times out of five; None where there
+            is no difference, or no spread.
     """
 
     difference: float
@@ -206,7 +206,7 @@ def compare(one: Sample, other: Sample, *, seed: int = 0) -> PairedDifference:
         seed: of the resamples.
     """
     first, second = one.by_cluster(), other.by_cluster()
-    rows, count, width = len(one.features), len(first), first.shape[1]
+    count, width = len(first), first.shape[1]
     difference = one.figure - other.figure
     both = np.concatenate([first, second], axis=1)
 
@@ -214,7 +214,7 @@ def compare(one: Sample, other: Sample, *, seed: int = 0) -> PairedDifference:
         return np.asarray(one.value(totals[..., :width]) - other.value(totals[..., width:]))
 
     if count < 2:
-        return PairedDifference(difference, Interval(None, None, "none", count), 1.0, "none", rows, None)
+        return PairedDifference(difference, Interval(None, None, "none", count), 1.0, "none", count, None)
     how: How = "bootstrap" if one.clusters is None else "clusters"
     p, test = 1.0, "permutation"
     if one.share and other.share and one.clusters is None:
@@ -224,8 +224,8 @@ def compare(one: Sample, other: Sample, *, seed: int = 0) -> PairedDifference:
     else:
         p = _permutation(first, second, one.value, other.value, seed)
         low, high, error = _bootstrap(both, value, seed)
-    needed = None if not difference or not error else _needed(rows, difference, error)
-    return PairedDifference(difference, Interval(low, high, how, count), p, test, rows, needed)  # type: ignore[arg-type]
+    needed = None if not difference or not error else _needed(count, difference, error)
+    return PairedDifference(difference, Interval(low, high, how, count), p, test, count, needed)  # type: ignore[arg-type]
 
 
 def mcnemar(one: np.ndarray, other: np.ndarray) -> float:

@@ -108,6 +108,7 @@ def test_words_of_a_difference():
     assert in_words(few, "higher") == (
         f"not distinguishable on 200 rows; about {-(-few.needed // 100) * 100:,} would be needed"
     )
+    assert "on 200 questions; about" in in_words(few, "higher", "questions")
     many = statistics.compare(*two_models(np.random.default_rng(0), 4000, (0.6, 0.5)))
     assert in_words(many, "higher") == "better" and in_words(many, "lower") == "worse"
 

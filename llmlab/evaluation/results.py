@@ -54,27 +54,36 @@ def differences(
             "rows": one.rows,
             "needed": one.needed,
             "better": BETTER.get(name),
-            "words": in_words(one, BETTER.get(name)),
+            "words": in_words(one, BETTER.get(name), unit_of(measure, answers[0])),
         }
         for name, one in compare(measure, *answers, seed=seed).items()
     ]
 
 
-def in_words(one: PairedDifference, better: str | None) -> str:
-    """Returns what a difference means: "better", or "not distinguishable on 200 rows; about 1,400 would be
-    needed".
+def unit_of(measure: str, answers: Sequence[Answer]) -> str:
+    """Returns what is counted, in a word: what the intervals are over."""
+    if any(one.get("group") is not None for one in answers):
+        return "groups"
+    texts = clusters_of(measure, answers) is not None
+    units = {"text": "texts" if texts else "windows", "preference": "pairs"}
+    return units.get(measure, "questions" if measure in ("answer", "judged", "reward") else "rows")
+
+
+def in_words(one: PairedDifference, better: str | None, unit: str = "rows") -> str:
+    """Returns what a difference means: "better", or "not distinguishable on 200 questions; about 1,400 would
+    be needed".
     """
     if one.test == "none":
-        return "too few rows to say"
+        return f"too few {unit} to say"
     if one.clear:
         if better is None:
             return "higher" if one.difference > 0 else "lower"
         return "better" if (one.difference > 0) == (better == "higher") else "worse"
     if not one.difference:
-        return f"no difference on {one.rows:,} rows"
+        return f"no difference on {one.rows:,} {unit}"
     if one.needed is None or one.needed <= one.rows:
-        return f"not distinguishable on {one.rows:,} rows"
-    return f"not distinguishable on {one.rows:,} rows; about {_rounded(one.needed):,} would be needed"
+        return f"not distinguishable on {one.rows:,} {unit}"
+    return f"not distinguishable on {one.rows:,} {unit}; about {_rounded(one.needed):,} would be needed"
 
 
 def _rounded(count: int) -> int:
