@@ -4,12 +4,14 @@ reading it ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llmlab.errors import LabError
 from llmlab.readable import nested_deeper
@@ -152,3 +154,41 @@ def write_text_atomically(path: Path, text: str) -> None:
         raise LabError(
             f"cannot be written ({reason})", where=str(path), remedy="free space or choose another place"
         ) from None
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[str]]:
+    """Gives a text file to write, which gets its name when all of it is on the disk; nothing is left behind
+    else. Where the process is killed a hidden file ending in `.part` stays, which the next writer takes.
+
+    Raises:
+        LabError: when that fails, or another process writes the same file.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "a", encoding="utf-8") as file:
+            _lock(file, path)
+            try:
+                file.truncate(0)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(part, path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LabError(
+            f"cannot be written ({reason})", where=str(path), remedy="free space or choose another place"
+        ) from None
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LabError("is being written by another process", where=str(path)) from None

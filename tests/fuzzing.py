@@ -291,6 +291,8 @@ COMMANDS = [
     "runs verify {}",
     "data catalog {}",
     "data inspect {}",
+    "data clean {} -o new.jsonl",
+    "data overlap {} {}",
     "tokenizer {} -o new",
     "merge {}",
     "cache list --cache-dir {}",

@@ -99,6 +99,8 @@ def program(tmp_path, monkeypatch, capfd):
         "runs verify {}",
         "data catalog {}",
         "data inspect {}",
+        "data clean {} -o new.jsonl",
+        "data overlap {} {}",
         "tokenizer {} -o new",
         "cache list --cache-dir {}",
         "runs {}",

@@ -17,6 +17,7 @@ from llmlab.cli import (
     configs,
     convert,
     data,
+    data_quality,
     evaluate,
     export,
     fit,
@@ -76,8 +77,12 @@ config_commands.callback()(lambda: None)  # a group, though it has one command
 config_commands.command("convert")(convert.convert)
 app.add_typer(config_commands, name="config")
 
-data_commands = typer.Typer(help="Inspect datasets; list the known ones.", no_args_is_help=True)
+data_commands = typer.Typer(
+    help="Inspect, clean and compare datasets; list the known ones.", no_args_is_help=True
+)
 data_commands.command("inspect")(data.inspect_source)
+data_commands.command("clean")(data_quality.clean_source)
+data_commands.command("overlap")(data_quality.overlap_of_sources)
 data_commands.command("catalog")(data.catalog)
 app.add_typer(data_commands, name="data")
 

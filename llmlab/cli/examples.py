@@ -57,6 +57,14 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "llmlab data inspect llmlab:spam-mails",
         "llmlab data inspect own.jsonl --tokenizer sft --set format=messages",
     ),
+    "data clean": (
+        "llmlab data clean mails.jsonl -o clean.jsonl",
+        "llmlab data clean texts/ -o clean.jsonl --against test.jsonl --language en",
+    ),
+    "data overlap": (
+        "llmlab data overlap train.jsonl test.jsonl",
+        """llmlab data overlap texts/ '{"name": "llmlab:spam-mails", "split": "test"}'""",
+    ),
     "data catalog": ("llmlab data catalog", "llmlab data catalog finance"),
     "preferences list": (
         "llmlab preferences list",

@@ -147,11 +147,15 @@ def load_for_run(path: Path, set_: list[str] | None) -> KindConfig:
 
 
 def source_config(line: str, set_: list[str] | None) -> SourceConfig:
-    """Returns the source that a line names, with changes."""
+    """Returns the source that a line names, or an object as JSON, with changes.
+
+    Raises:
+        LabError: when it is neither.
+    """
     from llmlab.config import SourceConfig
     from llmlab.config.base import validate
 
-    source = validate(SourceConfig, line)
+    source = validate(SourceConfig, _object(line) if line.lstrip().startswith("{") else line)
     return (
         validate(
             SourceConfig, {**source.model_dump(exclude_unset=True), **option_changes(SourceConfig, set_)}
@@ -159,6 +163,15 @@ def source_config(line: str, set_: list[str] | None) -> SourceConfig:
         if set_
         else source
     )
+
+
+def _object(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise LabError(
+            "is no JSON object", where=text, remedy='write \'{"name": "mails.jsonl", "split": "test"}\''
+        ) from None
 
 
 def trust_names(names: list[str] | None) -> None:

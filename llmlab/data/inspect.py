@@ -1,5 +1,5 @@
 """What a source holds, before anything is trained on it: rows, shape, lengths, padding, duplicates,
-a fitting length.
+languages, a fitting length.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from llmlab.data.packing import documents_table, pack, padding_share, row_length
 from llmlab.data.pipeline import SourceRows
 from llmlab.data.rendering import IGNORE_INDEX, decode, tokenize_conversation, tokenize_pair
 from llmlab.data.schemas import SHAPES, InvalidRow, Row, to_messages
+from llmlab.data.text_profile import Profiler, TextProfile
+from llmlab.data.words import row_text
 from llmlab.errors import LabError
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class Inspection:
         notes: what was left out, what is there twice.
         labels: label word -> rows, of a classification.
         lengths: part -> tokens of the measured rows.
+        texts: words, languages and near duplicates; None where no row is usable.
         percentiles: part -> tokens at 50, 90, 95, 99 and 100 %.
         fits: one entry for each length.
         suggested: a longest row, and why.
@@ -72,6 +75,7 @@ class Inspection:
     notes: list[str]
     labels: dict[str, int]
     lengths: dict[str, np.ndarray]
+    texts: TextProfile | None = None
     percentiles: dict[str, list[int]] = field(default_factory=dict)
     fits: list[Fit] = field(default_factory=list)
     suggested: tuple[int, str] = (0, "")
@@ -87,6 +91,7 @@ class Inspection:
             "columns": self.columns,
             "labels": self.labels,
             "notes": self.notes,
+            "texts": self.texts and vars(self.texts),
             "percentiles": {
                 part: dict(zip(map(str, PERCENTILES), values, strict=True))
                 for part, values in self.percentiles.items()
@@ -106,9 +111,11 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
     opened = open_source(source, SHAPES)
     source_rows = SourceRows(opened, compare=True)
     rows: list[Row] = []
+    profiler = Profiler()
     for number, raw in enumerate(islice(each_row(opened.rows), limit)):
         if (row := source_rows.take(number, raw)) is not None:
             rows.append(row)
+            profiler.add(row_text(opened.mapping, raw, row))
     read = source_rows.counter.read
     labels = Counter(row["completion"] for row in rows if "choices" in row)
     complete = read < limit or (not opened.is_stream and len(opened.rows) == read)
@@ -124,6 +131,7 @@ def inspect(source: SourceConfig, tokenizer: PreTrainedTokenizerBase, *, limit: 
         {},
     )
     if rows:
+        inspection.texts = profiler.result()
         chosen = [
             rows[index * len(rows) // min(MEASURED, len(rows))] for index in range(min(MEASURED, len(rows)))
         ]

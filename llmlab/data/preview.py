@@ -17,6 +17,7 @@ from llmlab.config import ModelConfig, PretrainConfig, SourceConfig, load_config
 from llmlab.config.sources import shares
 from llmlab.config.training import TrainingConfig
 from llmlab.data.catalogue import Entry, entry
+from llmlab.data.cleaning import overlap
 from llmlab.data.inspect import sample_pieces
 from llmlab.data.local import local_files
 from llmlab.data.opening import open_source
@@ -27,6 +28,7 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import find_model
 
 COMPARED = 100_000  # rows of a source in which the same ones are looked for
+SEARCHED = 20_000_000  # bytes of files in which phrases are looked for before a run
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,14 @@ class Overlap:
         source: of the validation.
         shared: its rows that are trained on.
         looked_at: its rows that were compared, at most `COMPARED`.
+        contaminated: its rows that share 13 words in a row with training data, the same ones included; None
+            where the files are too large to look quickly.
     """
 
     source: SourceConfig
     shared: int
     looked_at: int
+    contaminated: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,16 +117,40 @@ def look_at(source: SourceConfig, share: float | None, shapes: tuple[str, ...]) 
 
 
 def overlaps(config: TrainingConfig, shapes: tuple[str, ...]) -> list[Overlap]:
-    """Returns each validation source of which rows are trained on as well."""
+    """Returns each validation source of which rows, or 13 words in a row of some, are trained on as well."""
     if not config.eval_datasets:
         return []
     trained = {row for source in config.datasets for row in _hashes(source, shapes)}
     result = []
-    for source in config.eval_datasets:
+    phrases = _phrases(config)
+    for number, source in enumerate(config.eval_datasets):
         held_out = list(_hashes(source, shapes))
-        if shared := sum(row in trained for row in held_out):
-            result.append(Overlap(source, shared, len(held_out)))
+        shared = sum(row in trained for row in held_out)
+        contaminated = phrases.get(number)
+        if shared or contaminated:
+            result.append(Overlap(source, shared, len(held_out), contaminated))
     return result
+
+
+def _phrases(config: TrainingConfig) -> dict[int, int]:
+    """Returns how many rows of each validation source share 13 words in a row with training data, by its
+    number; empty where that would take long. What is not on this machine is left out.
+    """
+    try:
+        train = [source for source in config.datasets if local_files(source.name, source.split)]
+        held_out = {
+            number: source
+            for number, source in enumerate(config.eval_datasets)
+            if local_files(source.name, source.split)
+        }
+        used = (*train, *held_out.values())
+        files = [file for source in used for file in local_files(source.name, source.split)]
+        if not train or not held_out or sum(file.stat().st_size for file in files) > SEARCHED:
+            return {}
+        found = overlap(train, tuple(held_out.values()))
+    except (LabError, OSError):  # told by the table of the sources
+        return {}
+    return {number: one.touched for number, one in zip(held_out, found, strict=True)}
 
 
 def first_row(config: TrainingConfig, shapes: tuple[str, ...]) -> RowPreview | None:

@@ -15,6 +15,7 @@ from llmlab.data.catalogue import CATALOGUE, Entry, entry, real_id
 from llmlab.data.inspect import PERCENTILES, Inspection
 from llmlab.errors import LabError
 from llmlab.screen import styled
+from llmlab.ui.data_quality import texts_rows
 
 if TYPE_CHECKING:
     from llmlab.data.preview import SourceLook
@@ -41,6 +42,8 @@ def inspection(inspected: Inspection, tokenizer: str) -> RenderableType:
             "labels",
             ", ".join(f"{word} {count:,} ({count / total:.1%})" for word, count in inspected.labels.items()),
         )
+    for name, value in texts_rows(inspected.texts) if inspected.texts else ():
+        facts.add_row(name, value)
     facts.add_row("tokens of", tokenizer)
     for note in inspected.notes:
         facts.add_row("note", Text(note, style="yellow"))

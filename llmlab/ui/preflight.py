@@ -127,6 +127,12 @@ def _row(row: RowPreview) -> Iterator[RenderableType]:
 def overlap_in_words(overlap: Overlap) -> str:
     """Returns how many validation rows are trained on as well, and what that means."""
     first = "first " if overlap.looked_at == COMPARED else ""
+    if overlap.contaminated and overlap.contaminated > overlap.shared:
+        return (
+            f"{overlap.contaminated:,} of the validation rows of {overlap.source.line()} share 13 words in a"
+            f" row with the training data ({overlap.shared:,} of the first {overlap.looked_at:,} are whole"
+            " rows of it): held-out figures are inflated; `llmlab data overlap` shows them"
+        )
     share = (
         f"{overlap.shared:,} of the {first}{overlap.looked_at:,} validation rows of {overlap.source.line()}"
     )

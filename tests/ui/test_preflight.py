@@ -39,7 +39,9 @@ def test_rows_that_are_trained_and_validated_on_are_told(rows):
     alone = rows("alone.jsonl", range(90, 99))
     config = SFTConfig(datasets=[train], eval_datasets=[other, alone, "HuggingFaceH4/ultrachat_200k"])
     shapes = STAGES["sft"].shapes
-    assert overlaps(config, shapes) == [Overlap(config.eval_datasets[0], shared=10, looked_at=20)]
+    assert overlaps(config, shapes) == [
+        Overlap(config.eval_datasets[0], shared=10, looked_at=20, contaminated=10)
+    ]
     assert f"warning: 10 of the 20 validation rows of {other}" in " ".join(said(config).split())
     assert not overlaps(SFTConfig(datasets=[train]), shapes)
 
