@@ -74,6 +74,23 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="REWARD", help="Generate answers and score them with this reward."),
     ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(metavar="TASKS", help="Benchmarks of lm-eval by name, with commas: arc_easy,hellaswag."),
+    ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(min=0, help="Solved examples before each question; default: as the benchmark says."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Ask benchmarks as a conversation.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first rows of each benchmark; default: all.")
+    ] = None,
+    tasks_folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Benchmarks of your own: YAML files for lm-eval.")
+    ] = None,
     gate: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Bounds of figures; one that is broken ends with code 1."),
@@ -98,7 +115,7 @@ def evaluate(
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model: labels, answers, loss of texts, preferences; each answer is kept."""
+    """Measure a model: labels, answers, loss of texts, preferences, benchmarks; each answer is kept."""
     if by not in ("score", "generate"):
         raise LabError(f"`--by` {by!r} is not score or generate")
     if reward and by != "score":
@@ -119,13 +136,17 @@ def evaluate(
         "suite": suite,
         "datasets": sources,
         "rewards": list(reward or []),
+        "harness": harness,
+        "few_shot": few_shot,
+        "limit": limit,
+        "tasks_folder": str(tasks_folder) if tasks_folder else None,
         "gate": str(gate) if gate else None,
         "name": name,
         "max_length": max_length,
         "stride": stride,
         **changes,
     }
-    options = {"by": by, "csv": csv, "batch_size": batch_size}
+    options = {"by": by, "csv": csv, "batch_size": batch_size, "chat_template": chat_template}
     options |= {"load_in": load_in, "device": device, "dtype": dtype}
     values = {key: value for key, value in given.items() if value not in (None, [])}
     run_evaluation(validate(EvaluationConfig, {**options, **values}), trust=trust, as_json=as_json)
@@ -168,6 +189,7 @@ def run_evaluation(
     """
     from llmlab.config.gate import load_gate
     from llmlab.config.suites import tasks_of
+    from llmlab.evaluation.benchmarks import check_benchmarks
     from llmlab.evaluation.folder import EvaluationFolder
     from llmlab.models.resolve import with_newest
     from llmlab.runs.folder import find_model
@@ -176,6 +198,8 @@ def run_evaluation(
     rewards = [reward for task in tasks_of(config) for reward in task.rewards]
     if config.gate:
         load_gate(config.gate)
+    trust_names(trust)
+    check_benchmarks(config)
     others = [config.against] if config.against not in (None, "parent") else []
     for one in [config.model, *others, *(reward.name for reward in rewards if reward.kind == "model")]:
         find_model(str(one))  # a wrong name is refused before torch is loaded
@@ -188,7 +212,6 @@ def run_evaluation(
         else:
             preflight.show(config, LabConsole())
         return
-    trust_names(trust)
     from llmlab.libraries import importing, quiet_libraries
     from llmlab.screen import warn
 

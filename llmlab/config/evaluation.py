@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import model_validator
 
 from llmlab.config.base import KindConfig, LabBaseConfig
+from llmlab.config.harness import HarnessOptions
 from llmlab.config.loading import LoadOptions
 from llmlab.config.options import LARGEST, option
 from llmlab.config.rewards import RewardSource
@@ -123,7 +124,7 @@ class EvaluatedOptions(KindConfig):
     suite: str | None = option(
         None,
         "Suite",
-        "A named list of tasks, or a JSON or YAML file of your own; without it and without datasets:"
+        "A named list of tasks, or a JSON or YAML file of your own; where nothing else is named:"
         f" `{STANDARD}`.",
         min_length=1,
     )
@@ -132,7 +133,7 @@ class EvaluatedOptions(KindConfig):
     )
 
 
-class EvaluationConfig(LoadOptions, TaskOptions, EvaluatedOptions):
+class EvaluationConfig(LoadOptions, TaskOptions, HarnessOptions, EvaluatedOptions):
     """Measure a model on rows that it has not seen; the answers are kept, with how sure the figures are."""
 
     KIND: ClassVar[str] = "evaluation"
@@ -196,6 +197,16 @@ class EvaluationConfig(LoadOptions, TaskOptions, EvaluatedOptions):
             raise ValueError(
                 f"`repeats` {self.repeats} gives one answer {self.repeats} times: set a `temperature` above 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> EvaluationConfig:
+        if not self.harness or self.suite or self.datasets:
+            return self
+        for name in (*TaskOptions.model_fields, "temperature", "top_p", "top_k", "repeats"):
+            field = type(self).model_fields[name]
+            if getattr(self, name) != field.get_default(call_default_factory=True):
+                raise ValueError(f"`{name}` is of sources; benchmarks say themselves how they are measured")
         return self
 
     def own_tasks(self) -> list[Task]:

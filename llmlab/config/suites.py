@@ -43,7 +43,7 @@ def tasks_of(config: EvaluationConfig) -> list[Task]:
     Raises:
         LabError: when there is no such suite, or its file is no suite.
     """
-    name = config.suite or ("" if config.datasets else STANDARD)
+    name = config.suite or ("" if config.datasets or config.harness else STANDARD)
     return [*(find_suite(name).tasks if name else []), *config.own_tasks()]
 
 

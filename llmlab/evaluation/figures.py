@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llmlab import statistics
+from llmlab.evaluation.benchmarks import samples_of_benchmark
 from llmlab.evaluation.calibration import Bin, calibration_error, reliability
 from llmlab.statistics import NO_INTERVAL, Interval, PairedDifference, Sample, mean_of, numbered, ratio
 
@@ -120,6 +121,26 @@ def figures_of(measure: str, answers: Sequence[Answer], *, seed: int = 0, exact:
     return Figures(figures, samples, labels, _confusion(answers, labels), calibration)
 
 
+def figures_of_benchmark(answers: Sequence[Answer], values: dict[str, float], *, seed: int = 0) -> Figures:
+    """Returns the figures of a benchmark as lm-eval has computed them, with an interval where the rows say
+    the same.
+
+    Args:
+        answers: of all rows, in any order; none of a group of tasks.
+        values: the figures.
+        seed: of the resamples.
+    """
+    samples = samples_of_benchmark(in_order(answers))
+    figures = {}
+    for name, value in values.items():
+        sample = samples.get(name)
+        same = sample is not None and math.isclose(sample.figure, value, rel_tol=1e-9, abs_tol=1e-12)
+        figures[name] = Figure(
+            value, statistics.interval(sample, seed=seed) if sample and same else NO_INTERVAL
+        )
+    return Figures(figures, samples)
+
+
 def is_whole(measure: str, one: Answer) -> bool:
     """Returns whether an answer holds all that its figures are computed from."""
     needed = ["log_prob", "tokens", *(["bytes"] if measure == "text" else [])]
@@ -174,6 +195,8 @@ def samples_of(measure: str, answers: Sequence[Answer]) -> dict[str, Sample]:
         case "conversation":
             nats = [-one["log_prob"] for one in answers]
             return {"loss": _rate(nats, [one["tokens"] for one in answers], clusters)}
+        case "benchmark":
+            return samples_of_benchmark(answers)
     return {"score": mean_of([one["score"] for one in answers], clusters)}
 
 

@@ -9,13 +9,25 @@ from dataclasses import asdict
 from typing import Any
 
 from llmlab import statistics
-from llmlab.evaluation.figures import BETTER, Answer, clusters_of, compare, figures_of, in_order
+from llmlab.evaluation.benchmarks import MEASURE, better_of
+from llmlab.evaluation.figures import (
+    BETTER,
+    Answer,
+    clusters_of,
+    compare,
+    figures_of,
+    figures_of_benchmark,
+    in_order,
+)
 from llmlab.statistics import PairedDifference, mean_of
 
 
 def result_of(about: dict[str, Any], answers: Sequence[Answer], seed: int) -> dict[str, Any]:
     """Returns the figures of a model's answers to a source, beside how its rows were read."""
-    found = figures_of(about["measure"], answers, seed=seed)
+    if about["measure"] == MEASURE:
+        found = figures_of_benchmark(answers, about["values"], seed=seed)
+    else:
+        found = figures_of(about["measure"], answers, seed=seed)
     result = {**about, "figures": {name: figure.to_json() for name, figure in found.figures.items()}}
     if found.labels:
         result |= {"labels": found.labels, "confusion": found.confusion}
@@ -40,6 +52,10 @@ def differences(
         answers: of both.
         seed: of the resamples.
     """
+    found = compare(measure, *answers, seed=seed)
+    better: dict[str, Any] = {**BETTER}
+    if measure == MEASURE:
+        better = {name: better_of(name, answers[0]) for name in found}
     return [
         {
             "source": source,
@@ -53,10 +69,10 @@ def differences(
             "test": one.test,
             "rows": one.rows,
             "needed": one.needed,
-            "better": BETTER.get(name),
-            "words": in_words(one, BETTER.get(name), unit_of(measure, answers[0])),
+            "better": better.get(name),
+            "words": in_words(one, better.get(name), unit_of(measure, answers[0])),
         }
-        for name, one in compare(measure, *answers, seed=seed).items()
+        for name, one in found.items()
     ]
 
 

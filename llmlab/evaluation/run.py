@@ -26,12 +26,15 @@ from llmlab.data.prompts import prompt_shapes
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import Sampling
 from llmlab.evaluation.assessed import judged
+from llmlab.evaluation.benchmarks import check_benchmarks
 from llmlab.evaluation.figures import is_whole
 from llmlab.evaluation.folder import EvaluationFolder, known_answers
 from llmlab.evaluation.gate import breaches, models_of
+from llmlab.evaluation.harness import Benchmarks
 from llmlab.evaluation.items import SHAPES, Item, read_rows
 from llmlab.evaluation.loaded import Loaded, judge_of, load
 from llmlab.evaluation.measures import Answer, Measure, Reader, Reward, choose
+from llmlab.evaluation.progress import Progress, Tell
 from llmlab.evaluation.results import differences, result_of, win_rates
 from llmlab.evaluation.subjects import (
     GENERAL,
@@ -47,17 +50,6 @@ PACKAGES = ("torch", "transformers", "datasets", "scipy", "numpy")
 FORMAT = 1  # raised whenever the same tokens would be answered otherwise
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far an evaluation is: answers of a model to a source that are there, of all of them."""
-
-    model: str
-    source: str
-    done: int
-    total: int
-
-
-Tell = Callable[[Progress], None]
 MakeReward = Callable[[list[RewardSource], str], Reward]  # rewards, device -> a function of answers
 
 
@@ -71,6 +63,7 @@ def evaluate(
             with exit code 1 when a figure is beyond its bound, which is saved all the same.
     """
     gate = load_gate(config.gate) if config.gate else {}
+    check_benchmarks(config)
     subjects = subjects_of(config, models_of(gate))
     asked = asked_for(config, subjects)
     folder = _folder(config, asked)
@@ -160,8 +153,8 @@ def _begun(
 
 def _is_done(record: dict[str, Any], before: dict[str, Any], subjects: list[Subject]) -> bool:
     """Returns whether all answers are there: those of the same weights, to every task."""
-    there = {(one["model"], one["source"]) for one in before.get("sources") or ()}
-    wanted = {(subject.name, named.name) for subject in subjects for named in subject.tasks}
+    there = {(one["model"], one.get("asked") or one["source"]) for one in before.get("sources") or ()}
+    wanted = {one for subject in subjects for one in subject.asked}
     same = before.get("models") == record["models"]
     return before.get("status") == "done" and same and wanted <= there
 
@@ -186,8 +179,10 @@ def _answer_all(
     elsewhere = known_answers(hashes, folder.path.parent, folder.path)
     here = {_place(one): one for one in folder.answers()}
     before: Loaded | None = None
+    benchmarks = Benchmarks(config, folder, [*here.values()], elsewhere)
+    benchmarks.check()
     for subject in subjects:
-        if not subject.tasks:
+        if not subject.asked:
             continue
         loaded = load(subject.name, before, config)
         before = loaded if isinstance(loaded.model, LabDualHeadForCausalLM) else None
@@ -195,6 +190,8 @@ def _answer_all(
             job = _Job(subject, named, loaded, config, make_reward)
             with loaded.answering():
                 sources.append(_answer_task(job, folder, here, elsewhere, tell))
+        with loaded.answering():
+            sources += benchmarks.measure(subject, loaded, tell)
     return sources
 
 
@@ -349,14 +346,16 @@ def _figures(
     answers: dict[tuple[str, str], list[Answer]] = {}
     for one in {_place(one): one for one in folder.answers()}.values():  # the last one of a place counts
         answers.setdefault((one["model"], one["source"]), []).append(one)
-    results = [result_of(about, answers[about["model"], about["source"]], config.seed) for about in sources]
+    results = [
+        result_of(about, answers.get((about["model"], about["source"]), []), config.seed) for about in sources
+    ]
     first = subjects[0].name
     found: dict[str, Any] = {"results": results, "differences": [], "forgetting": None}
     for other in subjects[1:]:
         shared = [one for one in results if one["model"] == other.name]
         for about in shared:
             source, measure = about["source"], about["measure"]
-            pair = answers[first, source], answers[other.name, source]
+            pair = answers.get((first, source), []), answers.get((other.name, source), [])
             beside = differences(measure, source, (first, other.name), pair, config.seed)
             if source == GENERAL:
                 found["forgetting"] = beside

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from llmlab.config.evaluation import PARENT, EvaluationConfig, Task
+from llmlab.config.harness import HarnessOptions
 from llmlab.config.sources import short_names
 from llmlab.config.suites import GENERAL_TEXT, tasks_of
 from llmlab.data.sources import fingerprint
 from llmlab.errors import LabError
+from llmlab.evaluation.benchmarks import folder_fingerprint
 from llmlab.files import in_home
 from llmlab.models.identity import base_of, weights_fingerprint
 from llmlab.models.resolve import check_model
 from llmlab.runs.folder import MODELS, RUNS, RunFolder, find_model
 
 GENERAL = "general text"
+HARNESS = tuple(HarnessOptions.model_fields)
 # options that change no answer: the same evaluation goes on whatever they are
 OF_NO_EFFECT = ("name", "output_dir", "csv", "gate", "batch_size", "device", "kind", "schema_version")
 
@@ -40,12 +43,19 @@ class Subject:
         role: "model", "against" or, for forgetting and the gate, "parent".
         weights: hash of them.
         tasks: that it is measured on.
+        benchmarks: tasks of lm-eval that it is measured on.
     """
 
     name: str
     role: str
     weights: str
     tasks: tuple[NamedTask, ...]
+    benchmarks: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> set[tuple[str, str]]:
+        """All that it is measured on, as (model, task)."""
+        return {(self.name, one.name) for one in self.tasks} | {(self.name, one) for one in self.benchmarks}
 
     def to_json(self) -> dict[str, Any]:
         """Returns it for the record."""
@@ -91,13 +101,14 @@ def subjects_of(config: EvaluationConfig, gate_names: Collection[str] = ()) -> l
     against = parent if config.against == PARENT else config.against
     general = NamedTask(GENERAL, GENERAL_TEXT)
     forgets = config.forgetting and bool(parent) and _is_here(parent) and not _has_general_text(tasks)
-    found = [Subject(config.model, "model", "", (*tasks, *((general,) if forgets else ())))]
+    benchmarks = tuple(config.harness)
+    found = [Subject(config.model, "model", "", (*tasks, *((general,) if forgets else ())), benchmarks)]
     if against:
         both = forgets and _same(against, parent)
-        found.append(Subject(against, "against", "", (*tasks, *((general,) if both else ()))))
+        found.append(Subject(against, "against", "", (*tasks, *((general,) if both else ())), benchmarks))
     if parent and not (against and _same(against, parent)) and (PARENT in gate_names or forgets):
-        whole = tasks if PARENT in gate_names else ()
-        found.append(Subject(parent, PARENT, "", (*whole, *((general,) if forgets else ()))))
+        whole, asked = (tasks, benchmarks) if PARENT in gate_names else ((), ())
+        found.append(Subject(parent, PARENT, "", (*whole, *((general,) if forgets else ())), asked))
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise LabError("a model is compared with itself", where=names[-1], remedy="name another one")
@@ -142,7 +153,12 @@ def asked_for(config: EvaluationConfig, subjects: list[Subject]) -> dict[str, An
         for one in named_tasks(config)
     }
     weights = {one.role: one.weights for one in subjects if one.role != PARENT}
-    return {"options": options, "tasks": data, "weights": weights}
+    asked: dict[str, Any] = {"options": options, "tasks": data, "weights": weights}
+    if not config.harness:  # what evaluations without benchmarks were asked before there were any
+        asked["options"] = {name: value for name, value in options.items() if name not in HARNESS}
+    elif config.tasks_folder:
+        asked["tasks_folder"] = folder_fingerprint(config.tasks_folder)
+    return asked
 
 
 def evaluation_name(config: EvaluationConfig) -> str:
@@ -152,6 +168,6 @@ def evaluation_name(config: EvaluationConfig) -> str:
     path = Path(config.model)
     model = path.parent.name if path.name in MODELS and path.parent.name else path.stem or path.name
     on = [Path(config.suite).stem] if config.suite else []
-    on += short_names(config.datasets) or ([] if config.suite else ["standard"])
+    on += [*short_names(config.datasets), *config.harness] or ([] if config.suite else ["standard"])
     text = "-".join([model, *on])
     return re.sub(r"[^\w.+-]+", "-", text)[:80].strip("-.") or "evaluation"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NEW, OLD = "evaluate a model", "look at an evaluation that is there"
 JUDGE = "judge the answers of one yourself, blind"
 SINGLE, PAIRS = "one answer at a time", "two models' answers to a prompt: which is better?"
-OWN = "data of your own: the form asks"
+OWN = "data of your own or benchmarks by name: the form asks"
 ALONE, PARENT, ANOTHER = "no other model", "what it was trained from", "another model"
 RUN = "run it"
 

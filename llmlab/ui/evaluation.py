@@ -18,7 +18,7 @@ from llmlab.evaluation.subjects import GENERAL
 from llmlab.screen import screen
 
 if TYPE_CHECKING:
-    from llmlab.evaluation.run import Progress
+    from llmlab.evaluation.progress import Progress
 
 BAR = 20
 TITLES = {
@@ -38,7 +38,8 @@ def telling() -> Iterator[Callable[[Progress], None] | None]:
     with console.status("loading the model") as status:
 
         def tell(at: Progress) -> None:
-            status.update(f"{at.model} · {at.source}: {at.done:,} of {at.total:,} answers")
+            far = f"{at.done:,} of {at.total:,} answers" if at.total else "its rows are read"
+            status.update(f"{at.model} · {at.source}: {far}")
 
         yield tell
 

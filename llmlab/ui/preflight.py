@@ -26,6 +26,7 @@ from llmlab.data.preview import (
     overlaps,
 )
 from llmlab.data.prompts import prompt_shapes
+from llmlab.evaluation.benchmarks import check_benchmarks
 from llmlab.evaluation.items import SHAPES
 from llmlab.planning.data_size import data_size
 from llmlab.planning.measured import Measured, Measuring, measure
@@ -50,7 +51,11 @@ def show(config: KindConfig, console: Console) -> None:
     """
     unchecked = check_inputs(config)
     if isinstance(config, EvaluationConfig):
-        console.print(sources_table(_looks(config)))
+        check_benchmarks(config)
+        if looks := _looks(config):
+            console.print(sources_table(looks))
+        if config.harness:
+            console.print(Text(f"benchmarks of lm-eval: {', '.join(config.harness)}"))
         for one in unchecked:
             console.print(Text(unchecked_line(one), style="yellow"))
         return
@@ -75,7 +80,8 @@ def checked(config: KindConfig) -> dict[str, Any]:
     """
     unchecked = check_inputs(config)
     if isinstance(config, EvaluationConfig):
-        return {"sources": _looks(config), "unchecked": unchecked}
+        check_benchmarks(config)
+        return {"sources": _looks(config), "benchmarks": config.harness, "unchecked": unchecked}
     if not isinstance(config, TrainingConfig):
         return {"plan": make_plan(config), "unchecked": unchecked}
     shapes = STAGES[config.kind].shapes
