@@ -76,11 +76,11 @@ def clean_source(
     config = source_config(source, set_)
     sets = tuple(source_config(line, None) for line in against or ())
     from llmlab.data.cleaning import Cleaning, clean, report_path
-    from llmlab.screen import screen
+    from llmlab.screen import screen, styled
     from llmlab.ui.data_quality import cleaning_report
 
     quiet_datasets()
-    with screen().status(f"reading {config.line()}") as status:
+    with screen().status(styled("reading {}", config.line())) as status:
 
         def tell(read: int) -> None:
             status.update(f"{read:,} rows measured")
@@ -106,11 +106,11 @@ def overlap_of_sources(
     config = source_config(train, set_)
     sets = tuple(source_config(line, None) for line in evaluation)
     from llmlab.data.cleaning import overlap
-    from llmlab.screen import screen
+    from llmlab.screen import screen, styled
     from llmlab.ui.data_quality import overlap_table
 
     quiet_datasets()
-    with screen().status(f"reading {config.line()}") as status:
+    with screen().status(styled("reading {}", config.line())) as status:
         found = overlap([config], sets, processes, lambda read: status.update(f"{read:,} rows compared"))
     if as_json:
         print_json([one.to_json() for one in found])
