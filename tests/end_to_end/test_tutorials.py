@@ -24,9 +24,15 @@ def less(arguments):
     """A command with less work in it."""
     if arguments[0] == "quickstart":
         return [*arguments, "--minutes", "0.05"]
-    if arguments[0] == "run":
-        return [*arguments, *(SMALL if arguments[1] in ("sentences.json", "group8.json") else BRIEF)]
-    return [*arguments, "--set", "max_steps=2"] if arguments[:2] == ["runs", "again"] else arguments
+    if arguments[:2] == ["runs", "again"]:
+        return [*arguments, "--set", "max_steps=2"]
+    if arguments[0] != "run":
+        return arguments
+    warmup = (
+        [] if arguments[1] == "align.json" else ["--set", "warmup_steps=0"]
+    )  # it says a share of the steps
+    answers = SMALL if arguments[1] in ("sentences.json", "group8.json") else BRIEF
+    return [*arguments, *answers, *warmup]
 
 
 @pytest.fixture(scope="module")
