@@ -69,7 +69,7 @@ def test_a_damaged_record_is_one_line_that_says_what_is_wrong(folder, case):
     assert "checkpoints/good" in out and "checkpoints/bad" in out and out.count("damaged: ") == 1
     assert message[:12] in looked_at("info", "checkpoints/bad")
     assert message in looked_at("run", "checkpoints/bad")
-    assert "checkpoints/good (stopped)" in menu.status()
+    assert "last: good (stopped)" in menu.status()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"\xff", b"1" * 50_000, nested(100_000).encode()])

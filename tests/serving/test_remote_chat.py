@@ -7,10 +7,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from rich.console import Console
 
+from llmlab.chat.marks import Marks
 from llmlab.chat.remote import RemoteSession
 from llmlab.chat.session import ChatSession
 from llmlab.chat.terminal import from_pipe
 from llmlab.config.chat import ChatSettings
+from llmlab.data.collection import Collection
 from llmlab.errors import LabError
 from tests.serving.conftest import SETTINGS, serving
 
@@ -64,9 +66,10 @@ def test_settings_that_cannot_be_honoured_are_refused(running):
     assert "top_p" in shown and "alignment" not in shown and remote.settings.top_k == 5
 
 
-def test_a_served_model_beside_one_here(running, monkeypatch, capsys):
+def test_a_served_model_beside_one_here(running, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Call me\n"), "utf-8"))
-    from_pipe([RemoteSession(running.address, SETTINGS), local(running, SETTINGS)])
+    sessions = [RemoteSession(running.address, SETTINGS), local(running, SETTINGS)]
+    from_pipe(sessions, Marks(Collection(tmp_path / "collected.jsonl")))
     first, second = capsys.readouterr().out.split("here: ")
     assert first.strip() == f"{running.address}: {second.strip()}"
 

@@ -298,7 +298,7 @@ def test_resuming_asks_from_where_how_far_and_with_which_optimizer(desk, monkeyp
 def test_a_result_stays_above_one_line_until_the_menu_is_wanted(desk, monkeypatch, capsys):
     _, press, _ = desk
     menus = []
-    monkeypatch.setattr(menu, "status", lambda: menus.append("shown") or "")
+    monkeypatch.setattr(menu, "status", lambda width: menus.append("shown") or "")
     press(lambda _: menu.main_menu(), f"m{ENTER}m{ENTER}{ENTER}0{ENTER}")
     assert len(menus) == 2 and capsys.readouterr().out.count("Base training  pretrain") == 2
 
