@@ -75,10 +75,12 @@ class LeftOut:
 
     Attributes:
         rows: their numbers.
+        kept_rows: of duplicates, the row that is kept for each.
         examples: the first ones: row, the start of its text, its language or the row that is kept for it.
     """
 
     rows: list[int] = field(default_factory=list)
+    kept_rows: list[int] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -115,8 +117,7 @@ class CleaningReport:
             "read": self.read,
             "kept": self.kept,
             "left_out": {
-                reason: {"count": len(one.rows), "examples": one.examples, "rows": one.rows}
-                for reason, one in self.left_out.items()
+                reason: {"count": len(one.rows), **vars(one)} for reason, one in self.left_out.items()
             },
             "languages": self.languages,
             "evaluation": [one.to_json() for one in self.evaluation],
@@ -165,6 +166,8 @@ def clean(
             reason = found.reasons[number]
             one = report.left_out.setdefault(reason, LeftOut())
             one.rows.append(number + 1)
+            if near := found.near.get(number):
+                one.kept_rows.append(near.kept + 1)
             if len(one.examples) < EXAMPLES:
                 one.examples.append(_example(opened, raw, number, found))
         report.left_out = dict(
@@ -268,6 +271,8 @@ def _measured(
         for place, near in near_duplicates(signatures.array(), order, cleaning.near).items():
             found.reasons[compared[place]] = NEARLY
             found.near[compared[place]] = Near(compared[near.kept], near.likeness)
+    for number, near in found.near.items():  # the same as a row that is left out for another one
+        found.near[number] = found.near.get(near.kept, near) if near.kept in found.reasons else near
     return found
 
 

@@ -126,6 +126,10 @@ def test_the_copy_is_the_same_whatever_the_order_and_the_processes(planted, tmp_
         assert report.kept == len(kept[-1]) and report.read == len(rows)
         assert all(row in rows for row in kept[-1]), "with their own columns as they are"
         assert set(report.left_out) == {NEARLY, REPEATED}
+        for one in report.left_out.values():
+            assert len(one.kept_rows) == len(one.rows) and not set(one.kept_rows) & set(
+                report.left_out[NEARLY].rows
+            )
         left_out = {number for one in report.left_out.values() for number in one.rows}
         assert [row["id"] for row in kept[-1]] == [
             row["id"] for number, row in enumerate(mixed, 1) if number not in left_out
