@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import BeforeValidator, model_validator
 
 from llmlab.config.base import LabBaseConfig
 from llmlab.config.options import LARGEST, option
@@ -12,10 +12,15 @@ from llmlab.config.options import LARGEST, option
 HARNESS_OPTIONS = ("few_shot", "chat_template", "limit", "tasks_folder")  # beside the tasks themselves
 
 
+def _split(value: Any) -> Any:
+    """Returns the names of a text, in which commas stand between them."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 class HarnessOptions(LabBaseConfig):
     """Which tasks of the harness a model is measured on, and how they are asked."""
 
-    harness: list[str] = option(
+    harness: Annotated[list[str], BeforeValidator(_split)] = option(
         list,
         "Benchmarks",
         "Tasks or groups of EleutherAI's harness (the package lm-eval), by name: `arc_easy,hellaswag`.",
@@ -51,12 +56,6 @@ class HarnessOptions(LabBaseConfig):
         advanced=True,
         min_length=1,
     )
-
-    @field_validator("harness", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """A text holds names with commas between them."""
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_harness(self) -> HarnessOptions:

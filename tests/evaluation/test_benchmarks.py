@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from llmlab.cli import command_line
-from llmlab.config.base import validate
+from llmlab.config.base import validate, validate_option
 from llmlab.config.evaluation import EvaluationConfig
 from llmlab.config.suites import tasks_of
 from llmlab.errors import LabError
@@ -42,6 +42,7 @@ def test_names_stand_with_commas_and_measure_nothing_else():
     config = validate(EvaluationConfig, {"model": "m", "harness": "arc_easy, hellaswag"})
     assert config.harness == ["arc_easy", "hellaswag"] and tasks_of(config) == []
     assert evaluation_name(config) == "m-arc_easy-hellaswag"
+    assert validate_option(EvaluationConfig, "harness", "arc_easy, mmlu") == ["arc_easy", "mmlu"]  # in a form
     both = validate(EvaluationConfig, {"model": "m", "harness": ["a"], "suite": "mails", "by": "generate"})
     assert len(tasks_of(both)) == 1 and evaluation_name(both) == "m-mails-a"
 
