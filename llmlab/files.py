@@ -168,27 +168,31 @@ def written_whole(path: Path) -> Iterator[IO[str]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "a", encoding="utf-8") as file:
-            _lock(file, path)
-            try:
-                file.truncate(0)
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(part, path)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-    except (OSError, UnicodeEncodeError) as error:
+            _lock(file)
+            file.truncate(0)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(part, path)
+    except BlockingIOError:
+        raise LabError("is being written by another process", where=str(path)) from None
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if not isinstance(error, (OSError, UnicodeEncodeError)):
+            raise
         reason = getattr(error, "strerror", None) or error
         raise LabError(
             f"cannot be written ({reason})", where=str(path), remedy="free space or choose another place"
         ) from None
 
 
-def _lock(file: IO[str], path: Path) -> None:
+def _lock(file: IO[str]) -> None:
+    """Takes a file for this process.
+
+    Raises:
+        BlockingIOError: when another one has it.
+    """
     import fcntl
 
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise LabError("is being written by another process", where=str(path)) from None
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ import pytest
 
 from llmlab.config import load_config
 from llmlab.errors import LabError
-from llmlab.files import BadFile, read_json, read_object
+from llmlab.files import BadFile, read_json, read_object, written_whole
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,22 @@ def test_what_is_no_file_is_not_opened(tmp_path, name):
         read_json(tmp_path / name)
     with pytest.raises(LabError):
         load_config(tmp_path / name)
+
+
+def test_a_file_is_written_whole_or_not_at_all_and_by_one(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    with pytest.raises(LabError, match="by another process"), written_whole(path) as file:
+        file.write("first")
+        with written_whole(path):
+            pass
+    assert not list(path.parent.iterdir())
+    with written_whole(path) as file:
+        file.write("whole")
+        assert not path.exists()
+    with pytest.raises(KeyboardInterrupt), written_whole(path) as file:
+        file.write("half")
+        file.flush()
+        raise KeyboardInterrupt
+    assert path.read_text() == "whole" and [each.name for each in path.parent.iterdir()] == ["a.txt"]
+    with pytest.raises(LabError, match="cannot be written"), written_whole(path / "b.txt"):
+        pass
