@@ -59,7 +59,7 @@ class Benchmarks:
         self._manager: Any = None
         self._loaded: dict[str, dict[str, Any]] = {}
 
-    def check(self) -> None:
+    def check(self, tell: Tell | None) -> None:
         """Loads the tasks and their data, before any model is.
 
         Raises:
@@ -67,6 +67,8 @@ class Benchmarks:
         """
         with _quiet():
             for name in self.config.harness:
+                if tell:
+                    tell(Progress(self.config.model, name, 0, 0))
                 self._loaded[name] = self._load(name)
 
     def measure(self, subject: Subject, loaded: Loaded, tell: Tell | None) -> list[dict[str, Any]]:

@@ -180,7 +180,7 @@ def _answer_all(
     here = {_place(one): one for one in folder.answers()}
     before: Loaded | None = None
     benchmarks = Benchmarks(config, folder, [*here.values()], elsewhere)
-    benchmarks.check()
+    benchmarks.check(tell)
     for subject in subjects:
         if not subject.asked:
             continue
