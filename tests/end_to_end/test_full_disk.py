@@ -148,7 +148,7 @@ def test_two_processes_wait_stop_resume_and_end_alike(base_run, small_disk, tmp_
     """FSDP2, where both write. The second time there is room for half a checkpoint: it is in the middle of
     writing that one of them finds the disk full.
     """
-    two = dict(devices=2, parallel="fsdp2", batch_size=4, max_steps=28)
+    two = dict(devices=2, parallel="fsdp2", batch_size=4, max_steps=60)
     shims = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(SHIMS)])}
     log = tmp_path / "log"
 
