@@ -20,6 +20,7 @@ from llmlab.errors import LabError
 from llmlab.runs.disk import FullDisk
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.metrics import MetricsWriter
+from llmlab.training.engine.optimizer_state import save_parts
 from tests.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.slow  # trains
@@ -197,6 +198,18 @@ def test_two_processes_wait_stop_resume_and_end_alike(base_run, small_disk, tmp_
         load_file(place / "final" / "model.safetensors") for place in (folder.path, tmp_path / "whole")
     )
     assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_an_optimizers_state_that_finds_no_room_says_so_as_any_file_does(small_disk):
+    """torch wraps it in an error of its own, which is no `Exception`."""
+    model = torch.nn.Linear(512, 512)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 512)).sum().backward()
+    optimizer.step()
+    fill(small_disk, leave=100_000)
+    with pytest.raises(OSError, match="No space left"):
+        save_parts(model, optimizer, small_disk, main=True)
 
 
 def test_a_line_of_figures_that_finds_no_room_hears_the_stop(small_disk):

@@ -11,11 +11,13 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -42,6 +44,17 @@ def named_states(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, 
             yield names[id(parameter)], parameter, optimizer.state[parameter]
 
 
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raises what went wrong in the first process that failed, in every process: torch wraps it in an error
+    that is no `Exception`, past which nobody would wait for a full disk.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from None
+
+
 def save_parts(model: nn.Module, optimizer: Optimizer, folder: Path, *, main: bool) -> None:
     """Writes the state of an optimizer; every process has to call this.
 
@@ -50,6 +63,9 @@ def save_parts(model: nn.Module, optimizer: Optimizer, folder: Path, *, main: bo
         optimizer: as accelerate prepared it.
         folder: of the checkpoint.
         main: whether this process writes the numbers.
+
+    Raises:
+        OSError: in every process, when one of them cannot write.
     """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -63,7 +79,8 @@ def save_parts(model: nn.Module, optimizer: Optimizer, folder: Path, *, main: bo
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     if tensors:
         writer = HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
-        save(tensors, storage_writer=writer)
+        with own_errors():
+            save(tensors, storage_writer=writer)
     if main:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
         about = {"groups": groups, "numbers": numbers, "tensors": sorted(tensors)}
@@ -94,7 +111,8 @@ def load_parts(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
     with warnings.catch_warnings():
         if alone:  # which is said to be assumed, even where it was asked for
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        load(wanted, storage_reader=reader, no_dist=alone)
+        with own_errors():
+            load(wanted, storage_reader=reader, no_dist=alone)
     take_groups(optimizer, about["groups"])
 
 

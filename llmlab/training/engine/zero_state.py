@@ -24,6 +24,7 @@ from llmlab.training.engine.optimizer_state import (
     LIBRARY_FILE,
     NUMBERS,
     WRAPPERS,
+    own_errors,
     take_groups,
 )
 from llmlab.training.engine.weights import saved_weights
@@ -170,7 +171,8 @@ class ZeroState:
                     for one in together
                     for key in keys.get(names[id(one)], [])
                 }
-                load(wanted, storage_reader=HuggingFaceStorageReader(str(place)), no_dist=True)
+                with own_errors():
+                    load(wanted, storage_reader=HuggingFaceStorageReader(str(place)), no_dist=True)
                 for one in together:
                     for key in keys.get(names[id(one)], []):
                         self._set_state(one, key, wanted[f"{names[id(one)]}|{key}"])
