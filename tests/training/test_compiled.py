@@ -41,13 +41,13 @@ def test_a_compiled_run_is_the_plain_one(base_config, tmp_path, compiler):
 
 
 @pytest.mark.slow
-def test_a_compiler_that_fails_is_one_message(base_config, tmp_path, monkeypatch):
+def test_a_compiler_that_fails_is_one_message(base_config, tmp_path):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("/bin/false",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
     torch.compiler.reset()
-    with pytest.raises(LabError, match=r"torch\.compile failed") as error:
+    # torch's own way: what monkeypatch puts back is hidden from then on
+    broken = inductor.patch({"cpp.cxx": ("/bin/false",), "force_disable_caches": True})
+    with broken, pytest.raises(LabError, match=r"torch\.compile failed") as error:
         run(base_config(tmp_path / "run", compile=True, eval_fraction=0.0, sample_tokens=0))
     assert "set `compile` to false" in error.value.remedy and error.value.exit_code == 1
     assert RunFolder(tmp_path / "run").record["status"] == "failed"
