@@ -1,7 +1,7 @@
 """Two models behind numbers: the person votes, and the votes are rows of preference data.
 
-The order is drawn for each turn. After a vote both models go on from the better answer, so that the prompt of
-every row is what both have read.
+The order is drawn for each turn. After a vote both models continue from the better answer, so that the prompt
+of every row is what both have read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Arena:
         return [one.answer for one in self.given]
 
     def vote(self, choice: str) -> None:
-        """Counts a vote, keeps its mark, and lets both go on from the better answer.
+        """Counts a vote, keeps its mark, and lets both continue from the better answer.
 
         Raises:
             LabError: when the mark cannot be kept.
@@ -97,7 +97,7 @@ class Arena:
         go_on_from(self.sessions, self.sessions[0].messages[:-1], self.answers[0])
 
     def rewrite(self, number: int, text: str) -> None:
-        """Keeps a text as better than the answer with this number, and lets both go on from it.
+        """Keeps a text as better than the answer with this number, and lets both continue from it.
 
         Raises:
             LabError: when it cannot be kept.

@@ -1,6 +1,7 @@
 """Marks that a person gives to answers in a conversation: each is kept at once, as data to train on.
 
-What is judged are the answers of the last turn as the models gave them, whatever the talk goes on from.
+A mark is about the last turn's answers as the models gave them, even if the conversation continues from
+another text.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Marks:
         """Marks one answer as better than the other: of two models the one with this number, of one model 0
         for the answer that is there, 1 for the one before `/regenerate`.
 
-        Both models go on from the better one. Said anew in a turn, it replaces what was said.
+        Both models continue from the better one. Said anew in a turn, it replaces what was said.
 
         Raises:
             LabError: when there are no two answers to the same messages, or they are the same.
@@ -104,7 +105,7 @@ class Marks:
         return noted
 
     def rewritten(self, sessions: list[Conversation], number: int, text: str) -> str:
-        """Keeps a text as the better answer, which the conversation goes on from.
+        """Keeps a text as the better answer, which the conversation continues from.
 
         Raises:
             LabError: when there is no answer, the text is empty or the answer itself.
@@ -163,7 +164,7 @@ def rewriting(given: Given, text: str, made_in: str) -> Mark:
 
 
 def go_on_from(sessions: list[Conversation], before: list[dict[str, str]], answer: str) -> None:
-    """Lets all models go on from one answer, which follows `before`."""
+    """Lets all models continue from one answer, which follows `before`."""
     history = [*before, {"role": "assistant", "content": answer}]
     for session in sessions:
         if session.messages != history:

@@ -48,7 +48,7 @@ def push(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be uploaded.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Upload a model with its card to the Hugging Face Hub; a push that broke off goes on where it was."""
+    """Upload a model with its card to the Hugging Face Hub; a push that broke off continues where it was."""
     import gc
     import sys
 

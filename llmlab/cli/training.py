@@ -67,7 +67,8 @@ def run(
         if resume != "auto" or fresh_optimizer or rendezvous:
             option = "resume" if resume != "auto" else "rendezvous" if rendezvous else "fresh-optimizer"
             raise LabError(
-                f"`--{option}` is for training; an evaluation goes on where it stopped", remedy="leave it out"
+                f"`--{option}` is for training; an evaluation continues where it stopped",
+                remedy="leave it out",
             )
         run_evaluation(loaded, trust=trust, as_json=as_json, dry_run=dry_run)
         return

@@ -22,7 +22,7 @@ def score_words(
 ) -> Tensor:
     """Returns log pi(word, end of turn | prompt) for each prompt and word, (prompts, words).
 
-    The prompts are read once; each word goes on from their keys and values.
+    The prompts are read once; each word continues from their keys and values.
     """
     if model.config.is_encoder_decoder:
         return _score_seq2seq(model, tokenizer, prompts, words)

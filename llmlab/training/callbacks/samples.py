@@ -22,7 +22,7 @@ from llmlab.models.typed import LanguageModel
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.stop import Stopped
 
-OPENING = 16  # tokens of a held-out text that a base model goes on from
+OPENING = 16  # tokens of a held-out text that a base model continues from
 
 
 def opening(data: Prepared, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -57,7 +57,7 @@ class Samples(TrainerCallback):
         folder: of the run.
         model: that learns.
         tokenizer: of the model.
-        prompt: tokens that it goes on from.
+        prompt: tokens that it continues from.
         length: tokens of an answer, at most.
         show: takes step, prompt and answer.
     """

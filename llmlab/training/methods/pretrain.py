@@ -29,7 +29,7 @@ from llmlab.training.trainers.pretrain import BaseTrainer
 
 
 def prepare(config: PretrainConfig, device: str, precision: str, reporter: Reporter) -> Job:
-    """Returns the job of a base training run: a new model, or one that goes on from `init_from`.
+    """Returns the job of a base training run: a new model, or one that continues from `init_from`.
 
     Raises:
         LabError: when the model, the tokenizer or the data do not fit.
