@@ -29,7 +29,7 @@ RESAMPLES, PERMUTATIONS = 2000, 9999
 AT_ONCE = 2_000_000  # numbers of resamples that are held at a time
 MOST_BCA = 2000  # clusters; with more its correction is smaller than the noise of the resamples
 
-How = Literal["seeds", "share of rows", "rows", "bootstrap", "clusters", "none"]
+How = Literal["seeds", "share of rows", "rows", "bootstrap", "clusters", "evaluation", "none"]
 Test = Literal["mcnemar", "permutation", "none"]
 Totals = Callable[[np.ndarray], np.ndarray]  # (..., k) -> (...)
 
@@ -42,7 +42,7 @@ class Interval:
         low: its end, None where there is none.
         high: its other end.
         how: "share of rows" (Wilson), "rows" (Student's t), "bootstrap" or, over clusters of rows,
-            "clusters"; "seeds"; "none".
+            "clusters"; "seeds"; "evaluation", of which the record says it; "none".
         count: of the rows, clusters or seeds that it is over.
     """
 

@@ -118,10 +118,11 @@ def presets() -> Words:
 
 @quietly
 def suites() -> Words:
-    """Returns the suites that ship."""
-    from llmlab.config.suites import SUITES
+    """Returns the suites that ship, and the files here that hold one."""
+    from llmlab.config.suites import SUITES, suite_files
 
-    return [(name, suite.title) for name, suite in SUITES.items()]
+    shipped: Words = [(name, suite.title) for name, suite in SUITES.items()]
+    return [*shipped, *suite_files()]
 
 
 @quietly

@@ -86,7 +86,9 @@ def run(
         from llmlab.training.inputs import check_inputs
         from llmlab.ui.inputs import unchecked_line
         from llmlab.ui.plan import plan_table
+        from llmlab.ui.preflight import watched_lines
 
+        watched_lines(loaded)  # a suite or a figure that is not there is refused
         if as_json:
             print_json({"plan": make_plan(loaded), "unchecked": check_inputs(loaded)})
             return
@@ -95,24 +97,27 @@ def run(
             typer.echo(visible(unchecked_line(unchecked)))
         return
     from llmlab.config.rollouts import RolloutConfig
+    from llmlab.config.suites import watched_tasks
     from llmlab.launching.start import several_processes, start
     from llmlab.libraries import importing, quiet_libraries
     from llmlab.models.hub import HubAnswer
     from llmlab.screen import warn
 
     with importing():
+        from llmlab.evaluation.watching import Evaluator
         from llmlab.training.engine.distributed import destroy_process_group, is_main
         from llmlab.training.engine.job import exit_code
         from llmlab.training.engine.run import run as train
         from llmlab.training.inputs import check_inputs
+        from llmlab.training.rewards import weighted
     from llmlab.trust import TRUSTED
     from llmlab.ui.inputs import unchecked_line
     from llmlab.ui.reporters import result_line, run_reporter
 
     quiet_libraries(warn)
     trust_names(trust)
-    if isinstance(loaded, RolloutConfig):
-        trust_rewards(loaded.reward_model)
+    rewards = list(loaded.reward_model) if isinstance(loaded, RolloutConfig) else []
+    trust_rewards([*rewards, *(reward for task in watched_tasks(loaded) for reward in task.rewards)])
     if several_processes(loaded):
         options = [("--set", change) for change in changes]
         options += [("--trust", name) for name in sorted(TRUSTED)]
@@ -127,7 +132,10 @@ def run(
             typer.echo(visible(f"{unchecked_line(unchecked)}; trying anyway"), err=True)
     try:
         reporter = run_reporter()
-        result = train(loaded, resume=resume, reporter=reporter, fresh_optimizer=fresh_optimizer)
+        evaluator = Evaluator(weighted) if loaded.evaluation_suite else None
+        result = train(
+            loaded, resume=resume, reporter=reporter, fresh_optimizer=fresh_optimizer, evaluator=evaluator
+        )
         if is_main():
             typer.echo(result.to_json() if as_json else visible(result_line(result)))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
@@ -13,6 +14,7 @@ from llmlab.config.schedule import warmup_option
 from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import NEWEST, Bounds, LengthOptions
+from llmlab.config.watching import Better
 from llmlab.titles import TITLES
 
 
@@ -23,6 +25,7 @@ class DPOConfig(AdapterOptions, LengthOptions, DividedBatches):
     TITLE: ClassVar[str] = TITLES["dpo"]
     METHOD: ClassVar[str] = "dpo"
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-8, 2e-5), (1e-6, 2e-4))
+    METRICS: ClassVar[Mapping[str, Better]] = {"eval_loss": "lower", "eval_rewards/accuracies": "higher"}
     kind: Literal["dpo"] = "dpo"
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
+
+from pydantic import model_validator
 
 from llmlab.config.adapters import COMPARED, AdapterOptions
 from llmlab.config.batches import AccumulatedBatches
@@ -18,6 +21,7 @@ from llmlab.config.training import (
     ModelSort,
     first_order_option,
 )
+from llmlab.config.watching import Better
 from llmlab.titles import TITLES
 
 
@@ -29,6 +33,7 @@ class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
     METHOD: ClassVar[str] = "reward"
     MAKES: ClassVar[ModelSort] = "scorer"
     USUAL_RATES: ClassVar[tuple[Bounds, Bounds]] = ((1e-6, 1e-4), (2e-5, 1e-3))
+    METRICS: ClassVar[Mapping[str, Better]] = {"eval_loss": "lower", "eval_accuracy": "higher"}
     kind: Literal["reward"] = "reward"
 
     policy_checkpoint: str = option(
@@ -99,3 +104,12 @@ class RewardConfig(AdapterOptions, LengthOptions, AccumulatedBatches):
         "Micro-steps per optimizer update; effective batch = batch size x accumulation x devices.",
         ge=1,
     )
+
+    @model_validator(mode="after")
+    def _check_suite(self) -> RewardConfig:
+        if self.evaluation_suite is not None:
+            raise ValueError(
+                "`evaluation_suite` is for models that answer, and a reward model only scores: its pair"
+                " accuracy is that of the held-out pairs (`eval_datasets`; `metric_for_best` eval_accuracy)"
+            )
+        return self

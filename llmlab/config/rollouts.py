@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import model_validator
@@ -16,6 +17,7 @@ from llmlab.config.sft import POLICY
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import NEWEST, FirstOrder, first_order_option
 from llmlab.config.vllm import VLLMOptions
+from llmlab.config.watching import Better
 
 
 class RolloutConfig(VLLMOptions, AdapterOptions, DividedBatches):
@@ -23,6 +25,7 @@ class RolloutConfig(VLLMOptions, AdapterOptions, DividedBatches):
 
     ENGINES: ClassVar[tuple[Engine, ...]] = ("ddp", "fsdp2")
     NO_TENSOR_PARALLEL: ClassVar[str] = "every process answers prompts of its own"
+    METRICS: ClassVar[Mapping[str, Better]] = {"eval_reward": "higher"}
 
     policy_checkpoint: str = option(NEWEST, **POLICY, min_length=1, resume="refuse")
     datasets: list[SourceConfig] = option(

@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
+import re
+from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Any
 
 from llmlab.config.base import as_typed, validate
 from llmlab.config.evaluation import STANDARD, EvaluationConfig, Suite, Task
 from llmlab.config.loader import MAX_BYTES, is_yaml
 from llmlab.config.sources import SourceConfig
+from llmlab.config.training import RunOptions
 from llmlab.errors import LabError
 from llmlab.files import BadFile, read_json
 
@@ -25,6 +28,10 @@ GENERAL_TEXT = Task(source=SourceConfig(name="llmlab:moby-dick"), held_out=0.05)
 def _few(task: Task, rows: int) -> Task:
     return task.model_copy(update={"source": task.source.model_copy(update={"max_rows": rows})})
 
+
+ROWS = (".jsonl", ".csv", ".parquet", ".arrow", ".txt", ".md", ".gz", ".zst")  # endings of files of rows
+
+MOST_FILES = 500  # that are looked at
 
 SUITES = {
     STANDARD: Suite(
@@ -45,6 +52,43 @@ def tasks_of(config: EvaluationConfig) -> list[Task]:
     """
     name = config.suite or ("" if config.datasets or config.harness else STANDARD)
     return [*(find_suite(name).tasks if name else []), *config.own_tasks()]
+
+
+def watched_tasks(config: RunOptions) -> list[Task]:
+    """Returns what the model of a run is evaluated on while it learns: the tasks of its suite, or its source
+    as a task, with the rows that the run wants of each; none where it names no suite.
+
+    Raises:
+        LabError: when there is no such suite, or its file is no suite.
+    """
+    name, rows = config.evaluation_suite, config.evaluation_rows
+    if not name:
+        return []
+    tasks = [Task(source=SourceConfig(name=name))] if is_source(name) else find_suite(name).tasks
+    if rows is None:
+        return tasks
+    return [_few(task, min(rows, task.source.max_rows or rows)) for task in tasks]
+
+
+def is_source(name: str) -> bool:
+    """Returns whether a name stands for rows and for no suite: `llmlab:spam-mails`, a file of rows, a folder,
+    or OWNER/NAME of the hub.
+    """
+    if name in SUITES or PurePath(name).suffix in (".json", ".yaml", ".yml"):
+        return False
+    rows = name.startswith("llmlab:") or PurePath(name).suffix in ROWS or Path(name).is_dir()
+    return rows or bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).is_file())
+
+
+def suite_files(folder: Path = Path()) -> list[str]:
+    """Returns the files of a folder, and of `suites/` in it, that hold a suite by their first bytes."""
+    found = []
+    for path in sorted([*folder.glob("*.*"), *folder.glob("suites/*.*")])[:MOST_FILES]:
+        if path.suffix in (".json", ".yaml", ".yml") and path.is_file():
+            with suppress(OSError), open(path, "rb") as file:
+                if re.search(rb'(?m)^\s*\{?\s*"?tasks"?\s*:|"tasks"\s*:\s*\[', file.read(2000)):
+                    found.append(str(path))
+    return found
 
 
 def find_suite(name: str) -> Suite:

@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from llmlab.config.hardware import HardwareOptions
 from llmlab.config.options import option, option_info
-from llmlab.config.schedule import ScheduleOptions
+from llmlab.config.watching import WatchOptions
 
 NEWEST = "newest"  # as the name of a model: that of the newest run whose result fits
 ADAM_PARTS = ["adamw", "muon"]  # Muon hands what is not a hidden matrix to AdamW
@@ -32,7 +32,7 @@ ModelSort = Literal["base", "policy", "scorer", "dual_head"]
 Bounds = tuple[float, float]
 
 
-class RunOptions(ScheduleOptions):
+class RunOptions(WatchOptions):
     """Data, length, updates, validations, checkpoints and records: the options of every run."""
 
     optimizer: Literal["adamw", "adafactor", "lion", "sophia", "muon"] = option(
@@ -148,8 +148,8 @@ class RunOptions(ScheduleOptions):
     patience: int | None = option(
         None,
         "Patience",
-        "Validations in a row without a better held-out figure after which the run ends. Left out, it goes on"
-        " to its last step.",
+        "Validations in a row without a better figure (`metric_for_best`) after which the run ends. Left out,"
+        " it goes on to its last step.",
         unit="validations",
         typical="3 to 10",
         advanced=True,
@@ -203,8 +203,8 @@ class RunOptions(ScheduleOptions):
     save_best_only: bool = option(
         True,
         "Keep the best only",
-        "The run's result is the weights with the lowest validation loss (`best/`); false also keeps the last"
-        " (`final/`).",
+        "The run's result is the weights with the lowest validation loss, or the best `metric_for_best`"
+        " (`best/`); false also keeps the last (`final/`).",
         advanced=True,
         resume="silent",
     )
@@ -251,6 +251,11 @@ class RunOptions(ScheduleOptions):
         return self._interval(self.eval_every)
 
     @property
+    def evaluate_interval(self) -> int:
+        """Steps between two evaluations on the suite."""
+        return self.evaluate_every or self.eval_interval
+
+    @property
     def save_interval(self) -> int:
         """Steps between two checkpoints of a run of this length."""
         return self._interval(self.save_every)
@@ -261,10 +266,10 @@ class RunOptions(ScheduleOptions):
 
     @model_validator(mode="after")
     def _check_patience(self) -> RunOptions:
-        if self.patience is not None and not (self.eval_datasets or self.eval_fraction):
+        if self.patience is not None and not (self.holds_out or self.suite_metric):
             raise ValueError(
                 "`patience` counts validations, and nothing is held out: set `eval_fraction` or"
-                " `eval_datasets`"
+                " `eval_datasets`, or `metric_for_best` to a figure of `evaluation_suite`"
             )
         return self
 

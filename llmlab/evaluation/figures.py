@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,25 +22,6 @@ from llmlab.statistics import NO_INTERVAL, Interval, PairedDifference, Sample, m
 Answer = dict[str, Any]
 VERDICTS = ("supported", "contradicted", "unsupported", "abstained")  # of a judge
 FEW_TEXTS = 5  # with fewer, windows are drawn for the intervals, not texts
-# which of two values is the better one
-BETTER: dict[str, Literal["higher", "lower"]] = {
-    **dict.fromkeys(
-        ("accuracy", "macro_f1", "exact_match", "preference_accuracy", "reward", "supported"), "higher"
-    ),
-    **dict.fromkeys(
-        (
-            "loss",
-            "bits_per_byte",
-            "perplexity",
-            "calibration_error",
-            "brier_score",
-            "label_loss",
-            "contradicted",
-            "unsupported",
-        ),
-        "lower",
-    ),
-}
 
 
 @dataclass(frozen=True)

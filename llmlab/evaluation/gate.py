@@ -8,8 +8,8 @@ from typing import Any
 
 from llmlab.config.gate import Bound
 from llmlab.errors import LabError
-from llmlab.evaluation.figures import BETTER
 from llmlab.evaluation.subjects import GENERAL
+from llmlab.runs.figures import BETTER
 
 Result = dict[str, Any]  # figures of a model on a source, as the record has them
 

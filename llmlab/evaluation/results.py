@@ -11,7 +11,6 @@ from typing import Any
 from llmlab import statistics
 from llmlab.evaluation.benchmarks import MEASURE, better_of
 from llmlab.evaluation.figures import (
-    BETTER,
     Answer,
     clusters_of,
     compare,
@@ -19,6 +18,7 @@ from llmlab.evaluation.figures import (
     figures_of_benchmark,
     in_order,
 )
+from llmlab.runs.figures import BETTER
 from llmlab.statistics import PairedDifference, mean_of
 
 

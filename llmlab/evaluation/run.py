@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llmlab import __version__
 from llmlab.config.evaluation import PARENT, EvaluationConfig
 from llmlab.config.gate import Bound, load_gate
@@ -27,6 +25,7 @@ from llmlab.errors import LabError
 from llmlab.evaluation.answers import Sampling
 from llmlab.evaluation.assessed import judged
 from llmlab.evaluation.benchmarks import check_benchmarks
+from llmlab.evaluation.computing import answers_of, line_of
 from llmlab.evaluation.figures import is_whole
 from llmlab.evaluation.folder import EvaluationFolder, known_answers
 from llmlab.evaluation.gate import breaches, models_of
@@ -287,53 +286,18 @@ def _answer_task(
     }
 
 
-@torch.no_grad()
 def _answers(measure: Measure, batch: list[Item], job: _Job) -> list[Answer]:
     """Returns the answers to a batch.
 
     Raises:
         LabError: with exit code 1 when the model fails at it, or gives no numbers.
     """
-    try:
-        answers = measure.answer(batch)
-    except torch.OutOfMemoryError:
-        raise LabError(
-            "the memory does not hold a batch",
-            where=job.loaded.name,
-            remedy=f"the same command with a `batch_size` below {job.config.batch_size} goes on",
-            exit_code=1,
-        ) from None
-    for one in answers:
-        numbers = [one.get("log_prob"), one.get("score")]
-        if any(value is not None and value != value for value in numbers):
-            raise LabError(
-                "gives values that are not numbers (NaN)",
-                where=job.loaded.name,
-                remedy="try another `dtype`, or look at its weights",
-                exit_code=1,
-            )
-    return answers
+    full = f"the same command with a `batch_size` below {job.config.batch_size} goes on"
+    return answers_of(measure, batch, model=job.loaded.name, full=full)
 
 
 def _saved(job: _Job, measure: Measure, item: Item, key: str, answer: Answer) -> Answer:
-    """Returns an answer as it stands in the file."""
-    own = ("key", "model", "source", "row", "part", "group", "measure", "prompt", "reference")
-    return {
-        "key": key,
-        "model": job.subject.name,
-        "source": job.named.name,
-        "row": item.row,
-        "part": item.part,
-        "group": item.group,
-        "measure": measure.name,
-        "prompt": item.prompt,
-        "answer": answer["answer"],
-        "reference": item.reference,
-        "score": answer["score"],
-        "log_prob": answer["log_prob"],
-        "tokens": answer["tokens"],
-        **{name: value for name, value in answer.items() if name not in own},
-    }
+    return line_of(job.subject.name, job.named.name, measure.name, item, key, answer)
 
 
 def _figures(

@@ -110,7 +110,7 @@ ABOUT: dict[type[Concern], tuple[str, ...]] = {
     UnusualRate: ("learning_rate",),
     BeyondContext: ("max_length", "max_prompt_length", "max_new_tokens"),
     ValidatedOnTraining: ("datasets", "eval_datasets"),
-    NeverValidated: ("eval_every", "max_steps"),
+    NeverValidated: ("eval_every", "evaluate_every", "max_steps"),
     LongRun: ("max_steps", "epochs"),
     TooManyPasses: ("epochs", "max_steps", "datasets"),
 }
@@ -176,6 +176,8 @@ def time_concerns(config: TrainingConfig, time: TimePlan) -> list[Concern]:
     validates = bool(config.eval_datasets or config.eval_fraction)
     if time.steps and validates and config.eval_interval > max(time.steps, SHORTEST):
         result.append(NeverValidated("eval_every", config.eval_interval, time.steps))
+    if time.steps and config.evaluate_every and config.evaluate_every > time.steps:
+        result.append(NeverValidated("evaluate_every", config.evaluate_every, time.steps))
     return result
 
 

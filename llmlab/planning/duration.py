@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 from llmlab.config.schedule import NO_LIMIT
+from llmlab.config.suites import watched_tasks
 from llmlab.config.training import TrainingConfig
+from llmlab.errors import LabError
 from llmlab.planning.machines import Machine
 from llmlab.planning.processes import processes_of, replicas_of
 from llmlab.planning.speed import Pace, pace_of
@@ -34,6 +36,23 @@ class DataSize:
 
 
 @dataclass(frozen=True)
+class EvaluationsPlan:
+    """Evaluations on a suite while the model learns.
+
+    Attributes:
+        suite: its name.
+        count: how many; None where the steps are not known.
+        rows: of each of its tasks, at most; None where its tasks do not say.
+        seconds: of one, as it was measured; None where it was not.
+    """
+
+    suite: str
+    count: int | None
+    rows: tuple[int | None, ...]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class TimePlan:
     """How long a run is.
 
@@ -44,6 +63,7 @@ class TimePlan:
         pace: of an update; None where nothing is known of model or device.
         seconds: from the first update to the last, validations included; None where they are not known.
         cost: of the devices, in the currency of `price_per_hour`; None where no price is given.
+        evaluations: on the suite, whose time is among the seconds where it is known; None without a suite.
     """
 
     steps: int | None
@@ -52,6 +72,7 @@ class TimePlan:
     pace: Pace | None = None
     seconds: float | None = None
     cost: float | None = None
+    evaluations: EvaluationsPlan | None = None
 
 
 def time_plan(
@@ -71,10 +92,27 @@ def time_plan(
     if pace is None and steps and (longest := row_tokens(config)):
         tokens = float(steps * config.micro_batch_size * config.accumulation_steps * replicas * longest)
     seconds = _seconds(config, pace, steps, replicas, data) if steps and pace else None
+    evaluations = evaluations_plan(config, steps, pace)
+    if evaluations and seconds is not None:
+        seconds += (evaluations.count or 0) * (evaluations.seconds or 0.0)
     price = config.price_per_hour
     hours = None if seconds is None else seconds / 3600 * processes_of(config)
     cost = None if hours is None or price is None else hours * price
-    return TimePlan(steps, tokens, passes, pace, seconds, cost)
+    return TimePlan(steps, tokens, passes, pace, seconds, cost, evaluations)
+
+
+def evaluations_plan(config: TrainingConfig, steps: int | None, pace: Pace | None) -> EvaluationsPlan | None:
+    """Returns the evaluations on the suite of a run; None where it has none, or one that cannot be read."""
+    if not config.evaluation_suite:
+        return None
+    try:
+        tasks = watched_tasks(config)
+    except LabError:  # said where it is looked for
+        return None
+    # before the first step, behind every so many, behind the last one
+    count = None if steps is None else 1 + math.ceil(steps / config.evaluate_interval)
+    rows = tuple(task.source.max_rows for task in tasks)
+    return EvaluationsPlan(config.evaluation_suite, count, rows, pace.evaluation if pace else None)
 
 
 def _length(config: TrainingConfig, data: DataSize | None, replicas: int) -> tuple[int | None, float | None]:

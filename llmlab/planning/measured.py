@@ -74,6 +74,8 @@ def measure(config: TrainingConfig, tell: Callable[[Measuring], None] = lambda a
             "max_steps": steps,
             "epochs": None,
             "patience": None,
+            "metric_for_best": None,
+            "evaluation_suite": None,
             "warmup_steps": 0,
             "warmup_ratio": None,
             "log_every": 1,

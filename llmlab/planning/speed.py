@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,8 @@ APART = {
     *("eval_datasets", "save_every", "save_total_limit", "save_best_only", "sample_tokens", "log_every"),
     *("report_to", "patience", "price_per_hour", "cache_dir", "restarts", "process_timeout", "out_of_memory"),
     *("max_skipped_steps", "max_grad_norm", "device", "schema_version", "policy_checkpoint", "init_from"),
-    *("model", "backbone", "adam_beta1", "adam_beta2", "adam_eps", "datasets"),
+    *("model", "backbone", "adam_beta1", "adam_beta2", "adam_eps", "datasets", "metric_for_best"),
+    *("evaluation_suite", "evaluate_every", "evaluation_rows", "evaluation_batch_size"),
 }
 
 Basis = Literal["measured", "similar", "flops"]
@@ -64,6 +65,7 @@ class SpeedRecord:
         validation: seconds; None where there was none.
         start: seconds before the first update.
         at: seconds since the epoch.
+        evaluations: seconds of one on a suite, by `suite_of`.
     """
 
     setting: dict[str, Any]
@@ -73,6 +75,7 @@ class SpeedRecord:
     validation: float | None = None
     start: float | None = None
     at: float = 0.0
+    evaluations: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Pace:
         share: of the peak that was taken; 0 where it was measured.
         validation: seconds of one; None where it is not known.
         start: seconds before the first update; None where it is not known.
+        evaluation: seconds of one on the suite; None where it is not known.
     """
 
     update: float
@@ -95,6 +99,7 @@ class Pace:
     share: float = 0.0
     validation: float | None = None
     start: float | None = None
+    evaluation: float | None = None
 
     @property
     def speed(self) -> float:
@@ -119,6 +124,11 @@ def setting_of(config: TrainingConfig) -> dict[str, Any]:
         "row": row_tokens(config),
         "processes": processes_of(config),
     }
+
+
+def suite_of(config: TrainingConfig) -> str:
+    """Returns what the time of an evaluation on a suite depends on."""
+    return f"{config.evaluation_suite} {config.evaluation_rows} {config.evaluation_batch_size}"
 
 
 def record(config: TrainingConfig, measured: SpeedRecord) -> None:
@@ -147,9 +157,11 @@ def pace_of(
     here = machine is None or machine.here
     known = list(_records(_file(_device_of(config)))) if here else []
     setting = json.loads(json.dumps(setting_of(config))) if known else {}
-    for one in reversed(known):
-        if one.setting == setting:
-            return Pace(one.update, one.tokens, "measured", 0.0, one.validation, one.start)
+    same = [one for one in reversed(known) if one.setting == setting]
+    if same:
+        one, suite = same[0], suite_of(config)
+        timed = (each.evaluations[suite] for each in same if suite in each.evaluations)
+        return Pace(one.update, one.tokens, "measured", 0.0, one.validation, one.start, next(timed, None))
     if alike := _most_similar(known, setting, config):
         return _scaled(alike, work, config)
     return _by_flops(config, work, machine or this_machine(local_processes_of(config)))
@@ -278,6 +290,7 @@ def _read(file: Path, stamp: int) -> tuple[SpeedRecord, ...]:
         for line in file.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError, TypeError, KeyError):  # cut off, or of another version
                 one = SpeedRecord(**json.loads(line))
-                if one.update > 0 and one.tokens > 0 and isinstance(one.setting, dict):
+                dicts = isinstance(one.setting, dict) and isinstance(one.evaluations, dict)
+                if one.update > 0 and one.tokens > 0 and dicts:
                     records.append(one)
     return tuple(records)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmlab.errors import LabError
 from llmlab.runs.curves import Point
 from llmlab.runs.details import PLACES, RunDetails
+from llmlab.runs.figures import is_of_suite
 
 if TYPE_CHECKING:
     from llmlab.statistics import Interval
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 # options by which runs of one group may differ
 OF_NO_EFFECT = (*PLACES, "seed", "report_to")
 # options that decide which rows are held out and how they are cut up, and those of a model that do
-HELD_OUT = ("datasets", "eval_datasets", "eval_fraction", "eval_rows", "max_length")
+HELD_OUT = (
+    *("datasets", "eval_datasets", "eval_fraction", "eval_rows", "max_length"),
+    *("evaluation_suite", "evaluation_rows"),
+)
 CUT_BY_MODEL = ("tokenizer_name", "max_seq_len")
 # held-out figures that are a share of the rows
 SHARES = ("eval_rewards/accuracies", "eval_accuracy", "eval_reward_accuracy")
@@ -37,7 +41,8 @@ class Estimate:
         mean: over the runs of the group.
         low: end of the 95 % interval, None where there is none.
         high: its other end.
-        how: what the interval is over: "seeds", "share of rows" (Wilson), "rows" (t), or "none".
+        how: what the interval is over: "seeds", "share of rows" (Wilson), "rows" (t), "evaluation" (of a
+            suite, as its record has it), or "none".
         count: of those seeds or rows.
         before: mean before training, None where it was not measured.
         values: of each seed.
@@ -234,6 +239,8 @@ def _over_rows(name: str, run: RunDetails) -> Interval:
     """
     from llmlab import statistics
 
+    if span := run.interval(name):
+        return statistics.Interval(*span, "evaluation", 1)
     rows = run.record.get("validation_rows")
     counts = list(rows.values()) if isinstance(rows, dict) else []
     count = counts[0] if len(counts) == 1 and isinstance(counts[0], int) else 0
@@ -252,7 +259,11 @@ def _differences(before: Sequence[Group], kind: str, estimates: dict[str, Estima
     if not before:
         return {}
     first, same = before[0].figures, before[0].runs[0].kind == kind
-    shared = (name for name in estimates if name in first and (same or not name.endswith("loss")))
+    shared = (
+        name
+        for name in estimates
+        if name in first and (same or is_of_suite(name) or not name.endswith("loss"))
+    )
     return {name: _difference(estimates[name], first[name]) for name in shared}
 
 

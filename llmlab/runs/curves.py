@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from llmlab.runs.figures import SUITE_SECONDS
+
 Point = tuple[int, float]
 # logged beside the figures: places, clocks and counts, which are no curves to look at
 NO_FIGURES = ("step", "epoch", "total_flos")
@@ -49,6 +51,12 @@ def tokens_read(lines: Iterable[Mapping[str, Any]]) -> int:
     """Returns how many tokens were read in training, padding included; 0 where none were counted."""
     counts = [line["num_input_tokens_seen"] for line in lines if "num_input_tokens_seen" in line]
     return int(max((count for count in counts if isinstance(count, (int, float))), default=0))
+
+
+def evaluating(lines: Iterable[Mapping[str, Any]]) -> float:
+    """Returns the seconds that the evaluations on a suite took."""
+    times = (line.get(SUITE_SECONDS) for line in lines)
+    return float(sum(value for value in times if isinstance(value, (int, float)) and value >= 0))
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:

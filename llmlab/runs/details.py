@@ -10,7 +10,8 @@ from typing import Any
 from llmlab.config import KindConfig, parse_config
 from llmlab.config.base import LabBaseConfig
 from llmlab.errors import LabError
-from llmlab.runs.curves import Point, curves, tokens_read
+from llmlab.runs.curves import Point, curves, evaluating, tokens_read
+from llmlab.runs.evaluations import intervals
 from llmlab.runs.figures import RESULT_FIGURES
 from llmlab.runs.folder import MODELS, RUNS, RunFolder
 from llmlab.runs.index import run_rows
@@ -106,6 +107,8 @@ class RunDetails:
         changes: options that are others than the defaults.
         curves: points (step, value) of every figure.
         figures: held-out figures as (before, after); None where it was not measured before.
+        intervals: 95 % intervals of the figures of its suite, by name and step.
+        evaluating: seconds that the evaluations on its suite took.
         samples: "before" and "after": step, prompt, answer.
         tokens: that training read, padding included.
         memory: at its peak.
@@ -124,6 +127,8 @@ class RunDetails:
     changes: tuple[Change, ...]
     curves: dict[str, list[Point]]
     figures: dict[str, tuple[float | None, float]]
+    intervals: dict[str, dict[int, tuple[float, float]]]
+    evaluating: float
     samples: dict[str, dict[str, Any]]
     tokens: int
     memory: Memory
@@ -133,9 +138,17 @@ class RunDetails:
     tags: tuple[str, ...]
     trackers: dict[str, str]
 
+    def interval(self, name: str, step: int | None = None) -> tuple[float, float] | None:
+        """Returns the 95 % interval of a figure at a step, or at its last one; None where there is none."""
+        points = self.curves.get(name)
+        if not points:
+            return None
+        return self.intervals.get(name, {}).get(points[-1][0] if step is None else step)
+
     def to_json(self) -> dict[str, Any]:
         """Returns it as JSON data: the record, and what is known beside it."""
-        names = ("changes", "curves", "samples", "tokens", "memory", "lineage", "parts", "size", "tags")
+        names = ["changes", "curves", "intervals", "evaluating", "samples", "tokens", "memory", "lineage"]
+        names += ["parts", "size", "tags"]
         data = asdict(self)
         figures = {name: {"before": before, "after": after} for name, (before, after) in self.figures.items()}
         record = {name: value for name, value in self.record.items() if name != "summary"}
@@ -192,6 +205,8 @@ def run_details(run: RunFolder) -> RunDetails:
         changes=changes(config) if config else (),
         curves=every,
         figures=figures(record, every),
+        intervals=intervals(run.path),
+        evaluating=evaluating(lines),
         samples=summary["samples"],
         tokens=tokens_read(lines),
         memory=Memory.of(record),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmlab.errors import LabError
 from llmlab.files import in_home, read_object, write_text_atomically
+from llmlab.runs import evaluations
 from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.index import run_rows
 from llmlab.runs.lock import HOLDER, LOCK, was_killed
@@ -159,6 +160,7 @@ class RunFolder:
                 shutil.copy2(self.path / name, target / name)
         for path in later:
             path.rename(target / path.name)
+        evaluations.leave_after(self.path, step, to=target)
         return [*(path.name for path in later), str(target)]
 
     def log(self, figures: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ FORMAT = 2  # raised whenever a row holds something else
 SETTLED = 2.0  # seconds
 LARGEST = 50_000_000  # bytes of the kept rows
 # folders inside a run that hold no other run
-OF_A_RUN = re.compile(r"best|final|tensorboard|checkpoint-\d+|set-aside-\d+|\..*")
+OF_A_RUN = re.compile(r"best|final|tensorboard|evaluations|checkpoint-\d+|set-aside-\d+|\..*")
 
 Signature = list[list[int] | None]
 

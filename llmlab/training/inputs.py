@@ -10,7 +10,7 @@ from llmlab.config import ModelConfig, PretrainConfig, load_config
 from llmlab.config.base import KindConfig
 from llmlab.config.evaluation import PARENT, EvaluationConfig
 from llmlab.config.rollouts import RolloutConfig
-from llmlab.config.suites import tasks_of
+from llmlab.config.suites import tasks_of, watched_tasks
 from llmlab.config.training import TrainingConfig
 from llmlab.data.catalogue import entry, real_id
 from llmlab.data.local import local_files
@@ -53,7 +53,8 @@ def check_inputs(config: KindConfig) -> list[Unchecked]:
     if isinstance(config, EvaluationConfig):
         sources = [task.source for task in tasks_of(config)]
     elif isinstance(config, TrainingConfig):
-        sources = [*config.datasets, *config.eval_datasets]
+        watched = [task.source for task in watched_tasks(config)]
+        sources = [*config.datasets, *config.eval_datasets, *watched]
     else:
         return unchecked
     for option, name, use in _models(config):

@@ -11,6 +11,7 @@ from rich.text import Text
 from llmlab.runs.comparison import Comparison, Difference, Estimate
 from llmlab.runs.comparison import Group as RunGroup
 from llmlab.runs.curves import headline, mean_curve
+from llmlab.runs.figures import first_of_tasks
 from llmlab.ui.curves import letter, overlaid
 from llmlab.ui.figures import figure_title, in_words, number
 from llmlab.ui.run_details import option_value
@@ -38,7 +39,7 @@ def comparison_view(comparison: Comparison, width: int) -> RenderableType:
 def compared_curves(comparison: Comparison) -> list[str]:
     """Returns the figures whose curves are shown: what the runs are about, in training and held out."""
     logged = [name for group in comparison.groups for run in group.runs for name in run.curves]
-    names = headline(logged)
+    names = [*headline(logged), *first_of_tasks(dict.fromkeys(logged))]
     return [
         name
         for name in names
@@ -77,6 +78,11 @@ def uncertainty_in_words(comparison: Comparison, clear: str = "bold") -> Iterato
     if "rows" in kinds:
         yield (
             "[low, high] of one run: the 95 % interval of a mean over held-out rows (Student's t); it says"
+            " nothing of other seeds"
+        )
+    if "evaluation" in kinds:
+        yield (
+            "[low, high] of a figure of the suite: the 95 % interval of one run over its rows; it says"
             " nothing of other seeds"
         )
     if "none" in kinds:

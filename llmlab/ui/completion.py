@@ -10,7 +10,7 @@ from prompt_toolkit.document import Document
 from llmlab.config import LabBaseConfig
 from llmlab.config.rewards import FUNCTIONS, RewardSource
 from llmlab.config.sources import SourceConfig
-from llmlab.config.suites import SUITES
+from llmlab.config.suites import SUITES, suite_files
 from llmlab.config.training import NEWEST
 from llmlab.models.hub import downloaded
 from llmlab.runs.folder import RUNS
@@ -59,7 +59,9 @@ def completer_of(cls: type[LabBaseConfig], name: str = "") -> Completer | None:
     if name == "model" and getattr(cls, "KIND", "") == "pretrain":
         return Names()
     if name == "suite":
-        return Names(lambda: list(SUITES))
+        return Names(lambda: [*SUITES, *suite_files()])
+    if name == "evaluation_suite":
+        return Names(lambda: [*SUITES, *suite_files(), *dataset_names()])
     if name in MODELS or name == getattr(cls, "STARTS_FROM", ""):
         return Names(model_names)
     return Names() if name in PATHS else None

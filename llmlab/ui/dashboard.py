@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import psutil
 from rich.console import Console, Group, RenderableType
@@ -16,9 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from llmlab.config import KINDS
+from llmlab.runs.evaluations import SuiteFigure
+from llmlab.runs.figures import first_of_tasks
 from llmlab.training.engine.reporter import Progress, TrainingStart
 from llmlab.ui.curves import curve_drawing, in_letters_of
-from llmlab.ui.figures import SHOWN
+from llmlab.ui.figures import SHOWN, estimate, suite_title
 from llmlab.ui.lines import within
 from llmlab.ui.samples import sampled
 from llmlab.ui.units import duration
@@ -27,6 +29,7 @@ HELP_KEY, LOG_KEY = "?", "l"
 VIEWS = {HELP_KEY: "these keys; again: the curve", LOG_KEY: "the last lines of the log; again: the curve"}
 LOG_LINES = 60
 SIDE_BY_SIDE = 90  # columns from which on two samples stand beside each other
+SMALLEST = 8  # lines of a second curve
 REDRAWN = 0.25  # seconds between two drawings of the panel
 
 
@@ -82,6 +85,9 @@ class Dashboard:
         self.before: tuple[int, str, str] | None = None  # the sample before that
         self.log: deque[str] = deque(maxlen=LOG_LINES)
         self.turned = ""  # the key whose view is shown in the place of the curve
+        self.suite: dict[str, list[tuple[int, float]]] = {}  # what each task of it is known by, step by step
+        self.measured: dict[str, str] = {}  # the same in words, the last one
+        self.answered = ("", 0, 0)  # source, answers of the evaluation that is going on, all of its
         self.validated = (0, 0)  # batches of the validation that is going on, and all of its
         self._at = Progress(0, 0)
         self._drawn = float("-inf")  # when
@@ -110,6 +116,20 @@ class Dashboard:
         self.validated = done, total
         if done:
             self.draw(at)
+
+    def evaluating(self, source: str, done: int, total: int) -> None:
+        """Shows how far an evaluation on a suite is; "" when it is over."""
+        self.answered = source, done, total
+        self.draw(self._at, at_once=not source)
+
+    def evaluated(self, step: int, figures: Sequence[SuiteFigure]) -> None:
+        """Takes in what an evaluation on a suite says: what each task is known by."""
+        firsts = first_of_tasks(one.logged for one in figures)
+        for one in figures:
+            if one.logged in firsts:
+                self.suite.setdefault(one.name, []).append((step, one.value))
+                self.measured[suite_title(one.name)] = estimate(one.value, one.low, one.high)
+        self.draw(self._at, at_once=True)
 
     def say(self, text: str) -> None:
         """Shows a line below the figures, until the next one."""
@@ -151,9 +171,15 @@ class Dashboard:
         done, total = self.validated
         if done:
             bars.add_row("validating", _bar(done, total or None, width))
-        parts: list[RenderableType] = [bars, grid]
+        source, answered, answers = self.answered
+        if source:
+            bars.add_row(f"evaluating {within(source, 20)}", _bar(answered, answers, width))
+        suite = Table.grid(padding=(0, 2))
+        for name, value in self.measured.items():
+            suite.add_row(name, Text(value, style="bold"))
+        parts: list[RenderableType] = [bars, grid, *([suite] if self.measured else [])]
         below = self.status or ("? what the keys do · l log" if self.start.keys else "")
-        room = self.console.height - half - 6 - bool(below) - bool(done)
+        room = self.console.height - half - 6 - bool(below) - bool(done) - bool(source) - len(self.measured)
         if self.taken and not self.turned:
             lines = 3 if room > 12 else 2
             room -= lines
@@ -161,13 +187,23 @@ class Dashboard:
         if self.turned:
             parts.append(self._view(width - 6, max(5, room)))
         elif len(self.losses) > 1:
-            drawing = curve_drawing(self.losses, self.held_out, width - 6, max(5, min(14, room)))
-            parts.append(Text(in_letters_of(self.console.encoding, drawing)))
+            parts += self._curves(width - 6, max(5, room))
         if below:
             style = "yellow" if self.status else "dim"
             parts.append(Text(below, style=style, no_wrap=True, overflow="ellipsis"))
         title = f"{KINDS[self.start.kind].TITLE} · {self.start.run_dir}"
         return Panel(Group(*parts), title=Text(title), width=width, border_style="cyan")
+
+    def _curves(self, width: int, room: int) -> list[Text]:
+        """Returns the curve of the loss and, where there is room, that of the first task of the suite."""
+        watched = next(((name, points) for name, points in self.suite.items() if len(points) > 1), None)
+        both = watched is not None and room >= 2 * SMALLEST
+        drawings = [
+            curve_drawing(self.losses, self.held_out, width, min(14, room - (SMALLEST if both else 0)))
+        ]
+        if watched and both:
+            drawings.append(curve_drawing([], watched[1], width, SMALLEST, ("", suite_title(watched[0]))))
+        return [Text(in_letters_of(self.console.encoding, drawing)) for drawing in drawings]
 
     def _samples(self, width: int, lines: int) -> RenderableType:
         """Returns the last sample, with the one before at its side where there is room."""

@@ -16,16 +16,12 @@ from rich.text import Text
 from llmlab.evaluation.folder import EvaluationFolder
 from llmlab.evaluation.subjects import GENERAL
 from llmlab.screen import screen
+from llmlab.ui.figures import measured_title
 
 if TYPE_CHECKING:
     from llmlab.evaluation.progress import Progress
 
 BAR = 20
-TITLES = {
-    "macro_f1": "macro F1",
-    "brier_score": "Brier score",
-    "calibration_error": "calibration error",
-}
 
 
 @contextmanager
@@ -113,18 +109,13 @@ def _figures_table(
     for one in own:
         name, rows = one["source"], f"{one['rows']:,}"
         for figure, entry in one["figures"].items():
-            cells = [name, rows, title(figure), f"{entry['value']:.4f}", interval(entry)]
+            cells = [name, rows, measured_title(figure), f"{entry['value']:.4f}", interval(entry)]
             if others:
                 there = others.get((one["source"], figure))
                 cells.append("" if there is None else f"{there:.4f}")
             table.add_row(*cells)
             name = rows = ""
     return table
-
-
-def title(figure: str) -> str:
-    """Returns the words for a figure."""
-    return TITLES.get(figure, figure.replace("_", " "))
 
 
 def interval(entry: dict[str, Any]) -> str:
@@ -141,7 +132,9 @@ def _mean_over_sources(own: list[dict[str, Any]]) -> Iterator[Text]:
         values = [one["figures"][figure]["value"] for one in own if figure in one["figures"]]
         if len(values) > 1:
             mean, spread = np.mean(values), np.std(values)
-            yield Text(f"mean of {title(figure)} over {len(values)} sources {mean:.4f}, spread {spread:.4f}")
+            yield Text(
+                f"mean of {measured_title(figure)} over {len(values)} sources {mean:.4f}, spread {spread:.4f}"
+            )
 
 
 def differences(record: dict[str, Any]) -> Iterator[RenderableType]:
@@ -156,12 +149,12 @@ def differences(record: dict[str, Any]) -> Iterator[RenderableType]:
     for one in record["differences"]:
         span = "" if one["low"] is None else f"{one['low']:+.3f} to {one['high']:+.3f}"
         word = one["words"] if " " not in one["words"] else ""
-        cells = [one["source"] if one["source"] != name else "", title(one["figure"])]
+        cells = [one["source"] if one["source"] != name else "", measured_title(one["figure"])]
         cells += [f"{one['difference']:+.4f}", span, _p(one["p"]), word]
         table.add_row(*cells, style="bold" if word else "")
         name = one["source"]
         if not word:
-            unclear.append(f"{name}, {title(one['figure'])}: {one['words']}")
+            unclear.append(f"{name}, {measured_title(one['figure'])}: {one['words']}")
     yield table
     yield from (Text(line, style="dim") for line in unclear)
 
@@ -182,7 +175,7 @@ def _forgetting(record: dict[str, Any]) -> Iterator[Text]:
         if len(values) == 2:
             before, after = values
             yield Text(
-                f"forgetting: {title(one['figure'])} on a general text {before:.4f} before"
+                f"forgetting: {measured_title(one['figure'])} on a general text {before:.4f} before"
                 f" ({one['against']}), {after:.4f} after: {one['words']}",
                 style="yellow" if one["words"] == "worse" else "dim",
             )
@@ -237,6 +230,6 @@ def evaluations_table(folders: list[EvaluationFolder]) -> RenderableType:
         for name, value in one["figures"].items():
             source, figure = name.split("/", 1)
             if source != GENERAL:
-                first.setdefault(source, f"{source} {value:.4g} ({title(figure)})")
+                first.setdefault(source, f"{source} {value:.4g} ({measured_title(figure)})")
         table.add_row(one["name"], one["model"], one["status"], begun, "\n".join(first.values()))
     return table

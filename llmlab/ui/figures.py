@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llmlab.runs.figures import RESULT_FIGURES
+from llmlab.runs.evaluations import SuiteFigure
+from llmlab.runs.figures import RESULT_FIGURES, SUITE, first_of_tasks, is_of_suite
 
 SHOWN = {
     "loss": "loss",
@@ -43,14 +44,49 @@ HELD_OUT = {
 }
 
 
+# figures of an evaluation whose words are not their names
+MEASURED = {"macro_f1": "macro F1", "brier_score": "Brier score"}
+
+
 def figure_title(name: str) -> str:
     """Returns the words for a figure by its name in `metrics.jsonl`; a name that has none, as it is."""
     if name in SHOWN:
         return SHOWN[name]
+    if is_of_suite(name):
+        return suite_title(name.removeprefix(SUITE))
     if not name.startswith("eval_"):
         return name
     bare = name.removeprefix("eval_")
     return f"held-out {HELD_OUT.get(name) or SHOWN.get(bare) or bare.replace('_', ' ')}"
+
+
+def suite_title(name: str) -> str:
+    """Returns the words for a figure of a suite, `source/figure`."""
+    source, _, figure = name.partition("/")
+    return f"{source}: {measured_title(figure)}"
+
+
+def measured_title(figure: str) -> str:
+    """Returns the words for a figure of an evaluation."""
+    return MEASURED.get(figure, figure.replace("_", " "))
+
+
+def suite_line(figures: Iterable[SuiteFigure]) -> str:
+    """Returns in a line what each task of a suite is known by, with its interval."""
+    figures = list(figures)
+    firsts = first_of_tasks(one.logged for one in figures)
+    return "  ".join(
+        f"{suite_title(one.name)} {estimate(one.value, one.low, one.high)}"
+        for one in figures
+        if one.logged in firsts
+    )
+
+
+def estimate(value: float, low: float | None, high: float | None) -> str:
+    """Returns a figure with its 95 % interval, where it has one."""
+    return (
+        number(value) if low is None or high is None else f"{number(value)} ({number(low)} to {number(high)})"
+    )
 
 
 def number(value: float | None) -> str:
@@ -59,7 +95,14 @@ def number(value: float | None) -> str:
 
 
 def in_words(names: Iterable[str]) -> list[str]:
-    """Returns those of the figures that have words of their own; all where none has."""
+    """Returns those of the figures that have words of their own, and what each task of a suite is known by;
+    all where there are none.
+    """
     names = list(names)
-    known = [name for name in names if name in RESULT_FIGURES or name.removeprefix("eval_") in SHOWN]
+    firsts = first_of_tasks(names)
+    known = [
+        name
+        for name in names
+        if name in RESULT_FIGURES or name.removeprefix("eval_") in SHOWN or name in firsts
+    ]
     return known or names

@@ -24,7 +24,7 @@ from llmlab.planning.advice import (
     WayToFit,
 )
 from llmlab.planning.dual_head import DualHeadPlan
-from llmlab.planning.duration import TimePlan, time_plan
+from llmlab.planning.duration import EvaluationsPlan, TimePlan, time_plan
 from llmlab.planning.engines import Choice, EngineNeed, Verdict, fit, need_in_effect
 from llmlab.planning.memory import training_memory
 from llmlab.planning.parameters import count_parameters, kv_cache_bytes_per_token
@@ -132,8 +132,23 @@ def time_rows(plan: TimePlan) -> Iterator[tuple[str, str]]:
         yield "time", f"about {long_time(plan.seconds)}; {pace_in_words(plan.pace)}"
     elif plan.pace:
         yield "time", pace_in_words(plan.pace)
+    if plan.evaluations:
+        yield "evaluations", evaluations_in_words(plan.evaluations, plan.seconds)
     if plan.cost is not None:
         yield "cost", f"about {plan.cost:,.2f}, at its price per hour"
+
+
+def evaluations_in_words(plan: EvaluationsPlan, seconds: float | None) -> str:
+    """Returns how often a suite is evaluated on how many rows, and what part of the run's time that is."""
+    known = [rows for rows in plan.rows if rows is not None]
+    rows = f"at most {sum(known):,} rows" if len(known) == len(plan.rows) else "all rows of its tasks"
+    said = f"{f'{plan.count:,} times ' if plan.count else ''}{plan.suite}, {rows}"
+    if plan.seconds is None:
+        return f"{said}; not in the time above: how long one takes is known after the first run"
+    each = f"{said}, {short_time(plan.seconds)} each"
+    if not plan.count or not seconds:
+        return each
+    return f"{each} ({plan.count * plan.seconds / seconds:.0%} of the time)"
 
 
 def passes_in_words(passes: float) -> str:

@@ -36,6 +36,7 @@ from llmlab.training.inputs import check_inputs
 from llmlab.training.registry import STAGES
 from llmlab.ui.cache import reference_table
 from llmlab.ui.data import Learned, sources_table
+from llmlab.ui.figures import figure_title
 from llmlab.ui.inputs import unchecked_line
 from llmlab.ui.plan import plan_table
 from llmlab.ui.units import long_time, size
@@ -66,6 +67,8 @@ def show(config: KindConfig, console: Console) -> None:
     if not isinstance(config, TrainingConfig):
         return
     console.print(sources_table(look_at_sources(config, STAGES[config.kind].shapes)))
+    for line in watched_lines(config):
+        console.print(Text(line))
     for part in of_the_data(config):
         console.print(part)
     if isinstance(config, DPOConfig):
@@ -93,7 +96,31 @@ def checked(config: KindConfig) -> dict[str, Any]:
         "sources": look_at_sources(config, shapes),
         "row": row,
         "warnings": [overlap_in_words(overlap) for overlap in overlaps(config, shapes)],
+        **({"evaluation": watched_lines(config)} if config.evaluation_suite else {}),
     }
+
+
+def watched_lines(config: TrainingConfig) -> list[str]:
+    """Returns on what the model of a run is evaluated while it learns, and what its best weights are chosen
+    by; nothing where it has no suite.
+
+    Raises:
+        LabError: when the suite cannot be run, or has no such figure.
+    """
+    if not config.evaluation_suite:
+        return []
+    from llmlab.evaluation.watching import Evaluator
+    from llmlab.training.engine.evaluator import chosen_metric
+    from llmlab.training.rewards import weighted
+
+    evaluator = Evaluator(weighted)
+    offered = evaluator.metrics(config)
+    rows = ", ".join(f"{rows:,} rows of {name}" for name, rows in evaluator.rows(config).items())
+    usable = ", ".join(name for name, better in offered.items() if better)
+    return [
+        f"evaluated on: {rows}; `metric_for_best` may be {usable}",
+        f"best/ is chosen by: {figure_title(chosen_metric(config, offered))}",
+    ]
 
 
 def _looks(config: EvaluationConfig) -> list[SourceLook]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,15 @@ from rich.text import Text
 from llmlab.errors import LabError
 from llmlab.readable import visible
 from llmlab.runs.details import run_details
+from llmlab.runs.evaluations import SuiteFigure
 from llmlab.runs.figures import RESULT_FIGURES
 from llmlab.runs.folder import LOG, RunFolder
 from llmlab.screen import screen
 from llmlab.training.engine.reporter import Outline, Progress, Reporter, Silent, TrainingStart
 from llmlab.trust import redact
 from llmlab.ui.dashboard import Dashboard, Pace
-from llmlab.ui.figures import SHOWN
-from llmlab.ui.plan import forecast_lines
+from llmlab.ui.figures import SHOWN, suite_line
+from llmlab.ui.outline import outline_lines
 from llmlab.ui.result import result_lines
 from llmlab.ui.samples import sampled
 from llmlab.ui.units import duration
@@ -88,6 +89,10 @@ class LineReporter(Silent):
             self.pace.logged(at)
         if figures.keys() & TOLD:
             self.write(self._line(at, figures), False)
+
+    def evaluated(self, step: int, figures: Sequence[SuiteFigure], seconds: float) -> None:
+        """Writes what the suite's tasks are known by, with their intervals."""
+        self.write(f"step {step}  {suite_line(figures)}  ({duration(seconds)})", False)
 
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Writes prompt and answer as a line."""
@@ -165,6 +170,19 @@ class DashboardReporter(LineReporter):
         """Shows how far a validation is."""
         if self.panel:
             self.panel.validating(at, done, total)
+
+    def evaluating(self, source: str, done: int, total: int) -> None:
+        """Shows how far an evaluation is."""
+        if self.panel:
+            self.panel.evaluating(source, done, total)
+
+    def evaluated(self, step: int, figures: Sequence[SuiteFigure], seconds: float) -> None:
+        """Shows them in the panel."""
+        if not self.panel:
+            super().evaluated(step, figures, seconds)
+            return
+        self.panel.log.append(f"step {step}  {suite_line(figures)}  ({duration(seconds)})")
+        self.panel.evaluated(step, figures)
 
     def status(self, text: str) -> None:
         """Shows a line below the figures, until the next one; before there are figures, prints it."""
@@ -303,6 +321,16 @@ class Several:
         for reporter in self.reporters:
             reporter.validating(at, done, total)
 
+    def evaluating(self, source: str, done: int, total: int) -> None:
+        """Hands it to each."""
+        for reporter in self.reporters:
+            reporter.evaluating(source, done, total)
+
+    def evaluated(self, step: int, figures: Sequence[SuiteFigure], seconds: float) -> None:
+        """Hands them to each."""
+        for reporter in self.reporters:
+            reporter.evaluated(step, figures, seconds)
+
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Hands it to each."""
         for reporter in self.reporters:
@@ -342,28 +370,6 @@ class Several:
         """Hands it to each."""
         for reporter in self.reporters:
             reporter.failed(error)
-
-
-def outline_lines(outline: Outline) -> Iterator[tuple[str, bool]]:
-    """Yields each line about what will be trained on what, and whether it deserves attention."""
-    trained, total = outline.trained_parameters, outline.parameters
-    share = f", {trained:,} trained ({trained / total:.2%})" if trained != total else ""
-    how = f"on {outline.device} in {outline.precision}, {outline.attention} attention"
-    batch = f"effective batch {outline.batch} (batch x accumulation x devices)"
-    yield f"{total:,} parameters{share} {how}; {batch}", False
-    facts = (
-        f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name} {value}"
-        for name, value in outline.data.items()
-    )
-    yield f"data: {', '.join(facts)}", False
-    for name, read, held_out in outline.validation:
-        which = f"all {held_out:,}" if read == held_out else f"the first {read:,} of {held_out:,}"
-        of = f" of {name}" if len(outline.validation) > 1 else ""
-        yield f"validation: {which} held-out rows{of}", False
-    yield from ((note, True) for note in outline.notes)
-    if outline.mixture:
-        yield "mixture: " + ", ".join(f"{name} {part:.1%}" for name, part in outline.mixture), False
-    yield from forecast_lines(outline.plan)
 
 
 def result_line(result: RunResult) -> str:

@@ -61,6 +61,8 @@ def figure_lines(run: RunDetails, most: int = FIGURES) -> Iterator[Text]:
     for name, (before, after) in shown:
         line = Text(f"{figure_title(name):<{wide}}  ")
         line.append(f"{number(before):>9} → ").append(f"{number(after):<9}", style="bold")
+        if span := run.interval(name):
+            line.append(f" ({number(span[0])} to {number(span[1])})", style="dim")
         yield line
 
 
@@ -68,7 +70,8 @@ def taken(run: RunDetails) -> str:
     """Returns what a run took: time, updates, tokens."""
     parts = []
     if isinstance(seconds := run.record.get("seconds"), (int, float)):
-        parts.append(duration(seconds))
+        share = f", {run.evaluating / seconds:.0%} of it evaluations" if run.evaluating and seconds else ""
+        parts.append(duration(seconds) + share)
     if isinstance(step := run.record.get("step"), int):
         parts.append(f"{step:,} updates")
     if run.tokens:

@@ -12,7 +12,7 @@ from rich.text import Text
 from llmlab.readable import shortened
 from llmlab.runs.curves import headline
 from llmlab.runs.details import Ancestor, Change, RunDetails
-from llmlab.runs.figures import RESULT_FIGURES
+from llmlab.runs.figures import RESULT_FIGURES, better_of, is_of_suite
 from llmlab.ui.curves import curve_drawing, in_letters_of
 from llmlab.ui.explanations import show
 from llmlab.ui.figures import figure_title, in_words, number
@@ -61,6 +61,7 @@ def fact_rows(run: RunDetails) -> Iterator[tuple[str, str]]:
     if started := record.get("started"):
         yield "started", str(started).replace("T", " ").removesuffix("+00:00") + " UTC"
     yield "took", taken(run)
+    yield from best_rows(run)
     if memory := memory_in_words(run.memory):
         yield "memory", memory
     yield from model_rows(record)
@@ -71,6 +72,16 @@ def fact_rows(run: RunDetails) -> Iterator[tuple[str, str]]:
         yield f"{part.name}/", f"{size(part.size)}{complete}"
     yield "on disk", size(run.size)
     yield from run.trackers.items()
+
+
+def best_rows(run: RunDetails) -> Iterator[tuple[str, str]]:
+    """Yields what `best/` was chosen by, where that is no matter of course."""
+    kept = run.record.get("best")
+    if isinstance(kept, dict) and isinstance(kept.get("value"), (int, float)):
+        yield (
+            "best/",
+            f"step {kept.get('step')}, {figure_title(str(kept.get('figure')))} {number(kept['value'])}",
+        )
 
 
 def model_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -105,6 +116,9 @@ def data_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     held_out = record.get("validation_rows")
     if isinstance(held_out, dict) and held_out:
         yield "validated on", ", ".join(f"{rows} rows of {name}" for name, rows in held_out.items())
+    suite = (record.get("config") or {}).get("evaluation_suite")
+    if isinstance(suite, str):
+        yield "evaluated on", f"the suite {suite}; its answers are in evaluations/step-N"
 
 
 def lineage_in_words(lineage: tuple[Ancestor, ...]) -> str:
@@ -117,12 +131,22 @@ def _figures(run: RunDetails) -> Table:
     table.add_column("figure", overflow="fold")
     for name in ("before", "after", "best"):
         table.add_column(name, justify="right")
+    spans = any(map(run.interval, run.figures))
+    if spans:
+        table.add_column("95 % interval after", no_wrap=True)
     for name in ordered(run.figures):
         before, after = run.figures[name]
-        table.add_row(figure_title(name), number(before), Text(number(after), style="bold"), best(run, name))
+        span = [span_in_words(run.interval(name))] if spans else []
+        after_it = Text(number(after), style="bold")
+        table.add_row(figure_title(name), number(before), after_it, best(run, name), *span)
     if not run.figures:
         table.add_row("no rows are held out", "", "", "")
     return table
+
+
+def span_in_words(span: tuple[float, float] | None) -> str:
+    """Returns an interval; "" for none."""
+    return f"{number(span[0])} to {number(span[1])}" if span else ""
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -133,12 +157,18 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def best(run: RunDetails, name: str) -> str:
-    """Returns the best value of a figure that a run is judged by; "" for another one."""
-    values = [value for _, value in run.curves.get(name, [])]
-    if name not in RESULT_FIGURES or not values:
+    """Returns the best value of a figure that a run is judged by, with the step where it is one of the suite;
+    "" for another one.
+    """
+    points = run.curves.get(name, [])
+    better = better_of(name)
+    if not (name in RESULT_FIGURES or is_of_suite(name)) or not points or better is None:
         return ""
-    low = name.endswith(("loss", "bits_per_byte", "perplexity"))
-    return number(min(values) if low else max(values))
+    value = (min if better == "lower" else max)(value for _, value in points)
+    if not is_of_suite(name):
+        return number(value)
+    step = next(step for step, one in points if one == value)
+    return f"{number(value)} (step {step:,})"
 
 
 def _facts(run: RunDetails) -> Table:

@@ -25,9 +25,11 @@ with importing():
     from accelerate.utils import DistributedType
     from transformers.integrations import unset_hf_deepspeed_config
 
+    from llmlab.evaluation.watching import Evaluator
     from llmlab.training.engine.distributed import destroy_process_group
     from llmlab.training.engine.reporter import Silent
     from llmlab.training.engine.run import run
+    from llmlab.training.rewards import weighted
     from tests.training.broken import broken
 
 
@@ -63,7 +65,7 @@ def main():
         try:
             config = parse_config(part["config"])
             with broken(part.get("broken"), part["config"].get("policy_checkpoint")):
-                run(config, resume=part.get("resume", "auto"), reporter=words)
+                run(config, resume=part.get("resume", "auto"), reporter=words, evaluator=Evaluator(weighted))
         except LabError as refused:
             error = str(refused)
         except Exception:

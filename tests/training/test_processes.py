@@ -1,5 +1,6 @@
 """Several processes do what one does: GRPO and PPO, and a run that goes from one to two and back."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,13 @@ import pytest
 from safetensors.torch import load_file
 
 from llmlab.config import GRPOConfig, PPOConfig, SFTConfig, save_config
+from llmlab.evaluation.folder import EvaluationFolder
+from llmlab.evaluation.watching import Evaluator
+from llmlab.runs import evaluations
+from llmlab.runs.figures import SUITE_SECONDS, is_of_suite
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
+from llmlab.training.rewards import weighted
 from tests.conftest import write_rows
 from tests.training.jobs import several
 
@@ -79,6 +85,32 @@ def method_config(kind, start, folder, rows):
     )
 
 
+def watched_config(start, folder, rows):
+    """A short run that is evaluated on a suite."""
+    asked = [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(16)]
+    source = write_rows(folder / "asked.jsonl", asked)
+    tasks = [{"source": source, "by": "generate"}, {"source": source}]
+    (folder / "suite.json").write_text(json.dumps({"tasks": tasks}))
+    return SFTConfig(
+        policy_checkpoint=str(start.folder),
+        datasets=[source],
+        batch_size=rows,
+        gradient_accumulation_steps=1,
+        max_steps=4,
+        learning_rate=1e-3,
+        warmup_steps=0,
+        max_length=64,
+        packing=False,
+        eval_fraction=0.0,
+        evaluation_suite=str(folder / "suite.json"),
+        evaluate_every=2,
+        evaluation_batch_size=3,
+        metric_for_best="loss",
+        output_dir=str(folder / f"watched-{rows}"),
+        report_to=[],
+    )
+
+
 @pytest.fixture(scope="module")
 def runs(base_run, tmp_path_factory):
     """Both methods in one process and, in one job, in two."""
@@ -87,7 +119,9 @@ def runs(base_run, tmp_path_factory):
     write_rows(folder / "prompts.jsonl", prompts)
     for kind in METHODS:
         run(method_config(kind, base_run, folder, 16))
+    run(watched_config(base_run, folder, 8), evaluator=Evaluator(weighted))
     plan = [{"config": method_config(kind, base_run, folder, 8).to_json_dict()} for kind in METHODS]
+    plan += [{"config": watched_config(base_run, folder, 4).to_json_dict()}]
     assert not [part["error"] for part in several(plan, folder) if part["error"]]
     said = (folder / "stderr.txt").read_text()
     assert "Tried to track" not in said  # a library's raw log, of the second process
@@ -109,6 +143,25 @@ def test_two_processes_do_what_one_does(base_run, runs, kind):
     moved = [sum((w[name] - start[name]).norm() ** 2 for name in start) ** 0.5 for w in weights]
     apart = sum((weights[0][name] - weights[1][name]).norm() ** 2 for name in start) ** 0.5
     assert moved[0] > 0.1 and apart < 1e-3 * moved[0]
+
+
+def test_two_processes_share_the_answers_of_a_suite(base_run, runs):
+    """The same answers, and figures that are as near as the weights are."""
+    one, two = (runs / f"watched-{rows}" for rows in (8, 4))
+    every = [RunFolder(place).metrics() for place in (one, two)]
+    lines = [{line["step"]: line for line in each if SUITE_SECONDS in line} for each in every]
+    names = [name for name in lines[0][0] if is_of_suite(name)]
+    assert len(names) == 2 and list(lines[0]) == list(lines[1])
+    for step in (0, 2, 4):
+        for name in names:
+            assert lines[1][step][name] == pytest.approx(lines[0][step][name], abs=1e-5), (step, name)
+    answers = [EvaluationFolder(evaluations.place(place, 0)).answers() for place in (one, two)]
+    given = [{(a["source"], a["row"], a["answer"]): a["log_prob"] for a in each} for each in answers]
+    assert given[0].keys() == given[1].keys() and len(given[0]) == 32
+    # a processor's kernels for one row go by where the weights lie in memory
+    assert all(given[1][key] == pytest.approx(value, abs=1e-5) for key, value in given[0].items())
+    steps = [RunFolder(place).record["best"]["step"] for place in (one, two)]
+    assert steps[0] == steps[1]
 
 
 def test_one_process_two_and_one_again_end_like_one(base_run, tmp_path, told):
@@ -178,6 +231,9 @@ from llmlab.errors import LabError
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.distributed import init_process_group, destroy_process_group
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
+from llmlab.training.callbacks.stop import Stopped, StopOnSignal
+from llmlab.training.engine.workers import JobWorkers
+from llmlab.runs.disk import FullDisk
 init_process_group("cpu", 60)
 part, rank = torch.nn.Linear(2, 2), os.environ["RANK"]
 def train():
@@ -193,6 +249,15 @@ try:
     guard.check_weights(part.parameters(), "checkpoint-2")
 except LabError as error:
     (Path(sys.argv[1]) / f"refused-by-{rank}").write_text(str(error))
+workers = JobWorkers.of_this_job(StopOnSignal(), FullDisk(print), Path(sys.argv[1]))
+assert workers.together(lambda: [workers.process]) == [0, 1] and workers.from_first(lambda: 7) == 7
+for name, error in (("failed", LabError), ("ended", Stopped)):
+    if name == "ended" and rank == "1":
+        workers.stop.received = 15
+    try:
+        workers.together(lambda: [1] if rank == "0" or name == "ended" else [1 / 0])
+    except error as told:
+        (Path(sys.argv[1]) / f"{name}-in-{rank}").write_text(f"{told} {workers.stop.received}")
 destroy_process_group()
 threads = [task.read_text() for task in Path("/proc/self/task").glob("*/comm")]
 gloo = " ".join(name.strip() for name in threads if "gloo" in name)
@@ -225,3 +290,6 @@ def test_weights_that_are_no_numbers_in_one_process_are_refused_by_all_and_none_
     for rank in (0, 1):
         assert "checkpoint-2 was not saved" in (tmp_path / f"refused-by-{rank}").read_text()
         assert (tmp_path / f"left-by-{rank}").read_text() == ""
+        # an evaluation that fails in one process, or is to end there, ends in both
+        assert "process 1 failed in an evaluation" in (tmp_path / f"failed-in-{rank}").read_text()
+        assert (tmp_path / f"ended-in-{rank}").read_text().split() == ["15"]

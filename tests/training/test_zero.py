@@ -9,9 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from llmlab.config import parse_config
+from llmlab.evaluation.watching import Evaluator
 from llmlab.models.load import load_model
+from llmlab.runs.figures import SUITE
 from llmlab.runs.folder import RunFolder
 from llmlab.training.engine.run import run
+from llmlab.training.rewards import weighted
+from tests.conftest import write_rows
 from tests.training.broken import broken
 from tests.training.jobs import apart, config_of, several
 from tests.training.stages import ending
@@ -63,6 +67,13 @@ def folder(base_run, tmp_path_factory):
     add("pretrain", "bf16", "zero3", precision="bf16")
     copy("bf16", "bf16-again")
     add("pretrain", "bf16-again", "zero3", "checkpoint-2", precision="bf16")
+    rows = [{"prompt": f"Who is {i}?", "completion": "Ahab"} for i in range(10)]
+    suite = {"evaluation_suite": write_rows(folder / "asked.jsonl", rows), "evaluate_every": 2}
+    run(
+        parse_config(config_of("sft", policy, folder / "watched-one", 1, **suite)),
+        evaluator=Evaluator(weighted),
+    )
+    add("sft", "watched-zero2", "zero2", **suite)
     add("sft", "muon", "zero2", optimizer="muon")
     results = several(plan, folder)
     assert not [part["error"] for part in results[:-1] if part and part["error"]]
@@ -86,6 +97,16 @@ def said(folder, name):
 
 def losses(folder):
     return [line["loss"] for line in RunFolder(folder).metrics() if "loss" in line]
+
+
+def test_its_processes_share_a_suite(folder):
+    name = f"{SUITE}asked/loss"
+    one, two = (
+        {line["step"]: line[name] for line in RunFolder(folder / place).metrics() if name in line}
+        for place in ("watched-one", "watched-zero2")
+    )
+    assert one.keys() == two.keys() == {0, 2, 4} and two[0] == one[0] > one[4]
+    assert all(two[step] == pytest.approx(one[step], abs=1e-3) for step in one)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -76,6 +76,8 @@ TRAINING: dict[str, Rule] = {
     "eval_strategy": Needless("held-out rows are measured every `eval_every` steps", ("steps",)),
     "save_strategy": Needless("checkpoints are saved every `save_every` steps", ("steps",)),
     "logging_strategy": Needless("figures are logged every `log_every` steps", ("steps",)),
+    "metric_for_best_model": To("metric_for_best", {"loss": "eval_loss", "eval_loss": "eval_loss"}),
+    "greater_is_better": Without("which values are better follows from the figure (`metric_for_best`)"),
     "load_best_model_at_end": Needless("the result is the best model", (True,)),
     "remove_unused_columns": Needless("columns that no row needs are not read", (True,)),
     "per_device_eval_batch_size": Without("held-out rows are read in batches of the training's size"),

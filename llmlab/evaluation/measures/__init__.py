@@ -25,7 +25,7 @@ from llmlab.evaluation.measures.judged import Judged
 from llmlab.evaluation.measures.read import Conversations, Labels, Pairs, Texts
 from llmlab.evaluation.measures.spoken import Generated, Rewarded, SaidLabels
 
-__all__ = ["Answer", "Measure", "Prepared", "Reader", "Reward", "choose", "refuse_lengths"]
+__all__ = ["Answer", "Measure", "Prepared", "Reader", "Reward", "choose", "measure_of", "refuse_lengths"]
 
 
 def choose(task: Task, reader: Reader, rows: Sequence[TaskRow]) -> Measure:
@@ -34,10 +34,32 @@ def choose(task: Task, reader: Reader, rows: Sequence[TaskRow]) -> Measure:
     Raises:
         LabError: when they cannot be measured so, or an option does not apply to them.
     """
-    first, name, model = rows[0].row, task.source.name, reader.model
+    cls = measure_of(task, rows, rewarded=bool(task.rewards) or reader.reward is not None)
+    model = reader.model
+    if model.config.is_encoder_decoder and issubclass(cls, (Pairs, Texts)):
+        raise LabError(
+            f"holds {'pairs' if cls is Pairs else 'plain text'}, which are measured on decoders; this"
+            f" model is an encoder-decoder ({model.config.model_type})",
+            where=task.source.name,
+            remedy="give it prompts and answers, or labels",
+        )
+    return cls(task, reader)
+
+
+def measure_of(task: Task, rows: Sequence[TaskRow], *, rewarded: bool) -> type[Measure]:
+    """Returns how the rows of a task are measured, whatever the model.
+
+    Args:
+        task: with its options.
+        rows: of it.
+        rewarded: whether answers are scored by rewards.
+
+    Raises:
+        LabError: when they cannot be measured so, or an option does not apply to them.
+    """
+    first, name = rows[0].row, task.source.name
     labels = all(one.row.get("choices") for one in rows)
     kind = "classifications" if labels else "pairs" if "chosen" in first else ""
-    rewarded = bool(task.rewards) or reader.reward is not None
     if rewarded or (task.by == "generate" and not kind):
         kind = "prompts that are answered"
     if kind:
@@ -45,7 +67,7 @@ def choose(task: Task, reader: Reader, rows: Sequence[TaskRow]) -> Measure:
     elif "text" not in first:
         refuse_lengths(None, task.stride, "conversations", name)
     if rewarded:
-        return Rewarded(task, reader)
+        return Rewarded
     if labels and task.judge:
         raise LabError(
             "`judge` is for answers to questions; these are classifications",
@@ -53,7 +75,7 @@ def choose(task: Task, reader: Reader, rows: Sequence[TaskRow]) -> Measure:
             remedy="leave it out",
         )
     if labels:
-        return (Labels if task.by == "score" else SaidLabels)(task, reader)
+        return Labels if task.by == "score" else SaidLabels
     if task.by == "generate" and ("text" in first or "chosen" in first):
         raise LabError(
             f'`by` "generate": {"plain text" if "text" in first else "pairs"} have no reference answer'
@@ -62,15 +84,8 @@ def choose(task: Task, reader: Reader, rows: Sequence[TaskRow]) -> Measure:
             remedy="leave it out, or use prompts with answers or labels",
         )
     if task.by == "generate":
-        return (Judged if task.judge else Generated)(task, reader)
-    if model.config.is_encoder_decoder and ("chosen" in first or "text" in first):
-        raise LabError(
-            f"holds {'pairs' if 'chosen' in first else 'plain text'}, which are measured on decoders; this"
-            f" model is an encoder-decoder ({model.config.model_type})",
-            where=name,
-            remedy="give it prompts and answers, or labels",
-        )
-    return (Pairs if "chosen" in first else Texts if "text" in first else Conversations)(task, reader)
+        return Judged if task.judge else Generated
+    return Pairs if "chosen" in first else Texts if "text" in first else Conversations
 
 
 def refuse_lengths(max_length: int | None, stride: int | None, kind: str, where: str) -> None:

@@ -1,4 +1,4 @@
-"""The weights with the best held-out figure, in `best/`."""
+"""The weights with the best figure, held-out or of a suite, in `best/`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmlab.runs.figures import better_of
 from llmlab.runs.folder import RunFolder, read_json
 from llmlab.runs.manifest import MANIFEST
 from llmlab.training.engine.distributed import broadcast_from_main
@@ -16,16 +17,17 @@ class BestModel(TrainerCallback):
 
     Args:
         folder: of the run; the figure of a model that is in it already has to be beaten.
-        figure: a held-out loss, of which the lowest is the best, or another figure, of which the highest is.
+        figure: that decides; which of its values are better follows from its name.
         save: saves the trainer's model as a name in the run's folder, with facts for its manifest.
+        anew: whether the figure of a model that is there counts for nothing: it was another one.
     """
 
-    def __init__(self, folder: RunFolder, figure: str, save: Callable[..., None]):
+    def __init__(self, folder: RunFolder, figure: str, save: Callable[..., None], *, anew: bool = False):
         self.folder, self.figure, self.save = folder, figure, save
-        self.sign = -1.0 if figure.endswith("loss") else 1.0
+        self.sign = -1.0 if better_of(figure) == "lower" else 1.0
         # the first process alone changes the folder: the others must not read it before it is done
         value = broadcast_from_main(lambda: read_json(folder.path / "best" / MANIFEST).get(figure))
-        self.best = self.sign * value if isinstance(value, (int, float)) else float("-inf")
+        self.best = self.sign * value if isinstance(value, (int, float)) and not anew else float("-inf")
 
     def on_evaluate(
         self,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmlab.runs.figures import better_of
+
 PATIENCE = "patience"  # its file in a checkpoint
 
 
@@ -39,13 +41,13 @@ class Patience(TrainerCallback):
     It is a `Stateful` part of the trainer: a resumed run goes on counting where it was stopped.
 
     Args:
-        figure: a held-out loss, of which the lowest is the best, or another figure, of which the highest is.
+        figure: that decides; which of its values are better follows from its name.
         patience: validations.
     """
 
     def __init__(self, figure: str, patience: int):
         self.figure, self.patience = figure, patience
-        self.sign = -1.0 if figure.endswith("loss") else 1.0
+        self.sign = -1.0 if better_of(figure) == "lower" else 1.0
         self.best, self.waited, self.step = float("-inf"), 0, 0
 
     @property

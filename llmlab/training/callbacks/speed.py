@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from statistics import fmean
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -11,6 +12,7 @@ from llmlab.config.training import TrainingConfig
 from llmlab.planning import speed
 from llmlab.planning.processes import replicas_of
 from llmlab.planning.work import work_of
+from llmlab.runs.figures import is_of_suite
 
 
 class KeepSpeed(TrainerCallback):
@@ -27,6 +29,7 @@ class KeepSpeed(TrainerCallback):
         self.config, self.since_start = config, since_start
         self.updates: list[float] = []
         self.validations: dict[int, float] = {}  # by step; of several sources together
+        self.evaluations: list[float] = []
         self._mark = 0.0
         self._began = 0, 0
         self._start = 0.0
@@ -45,9 +48,17 @@ class KeepSpeed(TrainerCallback):
         self.updates.append(self._since())
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: object,
     ) -> None:
-        """Takes the time of a validation, or of one of its sources."""
+        """Takes the time of a validation, or of one of its sources, or of an evaluation on the suite."""
+        if any(map(is_of_suite, metrics or {})):
+            self.evaluations.append(self._since())
+            return
         step = state.global_step
         self.validations[step] = self.validations.get(step, 0.0) + self._since()
 
@@ -82,6 +93,7 @@ class KeepSpeed(TrainerCallback):
                 validation,
                 self._start if step == 0 else None,
                 time.time(),
+                {speed.suite_of(self.config): fmean(self.evaluations)} if self.evaluations else {},
             ),
         )
 

@@ -20,14 +20,15 @@ from llmlab.planning.plan import Plan
 from llmlab.planning.work import row_tokens
 from llmlab.training.engine.arguments import effective_batch
 from llmlab.training.engine.context import RunContext
+from llmlab.training.engine.evaluator import SuiteEvaluation
 from llmlab.training.engine.job import Job
-from llmlab.training.engine.reporter import Outline, Validation
+from llmlab.training.engine.reporter import Outline, SuiteOutline, Validation
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "pytorch-optimizer")
 
 
-def outline(context: RunContext, job: Job, plan: Plan) -> Outline:
-    """Returns what will be trained on what; `plan` was made before anything was loaded."""
+def outline(context: RunContext, job: Job, plan: Plan, suite: SuiteEvaluation | None = None) -> Outline:
+    """Returns what will be trained and evaluated on what; `plan` was made before anything was loaded."""
     config = context.config
     names = zip(short_names(config.datasets), shares(config.datasets), strict=True)
     return Outline(
@@ -45,6 +46,9 @@ def outline(context: RunContext, job: Job, plan: Plan) -> Outline:
         notes=tuple(job.data.notes),
         mixture=tuple(names) if len(config.datasets) > 1 else (),
         plan=plan,
+        suite=SuiteOutline(str(config.evaluation_suite), suite.answers, config.evaluate_interval)
+        if suite
+        else None,
     )
 
 

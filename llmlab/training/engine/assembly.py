@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from llmlab.models.adapters import without_adapter
+from llmlab.runs.figures import is_of_suite
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.metrics import MetricsWriter
 from llmlab.training.callbacks.non_finite import NonFiniteGuard
@@ -28,16 +30,30 @@ from llmlab.training.engine.resume import ResumePlan
 from llmlab.training.engine.tensor_parallel import divide_layers
 from llmlab.training.optimizers import build_optimizer
 from llmlab.training.trainers.base import LabTrainerMixin, RunServices
+from llmlab.training.trainers.watched import Watch
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a trainer is given beside its model and data.
+
+    Attributes:
+        stop: is told of signals.
+        callbacks: that show progress.
+        checkpoints: writes checkpoints.
+        metric: the figure that the best weights are chosen by.
+        watch: what evaluates the model on a suite; None for nothing.
+    """
+
+    stop: StopOnSignal
+    callbacks: list[TrainerCallback]
+    checkpoints: CheckpointWriter
+    metric: str
+    watch: Watch | None
 
 
 def build_trainer(
-    context: RunContext,
-    plan: ResumePlan,
-    job: Job,
-    folder: RunFolder,
-    stop: StopOnSignal,
-    callbacks: list[TrainerCallback],
-    checkpoints: CheckpointWriter,
+    context: RunContext, plan: ResumePlan, job: Job, folder: RunFolder, kit: Kit
 ) -> LabTrainerMixin:
     """Returns the trainer of a run.
 
@@ -46,11 +62,9 @@ def build_trainer(
         plan: of its resuming.
         job: its model, data and trainer class.
         folder: of the run.
-        stop: is told of signals.
-        callbacks: that show progress.
-        checkpoints: writes checkpoints.
+        kit: what else it is given.
     """
-    config = context.config
+    config, stop, checkpoints = context.config, kit.stop, kit.checkpoints
     stream = StreamProgress(
         job.data.train,
         rows_per_batch=rows_per_step(config) // config.accumulation_steps,
@@ -63,19 +77,20 @@ def build_trainer(
     if context.sharing.engine == "tensor":
         divide_layers(job.model, context.sharing.tensor_parallel, context.device)
     metrics = MetricsWriter(folder, job.data.bytes_per_token, checkpoints.disk, endless=endless)
-    watched = job.best_by if job.data.eval else ""
+    watched = kit.metric if job.data.eval or (kit.watch and is_of_suite(kit.metric)) else ""
     patience = Patience(watched, config.patience) if config.patience and watched else None
     trainer = job.trainer(
         model=job.model,
         args=job.arguments(
             **trainer_arguments(context, job, folder.path),
-            eval_on_start=bool(job.data.eval) and plan.checkpoint is None,  # the figures before training
+            # the figures before training
+            eval_on_start=bool(job.data.eval or kit.watch) and plan.checkpoint is None,
             ignore_data_skip=restored,
         ),
         train_dataset=job.data.train,
         eval_dataset=_eval_sets(job, config.eval_rows),
         processing_class=job.tokenizer,
-        callbacks=[metrics, guard, stop, *callbacks],
+        callbacks=[metrics, guard, stop, *kit.callbacks],
         services=RunServices(
             run=folder,
             optimizer=partial(build_optimizer, config=config),
@@ -86,6 +101,7 @@ def build_trainer(
             best_by=watched,
             changed=plan.changed,
             patience=patience,
+            watch=kit.watch,
         ),
     )
     for noisy in (PrinterCallback, ProgressCallback):

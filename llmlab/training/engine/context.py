@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.device import choose_device, choose_precision
+from llmlab.training.engine.evaluator import refuse_engine
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.engine.sharing import ALONE, Sharing, resolve_sharing
 from llmlab.trust import secret_in
@@ -65,9 +66,11 @@ class RunContext:
         """Returns the context with the engine that the processes of the job, now connected, will use.
 
         Raises:
-            LabError: when the engine that was asked for cannot be had.
+            LabError: when the engine that was asked for cannot be had, or not with a suite.
         """
-        return replace(self, sharing=resolve_sharing(self.config, self.device, self.precision))
+        sharing = resolve_sharing(self.config, self.device, self.precision)
+        refuse_engine(self.config, sharing.engine)
+        return replace(self, sharing=sharing)
 
     def seconds(self) -> float:
         """Returns the wall time since the run was asked for."""

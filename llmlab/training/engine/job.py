@@ -27,7 +27,6 @@ class Job:
         arguments: builds the trainer's arguments from those of the engine.
         trainer: builds the trainer from its keyword arguments.
         parent: what it started from, or None.
-        best_by: the held-out figure that `best/` is chosen by: a loss (the lowest) or a reward (the highest).
     """
 
     model: PreTrainedModel
@@ -36,7 +35,6 @@ class Job:
     arguments: Callable[..., TrainingArguments]
     trainer: Callable[..., LabTrainerMixin]
     parent: str | None
-    best_by: str = "eval_loss"
 
     @property
     def parameters(self) -> int:

@@ -11,7 +11,9 @@ from transformers import TrainerState
 from llmlab.errors import LabError
 from llmlab.planning.plan import Plan
 from llmlab.runs.details import Memory
-from llmlab.runs.folder import RunFolder
+from llmlab.runs.figures import SUITE, is_of_suite
+from llmlab.runs.folder import RunFolder, read_json
+from llmlab.runs.manifest import MANIFEST
 from llmlab.runs.summary import summarize
 from llmlab.training import compat
 from llmlab.training.callbacks.patience import EndedEarly, PatienceExhausted
@@ -47,9 +49,7 @@ def finish(
     elif stop.received and last < config.max_steps:
         note(folder, status="stopped", step=last)
         return RunResult(folder.path, None, held_out_figures(folder), stop.received, context.seconds())
-    logged = trainer.state.log_history  # the same in every process, unlike the file
-    if job.data.eval and not any(line.get("step") == last and job.best_by in line for line in logged):
-        trainer.evaluate()
+    trainer.evaluate_at_the_end(next(iter(config.METRICS)) if job.data.eval else "")
     has_best = (folder.path / "best").is_dir()
     if not config.save_best_only or not has_best:
         trainer.save_as("final", step=last)
@@ -57,6 +57,9 @@ def finish(
     metrics = held_out_figures(folder)
     if is_main():
         facts: dict[str, Any] = {"ended_early": asdict(early)} if early else {}
+        if has_best and trainer.services and (figure := trainer.services.best_by):
+            kept = read_json(folder.path / "best" / MANIFEST)
+            facts["best"] = {"figure": figure, "value": kept.get(figure), "step": kept.get("step")}
         folder.update(status="done", step=last, result=result.name, metrics=metrics, **facts)
     return RunResult(folder.path, result, metrics, 0, context.seconds())
 
@@ -81,10 +84,13 @@ def note_costs(context: RunContext, folder: RunFolder, costs: Plan) -> None:
 
 def early_in_words(early: EndedEarly, steps: int) -> str:
     """Returns why a run ended before its last step."""
-    name = early.figure.removeprefix("eval_").replace("_", " ")
+    if is_of_suite(early.figure):
+        figure, counted = early.figure.removeprefix(SUITE), "evaluation"
+    else:
+        figure, counted = f"held-out {early.figure.removeprefix('eval_').replace('_', ' ')}", "validation"
     return (
-        f"ended early at step {early.step:,} of {steps:,}: no better held-out {name} in {early.patience}"
-        f" validation{'s' if early.patience > 1 else ''} (the best is {early.best:.4g})"
+        f"ended early at step {early.step:,} of {steps:,}: no better {figure} in {early.patience}"
+        f" {counted}{'s' if early.patience > 1 else ''} (the best is {early.best:.4g})"
     )
 
 

@@ -6,7 +6,7 @@ the caller of `run` hands one in. No torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from llmlab.errors import LabError
 from llmlab.planning.plan import Plan
+from llmlab.runs.evaluations import SuiteFigure
 
 if TYPE_CHECKING:
     from llmlab.training.engine.job import RunResult
@@ -43,6 +44,16 @@ class Validation(NamedTuple):
     held_out: int
 
 
+class SuiteOutline(NamedTuple):
+    """A suite that is evaluated while the model learns: its name, how many answers one evaluation takes, and
+    behind which steps there is one beside those before the first and behind the last step.
+    """
+
+    name: str
+    answers: int
+    every: int
+
+
 @dataclass(frozen=True)
 class Outline:
     """What will be trained on what.
@@ -59,6 +70,7 @@ class Outline:
         notes: on the data, one sentence each.
         mixture: (name, share of the rows) of each source, where there are several.
         plan: what was known of memory and of unusual options before anything was loaded.
+        suite: that the model is evaluated on while it learns; None for none.
     """
 
     parameters: int
@@ -72,6 +84,7 @@ class Outline:
     notes: tuple[str, ...]
     mixture: tuple[tuple[str, float], ...]
     plan: Plan
+    suite: SuiteOutline | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +158,14 @@ class Reporter(Protocol):
         """Takes the batches of a validation that are done, of all (0: not known); 0 done when it is over."""
         ...
 
+    def evaluating(self, source: str, done: int, total: int) -> None:
+        """Takes the answers of an evaluation on a suite that are there, of all; "" when it is over."""
+        ...
+
+    def evaluated(self, step: int, figures: Sequence[SuiteFigure], seconds: float) -> None:
+        """Takes what an evaluation on a suite says, and how long it took."""
+        ...
+
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Takes what the model says now."""
         ...
@@ -200,6 +221,12 @@ class Silent:
         """Says nothing."""
 
     def validating(self, at: Progress, done: int, total: int) -> None:
+        """Says nothing."""
+
+    def evaluating(self, source: str, done: int, total: int) -> None:
+        """Says nothing."""
+
+    def evaluated(self, step: int, figures: Sequence[SuiteFigure], seconds: float) -> None:
         """Says nothing."""
 
     def sample(self, step: int, prompt: str, answer: str) -> None:

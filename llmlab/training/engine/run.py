@@ -17,6 +17,7 @@ from llmlab.libraries import quiet_within
 from llmlab.models.resolve import with_newest
 from llmlab.planning.plan import make_plan, with_time
 from llmlab.runs.disk import FullDisk
+from llmlab.runs.evaluations import leave_after
 from llmlab.runs.folder import RunFolder
 from llmlab.training.callbacks.patience import PatienceExhausted
 from llmlab.training.callbacks.stop import StopOnSignal, Stopped
@@ -25,7 +26,7 @@ from llmlab.training.engine.arguments import (
     effective_batch,
     resolve_max_steps,
 )
-from llmlab.training.engine.assembly import build_trainer
+from llmlab.training.engine.assembly import Kit, build_trainer
 from llmlab.training.engine.checkpointing import CheckpointWriter
 from llmlab.training.engine.context import RunContext
 from llmlab.training.engine.distributed import (
@@ -47,6 +48,7 @@ from llmlab.training.engine.errors import (
     process_lost,
     write_failed,
 )
+from llmlab.training.engine.evaluator import Evaluator
 from llmlab.training.engine.job import Job, Prepare, RunResult
 from llmlab.training.engine.memory import begin_peak, free_memory, tune_malloc
 from llmlab.training.engine.outcome import (
@@ -59,6 +61,8 @@ from llmlab.training.engine.outcome import (
 from llmlab.training.engine.progress import keys_of, progress_callbacks
 from llmlab.training.engine.reporter import SILENT, Reporter
 from llmlab.training.engine.resume import ResumePlan, as_run, finished_run, resolve_resume
+from llmlab.training.engine.watching import metric_of, suite_of, watch_of
+from llmlab.training.engine.workers import JobWorkers
 from llmlab.training.registry import STAGES
 from llmlab.training.trainers.base import LabTrainerMixin
 from llmlab.trust import redact
@@ -70,6 +74,7 @@ def run(
     resume: str = "auto",
     reporter: Reporter = SILENT,
     fresh_optimizer: bool = False,
+    evaluator: Evaluator | None = None,
 ) -> RunResult:
     """Trains as the config says and returns how it ended.
 
@@ -80,6 +85,7 @@ def run(
             job that may be started again: a finished run in the folder is the result.
         reporter: that it speaks to; left out, nothing is said.
         fresh_optimizer: whether a run that is resumed begins with an empty state of its optimizer.
+        evaluator: that evaluates the model on the suite of the config while it learns.
 
     Raises:
         LabError: when what is asked for cannot be done; nothing has been written then. Whatever the folder
@@ -99,7 +105,7 @@ def run(
             resume = "auto"
         while True:
             try:
-                return _attempt(context, resume, fresh_optimizer=fresh_optimizer)
+                return _attempt(context, resume, evaluator, fresh_optimizer=fresh_optimizer)
             except LabError as error:
                 reporter.failed(error)
                 raise
@@ -117,9 +123,12 @@ def _as_it_ended(folder: RunFolder) -> RunResult:
     return RunResult(folder.path, folder.result(), held_out_figures(folder), 0, 0.0)
 
 
-def _attempt(context: RunContext, resume: str, *, fresh_optimizer: bool) -> RunResult:
+def _attempt(
+    context: RunContext, resume: str, evaluator: Evaluator | None, *, fresh_optimizer: bool
+) -> RunResult:
     with ExitStack() as stack:
         begin_peak(context.device)
+        metric = broadcast_from_main(lambda: metric_of(context.config, evaluator))
         costs = make_plan(context.config)  # with the memory that is free before anything is loaded
         plan = broadcast_from_main(  # the main process locks the folder
             lambda: stack.enter_context(resolve_resume(context.config, resume, context.reporter))
@@ -129,17 +138,21 @@ def _attempt(context: RunContext, resume: str, *, fresh_optimizer: bool) -> RunR
         # the options so that the run's folder, given to `llmlab run`, resumes this very run
         recorded = {"config": {**as_run(context.config), "output_dir": str(plan.run_dir)}, **plan.reads}
         job = _prepare(context)
+        suite = suite_of(context.config, evaluator, job)
         context = _with_length(context, job)
         folder = _open_folder(context, plan, job, recorded)
         costs = with_time(costs, context.config, counted(context.config, job))
-        context.reporter.plan(outline(context, job, costs))
+        context.reporter.plan(outline(context, job, costs, suite))
         stop = StopOnSignal()
         keys = keys_of(context, job, stop)
         stack.enter_context(keys or nullcontext())
         disk = FullDisk(context.reporter.warning, stop.heard)
         checkpoints = CheckpointWriter(folder, context.config.save_total_limit, recorded, disk)
         callbacks = progress_callbacks(context, job, folder, keys, disk, tracker_facts(context, job, costs))
-        trainer = build_trainer(context, plan, job, folder, stop, callbacks, checkpoints)
+        workers = JobWorkers.of_this_job(stop, disk, folder.path)
+        watch = watch_of(context, job, folder, suite, workers) if suite else None
+        kit = Kit(stop, callbacks, checkpoints, metric, watch)
+        trainer = build_trainer(context, plan, job, folder, kit)
         result = _fit(context, plan, job, trainer, folder, stop)
         note_costs(context, folder, costs)
         context.reporter.result(result)
@@ -185,6 +198,7 @@ def _open_folder(context: RunContext, plan: ResumePlan, job: Job, recorded: dict
     record = {**recorded, **run_facts(context, job), **fresh}
     RunFolder.create(plan.run_dir, record, needed_bytes=bytes_written(context, job))
     folder.truncate_after(plan.step)
+    leave_after(folder.path, plan.step)
     context.reporter.opened(folder.path)
     return folder
 

@@ -145,8 +145,11 @@ def load_parts(trainer: LabTrainerMixin, folder: Path) -> None:
         OSError, ValueError, KeyError, RuntimeError: when the files hold something else.
     """
     for name, part in trainer.stateful_parts().items():
-        if name == PATIENCE and not (folder / f"{name}.safetensors").exists():
-            continue  # asked for since the checkpoint
+        if name == PATIENCE and (
+            not (folder / f"{name}.safetensors").exists()  # asked for since the checkpoint
+            or (trainer.services and trainer.services.best_begins_anew)
+        ):
+            continue
         saved, present = load_file(folder / f"{name}.safetensors"), part.state_dict()
         part.load_state_dict(
             {

@@ -74,5 +74,4 @@ def prepare(config: GRPOConfig, device: str, precision: str, reporter: Reporter)
             vllm=answering(config, policy, config.grpo_temperature, ends),
         ),
         parent=policy.where,
-        best_by="eval_reward",
     )

@@ -69,5 +69,4 @@ def prepare(config: PPOConfig, device: str, precision: str, reporter: Reporter) 
             vllm=answering(config, policy, config.temperature, ends),
         ),
         parent=policy.where,
-        best_by="eval_reward",
     )

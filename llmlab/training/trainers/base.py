@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, RandomSampler
+from torch.utils.data import RandomSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmlab.data.stream import StreamFault
 from llmlab.files import write_text_atomically
 from llmlab.models.adapters import is_adapted
 from llmlab.models.headers import tensor_sizes
+from llmlab.runs.figures import SUITE
 from llmlab.runs.folder import RunFolder
 from llmlab.training import compat
 from llmlab.training.callbacks.best_model import BestModel
@@ -50,7 +51,7 @@ from llmlab.training.optimizers import HESSIAN_EVERY, SophiaG, gauss_newton_diag
 from llmlab.training.order import SeededOrder
 from llmlab.training.trainers.adapter_weights import trained_weights_kept
 from llmlab.training.trainers.saving import save_model
-from llmlab.training.trainers.validation import HeldOutMixin
+from llmlab.training.trainers.watched import Watch, WatchedMixin
 from llmlab.training.trainers.zero import ZeroMixin
 
 compat.check(compat.TRAINER)
@@ -76,9 +77,10 @@ class RunServices:
         checkpoints: writes checkpoints.
         guard: is told of updates that are not finite.
         stream: the place in a stream; one that keeps nothing where rows are stored.
-        best_by: the held-out figure that `best/` is chosen by, "" for none.
+        best_by: the figure that `best/` is chosen by, "" for none.
         changed: options that are others than those of the checkpoint that is resumed.
         patience: ends the run when its figure gets no better; None where it goes on to its last step.
+        watch: what evaluates the model on a suite; None for nothing.
     """
 
     run: RunFolder
@@ -90,6 +92,13 @@ class RunServices:
     best_by: str = ""
     changed: frozenset[str] = frozenset()
     patience: Patience | None = None
+    watch: Watch | None = None
+
+    @property
+    def best_begins_anew(self) -> bool:
+        """Whether the figure that the best weights are chosen by is not the one so far, or of other rows."""
+        rows = {"evaluation_suite", "evaluation_rows"} if self.best_by.startswith(SUITE) else set[str]()
+        return bool(self.changed & {"metric_for_best", *rows})
 
 
 class _Hooks(TrainerCallback):
@@ -135,7 +144,7 @@ class _Hooks(TrainerCallback):
         self.trainer.take_snapshot()
 
 
-class LabTrainerMixin(ZeroMixin, HeldOutMixin):
+class LabTrainerMixin(ZeroMixin, WatchedMixin):
     """Checkpoints that are complete and hold all of a run; updates that would break the weights are skipped;
     Sophia's curvature; held-out figures over all rows.
 
@@ -167,7 +176,10 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         if services and services.patience:
             watching.insert(0, services.patience)
         if services and services.best_by:
-            watching.insert(0, BestModel(services.run, services.best_by, self.save_as))
+            anew = services.best_begins_anew
+            watching.insert(0, BestModel(services.run, services.best_by, self.save_as, anew=anew))
+        if services and services.watch:
+            watching.append(services.watch.steps)
         kwargs["callbacks"] = watching
         model = kwargs.get("model", args[0] if args else None)
         with trained_weights_kept(model), optimizer_saved_here(model, kwargs.get("args")):
@@ -453,20 +465,3 @@ class LabTrainerMixin(ZeroMixin, HeldOutMixin):
         self._raise_put_off()
         if self.is_world_process_zero():
             self.services.stream.write(folder, self.state.global_step)
-
-    # Validation
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset[Any] | dict[str, Dataset[Any]] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Returns the held-out figures; a stop within the validation does it again."""
-        whole = eval_dataset is None and self.snapshot is not None  # not one of several sources
-        if whole:
-            self.take_snapshot(eval_due=True)
-        figures = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        if whole:
-            self.take_snapshot()
-        return figures

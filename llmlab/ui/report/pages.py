@@ -22,7 +22,7 @@ from llmlab.readable import visible
 from llmlab.runs.comparison import Comparison
 from llmlab.runs.curves import headline, mean_curve, thinned
 from llmlab.runs.details import RunDetails
-from llmlab.runs.figures import RESULT_FIGURES
+from llmlab.runs.figures import RESULT_FIGURES, first_of_tasks
 from llmlab.trust import redact
 from llmlab.ui.comparison import (
     compared_curves,
@@ -34,11 +34,11 @@ from llmlab.ui.comparison import (
 )
 from llmlab.ui.figures import figure_title, in_words, number
 from llmlab.ui.report.charts import Line, chart, colour, dash
-from llmlab.ui.run_details import best, fact_rows, option_value, ordered
+from llmlab.ui.run_details import best, fact_rows, option_value, ordered, span_in_words
 from llmlab.ui.units import duration, short_count, size
 
 REPORT = "report.html"  # in a run's folder
-CHARTS = 6  # of a run
+CHARTS = 8  # of a run
 ROWS = 12  # of the table below a chart
 MOST_FIGURES = 10  # of a comparison
 
@@ -127,10 +127,17 @@ def run_page(run: RunDetails) -> Page:
     title = KINDS[run.kind].TITLE if run.kind in KINDS else run.kind
     facts = [(name.strip(), value) for name, value in fact_rows(run)]
     figures = [
-        (figure_title(name), number(run.figures[name][0]), number(run.figures[name][1]), best(run, name))
+        (
+            figure_title(name),
+            *map(number, run.figures[name]),
+            best(run, name),
+            span_in_words(run.interval(name)),
+        )
         for name in ordered(run.figures)
     ]
-    tables = [Table("Held-out figures", ("figure", "before", "after", "best"), tuple(figures))]
+    spans = any(map(run.interval, run.figures))
+    header = ("figure", "before", "after", "best", *(("95 % interval after",) if spans else ()))
+    tables = [Table("Held-out figures", header, tuple(row[: len(header)] for row in figures))]
     tables += [Table("The run", (), tuple(facts))]
     changes = [
         (one.option, option_value(public(one.value)), option_value(one.default)) for one in run.changes
@@ -241,13 +248,23 @@ def _charts(run: RunDetails) -> Iterator[Chart]:
     over those of training.
     """
     first = headline(run.curves)
-    bare = (name.removeprefix("eval_") for name in (*first, *in_words(run.curves)))
+    suite = first_of_tasks(run.curves)
+    bare = (name.removeprefix("eval_") for name in (*first, *suite, *in_words(run.curves)))
     for name in list(dict.fromkeys(bare))[:CHARTS]:
         names = [one for one in (name, f"eval_{name}") if len(run.curves.get(one, [])) > 1]
         if names:
-            series = {figure_title(one): [(s, v, v, v) for s, v in run.curves[one]] for one in names}
+            band = " (band: its 95 % interval)"
+            series = {
+                figure_title(one) + (band if one in run.intervals else ""): _rows(run, one) for one in names
+            }
             marked = tuple(one.startswith("eval_") for one in names)
-            yield _chart(figure_title(name), series, name, marked)
+            yield _chart(figure_title(names[0] if names[0] in suite else name), series, name, marked)
+
+
+def _rows(run: RunDetails, name: str) -> list[tuple[int, float, float, float]]:
+    """Returns a curve with the 95 % interval of each point that has one."""
+    spans = run.intervals.get(name, {})
+    return [(step, value, *spans.get(step, (value, value))) for step, value in run.curves[name]]
 
 
 def _compared_charts(comparison: Comparison) -> Iterator[Chart]:
