@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -47,6 +49,38 @@ def gpu_name() -> str:
         return next(iter(said.strip().splitlines()), "").strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+@functools.cache
+def driver_version() -> str:
+    """Returns the version of the NVIDIA driver; "" where there is none, or it does not say."""
+    with suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(errors="replace")
+        if found := re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text):
+            return found[1]
+    return ""
+
+
+@functools.cache
+def processor_name() -> str:
+    """Returns the name of the processor, and how many threads compute on it."""
+    lines = Path("/proc/cpuinfo")
+    text = lines.read_text(errors="replace") if lines.is_file() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    set_threads = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(set_threads) if set_threads.isdigit() else psutil.cpu_count(logical=False) or os.cpu_count()
+    return f"{model[1].strip() if model else 'processor'}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def device_name(device: str) -> str:
+    """Returns the name under which measurements of a device are kept.
+
+    Args:
+        device: "cuda", "mps" or "cpu".
+    """
+    if device == "cuda":
+        return gpu_name() or "NVIDIA GPU"
+    return f"{processor_name()}{', Apple GPU' if device == 'mps' else ''}"
 
 
 @functools.lru_cache(maxsize=1)

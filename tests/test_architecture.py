@@ -15,6 +15,7 @@ LAYERS = {
             "errors",
             "deferred",
             "hardware",
+            "device_store",
             "titles",
             "files",
             "journal",
@@ -29,7 +30,7 @@ LAYERS = {
         0,
     ),
     **dict.fromkeys(("planning", "models", "data", "runs", "rewards", "launching"), 1),
-    **dict.fromkeys(("training", "evaluation", "chat", "export", "serving"), 2),
+    **dict.fromkeys(("training", "evaluation", "chat", "export", "serving", "selftest"), 2),
     **dict.fromkeys(("ui", "quickstart", "cli"), 3),
     "__main__": 4,
 }

@@ -25,6 +25,7 @@ from llmlab.cli import (
     preferences,
     publish,
     runs,
+    selftest,
     serve,
     slurm,
     training,
@@ -67,6 +68,7 @@ COMMANDS = (
     training.quickstart,
     runs.info,
     runs.doctor,
+    selftest.selftest,
     completion.completion,
 )
 for command in COMMANDS:

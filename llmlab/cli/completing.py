@@ -43,6 +43,13 @@ def one_of(choices: str) -> Callable[[], list[str]]:
     return lambda: choices.split("|")
 
 
+def checks() -> Words:
+    """Returns the checks of the selftest, with what they say."""
+    from llmlab.selftest.rows import CHECKS
+
+    return [(name, check.title) for name, check in CHECKS.items()]
+
+
 def runs() -> Words:
     """Returns the runs of this folder: by name those in checkpoints/, others by their path."""
     return [*_runs(Path(RUN_FOLDER))]

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "quickstart": ("llmlab quickstart", "llmlab quickstart --minutes 20 --seed 1 -o checkpoints/longer"),
     "info": ("llmlab info sft", "llmlab info checkpoints/quickstart/grpo --json"),
     "doctor": ("llmlab doctor", "llmlab doctor --json"),
+    "selftest": ("llmlab selftest", "llmlab selftest --only parity --only attention --json"),
     "completion": (
         "llmlab completion bash > ~/.local/share/bash-completion/completions/llmlab",
         "llmlab completion zsh > ~/.zfunc/_llmlab",

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
-import os
 import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from llmlab.errors import LabError
-from llmlab.hardware import gpu_memory, gpu_name, has_nvidia, host_memory
+from llmlab.hardware import gpu_memory, gpu_name, has_nvidia, host_memory, processor_name
 
 FILE = Path(__file__).with_name("gpus.toml")
 ECC = 1 / 16
@@ -165,17 +162,6 @@ def this_machine(count: int = 1) -> Machine:
         name = gpu_name() or "NVIDIA GPU"
         return Machine(name, True, free, host_memory(), 0.0, known_gpu(name), here=True)
     return Machine(processor_name(), False, host_memory() // count, host_memory(), here=True)
-
-
-@functools.cache
-def processor_name() -> str:
-    """Returns the name of the processor, and how many threads compute on it."""
-    lines = Path("/proc/cpuinfo")
-    text = lines.read_text(errors="replace") if lines.is_file() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
-    set_threads = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(set_threads) if set_threads.isdigit() else psutil.cpu_count(logical=False) or os.cpu_count()
-    return f"{model[1].strip() if model else 'processor'}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _plain(name: str) -> str:

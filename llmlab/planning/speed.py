@@ -9,7 +9,6 @@ peak.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import time
@@ -21,10 +20,12 @@ from typing import Any, Literal
 
 from llmlab.config.adapters import AdapterOptions
 from llmlab.config.training import TrainingConfig
+from llmlab.device_store import device_file
 from llmlab.errors import LabError
-from llmlab.files import cache_root, write_text_atomically
+from llmlab.files import write_text_atomically
+from llmlab.hardware import processor_name
 from llmlab.planning.live import on_gpu
-from llmlab.planning.machines import Machine, processor_name, this_machine
+from llmlab.planning.machines import Machine, this_machine
 from llmlab.planning.processes import local_processes_of, processes_of
 from llmlab.planning.start import start_shape
 from llmlab.planning.work import Work, row_tokens, updates_of_a_round, work_of
@@ -272,7 +273,7 @@ def _device_of(config: TrainingConfig) -> str:
 
 
 def _file(device: str) -> Path:
-    return cache_root() / "speed" / f"{hashlib.sha256(device.encode()).hexdigest()[:16]}.jsonl"
+    return device_file(device, ".jsonl")
 
 
 def _records(file: Path) -> Iterator[SpeedRecord]:

@@ -63,14 +63,13 @@ class Entry:
 
 
 def entries() -> list[Entry | str]:
-    """Returns the menu: titles of sections, and what can be chosen. The methods, their order and sections are
-    those of the registry.
+    """Returns the menu: titles of sections but the first one's, and what can be chosen. The methods, their
+    order and sections are those of the registry.
     """
     from llmlab.training.registry import STAGES
 
     keys = iter(KEYS)
     lines: list[Entry | str] = [
-        "start",
         Entry("w", GUIDED, guided),
         Entry(next(keys), CONFIGURE, configure_model),
     ]
@@ -88,6 +87,7 @@ def entries() -> list[Entry | str]:
         Entry("r", "Recipes: published runs, ready for their hardware", from_recipe_list),
         Entry("s", f"Saved configs and runs{nothing}", saved),
         Entry("d", "Look at data", look_at_data),
+        Entry("v", "Verify this machine: is it right, how fast, how much memory?", verify_machine),
         Entry("m", "Which method? A comparison", compare_methods),
         Entry("0", "Quit", None),
     ]
@@ -217,6 +217,20 @@ def look_at_data(console: Console) -> None:
     picked = pick_model("Whose tokens are counted?", "tokenizer", console, "bytes")
     if picked:
         commands.llmlab("data", "inspect", name, "--tokenizer", "byte" if picked == "bytes" else picked)
+
+
+def verify_machine(console: Console) -> None:
+    """Starts the selftest, the whole one or a quick one."""
+    title = "Verify what? (let nothing else run meanwhile)"
+    options: list[Option[list[str]] | Heading] = [
+        Option("Everything, in about 3 minutes", []),
+        Option("The smallest sizes, in under a minute", ["--quick"]),
+        Option("Which attention kernel is the fastest", ["--only", "attention"]),
+        Option("What was found last time", ["--last", "--markdown"]),
+    ]
+    picked = answer(select(title, options))
+    if picked is not None:
+        commands.llmlab("selftest", *picked)
 
 
 def compare_methods(console: Console) -> None:

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from llmlab.training.engine.reporter import Outline
 from llmlab.ui.plan import forecast_lines
 
+# how the attention kernel was chosen
+CHOSEN = {"config": "", "auto": " (auto)", "selftest": " (auto: the fastest here)"}
+
 
 def outline_lines(outline: Outline) -> Iterator[tuple[str, bool]]:
     """Yields each line about what will be trained on what, and whether it deserves attention."""
     trained, total = outline.trained_parameters, outline.parameters
     share = f", {trained:,} trained ({trained / total:.2%})" if trained != total else ""
-    how = f"on {outline.device} in {outline.precision}, {outline.attention} attention"
+    chosen = CHOSEN[outline.attention_by]
+    how = f"on {outline.device} in {outline.precision}, {outline.attention} attention{chosen}"
     batch = f"effective batch {outline.batch} (batch x accumulation x devices)"
     yield f"{total:,} parameters{share} {how}; {batch}", False
     facts = (

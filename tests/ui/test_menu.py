@@ -193,6 +193,7 @@ def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
         "saved",
         "look_at_data",
         "compare_methods",
+        "verify_machine",
         "evaluate_models",
         "export_or_publish",
     ):
@@ -205,6 +206,7 @@ def test_a_number_opens_its_own_entry_and_no_other(desk, monkeypatch):
         "s": "saved",
         "d": "look_at_data",
         "m": "compare_methods",
+        "v": "verify_machine",
     }.items():
         opened = []
         press(lambda _: menu.main_menu(), f"{key}{ENTER}0{ENTER}")

@@ -13,7 +13,7 @@ from llmlab.config.sources import shares, short_names
 from llmlab.config.training import TrainingConfig
 from llmlab.data.size import LOOKED_AT, padded_mean
 from llmlab.data.stream import PackedStream
-from llmlab.models.device import attention_in_use, hardware_name
+from llmlab.models.device import attention_chosen_by, attention_in_use, hardware_name
 from llmlab.planning.data_size import UNLIMITED, packs
 from llmlab.planning.duration import DataSize
 from llmlab.planning.plan import Plan
@@ -31,12 +31,14 @@ def outline(context: RunContext, job: Job, plan: Plan, suite: SuiteEvaluation | 
     """Returns what will be trained and evaluated on what; `plan` was made before anything was loaded."""
     config = context.config
     names = zip(short_names(config.datasets), shares(config.datasets), strict=True)
+    attention = attention_in_use(job.model)
     return Outline(
         parameters=job.parameters,
         trained_parameters=job.trained_parameters,
         device=context.device,
         precision=context.precision,
-        attention=attention_in_use(job.model),
+        attention=attention,
+        attention_by=attention_chosen_by(config, context.device, attention),
         batch=effective_batch(config),
         data=job.data.facts,
         validation=tuple(

@@ -17,6 +17,7 @@ from llmlab.planning.plan import Plan
 from llmlab.runs.evaluations import SuiteFigure
 
 if TYPE_CHECKING:
+    from llmlab.models.device import AttentionBy
     from llmlab.training.engine.job import RunResult
 
 
@@ -64,6 +65,8 @@ class Outline:
         device: "cpu", "cuda" ...
         precision: "fp32", "bf16" or "fp16".
         attention: the implementation in use.
+        attention_by: how it was chosen: by the "config", by transformers ("auto"), or by what the "selftest"
+            of this device found the fastest.
         batch: rows of an update.
         data: facts of the training rows, in words or as counts.
         validation: the held-out rows, by source.
@@ -78,6 +81,7 @@ class Outline:
     device: str
     precision: str
     attention: str
+    attention_by: AttentionBy
     batch: EffectiveBatch
     data: Mapping[str, object]
     validation: tuple[Validation, ...]

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmlab.config import PretrainConfig, load_config
+from llmlab.config import PretrainConfig, apply_changes, load_config
 from llmlab.config.options import OptionInfo
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.data.local import contents_hash
 from llmlab.errors import LabError
+from llmlab.models.device import KERNELS, default_kernel, fastest_kernel
 from llmlab.models.identity import known_weights
 from llmlab.runs.checkpoint import Checkpoint
 from llmlab.runs.folder import RUN_CONFIG, RunFolder, read_json
@@ -208,6 +209,21 @@ def as_run(config: TrainingConfig) -> dict[str, Any]:
             model = Path(data[name]).resolve()
             data[name] = str(model.relative_to(Path.cwd()) if model.is_relative_to(Path.cwd()) else model)
     return data
+
+
+def with_kernel_as_begun(config: TrainingConfig, plan: ResumePlan, device: str) -> TrainingConfig:
+    """Returns the config with the attention kernel that a resumed run began with, where "auto" is another one
+    now: the selftest of this device may have run since.
+    """
+    record = RunFolder(plan.run_dir).record
+    begun = record.get("attention")
+    here = config.attention_backend == "auto" and record.get("device") == device
+    if plan.checkpoint is None or not here or begun not in (*KERNELS, "eager"):
+        return config
+    now, usual = fastest_kernel(config, device), default_kernel(device) or "sdpa"
+    if begun == (now or usual) or (now is None and begun in ("sdpa", "eager")):
+        return config
+    return apply_changes(config, {"attention_backend": KERNELS[begun][1] if begun in KERNELS else begun})
 
 
 def inputs_read(config: TrainingConfig) -> dict[str, Any]:

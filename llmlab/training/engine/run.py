@@ -60,7 +60,13 @@ from llmlab.training.engine.outcome import (
 )
 from llmlab.training.engine.progress import keys_of, progress_callbacks
 from llmlab.training.engine.reporter import SILENT, Reporter
-from llmlab.training.engine.resume import ResumePlan, as_run, finished_run, resolve_resume
+from llmlab.training.engine.resume import (
+    ResumePlan,
+    as_run,
+    finished_run,
+    resolve_resume,
+    with_kernel_as_begun,
+)
 from llmlab.training.engine.watching import metric_of, suite_of, watch_of
 from llmlab.training.engine.workers import JobWorkers
 from llmlab.training.registry import STAGES
@@ -137,7 +143,7 @@ def _attempt(
             plan = replace(plan, changed=plan.changed | {"optimizer"})
         # the options so that the run's folder, given to `llmlab run`, resumes this very run
         recorded = {"config": {**as_run(context.config), "output_dir": str(plan.run_dir)}, **plan.reads}
-        job = _prepare(context)
+        job = _prepare(context.with_config(with_kernel_as_begun(context.config, plan, context.device)))
         suite = suite_of(context.config, evaluator, job)
         context = _with_length(context, job)
         folder = _open_folder(context, plan, job, recorded)
