@@ -4,9 +4,9 @@
     python benchmarks/durations.py --only sft-lora
     python benchmarks/durations.py --processor     # seconds of the processor: others use the machine, too
 
-Three predictions of the time from the first update to the end, validations included: `flops` before anything
-was measured; `one` after a single measurement on this device, that of the first run, whatever the kind;
-`measured` after `--measure` of the run itself.
+Three predictions of the time from the first update to the last, validations and checkpoints included: `flops`
+before anything was measured; `one` after a single measurement on this device, that of the first run, whatever
+the kind; `measured` after `--measure` of the run itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from llmlab.config.training import TrainingConfig
 from llmlab.data.tasks import questions, wrong_answer
 from llmlab.data.tokenizer import load_tokenizer
 from llmlab.models import LabConfig, LabForCausalLM
-from llmlab.planning import speed
 from llmlab.planning.data_size import data_size
 from llmlab.planning.duration import time_plan
 from llmlab.planning.measured import measure
@@ -107,15 +106,17 @@ def predicted(config: TrainingConfig) -> tuple[float, str]:
 
 
 def really(config: TrainingConfig, name: str) -> float:
-    """Runs a config; returns the seconds from its first update to its end."""
+    """Runs a config; returns the seconds from its first update to its last, validations and checkpoints
+    included.
+    """
     file = save_config(config, WORK / f"{name}.json")
     with open(WORK / f"{name}.log", "w") as log:
         command = [sys.executable, "-m", "llmlab", "run", str(file)]
         subprocess.run(command, stdout=log, stderr=log, check=True)
-    record = json.loads((Path(str(config.output_dir)) / "run.json").read_text())
-    last = list(speed._records(speed._file(speed._device_of(config))))[-1]
-    assert last.start is not None
-    return float(record["seconds"]) - last.start
+    lines = (Path(str(config.output_dir)) / "metrics.jsonl").read_text().splitlines()
+    return float(
+        next(line["train_runtime"] for line in map(json.loads, reversed(lines)) if "train_loss" in line)
+    )
 
 
 def main() -> None:

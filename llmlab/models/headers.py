@@ -7,7 +7,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.identity import base_of
 from llmlab.models.known_models import has_experts, known_shape
-from llmlab.models.shapes import ALIASES, EXPERTS_IN_WORDS, CheckpointShape, shape_of_config
+from llmlab.models.shapes import ALIASES, EXPERTS_IN_WORDS, CheckpointShape, kept_in_training, shape_of_config
 from llmlab.runs.folder import find_model
 
 LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+NUMBERED = re.compile(r"\.\d+\.")  # names of what belongs to a layer: its number is a part of them
 GGUF = {
     "width": "embedding_length",
     "layers": "block_count",
@@ -137,7 +140,9 @@ def _of_folder(folder: Path) -> CheckpointShape | None:
         )
         for key, names in ALIASES.items()
     }
-    return _made(str(model_config.get("model_type")), values, sizes, model_config.get("head_dim"))
+    kind = str(model_config.get("model_type"))
+    made = _made(kind, values, sizes, model_config.get("head_dim"))
+    return replace(made, **kept_in_training(kind, model_config)) if made else None
 
 
 def _of_gguf(path: Path) -> CheckpointShape | None:
@@ -166,7 +171,6 @@ def _made(
     tied = not any(
         name.endswith(("lm_head.weight", "embed_out.weight")) or name == "output.weight" for name in sizes
     )
-    outside = {name for name, size in wide.items() if max(size[:2]) >= rows or "wpe" in name}
     gated = any("gate" in name for name in wide)
     return CheckpointShape(
         kind=kind,
@@ -181,7 +185,7 @@ def _made(
         tied=tied,
         longest=values.get("longest"),
         parameters=sum(math.prod(size) for size in sizes.values()),
-        in_matrices=sum(math.prod(size) for name, size in wide.items() if name not in outside),
+        in_matrices=sum(math.prod(size) for name, size in wide.items() if NUMBERED.search(name)),
     )
 
 

@@ -22,6 +22,9 @@ ALIASES = {
     "vocabulary": ("vocab_size",),
     "longest": ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx"),
 }
+ACTIVATION = ("hidden_act", "activation_function", "hidden_activation", "activation")
+DROPOUT = ("resid_pdrop", "residual_dropout", "hidden_dropout", "dropout")
+ATTENTION_DROPOUT = ("attn_pdrop", "attention_dropout")
 Values = Mapping[str, Any]
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
@@ -44,6 +47,10 @@ class CheckpointShape:
         longest: positions it was made for; None where it does not say.
         parameters: all of them, tied ones once.
         in_matrices: those of the blocks' matrices.
+        activation: the nonlinearity of its feed-forward layers, in transformers' words; "" where it is not
+            known.
+        dropout: whether it drops parts of its hidden states in training.
+        attention_dropout: whether it drops weights of attention in training.
     """
 
     kind: str
@@ -59,6 +66,9 @@ class CheckpointShape:
     longest: int | None
     parameters: int
     in_matrices: int
+    activation: str = ""
+    dropout: bool = False
+    attention_dropout: bool = False
 
 
 EXPERTS_IN_WORDS = "is a mixture of experts ({}), whose memory and speed are not predicted"
@@ -82,6 +92,10 @@ class Architecture:
         final_norm: whether a norm comes before the head.
         positions: learned positions beside those that the config counts; None where none are learned.
         embedding_norm: whether a norm comes behind the embedding.
+        activation: of the feed-forward layers, where the config does not say.
+        dropout: share of the hidden states that is dropped in training, where the config does not say.
+        attention_dropout: of the weights of attention, likewise.
+        keeps_attention: whether its attention is made without a fused kernel, so that its weights are kept.
     """
 
     gated: bool = True
@@ -96,6 +110,10 @@ class Architecture:
     final_norm: bool = True
     positions: int | None = None
     embedding_norm: bool = False
+    activation: str = ""
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    keeps_attention: bool = False
 
 
 _LLAMA = Architecture(qkv_bias="attention_bias", output_bias="attention_bias", forward_bias="mlp_bias")
@@ -112,7 +130,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         tied=True, norms=4, query_norms="head", qkv_bias="attention_bias", output_bias="attention_bias"
     ),
     "phi": Architecture(
-        gated=False, norm=2, norms=1, qkv_bias=True, output_bias=True, forward_bias=True, head_bias=True
+        gated=False,
+        norm=2,
+        norms=1,
+        qkv_bias=True,
+        output_bias=True,
+        forward_bias=True,
+        head_bias=True,
+        activation="gelu_new",
     ),
     "phi3": Architecture(),
     "smollm3": Architecture(tied=True, qkv_bias="attention_bias", output_bias="attention_bias"),
@@ -120,11 +145,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmo2": Architecture(query_norms="whole", qkv_bias="attention_bias", output_bias="attention_bias"),
     "olmo3": Architecture(query_norms="whole", qkv_bias="attention_bias", output_bias="attention_bias"),
     "gpt2": Architecture(
-        gated=False, tied=True, norm=2, qkv_bias=True, output_bias=True, forward_bias=True, positions=0
+        gated=False,
+        tied=True,
+        norm=2,
+        qkv_bias=True,
+        output_bias=True,
+        forward_bias=True,
+        positions=0,
+        activation="gelu_new",
+        dropout=0.1,
+        attention_dropout=0.1,
     ),
     "gpt_neox": _GPT,
     "opt": Architecture(
-        gated=False, tied=True, norm=2, qkv_bias=True, output_bias=True, forward_bias=True, positions=2
+        gated=False,
+        tied=True,
+        norm=2,
+        qkv_bias=True,
+        output_bias=True,
+        forward_bias=True,
+        positions=2,
+        activation="relu",
+        dropout=0.1,
     ),
     "bloom": Architecture(
         gated=False,
@@ -134,6 +176,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         output_bias=True,
         forward_bias=True,
         embedding_norm=True,
+        keeps_attention=True,
     ),
     "falcon": Architecture(
         gated=False, tied=True, norm=2, norms=1, qkv_bias="bias", output_bias="bias", forward_bias="bias"
@@ -218,7 +261,22 @@ def _counted(architecture: Architecture, kind: str, values: Values, where: str) 
         longest=longest,
         parameters=total,
         in_matrices=in_matrices,
+        **kept_in_training(kind, values),
     )
+
+
+def kept_in_training(kind: str, values: Values) -> dict[str, Any]:
+    """Returns what a model's `config.json` says of its nonlinearity and dropout, as attributes of a shape."""
+    architecture = ARCHITECTURES.get(kind, Architecture())
+
+    def said(names: tuple[str, ...], otherwise: Any) -> Any:
+        return next((values[name] for name in names if values.get(name) is not None), otherwise)
+
+    return {
+        "activation": str(said(ACTIVATION, architecture.activation)),
+        "dropout": bool(said(DROPOUT, architecture.dropout)),
+        "attention_dropout": bool(said(ATTENTION_DROPOUT, architecture.attention_dropout)),
+    }
 
 
 def _vectors(

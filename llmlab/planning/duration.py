@@ -10,10 +10,12 @@ from llmlab.config.suites import watched_tasks
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.planning.machines import Machine
+from llmlab.planning.memory import one_checkpoint_bytes
 from llmlab.planning.processes import processes_of, replicas_of
 from llmlab.planning.speed import Pace, pace_of
 from llmlab.planning.work import row_tokens
 
+WRITTEN = 4e8  # bytes a second that saving reaches, checksums included
 READ_ALONE = 1 / 3  # of an update's time, what a validation takes for as many rows: the forward pass alone
 
 
@@ -132,13 +134,20 @@ def _held_out(config: TrainingConfig, data: DataSize | None) -> int:
 
 
 def _seconds(config: TrainingConfig, pace: Pace, steps: int, replicas: int, data: DataSize | None) -> float:
-    """Returns the seconds of all updates and validations."""
+    """Returns the seconds of all updates, validations and checkpoints."""
+    seconds = steps * pace.update + _saving(config, pace, steps)
     if not (config.eval_datasets or config.eval_fraction):
-        return steps * pace.update
+        return seconds
     # one before the first update, one at each interval, one after the last update
     validations = 1 + math.ceil(steps / config.eval_interval)
     rows = config.micro_batch_size * config.accumulation_steps * replicas
     one = READ_ALONE * pace.update * _held_out(config, data) / rows
     if pace.validation is not None:
         one = pace.validation
-    return steps * pace.update + validations * one
+    return seconds + validations * one
+
+
+def _saving(config: TrainingConfig, pace: Pace, steps: int) -> float:
+    """Returns the seconds of all checkpoints, one at each interval and one at the end."""
+    one = pace.saving if pace.saving is not None else one_checkpoint_bytes(config) / WRITTEN
+    return math.ceil(steps / config.save_interval) * one

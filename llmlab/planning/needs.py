@@ -22,7 +22,7 @@ from llmlab.config.adapters import AdapterOptions
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.models.headers import checkpoint_shape
-from llmlab.models.shapes import CheckpointShape
+from llmlab.models.shapes import ARCHITECTURES, Architecture, CheckpointShape
 from llmlab.planning.live import on_gpu
 from llmlab.planning.parameters import DualHeadCount, count_dual_head
 from llmlab.planning.start import row_length, start_shape
@@ -47,6 +47,16 @@ FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9, "quantised": 0.4}
 UNTOUCHED = (
     0.3  # of the part of TRL's slice of logits that a small vocabulary leaves empty: the heap grows around it
 )
+# values that a nonlinearity of several kernels keeps beside its input, in transformers' `activations`
+COMPOSED = {
+    "gelu_new": 3,
+    "gelu_fast": 6,
+    "gelu_python": 2,
+    "gelu_python_tanh": 3,
+    "gelu_accurate": 3,
+    "gelu_10": 1,
+    "quick_gelu": 1,
+}
 GROUPS = {"attention": ("attention",), "ffn": ("ffn",), "all-linear": ("attention", "ffn")}
 
 
@@ -105,7 +115,10 @@ def own_step(
 ) -> tuple[Held, Passing]:
     """Returns a step on all weights of the lab's own model with its own loss."""
     tokens = batch_size * length
-    layer = wide * tokens * _own_layer(shape.width, shape.kv_heads * shape.head_dim, shape)
+    kept = _own_layer(shape.width, shape.kv_heads * shape.head_dim, shape)
+    if shape.dropout:  # a processor keeps what was dropped as values, and all weights of attention
+        kept += 2 * shape.width + 3 * shape.heads * length
+    layer = wide * tokens * kept
     head = 4.0 * shape.vocabulary * shape.width  # the head's gradient is made beside the others
     held = _ends(
         Held(shape.parameters, states, wide, copies=_copies(shape, wide)), shape, shape.in_matrices * wide
@@ -176,7 +189,7 @@ def _passing(config: OnCheckpoint, shape: CheckpointShape, wide: int, gpu: bool)
     # the head's gradient is made beside the others
     head = 0 if config.adapter != "none" else 4 * shape.vocabulary * shape.width
     return Passing(
-        layer=wide * tokens * _layer(config, shape) + (0 if own else mask),
+        layer=wide * tokens * layer_values(config, shape, length, gpu=gpu) + (0 if own else mask),
         layers=shape.layers,
         between=wide * tokens * shape.width,
         beside=wide * tokens * 2.5 * shape.width + (mask if own else 0),
@@ -255,27 +268,76 @@ def _untouched(config: OnCheckpoint, shape: CheckpointShape) -> float:
     return min(rows * scored, TILE[0]) * max(0, TILE[1] - shape.vocabulary) * 4
 
 
-def _layer(config: OnCheckpoint, shape: CheckpointShape) -> float:
-    """Values a token that a layer keeps for its backward pass."""
-    width, query, forward = shape.width, shape.heads * shape.head_dim, shape.feed_forward
+def layer_values(config: OnCheckpoint, shape: CheckpointShape, length: int, *, gpu: bool) -> float:
+    """Returns the values a token that a layer keeps for its backward pass, the mask left out.
+
+    Args:
+        config: of the run.
+        shape: of its model.
+        length: tokens of a row.
+        gpu: whether it runs on one.
+    """
+    width, query, kv = shape.width, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     adapted, own = config.adapter != "none", shape.kind == "llmlab"
+    dropped = _dropped(config, shape, length, gpu)
     if own and not adapted:
-        return _own_layer(width, shape.kv_heads * shape.head_dim, shape)
+        return _own_layer(width, kv, shape) + dropped
     wanted = _adapted_groups(config) if adapted else ("attention", "ffn")
-    inputs = 3 if shape.gated else 2  # of the feed-forward's nonlinearity and product, which are kept anyway
     # without adapters transformers' norms keep what they made of their input, too; with a mask its kernel
     # wants keys and values for every head
-    widths = 5 + ("ffn" in wanted) if adapted else 8
-    layer: float = (
-        widths * width
-        + 2 * (shape.kv_heads * shape.head_dim if own else query)
-        + (inputs + ("ffn" in wanted)) * forward
-    )
-    if (
-        adapted and config.lora_dropout
-    ):  # every adapted matrix keeps an input of its own, and which values were dropped
-        layer += ("attention" in wanted) * 6 * width + ("ffn" in wanted) * (2.5 * width + forward)
-    return layer
+    layer: float = (5 + ("ffn" in wanted) if adapted else 8) * width + 2 * (kv if own else query)
+    layer += _of_norms(shape, 1 if adapted else 2)
+    layer += (_of_activation(shape) + ("ffn" in wanted)) * shape.feed_forward
+    if adapted and config.lora_dropout:
+        # every adapted matrix keeps an input of its own, and which values were dropped
+        layer += ("attention" in wanted) * 6 * width + ("ffn" in wanted) * (2.5 * width + shape.feed_forward)
+    return layer + dropped
+
+
+def dropped_values(config: OnCheckpoint, shape: CheckpointShape) -> float:
+    """Returns the random numbers a token that dropout draws in a forward pass: the adapter's, the model's."""
+    drawn = 0.0
+    if config.adapter != "none" and config.lora_dropout:
+        wanted = _adapted_groups(config)
+        drawn += ("attention" in wanted) * (3 * shape.width + shape.heads * shape.head_dim)
+        drawn += ("ffn" in wanted) * ((1 + shape.gated) * shape.width + shape.feed_forward)
+    if shape.dropout and not isinstance(config, DPOConfig | RolloutConfig):
+        drawn += 2 * shape.width
+    return shape.layers * drawn
+
+
+def _of_norms(shape: CheckpointShape, each: int) -> float:
+    """Values a token of the norms beside the two of most models: those of queries and keys, others."""
+    architecture = ARCHITECTURES.get(shape.kind, Architecture())
+    query, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    on_heads = query + kv if architecture.query_norms else 0
+    return each * (on_heads + (architecture.norms - 2) * shape.width)
+
+
+def _of_activation(shape: CheckpointShape) -> float:
+    """Values as wide as the feed-forward layers that their nonlinearity keeps, the input of the last matrix
+    left out.
+    """
+    composed = COMPOSED.get(shape.activation, 0)
+    if shape.gated:  # and both factors of the product
+        return 3 + composed
+    return 1 + composed - (shape.activation == "relu")  # which keeps the last matrix's input alone
+
+
+def _dropped(config: OnCheckpoint, shape: CheckpointShape, length: int, gpu: bool) -> float:
+    """Values a token that a layer keeps of the model's own dropout, and of attention that no fused kernel
+    serves.
+
+    A processor keeps what was dropped in the values' own precision, a GPU a byte for each.
+    """
+    weights = shape.heads * length
+    kept = float(weights) if ARCHITECTURES.get(shape.kind, Architecture()).keeps_attention else 0.0
+    if isinstance(config, DPOConfig | RolloutConfig):  # which turn it off
+        return kept
+    kept += 2 * shape.width * (0.25 if gpu else 1.0) * shape.dropout
+    if shape.attention_dropout and not gpu:  # the weights, what was dropped of them, and what was left
+        kept += 3 * weights
+    return kept
 
 
 def _dual_head(config: DualHeadConfig, shape: CheckpointShape) -> DualHeadCount:

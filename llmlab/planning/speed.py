@@ -33,9 +33,12 @@ from llmlab.planning.work import Work, row_tokens, updates_of_a_round, work_of
 KEPT = 400  # records of a device
 # shares of the device's peak in matrix products that training reaches. GPUs: 38 to 46 % is reported for large
 # jobs with fused kernels (Chowdhery et al. 2022, table 3; Llama 3, Dubey et al. 2024, table 4); less is taken
-# for one device without them. 4-bit weights are made bf16 again in every pass. Processors: what
-# benchmarks/durations.py gave
-UTILISATION = {"gpu": 0.35, "gpu, quantised": 0.25, "cpu": 0.5, "cpu, quantised": 0.25}
+# for one device without them. 4-bit weights are made bf16 again in every pass
+UTILISATION = {"gpu": 0.35, "gpu, quantised": 0.25}
+# processors: shares of the peak, and seconds of a value, as torch's profiler gave them on two cores for five
+# of the runs of benchmarks/durations.py
+PRODUCTS, ATTENTION, NARROW = 0.87, 0.33, 0.3
+ELEMENT, DRAWN, UNPACKED, UPDATED = 3.1e-9, 5e-9, 20e-9, 1.3e-9
 # generation by transformers: of the memory's bandwidth, and seconds a layer takes to be started
 BANDWIDTH, LAUNCH = 0.5, 4e-4
 ANSWERS_ON_CPU = 0.25  # of the peak, in generation
@@ -67,6 +70,9 @@ class SpeedRecord:
         start: seconds before the first update.
         at: seconds since the epoch.
         evaluations: seconds of one on a suite, by `suite_of`.
+        expected: seconds that the formula gave for an update at `peak`; None in records of before.
+        peak: FLOP/s of the device in products of matrices, when this was measured.
+        saving: seconds of a checkpoint; None where none was saved.
     """
 
     setting: dict[str, Any]
@@ -77,6 +83,9 @@ class SpeedRecord:
     start: float | None = None
     at: float = 0.0
     evaluations: dict[str, float] = field(default_factory=dict)
+    expected: float | None = None
+    peak: float | None = None
+    saving: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Pace:
         validation: seconds of one; None where it is not known.
         start: seconds before the first update; None where it is not known.
         evaluation: seconds of one on the suite; None where it is not known.
+        saving: seconds of a checkpoint; None where it is not known.
     """
 
     update: float
@@ -101,6 +111,7 @@ class Pace:
     validation: float | None = None
     start: float | None = None
     evaluation: float | None = None
+    saving: float | None = None
 
     @property
     def speed(self) -> float:
@@ -162,9 +173,12 @@ def pace_of(
     if same:
         one, suite = same[0], suite_of(config)
         timed = (each.evaluations[suite] for each in same if suite in each.evaluations)
-        return Pace(one.update, one.tokens, "measured", 0.0, one.validation, one.start, next(timed, None))
+        saving = next((each.saving for each in same if each.saving is not None), None)
+        return Pace(
+            one.update, one.tokens, "measured", 0.0, one.validation, one.start, next(timed, None), saving
+        )
     if alike := _most_similar(known, setting, config):
-        return _scaled(alike, work, config)
+        return _scaled(alike, work, config, this_machine(local_processes_of(config)))
     return _by_flops(config, work, machine or this_machine(local_processes_of(config)))
 
 
@@ -206,24 +220,60 @@ def _tokens_at_once(setting: dict[str, Any]) -> float:
     return float(max(1, rows * (setting.get("row") or 1)))
 
 
-def _scaled(alike: SpeedRecord, work: Work, config: TrainingConfig) -> Pace:
-    rate = alike.flops / alike.update
-    return Pace(work.flops / rate, work.tokens, "similar", start=alike.start)
+def _scaled(alike: SpeedRecord, work: Work, config: TrainingConfig, machine: Machine) -> Pace:
+    """Returns the formula's time, as many times longer or shorter as it was for the measured setting."""
+    update = work.flops / alike.flops * alike.update
+    if alike.expected and alike.peak:
+        update = _formula(config, work, machine, alike.peak) * alike.update / alike.expected
+    return Pace(update, work.tokens, "similar", start=alike.start)
 
 
 def _by_flops(config: TrainingConfig, work: Work, machine: Machine) -> Pace | None:
     peak = peak_flops(config, machine)
     if not peak:
         return None
+    update = _formula(config, work, machine, peak)
+    return Pace(update, work.tokens, "flops", work.flops / (update * peak))
+
+
+def expected(config: TrainingConfig, work: Work) -> tuple[float | None, float | None]:
+    """Returns the seconds of an update by the formula, and the device's peak; None where it is not known."""
+    machine = this_machine(local_processes_of(config))
+    peak = peak_flops(config, machine)
+    return (_formula(config, work, machine, peak), peak) if peak else (None, None)
+
+
+def _utilisation(config: TrainingConfig) -> float:
     quantised = isinstance(config, AdapterOptions) and config.frozen_base and config.quantised != "none"
-    share = UTILISATION[f"{'gpu' if machine.on_gpu else 'cpu'}{', quantised' if quantised else ''}"]
-    seconds = (work.flops - work.answer_flops) / (share * peak)
+    return UTILISATION["gpu, quantised" if quantised else "gpu"]
+
+
+def _formula(config: TrainingConfig, work: Work, machine: Machine, peak: float) -> float:
+    """Returns the seconds of an update: on a GPU at a share of its peak, on a processor as the sum of its
+    parts.
+    """
+    if not machine.on_gpu:
+        return _on_processor(work, peak)
+    seconds = (work.flops - work.answer_flops) / (_utilisation(config) * peak)
     if work.answers and machine.gpu:
         reading = work.weights / (BANDWIDTH * machine.gpu.bandwidth * 1e9)
         seconds += work.answers * (reading + LAUNCH * work.layers)
-    elif work.answers:
-        seconds += work.answer_flops / (ANSWERS_ON_CPU * peak)
-    return Pace(seconds, work.tokens, "flops", share)
+    return seconds
+
+
+def _on_processor(work: Work, peak: float) -> float:
+    aside = work.aside
+    wide = work.flops - work.answer_flops - aside.attention - aside.narrow
+    return (
+        wide / (PRODUCTS * peak)
+        + aside.attention / (ATTENTION * peak)
+        + aside.narrow / (NARROW * peak)
+        + work.answer_flops / (ANSWERS_ON_CPU * peak)
+        + aside.elements * ELEMENT
+        + aside.drawn * DRAWN
+        + aside.unpacked * UNPACKED
+        + aside.updated * UPDATED
+    )
 
 
 def peak_flops(config: TrainingConfig, machine: Machine) -> float:

@@ -54,6 +54,8 @@ def shape_of(config: ModelConfig) -> CheckpointShape:
         longest=config.max_seq_len,
         parameters=count.total,
         in_matrices=count.attention + count.feed_forward,
+        dropout=config.dropout > 0,
+        attention_dropout=config.dropout > 0,
     )
 
 

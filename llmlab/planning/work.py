@@ -6,7 +6,7 @@ FLOPs of a forward pass are 2 for each weight in a matrix product and those of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from llmlab.config import (
     DPOConfig,
@@ -21,12 +21,41 @@ from llmlab.config.adapters import AdapterOptions
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.models.shapes import CheckpointShape
-from llmlab.planning.needs import adapter_parameters
+from llmlab.planning.live import on_gpu
+from llmlab.planning.needs import (
+    OnCheckpoint,
+    adapter_parameters,
+    dropped_values,
+    layer_values,
+    trained_parameters,
+)
 from llmlab.planning.parameters import count_dual_head, flops_of_checkpoint
 from llmlab.planning.processes import replicas_of
 from llmlab.planning.start import row_length, start_shape
 
 PAIRS = (DPOConfig, RewardConfig, DualHeadConfig)  # whose rows are two answers to a prompt
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What an update does beside products of large matrices.
+
+    Attributes:
+        attention: FLOPs of attention; they are among those of the update.
+        narrow: FLOPs of an adapter's narrow matrices; likewise.
+        elements: values that a forward pass makes for the backward pass, and as many times as these passes
+            are made; the logits are among them.
+        drawn: random numbers of dropout.
+        unpacked: 4-bit weights that are made wide again.
+        updated: weights that the optimizer changes.
+    """
+
+    attention: float = 0.0
+    narrow: float = 0.0
+    elements: float = 0.0
+    drawn: float = 0.0
+    unpacked: float = 0.0
+    updated: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +69,7 @@ class Work:
         answer_flops: of `flops`, those of generation.
         weights: bytes that each of these tokens reads.
         layers: of the model.
+        aside: what is done beside products of matrices, on each device.
     """
 
     flops: float
@@ -48,6 +78,7 @@ class Work:
     answer_flops: float = 0.0
     weights: float = 0.0
     layers: int = 0
+    aside: Aside = field(default_factory=Aside)
 
 
 def row_tokens(config: TrainingConfig) -> int | None:
@@ -86,12 +117,45 @@ def work_of(config: TrainingConfig, *, row: float | None = None) -> Work | None:
     row = min(row or longest, longest)
     rows = config.micro_batch_size * config.accumulation_steps
     tokens = rows * row
-    forward = flops_of_checkpoint(shape, int(row / (2 if isinstance(config, PAIRS) else 1))) / 3
+    length = int(row / (2 if isinstance(config, PAIRS) else 1))
+    forward = flops_of_checkpoint(shape, length) / 3
     each = _passes(config) * forward + _adapter_flops(config, shape)
     if isinstance(config, DualHeadConfig):
         each += 6 * count_dual_head(shape.width, shape.vocabulary).trained
-    work = Work(each * tokens / config.tensor_parallel, tokens * replicas_of(config), layers=shape.layers)
+    share = tokens / config.tensor_parallel
+    work = Work(
+        each * share,
+        tokens * replicas_of(config),
+        layers=shape.layers,
+        aside=_aside(config, shape, length, share),
+    )
     return _with_answers(config, work, shape, forward * tokens) if isinstance(config, RolloutConfig) else work
+
+
+def _aside(config: TrainingConfig, shape: CheckpointShape, length: int, tokens: float) -> Aside:
+    """Returns what is done beside products of matrices for as many tokens."""
+    quantised = getattr(config, "quantised", None) or getattr(config, "load_in", "none")
+    # a quantised base is made wide in each pass of each micro-batch
+    unpacked = config.accumulation_steps * shape.in_matrices if quantised == "4bit" else 0
+    if isinstance(config, DualHeadConfig):
+        values = shape.layers * (6 * shape.width + 3 * shape.feed_forward) / 3 + 2 * shape.vocabulary
+        return Aside(elements=values * tokens, unpacked=unpacked, updated=trained_parameters(config))
+    if not isinstance(config, OnCheckpoint):
+        return Aside()
+    frozen = config.frozen_base
+    passes = _passes(config) + frozen  # an adapter's backward pass takes as long here
+    values = shape.layers * layer_values(config, shape, length, gpu=on_gpu(config))
+    if not isinstance(config, RewardConfig):
+        values += shape.vocabulary
+    attention = 2 * shape.layers * shape.heads * shape.head_dim * (length + 1)
+    return Aside(
+        attention=passes * attention * tokens,
+        narrow=_adapter_flops(config, shape) * tokens,
+        elements=passes / 3 * values * tokens,
+        drawn=(1 + config.gradient_checkpointing) * dropped_values(config, shape) * tokens,
+        unpacked=(2 + config.gradient_checkpointing) * unpacked,
+        updated=trained_parameters(config),
+    )
 
 
 def _passes(config: TrainingConfig) -> float:
@@ -120,11 +184,17 @@ def _with_answers(config: RolloutConfig, work: Work, shape: CheckpointShape, for
         isinstance(config, PPOConfig) and config.kl_coef > 0
     )
     generation = forward * rounds
-    return Work(
-        work.flops + generation * (1 + scores + reference),
-        work.tokens,
+    scored = (scores + reference) * rounds
+    aside = replace(
+        work.aside,
+        attention=work.aside.attention * (1 + scored / _passes(config)),
+        elements=work.aside.elements * (1 + scored / _passes(config)),
+    )
+    return replace(
+        work,
+        flops=work.flops + generation * (1 + scores + reference),
+        aside=aside,
         answers=config.max_new_tokens / updates,
         answer_flops=generation,
         weights=shape.parameters * (4 if config.precision == "fp32" else 2),
-        layers=shape.layers,
     )

@@ -110,10 +110,11 @@ def speed_line(machine: Machine, paces: list[Pace]) -> str:
         return "tokens/s were measured here."
     if "flops" not in bases:
         return "tokens/s follow from runs that were measured here; `llmlab check --measure` makes them exact."
-    shares = sorted({f"{pace.share:.0%}" for pace in paces if pace.share})
+    shares = sorted({pace.share for pace in paces if pace.share})
+    ends = " to ".join(dict.fromkeys(f"{share:.0%}" for share in (shares[:1] + shares[-1:])))
     peak = f" of {machine.gpu.bf16:g} TFLOP/s" if machine.gpu else ""
     return (
-        f"tokens/s are estimated from FLOPs, at {' and '.join(shares)}{peak};"
+        f"tokens/s are estimated from FLOPs, at {ends}{peak};"
         " `llmlab check --measure` there makes them exact."
     )
 

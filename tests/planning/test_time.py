@@ -17,8 +17,9 @@ from llmlab.planning.advice import (
     time_concerns,
 )
 from llmlab.planning.data_size import data_size
-from llmlab.planning.duration import DataSize, time_plan
+from llmlab.planning.duration import WRITTEN, DataSize, time_plan
 from llmlab.planning.measured import steps_to_measure
+from llmlab.planning.memory import one_checkpoint_bytes
 from llmlab.planning.speed import Pace, SpeedRecord, measured_update, pace_of, record, setting_of
 from llmlab.planning.work import work_of
 from llmlab.training.registry import STAGES
@@ -46,6 +47,8 @@ def own_records(tmp_path, monkeypatch):
 
 def took(config, update, **facts):
     work = work_of(config)
+    known = dict(zip(("expected", "peak"), speed.expected(config, work), strict=True))
+    facts = {"saving": 0.0, **known, **facts}
     record(config, SpeedRecord(setting_of(config), update, work.tokens, work.flops, **facts))
 
 
@@ -95,10 +98,36 @@ def test_an_estimate_becomes_a_measurement(own_records):
     for changes in ({"max_steps": 7}, {"output_dir": "x"}, {"learning_rate": 1e-5}, {"seed": 1}):
         assert pace_of(apply_changes(config, changes)).basis == "measured"
     other = pace_of(apply_changes(config, {"batch_size": 8}))
-    assert other.basis == "similar" and other.update == pytest.approx(4.0)
+    assert other.basis == "similar" and other.update == pytest.approx(4.0, rel=0.03)
     assert pace_of(apply_changes(config, {"precision": "bf16"})).basis == "flops"
     took(config, 3.0)
     assert pace_of(config).update == 3.0, "the newest counts"
+
+
+def test_one_measurement_scales_all_parts_of_an_update(own_records):
+    """Adapters, dropout and the optimizer take a time that FLOPs alone do not tell."""
+    shared = dict(policy_checkpoint="Qwen/Qwen2.5-0.5B", max_length=256, eval_fraction=0.0)
+    whole, lora = (SFTConfig(**shared, adapter=adapter) for adapter in ("none", "lora"))
+    without = apply_changes(lora, {"lora_dropout": 0.0})
+    before = [pace_of(config).update for config in (whole, lora, without)]
+    assert before[2] < before[1], "dropout draws a number for each value"
+    took(whole, 3 * before[0])
+    after = [pace_of(config) for config in (whole, lora, without)]
+    assert [pace.basis for pace in after] == ["measured", "similar", "similar"]
+    for pace, first in zip(after, before, strict=True):  # the peak is measured once in a process
+        assert pace.update == pytest.approx(3 * first, rel=0.01)
+    took(whole, 3.0, expected=None, peak=None)  # as records of before were
+    work = [work_of(config).flops for config in (whole, lora)]
+    assert pace_of(lora).update == pytest.approx(3.0 * work[1] / work[0])
+
+
+def test_checkpoints_are_counted(own_records):
+    config = PretrainConfig(**BASE, max_steps=100, eval_fraction=0.0, save_every=40)
+    each = pace_of(config).update
+    bytes_ = one_checkpoint_bytes(config)
+    assert time_plan(config).seconds == pytest.approx(100 * each + 3 * bytes_ / WRITTEN)
+    took(config, 1.0, saving=2.0)
+    assert time_plan(config).seconds == pytest.approx(106)
 
 
 def test_damaged_records_do_not_matter(own_records):

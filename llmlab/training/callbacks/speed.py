@@ -16,7 +16,7 @@ from llmlab.runs.figures import is_of_suite
 
 
 class KeepSpeed(TrainerCallback):
-    """Times updates and validations, and keeps them in the lab's cache folder when the training ends.
+    """Times updates, validations and checkpoints; keeps them in the lab's cache folder when training ends.
 
     It has to come behind the other callbacks, whose time belongs to what they follow.
 
@@ -30,6 +30,7 @@ class KeepSpeed(TrainerCallback):
         self.updates: list[float] = []
         self.validations: dict[int, float] = {}  # by step; of several sources together
         self.evaluations: list[float] = []
+        self.saves: list[float] = []
         self._mark = 0.0
         self._began = 0, 0
         self._start = 0.0
@@ -65,8 +66,8 @@ class KeepSpeed(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """Leaves out the time of a checkpoint."""
-        self._since()
+        """Takes the time of a checkpoint."""
+        self.saves.append(self._since())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -94,6 +95,8 @@ class KeepSpeed(TrainerCallback):
                 self._start if step == 0 else None,
                 time.time(),
                 {speed.suite_of(self.config): fmean(self.evaluations)} if self.evaluations else {},
+                *speed.expected(self.config, work),
+                sum(self.saves) / len(self.saves) if self.saves else None,
             ),
         )
 
