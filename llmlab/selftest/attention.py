@@ -57,9 +57,12 @@ class Timing:
     plain: float | None
 
     def __str__(self) -> str:
-        return " / ".join(
-            "-" if value is None else f"{value * 1e3:.3g}" for value in (self.packed, self.plain)
-        )
+        times = (self.packed, self.plain)
+        return " / ".join("-" if time is None else _milliseconds(time) for time in times)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.3g}"
 
 
 def check(setting: Setting, part: str) -> Iterator[Row]:

@@ -34,14 +34,12 @@ REMEDY = (
 
 
 def check(setting: Setting, part: str) -> Iterator[Row]:
-    """Yields a row for one setting; for each of them where none is named."""
-    names = [part] if part else list(_settings(setting))
-    for name in names:
-        config = parse_config(_settings(setting)[name])
-        assert isinstance(config, TrainingConfig)
-        yield row_of(f"memory: {name}", config, kept=not setting.quick)
-        shutil.rmtree(str(config.output_dir))
-        free_memory()
+    """Yields the row of one setting."""
+    config = parse_config(_settings(setting)[part])
+    assert isinstance(config, TrainingConfig)
+    yield row_of(f"memory: {part}", config, kept=not setting.quick)
+    shutil.rmtree(str(config.output_dir))
+    free_memory()
 
 
 def row_of(name: str, config: TrainingConfig, *, kept: bool) -> Row:

@@ -20,7 +20,8 @@ from llmlab.selftest.rows import Row
 from llmlab.selftest.setting import SMALL, Setting, autocast, ids, small_peer
 from llmlab.selftest.tolerance import error, limit, most
 
-LOSS_SCALE = 1024.0  # of fp16, whose gradients would vanish without one
+LOSS_SCALE = 2.0**16  # that training in fp16 begins with
+UPDATE = 2**17  # labels of a large update, whose gradients are small
 DOCUMENTS = (5, 1, 19, 15)  # tokens of those in a packed row
 REMEDY = (
     "results here are not to be trusted: update the GPU's driver and torch, unset"
@@ -67,7 +68,8 @@ def check(setting: Setting, part: str) -> Iterator[Row]:
 
 def right_results(exact: Exact, batch: Batch) -> dict[str, Tensor]:
     """Returns what `_results` should be; each document of the packed row alone."""
-    loss = exact.loss(batch.ids, batch.mask, batch.labels)
+    count = int((batch.labels[:, 1:] != -100).sum())
+    loss = exact.loss(batch.ids, batch.mask, batch.labels) * count / UPDATE
     loss.backward()
     gradients = exact.gradients()
     with torch.no_grad():
@@ -92,7 +94,8 @@ def _results(model: Any, batch: Batch, device: str, precision: str) -> dict[str,
             logits = model(batch.ids, attention_mask=batch.mask).logits[batch.mask.bool()]
             together = model(batch.packed, position_ids=batch.positions, use_cache=False).logits
         model.train()
-        loss = model(batch.ids, attention_mask=batch.mask, labels=batch.labels, use_cache=False).loss
+        kwargs = {"attention_mask": batch.mask, "labels": batch.labels, "use_cache": False}
+        loss = model(batch.ids, **kwargs, num_items_in_batch=torch.tensor(UPDATE, device=device)).loss
     (loss * scale).backward()
     grown = {name.removeprefix("model."): weight.grad / scale for name, weight in model.named_parameters()}
     model.zero_grad()

@@ -217,7 +217,7 @@ def run_selftest(
         try:
             begins(found.machine)
             for name, check in checks.items():
-                for part in check.parts if worker.forks else ("",):
+                for part in check.parts:
                     request = Request(name, check.target, part, check.limit, quick, folder)
                     if not worker.alive:
                         worker.end()
@@ -226,8 +226,8 @@ def run_selftest(
                     for row in worker.rows(request):
                         found.rows.append(row)
                         shows(row)
-                if not worker.forks:  # its memory, and its faults, end with it
-                    worker.end()
+                    if not worker.forks and (part == check.parts[-1] or found.rows[-1].status == "failed"):
+                        worker.end()  # its memory, and what a fault leaves of a GPU, end with it
         finally:
             doing("")
             worker.end()

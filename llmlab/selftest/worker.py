@@ -37,7 +37,7 @@ class Request:
     Attributes:
         check: its name.
         target: the function, `module:function`.
-        part: of the check; "" for all of it.
+        part: of the check; "" where it has none.
         limit: seconds that it may take.
         quick: whether the smallest sizes are taken.
         folder: for its files.

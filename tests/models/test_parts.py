@@ -141,6 +141,21 @@ def test_half_precision_head_agrees_with_fp32():
         assert (own.grad.float() - full.grad).norm() / full.grad.norm() < 0.02
 
 
+def test_small_gradients_of_a_large_update_do_not_vanish_in_fp16():
+    """The loss scale comes in the backward pass, behind the products in fp16."""
+    hidden, weight = torch.randn(2, 40, 16), torch.randn(64, 16)
+    labels, count, scale = torch.randint(0, 64, (2, 40)), torch.tensor(2**17), 2.0**16
+    pairs = [[part.clone().requires_grad_() for part in (hidden, weight)] for _ in range(2)]
+    with torch.autocast("cpu", torch.float16):
+        loss = linear_cross_entropy(*pairs[0], labels, count)
+    (loss * scale).backward()
+    exact = plain_cross_entropy(*pairs[1], labels) * (39 * 2) / count
+    exact.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-3)
+    for own, full in zip(*pairs, strict=True):
+        assert (own.grad / scale - full.grad).norm() / full.grad.norm() < 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rms_norm_and_its_gradients(dtype):
     x = torch.randn(4, 9, 16).to(dtype).requires_grad_()

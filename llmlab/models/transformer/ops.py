@@ -21,6 +21,9 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 IGNORE_INDEX = -100
+# fp16 has no numbers below 6e-8 and few below 6e-5, where the gradients of a mean over thousands of tokens
+# are: this share of a token's own gradient is kept until the loss scale has come
+FP16_SHARE = 1 / 64
 SLICE_ELEMENTS = 1 << 23  # logits alive at once: 32 MB in fp32
 CACHE_ELEMENTS = 1 << 17  # rows worked on together: 512 KB in fp32
 
@@ -82,6 +85,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
         buffer = torch.empty(size, vocab, dtype=w.dtype, device=hidden.device)
         scale = (labels != IGNORE_INDEX) / count  # weight of each token in the mean, (N,)
+        # what it is in the gradients that are made here; in fp16 the rest of it comes in the backward pass
+        early = (labels != IGNORE_INDEX) * FP16_SHARE if w.dtype == torch.float16 else scale
         index = labels.clamp(min=0)
         own = part_of.has(index)  # (N,): whose logit is here
         if own is not None:
@@ -106,7 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_logits = (
                     exps.div_(total).scatter_add_(1, target, minus_one[part]).to(w.dtype)
                 )  # softmax - one_hot
-                factor = scale[part].unsqueeze(1)
+                factor = early[part].unsqueeze(1)
                 if grad_hidden is not None:
                     torch.mm(grad_logits, w, out=grad_hidden[part]).mul_(factor)
                 if grad_weight is not None:
@@ -122,6 +127,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part_of.total(grad_hidden)
         loss = torch.dot(losses, scale.float())
         ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.late = 1 / (FP16_SHARE * count) if w.dtype == torch.float16 else None
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
@@ -129,6 +135,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden_dtype, weight_dtype = ctx.dtypes
+        if ctx.late is not None:
+            grad_loss = grad_loss * ctx.late
+            grad_hidden = grad_hidden if grad_hidden is None else grad_hidden.to(hidden_dtype)
         whole = grad_loss.device.type == "cpu" and grad_loss == 1  # a look that costs nothing only on the CPU
         if grad_hidden is not None:
             grad_hidden = (grad_hidden if whole else grad_hidden * grad_loss).to(hidden_dtype)
