@@ -55,9 +55,13 @@ from llmlab.config import (
     RewardConfig,
     SFTConfig,
 )
+from llmlab.evaluation.folder import EvaluationFolder
+from llmlab.evaluation.watching import Evaluator
+from llmlab.runs import evaluations
 from llmlab.runs.folder import HOLDER, LEFTOVERS, RunFolder, read_json
 from llmlab.training.engine import run as engine
 from llmlab.training.engine.job import exit_code
+from llmlab.training.rewards import weighted
 
 CLOCK = ("runtime", "per_second", "step_time", "preparation_time")
 EARLY = 2.0  # seconds from the first write
@@ -106,6 +110,20 @@ STAGES: dict[str, tuple[type, str, dict[str, Any]]] = {
             log_every=1,
             eval_every=4,
             save_every=4,
+        ),
+    ),
+    "sft-watched": (
+        SFTConfig,
+        "answers",
+        dict(
+            batch_size=4,
+            gradient_accumulation_steps=2,
+            max_length=96,
+            evaluation_suite="questions",
+            evaluation_rows=24,
+            evaluation_batch_size=4,
+            evaluate_every=3,
+            metric_for_best="exact_match",
         ),
     ),
     "reward": (RewardConfig, "pairs", dict(batch_size=4, gradient_accumulation_steps=2, **PAIR, **QUIET)),
@@ -170,7 +188,7 @@ def job(
         (work / name).mkdir(exist_ok=True)
         if own_cache:
             os.environ["LLMLAB_CACHE"] = str(work / name / "data")
-        result = engine.run(config, resume=resume)
+        result = engine.run(config, resume=resume, evaluator=Evaluator(weighted))
         if code := exit_code(result):
             os._exit(code)
 
@@ -225,6 +243,17 @@ def ending(folder: Path) -> dict[str, Any]:
     }
 
 
+def answers(folder: Path) -> dict[str, Any]:
+    """Returns the answers of the evaluations of a run by step, in order."""
+    return {
+        f"answers of step {step}": [
+            (one["source"], one["row"], one["answer"], one["log_prob"], one["score"])
+            for one in EvaluationFolder(path).answers()
+        ]
+        for step, path in evaluations.places(folder / "run").items()
+    }
+
+
 def differs(whole: Path, other: Path) -> str:
     """Returns "" when two runs ended alike, else in what they differ."""
     first, second = models(whole / "run"), models(other / "run")
@@ -233,7 +262,7 @@ def differs(whole: Path, other: Path) -> str:
     for model, weights in first.items():
         if any(not torch.equal(value, second[model][name]) for name, value in weights.items()):
             return f"weights of {model}"
-    wanted, found = ending(whole), ending(other)
+    wanted, found = ending(whole) | answers(whole), ending(other) | answers(other)
     for name in wanted:
         if wanted[name] != found[name]:
             return f"{name}: {wanted[name]} and {found[name]}"

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 # options by which runs of one group may differ
 OF_NO_EFFECT = (*PLACES, "seed", "report_to")
 # options that decide which rows are held out and how they are cut up, and those of a model that do
-HELD_OUT = (
-    *("datasets", "eval_datasets", "eval_fraction", "eval_rows", "max_length"),
-    *("evaluation_suite", "evaluation_rows"),
-)
+HELD_OUT = ("datasets", "eval_datasets", "eval_fraction", "eval_rows", "max_length")
+SUITE_ROWS = (
+    "evaluation_suite",
+    "evaluation_rows",
+)  # options that decide which rows a suite's figures are of
 CUT_BY_MODEL = ("tokenizer_name", "max_seq_len")
 # held-out figures that are a share of the rows
 SHARES = ("eval_rewards/accuracies", "eval_accuracy", "eval_reward_accuracy")
@@ -152,7 +153,7 @@ def compare(runs: Sequence[RunDetails]) -> Comparison:
     groups: list[Group] = []
     for name, group in zip(names, members, strict=True):
         estimates = _estimates(group)
-        groups.append(Group(name, tuple(group), estimates, _differences(groups, group[0].kind, estimates)))
+        groups.append(Group(name, tuple(group), estimates, _differences(groups, group[0], estimates)))
     return Comparison(
         groups=tuple(groups),
         options=_differing(members),
@@ -255,15 +256,23 @@ def _over_rows(name: str, run: RunDetails) -> Interval:
     return statistics.NO_INTERVAL
 
 
-def _differences(before: Sequence[Group], kind: str, estimates: dict[str, Estimate]) -> dict[str, Difference]:
+def _differences(
+    before: Sequence[Group], run: RunDetails, estimates: dict[str, Estimate]
+) -> dict[str, Difference]:
+    """Returns how far figures are from those of the first group, where both are of one thing: a loss of one
+    method, a suite's figure of the same rows.
+    """
     if not before:
         return {}
-    first, same = before[0].figures, before[0].runs[0].kind == kind
-    shared = (
-        name
-        for name in estimates
-        if name in first and (same or is_of_suite(name) or not name.endswith("loss"))
-    )
+    first, other = before[0].figures, before[0].runs[0]
+    rows = [{name: _options(one).get(name) for name in SUITE_ROWS} for one in (run, other)]
+
+    def comparable(name: str) -> bool:
+        if is_of_suite(name):
+            return rows[0] == rows[1]
+        return other.kind == run.kind or not name.endswith("loss")
+
+    shared = (name for name in estimates if name in first and comparable(name))
     return {name: _difference(estimates[name], first[name]) for name in shared}
 
 

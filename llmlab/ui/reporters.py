@@ -28,7 +28,7 @@ from llmlab.ui.figures import SHOWN, suite_line
 from llmlab.ui.outline import outline_lines
 from llmlab.ui.result import result_lines
 from llmlab.ui.samples import sampled
-from llmlab.ui.units import duration
+from llmlab.ui.units import duration, short_time
 
 if TYPE_CHECKING:
     from llmlab.training.engine.job import RunResult
@@ -92,7 +92,7 @@ class LineReporter(Silent):
 
     def evaluated(self, step: int, figures: Sequence[SuiteFigure], seconds: float) -> None:
         """Writes what the suite's tasks are known by, with their intervals."""
-        self.write(f"step {step}  {suite_line(figures)}  ({duration(seconds)})", False)
+        self.write(f"step {step}  {suite_line(figures)}  ({short_time(seconds)})", False)
 
     def sample(self, step: int, prompt: str, answer: str) -> None:
         """Writes prompt and answer as a line."""
@@ -181,7 +181,7 @@ class DashboardReporter(LineReporter):
         if not self.panel:
             super().evaluated(step, figures, seconds)
             return
-        self.panel.log.append(f"step {step}  {suite_line(figures)}  ({duration(seconds)})")
+        self.panel.log.append(f"step {step}  {suite_line(figures)}  ({short_time(seconds)})")
         self.panel.evaluated(step, figures)
 
     def status(self, text: str) -> None:

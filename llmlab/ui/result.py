@@ -26,6 +26,8 @@ def result_lines(run: RunDetails) -> Iterator[Text | str]:
     yield Text(f"── {title(run)} ".ljust(WIDTH, "─"), style="cyan")
     yield from drawn(run, WIDTH, CURVE)
     yield from figure_lines(run)
+    if kept := best_in_words(run):
+        yield f"chosen         {kept}"
     for when in ("before", "after"):
         if sample := run.samples.get(when):
             shown = sampled(str(sample["prompt"]), str(sample["answer"]), SAMPLE)
@@ -64,6 +66,14 @@ def figure_lines(run: RunDetails, most: int = FIGURES) -> Iterator[Text]:
         if span := run.interval(name):
             line.append(f" ({number(span[0])} to {number(span[1])})", style="dim")
         yield line
+
+
+def best_in_words(run: RunDetails) -> str:
+    """Returns of which step the weights in `best/` are, and by what they were chosen; "" for none."""
+    kept = run.record.get("best")
+    if not isinstance(kept, dict) or not isinstance(value := kept.get("value"), (int, float)):
+        return ""
+    return f"best/ is of step {kept.get('step')}: {figure_title(str(kept.get('figure')))} {number(value)}"
 
 
 def taken(run: RunDetails) -> str:

@@ -16,7 +16,7 @@ from llmlab.runs.figures import RESULT_FIGURES, better_of, is_of_suite
 from llmlab.ui.curves import curve_drawing, in_letters_of
 from llmlab.ui.explanations import show
 from llmlab.ui.figures import figure_title, in_words, number
-from llmlab.ui.result import drawn, memory_in_words, taken, title
+from llmlab.ui.result import best_in_words, drawn, memory_in_words, taken, title
 from llmlab.ui.samples import sampled
 from llmlab.ui.units import size
 
@@ -61,7 +61,8 @@ def fact_rows(run: RunDetails) -> Iterator[tuple[str, str]]:
     if started := record.get("started"):
         yield "started", str(started).replace("T", " ").removesuffix("+00:00") + " UTC"
     yield "took", taken(run)
-    yield from best_rows(run)
+    if kept := best_in_words(run):
+        yield "chosen", kept
     if memory := memory_in_words(run.memory):
         yield "memory", memory
     yield from model_rows(record)
@@ -72,16 +73,6 @@ def fact_rows(run: RunDetails) -> Iterator[tuple[str, str]]:
         yield f"{part.name}/", f"{size(part.size)}{complete}"
     yield "on disk", size(run.size)
     yield from run.trackers.items()
-
-
-def best_rows(run: RunDetails) -> Iterator[tuple[str, str]]:
-    """Yields what `best/` was chosen by, where that is no matter of course."""
-    kept = run.record.get("best")
-    if isinstance(kept, dict) and isinstance(kept.get("value"), (int, float)):
-        yield (
-            "best/",
-            f"step {kept.get('step')}, {figure_title(str(kept.get('figure')))} {number(kept['value'])}",
-        )
 
 
 def model_rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -26,14 +26,17 @@ from llmlab.evaluation.folder import EvaluationFolder
 from llmlab.evaluation.run import evaluate
 from llmlab.evaluation.watching import GIVES, Evaluator
 from llmlab.planning.plan import make_plan
-from llmlab.runs import evaluations
+from llmlab.runs import disk, evaluations
+from llmlab.runs.comparison import compare
 from llmlab.runs.details import find_run, run_details
 from llmlab.runs.figures import SUITE, SUITE_SECONDS, better_of, is_better
 from llmlab.runs.folder import RunFolder
+from llmlab.training.callbacks.stop import StopOnSignal
 from llmlab.training.callbacks.suite_steps import SuiteSteps
 from llmlab.training.engine.evaluator import chosen_metric, refuse_engine
 from llmlab.training.engine.reporter import Silent
 from llmlab.training.engine.run import run
+from llmlab.training.engine.workers import JobWorkers
 from llmlab.training.rewards import weighted
 from tests.conftest import write_rows
 from tests.training.conftest import sft_config
@@ -398,3 +401,30 @@ def test_generators_and_modes_are_as_they_were(base_run):
         draw()
         raise KeyError
     assert draw() == wanted and [module.training for module in model.modules()] == modes
+
+
+def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk, "LOOK_EVERY", 0.0)
+    said, left = [], [2]
+
+    def write():
+        if left[0]:
+            left[0] -= 1
+            raise LabError("cannot be written (No space left on device); the answers before are complete")
+        return "written"
+
+    workers = JobWorkers.of_this_job(StopOnSignal(), disk.FullDisk(said.append), tmp_path)
+    assert workers.from_first(write) == "written" and len(said) == 1 and "the disk is full" in said[0]
+
+
+@pytest.mark.slow
+def test_runs_are_compared_by_a_suite_of_the_same_rows(whole, base_run, suite, tmp_path):
+    """With the interval of the evaluation; a run of fewer rows has no difference from it."""
+    result, _, config = whole
+    others = [("again", {"learning_rate": 1e-4}), ("fewer", {"evaluation_rows": 4})]
+    for name, changes in others:
+        train(apply_changes(config, {"max_steps": 2, "output_dir": str(tmp_path / name), **changes}))
+    runs = [run_details(find_run(str(path))) for path in (result.folder, *(tmp_path / n for n, _ in others))]
+    first, again, fewer = compare(runs).groups
+    assert first.figures[BEST].how == "evaluation" and first.figures[BEST].low < first.figures[BEST].high
+    assert BEST in again.differences and BEST not in fewer.differences and BEST in fewer.figures

@@ -223,7 +223,8 @@ def write_page(page: Page, file: Path) -> Path:
 
 def _headlines(run: RunDetails) -> Iterator[Headline]:
     """Yields what the run came to, and what it took."""
-    for name in [name for name in run.figures if name in RESULT_FIGURES][:3]:
+    held_out = [name for name in run.figures if name in RESULT_FIGURES][:3]
+    for name in [*held_out, *first_of_tasks(run.figures)[:2]]:
         before, after = run.figures[name]
         yield Headline(figure_title(name), "" if before is None else number(before), number(after))
     if isinstance(seconds := run.record.get("seconds"), (int, float)):
