@@ -65,7 +65,8 @@ class HardwareOptions(KindConfig):
         "Attention backend",
         "Which kernel computes attention; the one in use is recorded in run.json.",
         choices={
-            "auto": "sdpa where the architecture and the device support it, else eager",
+            "auto": "sdpa where the architecture and the device support it, else eager; for packed rows the"
+            " kernel that `llmlab selftest` found faster on this device",
             "sdpa": "PyTorch's fused kernels: the usual choice",
             "flex": "PyTorch's compiled attention: fast for packed rows on GPUs",
             "flash": "the flash-attn package, where it is installed",

@@ -61,10 +61,11 @@ class Check:
 
 CHECKS = {
     "parity": Check(
-        "llmlab.selftest.parity:check", "logits, losses and gradients are those of transformers' Qwen2"
+        "llmlab.selftest.parity:check",
+        "logits, losses and gradients against fp64, beside transformers' Qwen2",
     ),
-    "lora": Check("llmlab.selftest.lora:check", "an adapter and its gradients, and the same merged"),
-    "4bit": Check("llmlab.selftest.four_bit:check", "4-bit weights, multiplied"),
+    "lora": Check("llmlab.selftest.lora:check", "a LoRA adapter and its gradients, and the same merged"),
+    "4bit": Check("llmlab.selftest.four_bit:check", "products with 4-bit weights, as QLoRA loads them"),
     "resume": Check(
         "llmlab.selftest.resume:check", "a run that is stopped and resumed ends in the same bits"
     ),
