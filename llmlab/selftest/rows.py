@@ -76,7 +76,9 @@ CHECKS = {
     ),
     "speed": Check("llmlab.selftest.speed:check", "tokens a second of training, beside transformers' Qwen2"),
     "attention": Check(
-        "llmlab.selftest.attention:check", "attention kernels: which work, are right, and are fast"
+        "llmlab.selftest.attention:check",
+        "attention kernels: which work, are right, and are fast",
+        limit=600,  # flex is compiled
     ),
     "decoding": Check("llmlab.selftest.decoding:check", "answers, beside transformers' `generate`"),
     "oom": Check("llmlab.selftest.full:check", "a batch that is too large for the device's memory"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from typer.testing import CliRunner
 
 from llmlab.cli import app
@@ -14,7 +15,7 @@ from llmlab.hardware import device_name
 from llmlab.models.device import attention_kernel, fastest_kernel, system_of
 from llmlab.planning.speed import _file, _records, pace_of
 from llmlab.runs.folder import RunFolder
-from llmlab.selftest import parity
+from llmlab.selftest import attention, parity
 from llmlab.selftest.memory import row_of
 from llmlab.selftest.rows import CHECKS, Check, Row
 from llmlab.selftest.run import last_selftest, merged
@@ -101,6 +102,21 @@ def rounded(model):
     for weight in model.parameters():
         weight.data = weight.data.half().float()
     return model
+
+
+@pytest.mark.slow
+def test_a_kernel_that_lets_documents_see_each_other_is_found_and_not_chosen(tmp_path, monkeypatch):
+    kernel = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def leaks(module, query, key, value, mask, **kwargs):
+        return kernel(module, query, key, value, None, **kwargs)  # causal, over all of a row
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", leaks)
+    rows = {row.name: row for row in attention.check(Setting("cpu", True, tmp_path), "")}
+    wrong = rows["attention: sdpa"]
+    assert wrong.status == "failed" and wrong.found.startswith("padded rows: states are")
+    assert rows["attention: eager"].status == "passed"
+    assert rows["attention: auto"].status == "failed", "nothing that is right has the memory that is planned"
 
 
 @pytest.mark.parametrize(
