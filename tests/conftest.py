@@ -231,7 +231,7 @@ def untrained(tokenizer_folder, tmp_path_factory):
         torch.manual_seed(1)
         folder = tmp_path_factory.mktemp("untrained") / name
         tokenizer = load_tokenizer(str(tokenizer_folder))
-        values = dict(vocab_size=512, max_seq_len=96, tie_embeddings=False, **changes)
+        values = {**dict(vocab_size=512, max_seq_len=96, tie_embeddings=False), **changes}
         model = small_model(
             pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, **values
         )

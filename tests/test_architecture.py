@@ -23,6 +23,7 @@ LAYERS = {
             "readable",
             "libraries",
             "env_file",
+            "endpoint",
             "screen",
             "statistics",
             "config",

@@ -14,6 +14,7 @@ from benchmarks.engines import PAGE, RESULTS, Cell, page_with
 from llmlab.cli import app, parse_changes
 from llmlab.config.base import option_info
 from llmlab.config.chat import ChatSettings
+from llmlab.config.evaluation import EvaluationConfig
 from llmlab.config.loader import KINDS, kind_class
 from llmlab.config.slurm import SlurmConfig
 from llmlab.config.sources import SourceConfig
@@ -69,7 +70,8 @@ def check_changes(path, words):
         "slurm": SlurmConfig,
     }
     cls = kind_class(words[0]) if path == "new" else classes.get(path)
-    known = [cls] if cls else KINDS.values()
+    known = [cls] if cls else [*KINDS.values()]
+    known += [EvaluationConfig] if path == "evaluate" else []
     names = {n for c in known for n, f in c.model_fields.items() for n in (n, *option_info(f).aliases)}
     # what the page itself adds
     names |= {"min_p"}

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmlab.chat.conversation import Conversation
 from llmlab.chat.pieces import Piece
 from llmlab.config.chat import ChatSettings
-from llmlab.env_file import from_environment
+from llmlab.endpoint import client_of, told
 from llmlab.errors import LabError
-from llmlab.readable import shortened
-from llmlab.trust import keep_secret
 
-if TYPE_CHECKING:
-    import openai
-
-API_KEY = "LLMLAB_API_KEY"
 EVERYWHERE = ("temperature", "top_p", "max_new_tokens", "seed", "system_prompt")
 WITH_LLMLAB = ("top_k", "repetition_penalty")  # a server of the lab takes them, too
 OF_A_DUAL_HEAD = "alignment"
@@ -56,8 +49,8 @@ class RemoteSession(Conversation):
     def __init__(self, url: str, settings: ChatSettings):
         address, _, wanted = url.partition("#")
         address = address.rstrip("/")
-        self.client = _client(address if address.endswith("/v1") else f"{address}/v1")
-        with _told(address):
+        self.client = client_of(address)
+        with told(address):
             self.remote = _model(address, wanted, list(self.client.models.list()))
         super().__init__(url, settings, chats=self.remote.chats)
         self.adopt(settings)
@@ -94,7 +87,7 @@ class RemoteSession(Conversation):
             LabError: when the server refuses, or cannot be reached.
         """
         self.refuse_no_text(said)
-        with _told(self.remote.url), contextlib.ExitStack() as stack:
+        with told(self.remote.url), contextlib.ExitStack() as stack:
             stream = self._asked(said)
             stack.callback(stream.close)
             for chunk in stream:
@@ -129,20 +122,6 @@ class RemoteSession(Conversation):
         return self.client.chat.completions.create(messages=messages, **more)
 
 
-def _client(url: str) -> openai.OpenAI:
-    if importlib.util.find_spec("openai") is None:
-        raise LabError("a served model needs the openai package", remedy="pip install openai")
-    import openai
-
-    key = from_environment([API_KEY])
-    if key:
-        keep_secret(API_KEY, key)
-    try:
-        return openai.OpenAI(base_url=url, api_key=key or "none", max_retries=1)
-    except Exception as error:  # an address that is none
-        raise LabError(f"is no address of a server ({_first_line(error)})", where=url) from None
-
-
 def _model(url: str, wanted: str, models: list[Any]) -> RemoteModel:
     """Returns the model that is talked to: the wanted one, else the server's first.
 
@@ -163,30 +142,3 @@ def _model(url: str, wanted: str, models: list[Any]) -> RemoteModel:
         *((OF_A_DUAL_HEAD,) if own and about.get("dual_head") is True else ()),
     )
     return RemoteModel(url, model.id, about.get("chat", True) is True if own else True, honoured)
-
-
-@contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Turns what the client raises into one message."""
-    import openai
-
-    try:
-        yield
-    except openai.APIStatusError as error:
-        body = error.body if isinstance(error.body, dict) else {}
-        message = str(body.get("message") or _first_line(error))
-        remedy = f"set {API_KEY}, or write it to .env" if error.status_code == 401 else ""
-        raise LabError(shortened(message, 300), where=url, remedy=remedy) from None
-    except openai.APIConnectionError as error:
-        reason = _first_line(error.__cause__ or error)
-        raise LabError(
-            f"cannot be reached ({reason})", where=url, remedy="`llmlab serve MODEL` starts a server"
-        ) from None
-    except openai.APIError as error:  # in the middle of an answer
-        raise LabError(shortened(_first_line(error), 300), where=url) from None
-    except (ValueError, TypeError, AttributeError) as error:  # an answer of another form
-        raise LabError(f"does not answer as OpenAI's server does ({_first_line(error)})", where=url) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

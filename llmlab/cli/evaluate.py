@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from llmlab.readable import visible
 
 if TYPE_CHECKING:
     from llmlab.config.evaluation import EvaluationConfig
+    from llmlab.evaluation.folder import EvaluationFolder
 
 
 def evaluate(
@@ -188,13 +190,12 @@ def run_evaluation(
         LabError: when something cannot be used, or a figure is beyond its bound.
     """
     from llmlab.config.gate import load_gate
-    from llmlab.config.suites import tasks_of
+    from llmlab.config.suites import tasks_of, with_benchmarks
     from llmlab.evaluation.benchmarks import check_benchmarks
-    from llmlab.evaluation.folder import EvaluationFolder
     from llmlab.models.resolve import with_newest
     from llmlab.runs.folder import find_model
 
-    config = with_newest(config)
+    config = with_benchmarks(with_newest(config))
     rewards = [reward for task in tasks_of(config) for reward in task.rewards]
     if config.gate:
         load_gate(config.gate)
@@ -234,39 +235,65 @@ def run_evaluation(
 
 
 def evaluations(
-    name: Annotated[
-        str | None,
-        typer.Argument(help="An evaluation, to show its figures.", autocompletion=completing.evaluations),
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]...",
+            help="An evaluation, to show its figures; several, for mean and spread over seeds.",
+            autocompletion=completing.evaluations,
+        ),
     ] = None,
     csv: Annotated[
         bool, typer.Option("--csv", help="Write the answers of that evaluation as a table.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write a page about that evaluation, report.html in its folder.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List what was evaluated, or show one evaluation again."""
+    """List what was evaluated, show one evaluation again, or several with mean and spread."""
     from llmlab.evaluation.folder import all_evaluations, find_evaluation
 
-    if name is None:
-        if csv:
-            raise LabError("`--csv` writes the answers of one evaluation", remedy="name it")
-        if as_json:
-            print_json([one.summary() for one in all_evaluations()])
-            return
-        from llmlab.ui.evaluation import evaluations_table
+    if (csv or report) and len(names or ()) != 1:
+        option = "`--csv` writes the answers of" if csv else "`--report` writes a page about"
+        raise LabError(f"{option} one evaluation", remedy="name it")
+    folders = [find_evaluation(name) for name in names or ()]
+    if csv or report:
+        _write(folders[0], csv, report, as_json)
+    elif as_json:
+        print_json(_evaluations_json(folders))
+    else:
+        from llmlab.ui import evaluation as view
 
-        show(evaluations_table(all_evaluations()))
-        return
-    folder = find_evaluation(name)
-    if csv:
-        path = folder.write_csv()
-        if as_json:
-            print_json({"path": path})
+        if len(folders) > 1:
+            from llmlab.evaluation.seeds import over_seeds
+
+            show(view.over_seeds_view(over_seeds(folders)))
         else:
-            typer.echo(visible(str(path)))
-        return
-    if as_json:
-        print_json(folder.record)
-        return
-    from llmlab.ui.evaluation import evaluated
+            show(view.evaluated(folders[0]) if folders else view.evaluations_table(all_evaluations()))
 
-    show(evaluated(folder))
+
+def _write(folder: EvaluationFolder, csv: bool, report: bool, as_json: bool) -> None:
+    """Writes the answers as a table, or the page, or both, and says where."""
+    paths = [folder.write_csv()] if csv else []
+    if report:
+        from llmlab.ui.report import REPORT, evaluation_page, write_page
+
+        paths.append(write_page(evaluation_page(folder), folder.path / REPORT))
+    if as_json:
+        print_json({"path": paths[-1]})
+    else:
+        typer.echo(visible("\n".join(map(str, paths))))
+
+
+def _evaluations_json(folders: list[EvaluationFolder]) -> Any:
+    """Returns the list of all evaluations, the record of one, or the figures of several over seeds."""
+    if len(folders) == 1:
+        return folders[0].record
+    if folders:
+        from llmlab.evaluation.seeds import over_seeds
+
+        return asdict(over_seeds(folders))
+    from llmlab.evaluation.folder import all_evaluations
+
+    return [one.summary() for one in all_evaluations()]

@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from llmlab.config.base import KindConfig, LabBaseConfig
 from llmlab.config.harness import HarnessOptions
+from llmlab.config.judges import check_judge, judged_by_reference
 from llmlab.config.loading import LoadOptions
 from llmlab.config.options import LARGEST, option
 from llmlab.config.rewards import RewardSource
@@ -37,7 +38,8 @@ class TaskOptions(LabBaseConfig):
     judge: str | None = option(
         None,
         "Judge",
-        "A model that says whether each generated answer is supported by the text of its prompt.",
+        "What says whether each answer is supported by the text of its prompt: a model, a served one"
+        " (`http://127.0.0.1:8000#NAME`), or `reference`: to the letter.",
         applies_when={"by": ["generate"]},
         advanced=True,
         min_length=1,
@@ -90,6 +92,8 @@ class TaskOptions(LabBaseConfig):
     def _check_rewards(self) -> TaskOptions:
         if self.rewards and self.by != "score":
             raise ValueError("with `rewards` answers are always generated: leave out `by`")
+        if self.judge:
+            check_judge(self.judge)
         return self
 
 
@@ -99,11 +103,17 @@ class Task(TaskOptions):
     source: SourceConfig = option(..., "Source", "Whose rows are measured.")
 
 
-class Suite(LabBaseConfig):
-    """A named list of tasks, in a JSON or YAML file or shipped."""
+class Suite(HarnessOptions):
+    """A named list of tasks, and of benchmarks beside them, in a JSON or YAML file or shipped."""
 
     title: str = option("", "Title", "What the suite is about.")
-    tasks: list[Task] = option(..., "Tasks", "What is measured, in order.", min_length=1)
+    tasks: list[Task] = option(list, "Tasks", "What is measured, in order.")
+
+    @model_validator(mode="after")
+    def _check_something(self) -> Suite:
+        if not self.tasks and not self.harness:
+            raise ValueError("a suite names `tasks` or benchmarks (`harness`), and this one neither")
+        return self
 
 
 class EvaluatedOptions(KindConfig):
@@ -179,6 +189,21 @@ class EvaluationConfig(LoadOptions, TaskOptions, HarnessOptions, EvaluatedOption
         "Also the loss on a general text, beside that of the model it was fine-tuned from.",
         advanced=True,
     )
+    judge_check: list[SourceConfig] = option(
+        list,
+        "Labelled answers",
+        "The judge's agreement with their labels is measured first; `llmlab:passage-claims` ships.",
+        advanced=True,
+    )
+    judge_tokens: int = option(
+        256,
+        "Judge's answer",
+        "Tokens that a served judge may answer with; more where it thinks first.",
+        unit="tokens",
+        advanced=True,
+        ge=1,
+        le=LARGEST,
+    )
     gate: str | None = option(
         None,
         "Gate",
@@ -197,6 +222,12 @@ class EvaluationConfig(LoadOptions, TaskOptions, HarnessOptions, EvaluatedOption
             raise ValueError(
                 f"`repeats` {self.repeats} gives one answer {self.repeats} times: set a `temperature` above 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_labelled(self) -> EvaluationConfig:
+        if self.judge_check and not self.suite and (not self.judge or judged_by_reference(self.judge)):
+            raise ValueError("`judge_check` measures a `judge` that is a model, and none is named")
         return self
 
     @model_validator(mode="after")

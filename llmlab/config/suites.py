@@ -13,6 +13,8 @@ from typing import Any
 
 from llmlab.config.base import as_typed, validate
 from llmlab.config.evaluation import STANDARD, EvaluationConfig, Suite, Task
+from llmlab.config.harness import HARNESS_OPTIONS
+from llmlab.config.judges import REFERENCE
 from llmlab.config.loader import MAX_BYTES, is_yaml
 from llmlab.config.sources import SourceConfig
 from llmlab.config.training import RunOptions
@@ -20,6 +22,12 @@ from llmlab.errors import LabError
 from llmlab.files import BadFile, read_json
 
 QUESTIONS = Task(source=SourceConfig(name="llmlab:questions"), by="generate")
+PASSAGES = Task(
+    source=SourceConfig(name="llmlab:passages", split="test"),
+    by="generate",
+    judge=REFERENCE,
+    group_by="place",
+)
 MAILS = Task(source=SourceConfig(name="llmlab:spam-mails", split="test"))
 # chapters that base training with an `eval_fraction` of 0.05, as the quickstart's, has not read
 GENERAL_TEXT = Task(source=SourceConfig(name="llmlab:moby-dick"), held_out=0.05)
@@ -40,6 +48,7 @@ SUITES = {
     ),
     "questions": Suite(title="400 small exact tasks, answered in words or numbers", tasks=[QUESTIONS]),
     "mails": Suite(title="spam or not: a classification, with its calibration", tasks=[MAILS]),
+    "passages": Suite(title="questions on passages: answered from them, or made up", tasks=[PASSAGES]),
     "text": Suite(title="loss and bits per byte on held-out chapters of Moby-Dick", tasks=[GENERAL_TEXT]),
 }
 
@@ -64,10 +73,26 @@ def watched_tasks(config: RunOptions) -> list[Task]:
     name, rows = config.evaluation_suite, config.evaluation_rows
     if not name:
         return []
-    tasks = [Task(source=SourceConfig(name=name))] if is_source(name) else find_suite(name).tasks
+    tasks = [Task(source=SourceConfig(name=name))] if is_source(name) else _tasks_alone(name)
     if rows is None:
         return tasks
     return [_few(task, min(rows, task.source.max_rows or rows)) for task in tasks]
+
+
+def _tasks_alone(name: str) -> list[Task]:
+    """Returns the tasks of a suite that a run can measure while it learns.
+
+    Raises:
+        LabError: when there is no such suite, or it names benchmarks.
+    """
+    suite = find_suite(name)
+    if suite.harness:
+        raise LabError(
+            f"names benchmarks of lm-eval ({suite.harness[0]}), which no run measures while it learns",
+            where=f"evaluation_suite {name}",
+            remedy="name a suite of tasks alone; `llmlab evaluate` takes this one",
+        )
+    return suite.tasks
 
 
 def is_source(name: str) -> bool:
@@ -89,6 +114,21 @@ def suite_files(folder: Path = Path()) -> list[str]:
                 if re.search(rb'(?m)^\s*\{?\s*"?tasks"?\s*:|"tasks"\s*:\s*\[', file.read(2000)):
                     found.append(str(path))
     return found
+
+
+def with_benchmarks(config: EvaluationConfig) -> EvaluationConfig:
+    """Returns a config whose benchmarks are those of its suite, then its own; what it does not say of how
+    they are asked is as the suite says.
+
+    Raises:
+        LabError: when there is no such suite, or its file is no suite.
+    """
+    suite = find_suite(config.suite) if config.suite else None
+    if suite is None or not suite.harness:
+        return config
+    not_said = [name for name in HARNESS_OPTIONS if any(getattr(config, name) is no for no in (None, False))]
+    how = {name: getattr(suite, name) for name in not_said}
+    return config.model_copy(update={"harness": [*dict.fromkeys([*suite.harness, *config.harness])], **how})
 
 
 def find_suite(name: str) -> Suite:

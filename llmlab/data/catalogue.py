@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from llmlab.data import parsers
 from llmlab.data.collection import SOURCE, answer_row, pair_row
 from llmlab.data.mapping import RowMapping
+from llmlab.data.verdicts import QUESTION, VERDICTS
 
 # hub ids of earlier days
 ALIASES = {
@@ -94,6 +95,8 @@ INSTRUCTION = _answer("instruction", "output", input="input")
 PREFERENCE = RowMapping("preference", {"chosen": "chosen", "rejected": "rejected", "prompt": "prompt"})
 MESSAGES = RowMapping("messages", {"messages": "messages"})
 CORPUS, CHAT, TUNE, PAIRS = ("pretrain",), ("sft",), ("sft", "evaluate"), ("dpo", "reward")
+READING = "{passage}\n\n{question}"
+JUDGING = QUESTION.replace("{prompt}", READING).replace("{answer}", "{claim}")
 REWARDED = ("sft", "grpo", "ppo", "evaluate")
 
 CATALOGUE: tuple[Entry, ...] = (
@@ -429,6 +432,36 @@ CATALOGUE: tuple[Entry, ...] = (
         splits=("train", "test"),
         note="ships with llmlab: the quickstart's held-out questions",
         license="apache-2.0",
+    ),
+    Entry(
+        "llmlab:passages",
+        (RowMapping("prompt_completion", {"completion": "answer"}, READING),),
+        "6,000 / 600",
+        "questions on passages",
+        REWARDED,
+        splits=("train", "test"),
+        note="ships with llmlab: the passage states the answer, or does not say",
+        license="pddl",
+    ),
+    Entry(
+        "llmlab:passage-pairs",
+        (RowMapping("preference", {"chosen": "answer", "rejected": "rejected"}, READING),),
+        "6,000 / 600",
+        "questions on passages",
+        (*PAIRS, "evaluate"),
+        splits=("train", "test"),
+        note="ships with llmlab: the passage's answer, and one that it contradicts or does not state",
+        license="pddl",
+    ),
+    Entry(
+        "llmlab:passage-claims",
+        (RowMapping("classification", {"label": "verdict"}, JUDGING, VERDICTS),),
+        "6,000 / 600",
+        "answers on passages",
+        TUNE,
+        splits=("train", "test"),
+        note="ships with llmlab: supported, contradicted, unsupported or abstained",
+        license="pddl",
     ),
     Entry(
         "llmlab:spam-mails",

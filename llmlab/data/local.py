@@ -15,8 +15,10 @@ from llmlab.data.faults import numbered
 from llmlab.errors import LabError
 from llmlab.files import in_home
 
+PASSAGES = {"train": "passages.train.jsonl.gz", "test": "passages.test.jsonl.gz"}
 SHIPPED = {
     "llmlab:moby-dick": {"train": "moby-dick.jsonl"},
+    **dict.fromkeys(("llmlab:passages", "llmlab:passage-pairs", "llmlab:passage-claims"), PASSAGES),
     "llmlab:questions": {"test": "questions.jsonl", "train": "questions.jsonl"},
     "llmlab:spam-mails": {"train": "spam-mails.train.jsonl.gz", "test": "spam-mails.test.jsonl.gz"},
 }

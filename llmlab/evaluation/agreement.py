@@ -8,10 +8,12 @@ where they are called: they take a second.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from llmlab import statistics
 
 Said = Mapping[str, Mapping[str, str]]  # assessor -> item -> label
 
@@ -57,8 +59,12 @@ def _of_two(assessors: tuple[str, str], labels: list[tuple[str, str]]) -> Pairwi
         return Pairwise(assessors, len(labels), agreed, None, None, None)
     from statsmodels.stats.inter_rater import cohens_kappa
 
-    result = cohens_kappa(table)
-    ends = [float(end) if np.isfinite(end) else None for end in (result.kappa_low, result.kappa_upp)]
+    with np.errstate(invalid="ignore", divide="ignore"):  # where one of them says the same of everything
+        result = cohens_kappa(table)
+    known = result.std_kappa > 0
+    ends = [
+        float(end) if known and np.isfinite(end) else None for end in (result.kappa_low, result.kappa_upp)
+    ]
     return Pairwise(assessors, len(labels), agreed, float(result.kappa), ends[0], ends[1])
 
 
@@ -70,11 +76,15 @@ class Overall:
         assessors: how many there are.
         items: that at least two have judged.
         alpha: Krippendorff's; None where only one category was used.
+        low: end of its 95 % interval, a bootstrap over items; None where there is none.
+        high: the other end.
     """
 
     assessors: int
     items: int
     alpha: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 def overall(said: Said) -> Overall | None:
@@ -91,4 +101,29 @@ def overall(said: Said) -> Overall | None:
     from nltk.metrics.agreement import AnnotationTask
 
     triples = [(name, item, label) for name, labels in said.items() for item, label in labels.items()]
-    return Overall(len(said), len(shared), float(AnnotationTask(data=triples).alpha()))
+    found = statistics.interval(alpha_of_items([*shared.values()]))
+    alpha = float(AnnotationTask(data=triples).alpha())
+    return Overall(len(said), len(shared), alpha, found.low, found.high)
+
+
+def alpha_of_items(items: Sequence[Sequence[str]]) -> statistics.Sample:
+    """Returns the sample of Krippendorff's alpha for nominal data, 1 - D_o / D_e (Krippendorff 2011,
+    "Computing Krippendorff's Alpha-Reliability"): of each item its disagreeing pairs by one less than its
+    labels, then how often it has each label; both disagreements are functions of their sums.
+
+    Args:
+        items: the labels of each, at least two.
+    """
+    names = sorted({label for labels in items for label in labels})
+    counts = np.array([[labels.count(name) for name in names] for labels in map(list, items)], float)
+    sizes = counts.sum(axis=1)
+    disagreeing = (sizes**2 - (counts**2).sum(axis=1)) / (sizes - 1)
+
+    def alpha(totals: np.ndarray) -> np.ndarray:
+        observed, each = totals[..., 0], totals[..., 1:]
+        labels = each.sum(axis=-1)
+        expected = (labels**2 - (each**2).sum(axis=-1)) / (labels - 1)
+        ratio = np.divide(observed, expected, out=np.zeros(observed.shape), where=expected > 0)
+        return np.asarray(1 - ratio)
+
+    return statistics.Sample(np.column_stack([disagreeing, counts]), alpha)

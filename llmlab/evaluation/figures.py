@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from llmlab import statistics
+from llmlab.data.verdicts import UNREADABLE, VERDICTS
 from llmlab.evaluation.benchmarks import samples_of_benchmark
 from llmlab.evaluation.calibration import Bin, calibration_error, reliability
 from llmlab.statistics import NO_INTERVAL, Interval, PairedDifference, Sample, mean_of, numbered, ratio
 
 Answer = dict[str, Any]
-VERDICTS = ("supported", "contradicted", "unsupported", "abstained")  # of a judge
 FEW_TEXTS = 5  # with fewer, windows are drawn for the intervals, not texts
 
 
@@ -124,13 +124,14 @@ def figures_of_benchmark(answers: Sequence[Answer], values: dict[str, float], *,
 
 def is_whole(measure: str, one: Answer) -> bool:
     """Returns whether an answer holds all that its figures are computed from."""
-    needed = ["log_prob", "tokens", *(["bytes"] if measure == "text" else [])]
+    of_judge = measure == "label" and "judge_said" in one  # a server says no log-probability
+    needed = ["tokens", *([] if of_judge else ["log_prob"]), *(["bytes"] if measure == "text" else [])]
     needed += ["score"] if measure in ("label", "answer", "reward", "preference", "judged") else []
     numbers = all(isinstance(one.get(name), int | float) for name in needed)
     log_probs = one.get("log_probs") or {}
     return (
         numbers
-        and (measure != "judged" or one.get("verdict") in VERDICTS)
+        and (measure != "judged" or one.get("verdict") in (*VERDICTS, UNREADABLE))
         and isinstance(one.get("answer"), str)
         and isinstance(log_probs, dict)
         and all(isinstance(value, int | float) for value in log_probs.values())
@@ -157,10 +158,7 @@ def samples_of(measure: str, answers: Sequence[Answer]) -> dict[str, Sample]:
         case "answer":
             return {"exact_match": mean_of([one["score"] for one in answers], clusters)}
         case "judged":
-            return {
-                verdict: mean_of([float(one["verdict"] == verdict) for one in answers], clusters)
-                for verdict in VERDICTS
-            }
+            return _of_verdicts(answers, clusters)
         case "reward":
             return {"reward": mean_of([one["score"] for one in answers], clusters)}
         case "preference":
@@ -255,6 +253,16 @@ def _of_labels(answers: Sequence[Answer], clusters: np.ndarray | None) -> dict[s
         samples["calibration_error"] = calibration_error(confidence, right, clusters)
         samples["brier_score"] = mean_of([_brier(one) for one in answers], clusters)
         samples["label_loss"] = mean_of([_label_loss(one) for one in answers], clusters)
+    return samples
+
+
+def _of_verdicts(answers: Sequence[Answer], clusters: np.ndarray | None) -> dict[str, Sample]:
+    """Rates of the verdicts, of all answers: those that could not be read are a rate, too."""
+    given = [one["verdict"] for one in answers]
+    words = [*VERDICTS, *([UNREADABLE] if UNREADABLE in given else [])]
+    samples = {word: mean_of([float(one == word) for one in given], clusters) for word in words}
+    if all("right" in one for one in answers):
+        samples["exact_match"] = mean_of([one["right"] for one in answers], clusters)
     return samples
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from llmlab.config.evaluation import EvaluationConfig
 from llmlab.config.loading import LoadOptions
-from llmlab.evaluation.measures.judged import Judge, judge_by
+from llmlab.endpoint import is_endpoint
+from llmlab.evaluation.judges import Judge, LocalJudge, ServedJudge, reference_judge
 from llmlab.models.dual_head import LabDualHeadForCausalLM
 from llmlab.models.load import is_backbone_of
 from llmlab.models.loading import load_for_use
@@ -43,11 +43,46 @@ def load(name: str, before: Loaded | None, config: EvaluationConfig) -> Loaded:
     return Loaded(name, *load_for_use(name, options))
 
 
-@lru_cache(maxsize=1)
-def _judge(name: str, load_in: Any, device: Any, dtype: Any) -> Judge:
-    return judge_by(*load_for_use(name, LoadOptions(load_in=load_in, device=device, dtype=dtype)))
+class Judges:
+    """The judges of an evaluation: a model is loaded once, a server asked once for its models. Ending the
+    block closes connections.
 
+    Args:
+        config: of the evaluation.
+        folder: of it, where what a served judge says is kept.
+    """
 
-def judge_of(name: str, config: EvaluationConfig) -> Judge:
-    """Returns the judge that a model is; it is loaded once."""
-    return _judge(name, config.load_in, config.device, config.dtype)
+    def __init__(self, config: EvaluationConfig, folder: Path):
+        self.config, self.folder = config, folder
+        self._models: dict[str, LocalJudge | ServedJudge] = {}
+
+    def of(self, name: str) -> Judge:
+        """Returns the judge of a name: a model, the address of a server, or `reference`.
+
+        Raises:
+            LabError: when it cannot be loaded or reached.
+        """
+        return reference_judge(name) or self.model(name)
+
+    def model(self, name: str) -> LocalJudge | ServedJudge:
+        """Returns a judge that is a model, here or served.
+
+        Raises:
+            LabError: when it cannot be loaded or reached.
+        """
+        if name not in self._models:
+            config = self.config
+            if is_endpoint(name):
+                self._models[name] = ServedJudge(name, config.judge_tokens, self.folder)
+            else:
+                options = LoadOptions(load_in=config.load_in, device=config.device, dtype=config.dtype)
+                self._models[name] = LocalJudge(*load_for_use(name, options))
+        return self._models[name]
+
+    def __enter__(self) -> Judges:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._models.values():
+            if isinstance(one, ServedJudge):
+                one.close()

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llmlab import statistics
+from llmlab.evaluation.agreement import pairwise
 from llmlab.evaluation.benchmarks import MEASURE, better_of
 from llmlab.evaluation.figures import (
     Answer,
@@ -18,6 +19,7 @@ from llmlab.evaluation.figures import (
     figures_of_benchmark,
     in_order,
 )
+from llmlab.evaluation.subjects import JUDGE
 from llmlab.runs.figures import BETTER
 from llmlab.statistics import PairedDifference, mean_of
 
@@ -33,6 +35,21 @@ def result_of(about: dict[str, Any], answers: Sequence[Answer], seed: int) -> di
         result |= {"labels": found.labels, "confusion": found.confusion}
     if found.calibration:
         result["reliability"] = [asdict(one) for one in found.calibration.bins]
+    return _with_kappa(result, answers) if about.get("role") == JUDGE else result
+
+
+def _with_kappa(result: dict[str, Any], answers: Sequence[Answer]) -> dict[str, Any]:
+    """Returns the figures of a judge's check with Cohen's kappa: its agreement with the labels beyond
+    chance, what was unreadable being a word of its own.
+    """
+    said = {
+        "judge": {str(one["row"]): one["answer"] or "unreadable" for one in answers},
+        "labels": {str(one["row"]): str(one["reference"]) for one in answers},
+    }
+    for both in pairwise(said):
+        if both.kappa is not None:
+            ends = {"low": both.low, "high": both.high, "how": "rows", "count": both.items}
+            result["figures"]["kappa"] = {"value": both.kappa, **ends}
     return result
 
 

@@ -20,6 +20,7 @@ from llmlab import __version__
 from llmlab.config.evaluation import PARENT, EvaluationConfig
 from llmlab.config.gate import Bound, load_gate
 from llmlab.config.rewards import RewardSource
+from llmlab.config.suites import with_benchmarks
 from llmlab.data.prompts import prompt_shapes
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import Sampling
@@ -31,12 +32,14 @@ from llmlab.evaluation.folder import EvaluationFolder, known_answers
 from llmlab.evaluation.gate import breaches, models_of
 from llmlab.evaluation.harness import Benchmarks
 from llmlab.evaluation.items import SHAPES, Item, read_rows
-from llmlab.evaluation.loaded import Loaded, judge_of, load
+from llmlab.evaluation.judge_check import check_judges
+from llmlab.evaluation.loaded import Judges, Loaded, load
 from llmlab.evaluation.measures import Answer, Measure, Reader, Reward, choose
 from llmlab.evaluation.progress import Progress, Tell
 from llmlab.evaluation.results import differences, result_of, win_rates
 from llmlab.evaluation.subjects import (
     GENERAL,
+    JUDGE,
     NamedTask,
     Subject,
     asked_for,
@@ -61,6 +64,7 @@ def evaluate(
         LabError: when a model, a source or a gate cannot be used, or the name is that of another evaluation;
             with exit code 1 when a figure is beyond its bound, which is saved all the same.
     """
+    config = with_benchmarks(config)
     gate = load_gate(config.gate) if config.gate else {}
     check_benchmarks(config)
     subjects = subjects_of(config, models_of(gate))
@@ -180,17 +184,19 @@ def _answer_all(
     before: Loaded | None = None
     benchmarks = Benchmarks(config, folder, [*here.values()], elsewhere)
     benchmarks.check(tell)
-    for subject in subjects:
-        if not subject.asked:
-            continue
-        loaded = load(subject.name, before, config)
-        before = loaded if isinstance(loaded.model, LabDualHeadForCausalLM) else None
-        for named in subject.tasks:
-            job = _Job(subject, named, loaded, config, make_reward)
+    with Judges(config, folder.path) as judges:
+        sources += check_judges(config, folder, judges, here, tell)
+        for subject in subjects:
+            if not subject.asked:
+                continue
+            loaded = load(subject.name, before, config)
+            before = loaded if isinstance(loaded.model, LabDualHeadForCausalLM) else None
+            for named in subject.tasks:
+                job = _Job(subject, named, loaded, config, folder, judges, make_reward)
+                with loaded.answering():
+                    sources.append(_answer_task(job, here, elsewhere, tell))
             with loaded.answering():
-                sources.append(_answer_task(job, folder, here, elsewhere, tell))
-        with loaded.answering():
-            sources += benchmarks.measure(subject, loaded, tell)
+                sources += benchmarks.measure(subject, loaded, tell)
     return sources
 
 
@@ -202,6 +208,8 @@ class _Job:
     named: NamedTask
     loaded: Loaded
     config: EvaluationConfig
+    folder: EvaluationFolder
+    judges: Judges
     make_reward: MakeReward | None
 
     def reader(self) -> Reader:
@@ -212,9 +220,10 @@ class _Job:
         if rewards:
             assert self.make_reward is not None
             reward = self.make_reward(rewards, str(self.loaded.model.device))
-        judge = judge_of(task.judge, self.config) if task.judge else None
+        judge = self.judges.of(task.judge) if task.judge else None
         sampling = Sampling(config.temperature, config.top_p, config.top_k, config.seed)
-        return Reader(self.loaded.model, self.loaded.tokenizer, sampling, config.repeats, reward, judge)
+        model, tokenizer = self.loaded.model, self.loaded.tokenizer
+        return Reader(model, tokenizer, sampling, config.repeats, reward, judge, config.judge_tokens)
 
     def identity(self) -> dict[str, Any]:
         """Returns what an answer depends on beside what is asked."""
@@ -233,13 +242,12 @@ def _place(one: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _answer_task(
     job: _Job,
-    folder: EvaluationFolder,
     here: dict[tuple[Any, ...], Answer],
     elsewhere: dict[str, Answer],
     tell: Tell | None,
 ) -> dict[str, Any]:
     """Computes what is missing of a task; returns how its rows were read."""
-    task, subject = job.named.task, job.subject
+    task, subject, folder = job.named.task, job.subject, job.folder
     rows, notes = read_rows(task, prompt_shapes(task.source) if task.rewards else SHAPES)
     measure = choose(task, job.reader(), rows)
     prepared = measure.prepare(rows)
@@ -316,7 +324,7 @@ def _figures(
     first = subjects[0].name
     found: dict[str, Any] = {"results": results, "differences": [], "forgetting": None}
     for other in subjects[1:]:
-        shared = [one for one in results if one["model"] == other.name]
+        shared = [one for one in results if one["model"] == other.name and one["role"] != JUDGE]
         for about in shared:
             source, measure = about["source"], about["measure"]
             pair = answers.get((first, source), []), answers.get((other.name, source), [])

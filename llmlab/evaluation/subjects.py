@@ -10,6 +10,7 @@ from typing import Any
 
 from llmlab.config.evaluation import PARENT, EvaluationConfig, Task
 from llmlab.config.harness import HarnessOptions
+from llmlab.config.judges import is_model
 from llmlab.config.sources import short_names
 from llmlab.config.suites import GENERAL_TEXT, tasks_of
 from llmlab.data.sources import fingerprint
@@ -21,8 +22,10 @@ from llmlab.models.resolve import check_model
 from llmlab.runs.folder import MODELS, RUNS, RunFolder, find_model
 
 GENERAL = "general text"
+JUDGE = "judge"  # the role of a judge whose agreement with labels is measured
 HARNESS = tuple(HarnessOptions.model_fields)
 # options that change no answer: the same evaluation goes on whatever they are
+NEWER = ("judge_check", "judge_tokens")  # options that evaluations before them did not have
 OF_NO_EFFECT = ("name", "output_dir", "csv", "gate", "batch_size", "device", "kind", "schema_version")
 
 
@@ -86,7 +89,7 @@ def subjects_of(config: EvaluationConfig, gate_names: Collection[str] = ()) -> l
     """
     check_model(config.model, "evaluation", ask=False)
     tasks = tuple(named_tasks(config))
-    for judge in {one.task.judge for one in tasks if one.task.judge}:
+    for judge in {one.task.judge for one in tasks if one.task.judge and is_model(one.task.judge)}:
         check_model(judge, "evaluation", ask=False)
     parent = parent_of(config.model)
     wanted = config.against == PARENT or PARENT in gate_names
@@ -147,7 +150,9 @@ def parent_of(name: str) -> str:
 
 def asked_for(config: EvaluationConfig, subjects: list[Subject]) -> dict[str, Any]:
     """Returns all that the answers depend on: what is the same here is the same evaluation."""
-    options = {name: value for name, value in config.to_json_dict().items() if name not in OF_NO_EFFECT}
+    at_default = [name for name in NEWER if getattr(config, name) == _default(name)]
+    left_out = (*OF_NO_EFFECT, *at_default)
+    options = {name: value for name, value in config.to_json_dict().items() if name not in left_out}
     data = {
         one.name: {"task": one.task.to_json_dict(), "rows": fingerprint(one.task.source)}
         for one in named_tasks(config)
@@ -159,6 +164,10 @@ def asked_for(config: EvaluationConfig, subjects: list[Subject]) -> dict[str, An
     elif config.tasks_folder:
         asked["tasks_folder"] = folder_fingerprint(config.tasks_folder)
     return asked
+
+
+def _default(option: str) -> Any:
+    return EvaluationConfig.model_fields[option].get_default(call_default_factory=True)
 
 
 def evaluation_name(config: EvaluationConfig) -> str:

@@ -21,18 +21,21 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from llmlab import __version__
 from llmlab.config.evaluation import Task
+from llmlab.config.judges import judged_by_reference
 from llmlab.config.sources import short_names
 from llmlab.config.suites import watched_tasks
 from llmlab.config.training import TrainingConfig
 from llmlab.config.watching import Better
 from llmlab.data.prompts import prompt_shapes
 from llmlab.data.sources import fingerprint
+from llmlab.data.verdicts import VERDICTS
 from llmlab.errors import LabError
 from llmlab.evaluation.answers import Sampling
 from llmlab.evaluation.computing import answers_of, line_of
-from llmlab.evaluation.figures import VERDICTS, is_whole
+from llmlab.evaluation.figures import is_whole
 from llmlab.evaluation.folder import EvaluationFolder
 from llmlab.evaluation.items import SHAPES, Item, TaskRow, read_rows
+from llmlab.evaluation.judges import reference_judge
 from llmlab.evaluation.measures import Answer, Measure, Reader, Reward, choose, measure_of
 from llmlab.evaluation.results import result_of
 from llmlab.runs.evaluations import SuiteFigure
@@ -51,7 +54,7 @@ T = TypeVar("T")
 GIVES = {
     "label": ("accuracy", "macro_f1", "majority"),
     "answer": ("exact_match",),
-    "judged": VERDICTS,
+    "judged": (*VERDICTS, "exact_match"),
     "reward": ("reward",),
     "preference": ("preference_accuracy",),
     "text": ("loss", "bits_per_byte"),
@@ -136,7 +139,9 @@ class Evaluator:
         for one in self._tasks(config):
             rewards = one.task.rewards
             reward = self.make_reward(rewards, str(model.device)) if rewards else None
-            measure = choose(one.task, Reader(model, tokenizer, Sampling(), reward=reward), one.rows)
+            judge = reference_judge(one.task.judge) if one.task.judge else None
+            reader = Reader(model, tokenizer, Sampling(), reward=reward, judge=judge)
+            measure = choose(one.task, reader, one.rows)
             prepared = measure.prepare(one.rows)
             tasks.append(
                 _Ready.of(one, measure, prepared.items, prepared.reading, config.evaluation_batch_size)
@@ -169,8 +174,8 @@ def _read_task(name: str, task: Task, kind: str) -> _Read:
         LabError: when they cannot be read, or not be measured in a run of this kind.
     """
     others = [reward.name for reward in task.rewards if reward.kind == "model"]
-    if task.judge or others:
-        option = f"`judge` {task.judge!r}" if task.judge else f"`rewards` {others[0]!r}"
+    if others or (task.judge and judged_by_reference(task.judge) is None):
+        option = f"`rewards` {others[0]!r}" if others else f"`judge` {task.judge!r}"
         raise LabError(
             f"{option} is another model, which would stand in the memory of the run",
             where=f"evaluation_suite, task {name}",

@@ -35,6 +35,7 @@ BETTER: dict[str, Better] = {
             "label_loss",
             "contradicted",
             "unsupported",
+            "unreadable",
         ),
         "lower",
     ),

@@ -7,12 +7,12 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
+from llmlab.endpoint import API_KEY
 from llmlab.env_file import from_environment
 from llmlab.errors import LabError
 from llmlab.files import read_bytes
 from llmlab.trust import keep_secret
 
-API_KEY = "LLMLAB_API_KEY"
 SHORTEST = 8  # characters
 
 

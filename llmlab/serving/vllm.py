@@ -10,10 +10,10 @@ import sys
 
 from llmlab.config.loading import LoadOptions
 from llmlab.config.serving import ServeOptions
+from llmlab.endpoint import API_KEY
 from llmlab.errors import LabError
 from llmlab.files import read_object
 from llmlab.models.resolve import ModelRef
-from llmlab.serving.keys import API_KEY
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 OWN = "llmlab"  # how the lab's architectures begin

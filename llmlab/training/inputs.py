@@ -9,6 +9,7 @@ from pathlib import Path
 from llmlab.config import ModelConfig, PretrainConfig, load_config
 from llmlab.config.base import KindConfig
 from llmlab.config.evaluation import PARENT, EvaluationConfig
+from llmlab.config.judges import is_model
 from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.suites import tasks_of, watched_tasks
 from llmlab.config.training import TrainingConfig
@@ -51,7 +52,7 @@ def check_inputs(config: KindConfig) -> list[Unchecked]:
     if isinstance(shape, ModelConfig):
         note("tokenizer_name", shape.tokenizer_name, check_tokenizer(shape.tokenizer_name))
     if isinstance(config, EvaluationConfig):
-        sources = [task.source for task in tasks_of(config)]
+        sources = [*(task.source for task in tasks_of(config)), *config.judge_check]
     elif isinstance(config, TrainingConfig):
         watched = [task.source for task in watched_tasks(config)]
         sources = [*config.datasets, *config.eval_datasets, *watched]
@@ -76,7 +77,7 @@ def _models(config: TrainingConfig | EvaluationConfig) -> Iterator[tuple[str, st
         yield config.STARTS_FROM, config.model, config.kind
         if config.against and config.against != PARENT:
             yield "against", config.against, config.kind
-        for judge in {task.judge for task in tasks_of(config) if task.judge}:
+        for judge in {task.judge for task in tasks_of(config) if task.judge and is_model(task.judge)}:
             yield "judge", judge, config.kind
         for reward in [reward for task in tasks_of(config) for reward in task.rewards]:
             if reward.kind == "model":

@@ -101,6 +101,8 @@ def _agreement(title: str, pairs: list[Pairwise]) -> Table:
 
 def _overall(title: str, found: Overall) -> Text:
     alpha = "- (one category alone)" if found.alpha is None else f"{found.alpha:.3f}"
+    if found.alpha is not None and found.low is not None and found.high is not None:
+        alpha += f" ({found.low:.3f} to {found.high:.3f})"
     return Text(
         f"Krippendorff's alpha of {found.assessors} assessors on {found.items:,} {title}: {alpha}",
         style="bold",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from llmlab.config.judges import judged_by_reference
 from llmlab.evaluation.folder import EvaluationFolder
-from llmlab.evaluation.subjects import GENERAL
+from llmlab.evaluation.subjects import GENERAL, JUDGE
 from llmlab.screen import screen
 from llmlab.ui.figures import measured_title
 
 if TYPE_CHECKING:
     from llmlab.evaluation.progress import Progress
+    from llmlab.evaluation.seeds import Compared
 
 BAR = 20
 
@@ -44,6 +46,11 @@ def figures_json(folder: EvaluationFolder) -> list[dict[str, Any]]:
     """Returns the figures of the evaluated model, an object a source, with intervals and differences."""
     record = folder.record
     rows = []
+    judges = [
+        {"judge": one["model"], "labels": one["source"], "rows": one["rows"], "figures": one["figures"]}
+        for one in record.get("results") or ()
+        if one["role"] == JUDGE
+    ]
     for one in _of_the_model(record):
         figures = one["figures"]
         between = [part for part in record["differences"] if part["source"] == one["source"]]
@@ -56,6 +63,7 @@ def figures_json(folder: EvaluationFolder) -> list[dict[str, Any]]:
                 **{name: one[name] for name in ("labels", "confusion", "reliability") if name in one},
                 "intervals": {name: [entry["low"], entry["high"]] for name, entry in figures.items()},
                 **({"differences": between} if between else {}),
+                **({"judges": judges} if judges and one["measure"] == "judged" else {}),
                 "evaluation": str(folder.path),
             }
         )
@@ -78,7 +86,10 @@ def evaluated(folder: EvaluationFolder) -> RenderableType:
     parts += _mean_over_sources(own)
     if record.get("differences"):
         parts += differences(record)
-    parts += _forgetting(record)
+    parts += [
+        Text(line, style="yellow" if line.endswith(": worse") else "dim") for line in forgetting_lines(record)
+    ]
+    parts += [Text(f"{name}: {text}", style="dim") for name, text in judge_lines(record)]
     for one in own:
         parts += _about_source(one)
     if gate := record.get("gate"):
@@ -150,7 +161,7 @@ def differences(record: dict[str, Any]) -> Iterator[RenderableType]:
         span = "" if one["low"] is None else f"{one['low']:+.3f} to {one['high']:+.3f}"
         word = one["words"] if " " not in one["words"] else ""
         cells = [one["source"] if one["source"] != name else "", measured_title(one["figure"])]
-        cells += [f"{one['difference']:+.4f}", span, _p(one["p"]), word]
+        cells += [f"{one['difference']:+.4f}", span, p_in_words(one["p"]), word]
         table.add_row(*cells, style="bold" if word else "")
         name = one["source"]
         if not word:
@@ -159,11 +170,12 @@ def differences(record: dict[str, Any]) -> Iterator[RenderableType]:
     yield from (Text(line, style="dim") for line in unclear)
 
 
-def _p(value: float) -> str:
+def p_in_words(value: float) -> str:
+    """Returns a p-value as it is shown."""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _forgetting(record: dict[str, Any]) -> Iterator[Text]:
+def forgetting_lines(record: Mapping[str, Any]) -> Iterator[str]:
     """Yields the loss on a general text beside that of the parent; of another tokenizer, bits per byte."""
     for one in (record.get("forgetting") or ())[:1]:
         values = [
@@ -174,11 +186,38 @@ def _forgetting(record: dict[str, Any]) -> Iterator[Text]:
         ]
         if len(values) == 2:
             before, after = values
-            yield Text(
+            yield (
                 f"forgetting: {measured_title(one['figure'])} on a general text {before:.4f} before"
-                f" ({one['against']}), {after:.4f} after: {one['words']}",
-                style="yellow" if one["words"] == "worse" else "dim",
+                f" ({one['against']}), {after:.4f} after: {one['words']}"
             )
+
+
+def judge_lines(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields which judge gave the verdicts, and how far it agrees with labels, or that nobody has measured
+    it.
+    """
+    judged = [one for one in record.get("results") or () if one["measure"] == "judged"]
+    checks = [one for one in record.get("results") or () if one["role"] == JUDGE]
+    for one in checks:
+        figures = one["figures"]
+        text = f"{one['model']} agrees with {figures['accuracy']['value']:.1%}"
+        labels = str(one["source"]).removeprefix("judge on ")
+        text += f" ({_shares(figures['accuracy'])}) of {one['rows']:,} labels of {labels}"
+        if "kappa" in figures:
+            text += f", kappa {figures['kappa']['value']:.2f}"
+        yield "judge", text
+    config = record.get("config") or {}
+    named = config.get("judge")
+    if judged and not checks and named and judged_by_reference(str(named)) is None:
+        yield (
+            "judge",
+            f"{named}, whose agreement with labels was not measured: name some with `judge_check`",
+        )
+
+
+def _shares(entry: Mapping[str, Any]) -> str:
+    """Returns an interval of a share in percent."""
+    return "" if entry.get("low") is None else f"{entry['low']:.1%} to {entry['high']:.1%}"
 
 
 def _about_source(one: dict[str, Any]) -> Iterator[RenderableType]:
@@ -212,6 +251,30 @@ def reliability_table(one: dict[str, Any]) -> Table:
             span, f"{each['count']:,}", f"{each['confidence']:.1%}", f"{each['accuracy']:.1%}", "".join(bar)
         )
     return table
+
+
+def over_seeds_view(compared: Compared) -> RenderableType:
+    """Returns figures over several evaluations: mean, interval over seeds, spread, each value."""
+    table = Table("source", "figure", title=f"{len(compared.names)} evaluations", title_justify="left")
+    for column in ("mean", "95 % over seeds", "spread"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("values")
+    source = ""
+    for one in compared.figures:
+        ends = "" if one.low is None else f"{one.low:.4f} to {one.high:.4f}"
+        values = " ".join(f"{value:.3f}" for value in one.values)
+        name = one.source if one.source != source else ""
+        table.add_row(name, measured_title(one.figure), f"{one.mean:.4f}", ends, f"{one.spread:.4f}", values)
+        source = one.source
+    seeds = ", ".join(
+        f"{name} (seed {'?' if seed is None else seed})"
+        for name, seed in zip(compared.names, compared.seeds, strict=True)
+    )
+    parts: list[RenderableType] = [table, Text(f"in this order: {seeds}", style="dim")]
+    if compared.differing:
+        words = f"their training differs in more than the seed: {', '.join(compared.differing)}"
+        parts.append(Text(words, style="yellow"))
+    return Group(*parts)
 
 
 def evaluations_table(folders: list[EvaluationFolder]) -> RenderableType:

@@ -14,7 +14,7 @@ from llmlab.cli import command_line
 from llmlab.config.evaluation import EvaluationConfig
 from llmlab.data.collection import Collection
 from llmlab.errors import LabError
-from llmlab.evaluation.agreement import overall, pairwise
+from llmlab.evaluation.agreement import alpha_of_items, overall, pairwise
 from llmlab.evaluation.answers_import import evaluation_named
 from llmlab.evaluation.assessed import assessed, keep_result
 from llmlab.evaluation.assessment import Judgements, Session, Terms, agreed_terms, keys_of
@@ -281,6 +281,7 @@ def test_krippendorffs_alpha_is_that_of_the_published_example_and_of_the_definit
     }
     found = overall(said)
     assert found.alpha == pytest.approx(0.743, abs=5e-4) and found.items == 11
+    assert 0 < found.low < found.alpha < found.high <= 1
     generator = random.Random(3)
     for _ in range(20):
         said = {
@@ -288,6 +289,12 @@ def test_krippendorffs_alpha_is_that_of_the_published_example_and_of_the_definit
             for name in "xyz"
         }
         assert overall(said).alpha == pytest.approx(by_the_definition(said))
+        shared = [
+            [said[who][item] for who in said if item in said[who]]
+            for item in {*itertools.chain(*said.values())}
+        ]
+        sample = alpha_of_items([labels for labels in shared if len(labels) > 1])
+        assert sample.figure == pytest.approx(overall(said).alpha)
 
 
 def test_agreement_of_one_category_alone_is_not_a_number():

@@ -7,7 +7,7 @@ import pytest
 from llmlab.cli import command_line
 from llmlab.config.base import validate, validate_option
 from llmlab.config.evaluation import EvaluationConfig
-from llmlab.config.suites import tasks_of
+from llmlab.config.suites import tasks_of, with_benchmarks
 from llmlab.errors import LabError
 from llmlab.evaluation.benchmarks import better_of, check_benchmarks, samples_of_benchmark
 from llmlab.evaluation.results import differences, result_of
@@ -45,6 +45,19 @@ def test_names_stand_with_commas_and_measure_nothing_else():
     assert validate_option(EvaluationConfig, "harness", "arc_easy, mmlu") == ["arc_easy", "mmlu"]  # in a form
     both = validate(EvaluationConfig, {"model": "m", "harness": ["a"], "suite": "mails", "by": "generate"})
     assert len(tasks_of(both)) == 1 and evaluation_name(both) == "m-mails-a"
+
+
+def test_a_suite_names_benchmarks_and_how_they_are_asked(tmp_path):
+    (tmp_path / "s.yaml").write_text("harness: [arc_easy, mmlu]\nlimit: 20\nfew_shot: 2\n")
+    (tmp_path / "no.yaml").write_text("title: nothing\n")
+    config = EvaluationConfig(model="m", suite=str(tmp_path / "s.yaml"))
+    merged = with_benchmarks(config)
+    assert merged.harness == ["arc_easy", "mmlu"] and (merged.limit, merged.few_shot) == (20, 2)
+    assert tasks_of(merged) == [] and with_benchmarks(merged) == merged
+    own = config.model_copy(update={"harness": ["mmlu", "x"], "few_shot": 0})
+    assert with_benchmarks(own).harness == ["arc_easy", "mmlu", "x"] and with_benchmarks(own).few_shot == 0
+    with pytest.raises(LabError, match="names `tasks` or benchmarks"):
+        tasks_of(EvaluationConfig(model="m", suite=str(tmp_path / "no.yaml")))
 
 
 def test_what_is_missing_is_said_before_anything_is_loaded(tmp_path, monkeypatch):

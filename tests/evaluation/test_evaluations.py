@@ -13,13 +13,13 @@ from llmlab.config import SourceConfig, load_config, save_config
 from llmlab.config.evaluation import EvaluationConfig, Task
 from llmlab.config.suites import SUITES, find_suite
 from llmlab.data.tasks import distinct_questions
+from llmlab.data.verdicts import QUESTION, VERDICTS
 from llmlab.errors import LabError
 from llmlab.evaluation import run as evaluation
-from llmlab.evaluation.figures import VERDICTS
 from llmlab.evaluation.folder import ANSWERS, EvaluationFolder, all_evaluations
 from llmlab.evaluation.items import read_rows
-from llmlab.evaluation.measures.judged import QUESTION
 from llmlab.evaluation.run import evaluate
+from llmlab.evaluation.seeds import over_seeds
 from llmlab.evaluation.sources import measure
 from llmlab.models.load import load_model
 from tests.conftest import write_rows
@@ -260,6 +260,7 @@ def test_a_judge_says_which_answers_the_text_supports(desk, chat_folder, untrain
     folder = evaluate(config(chat_folder, datasets=["asked.jsonl"], judge=str(judge)))
     answers = folder.answers()
     figures = folder.record["results"][0]["figures"]
+    assert figures.pop("exact_match")["value"] == sum(one["right"] for one in answers) / 24
     assert sum(one["value"] for one in figures.values()) == pytest.approx(1) and len(figures) == 4
     for name, one in figures.items():
         assert one["value"] == sum(answer["verdict"] == name for answer in answers) / 24
@@ -279,6 +280,30 @@ def test_a_judge_says_which_answers_the_text_supports(desk, chat_folder, untrain
     assert len(computed) == 48  # another judge, other verdicts
     with pytest.raises(LabError, match="these are classifications"):
         evaluate(config(chat_folder, name="no", datasets=[MAILS], judge=str(judge)))
+
+
+def test_several_evaluations_have_a_mean_and_a_spread_over_seeds(desk, chat_folder, untrained, capsys):
+    other = untrained("other", n_layers=1)
+    both = [
+        evaluate(config(model, name=name, by="score")) for name, model in (("a", chat_folder), ("b", other))
+    ]
+    compared = over_seeds(both)
+    for one in compared.figures:
+        place = next(r for r in both[0].record["results"] if r["source"] == one.source)
+        assert one.values[0] == place["figures"][one.figure]["value"]
+        assert one.mean == pytest.approx(sum(one.values) / 2)
+        assert one.spread == pytest.approx(abs(one.values[0] - one.values[1]) / 2**0.5)
+        half = 12.7062 * one.spread / 2**0.5  # Student's t of one degree of freedom
+        assert one.high - one.mean == pytest.approx(half, rel=1e-4)
+    assert {one.source for one in compared.figures} == {"asked", "mails"} and compared.seeds == (None, None)
+    command_line(["evaluations", "a", "b"])
+    assert "95 % over seeds" in capsys.readouterr().out
+    evaluate(config(chat_folder, name="c", by="score", datasets=["asked.jsonl"]))
+    for names, message in ((("a", "a"), "is named twice"), (("a", "c"), "was measured on other rows than a")):
+        with pytest.raises(LabError, match=message):
+            command_line(["evaluations", *names])
+    with pytest.raises(LabError, match="`--report` writes a page about one evaluation"):
+        command_line(["evaluations", "a", "b", "--report"])
 
 
 def test_suites_ship_and_are_files(desk, chat_folder):

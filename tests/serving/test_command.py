@@ -15,10 +15,11 @@ import pytest
 from llmlab.cli.serve import refuse_without_packages
 from llmlab.config.loading import LoadOptions
 from llmlab.config.serving import ServeOptions
+from llmlab.endpoint import API_KEY
 from llmlab.errors import LabError
 from llmlab.models.resolve import ModelRef, resolve_model
 from llmlab.serving import vllm
-from llmlab.serving.keys import API_KEY, find_key, is_own_machine, refuse_open
+from llmlab.serving.keys import find_key, is_own_machine, refuse_open
 from llmlab.serving.listening import address_of, bound_socket
 from llmlab.trust import redact
 from tests.conftest import llmlab

@@ -354,6 +354,7 @@ def test_what_is_offered_is_what_is_measured(suite, base_run, tmp_path, whole):
     assert {name.removeprefix(SUITE) for name in figures_of(whole[0].folder)[3]} == offered.keys()
     assert offered["asked/exact_match"] == "higher" and offered["mails/label_loss"] == "lower"
     one = dict(row=0, part=0, group=None, score=1.0, log_prob=-1.0, tokens=2, bytes=3, verdict="supported")
+    one["right"] = 1.0
     for measure in GIVES.keys() - {"label"}:
         assert tuple(samples_of(measure, [one, {**one, "row": 1}])) == GIVES[measure]
     assert is_better(BEST, 0.5, 0.4) and not is_better(BEST, float("nan"), 0.4)
@@ -368,6 +369,17 @@ def test_rows_suites_and_steps(base_run, suite, tmp_path, monkeypatch):
         watched_tasks(watched(base_run, tmp_path, "standard", evaluation_rows=300))[0].source.max_rows == 200
     )
     assert is_source("llmlab:spam-mails") and is_source("rows.jsonl") and not any(map(is_source, SUITES))
+    by_reference = watched(base_run, tmp_path, "passages", evaluation_rows=5)
+    assert Evaluator(weighted).metrics(by_reference)["passages/supported"] == "higher"
+    asked = {"source": "llmlab:passages", "by": "generate", "judge": "http://127.0.0.1:9#judge"}
+    for name, content, message in (
+        ("judged.json", {"tasks": [asked]}, "is another model"),
+        ("benchmarks.json", {"harness": ["arc_easy"]}, "no run measures while it learns"),
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(LabError, match=message):
+            Evaluator(weighted).metrics(watched(base_run, tmp_path, str(tmp_path / name)))
+        (tmp_path / name).unlink()
     shutil.copy(suite, tmp_path / "ours.json")
     (tmp_path / "sft.json").write_text('{"kind": "sft"}')
     assert suite_files() == ["ours.json"]

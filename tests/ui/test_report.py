@@ -5,11 +5,14 @@ from html.parser import HTMLParser
 
 import pytest
 
+from llmlab.config.evaluation import EvaluationConfig
+from llmlab.evaluation.run import evaluate
 from llmlab.runs.comparison import compare
 from llmlab.runs.details import find_run, run_details
-from llmlab.ui.report import comparison_page, run_page, write_page
-from llmlab.ui.report.charts import Line, chart
+from llmlab.ui.report import comparison_page, evaluation_page, run_page, write_page
+from llmlab.ui.report.charts import Bar, Line, chart, reliability_chart
 from llmlab.ui.report.pages import said
+from tests.conftest import write_rows
 from tests.runs.made import HOSTILE, make_run
 
 TAGS = {
@@ -109,6 +112,45 @@ def test_a_chart_has_the_colours_of_its_page():
     assert {f"var(--s{number})" for number in range(8)} <= set(re.findall(r"var\(--s\d\)", drawn))
     assert not re.findall("#[0-9a-f]{6}", drawn) and "var(--soft)" in drawn and "var(--grid)" in drawn
     assert chart([], salt="b").startswith("<svg")
+
+
+@pytest.fixture(scope="module")
+def evaluation(chat_folder, untrained, tmp_path_factory):
+    """Two models, measured on labelled rows that hold what a page must not run."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    rows = [{"text": f"{HOSTILE} {number}", "label": number % 2} for number in range(24)]
+    source = {"name": write_rows(folder / "mails.jsonl", rows), "format": "classification"}
+    config = EvaluationConfig(
+        model=str(chat_folder),
+        against=str(untrained("other", n_layers=1)),
+        datasets=[{**source, "labels": ["ham", "spam"]}],
+        output_dir=str(folder),
+    )
+    return evaluate(config)
+
+
+def test_a_page_about_an_evaluation_is_whole_and_safe(evaluation, tmp_path):
+    page = write_page(evaluation_page(evaluation), tmp_path / "e.html").read_text()
+    read = Reader(page)
+    assert set(read.tags) <= TAGS and set(read.attributes) <= ATTRIBUTES and "<script" not in page
+    assert all(link.startswith("#") and link[1:] in read.ids for link in read.links)
+    assert HOSTILE.split("\x1b")[0] in "".join(read.texts)
+    assert str(evaluation.path.parent) not in page and "default-src 'none'" in page
+
+
+def test_a_reliability_plot_shows_the_answers_of_every_bin(evaluation):
+    page = evaluation_page(evaluation)
+    [plot] = page.charts
+    results = [one for one in evaluation.record["results"] if one["role"] != "parent"]
+    drawn = re.findall(r"<text[^>]*>([^<]+)</text>", plot.svg)
+    for one in results:
+        assert sum(each["count"] for each in one["reliability"]) == 24
+        assert {str(each["count"]) for each in one["reliability"]} <= {text.strip() for text in drawn}
+    assert len(plot.table) == 1 + sum(len(one["reliability"]) for one in results)
+    assert {"var(--s0)", "var(--s1)"} <= set(re.findall(r"var\(--s\d\)", plot.svg))
+    bars = [Bar(0.9, 1.0, 40, 0.95, 0.5, (0.35, 0.65))]
+    alone = reliability_chart([bars], salt="a")
+    assert "<svg viewBox=" in alone and ">40<" in alone and not re.findall("#[0-9a-f]{6}", alone)
 
 
 def test_blank_answers_are_told():

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from llmlab.config.evaluation import Task
 from llmlab.evaluation.answers import Sampling
 from llmlab.evaluation.items import Item, TaskRow
+from llmlab.evaluation.judges import Judge
 from llmlab.models.typed import LanguageModel
 
 Reward = Callable[[list[Any], list[str], list[str]], list[float]]  # prompts, answers, references -> values
@@ -28,7 +29,8 @@ class Reader:
         sampling: of generated answers.
         repeats: answers a prompt.
         reward: of answers, where rewards are named.
-        judge: of answers, where one is named: log pi of each verdict.
+        judge: of answers, where one is named.
+        judge_tokens: that a served judge may answer with.
     """
 
     model: LanguageModel
@@ -36,7 +38,8 @@ class Reader:
     sampling: Sampling = field(default_factory=Sampling)
     repeats: int = 1
     reward: Reward | None = None
-    judge: Callable[[list[str], list[str]], list[dict[str, float]]] | None = None
+    judge: Judge | None = None
+    judge_tokens: int = 0
 
 
 @dataclass(frozen=True)

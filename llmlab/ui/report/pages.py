@@ -108,6 +108,7 @@ class Page:
     headlines: tuple[Headline, ...] = ()
     warnings: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
+    charts_heading: str = "Curves"
     samples: tuple[Sample, ...] = ()
     tables: tuple[Table, ...] = ()
     repeat: tuple[str, ...] = ()
