@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from llmlab.config import save_config
 from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
+from llmlab.files import read_object
 from llmlab.planning.work import updates_of_a_round
 
 STEPS = 3  # that are measured; the first one, which warms up, does not count
@@ -29,7 +31,7 @@ class Measured:
 
     Attributes:
         seconds: of one update.
-        peak: resident bytes at most.
+        peak: bytes at most: on a GPU what torch had allocated there, else what the process had resident.
     """
 
     seconds: float
@@ -89,6 +91,7 @@ def measure(config: TrainingConfig, tell: Callable[[Measuring], None] = lambda a
         path = save_config(apply_changes(config, few), Path(folder) / "few.json")
         progress = _Progress(Path(folder) / "run" / "metrics.jsonl", steps, tell)
         peak = _run(path, Path(folder) / "log", progress)
+        peak = peak_on_device(Path(folder) / "run" / "run.json") or peak
         text = (Path(folder) / "run" / "metrics.jsonl").read_text()
     clock = _clock(text)
     round_ = updates_of_a_round(config)
@@ -96,6 +99,17 @@ def measure(config: TrainingConfig, tell: Callable[[Measuring], None] = lambda a
         raise LabError("the measured steps left no times", exit_code=1)
     whole = (len(clock) - 1) // round_ * round_
     return Measured((clock[-1] - clock[-1 - whole]) / whole, peak)
+
+
+def peak_on_device(record: Path) -> int:
+    """Returns the bytes that a run had allocated on its GPU at most, as its record says; 0 where it had
+    none, whose memory is that of the process.
+    """
+    with suppress(OSError, ValueError):
+        memory = (read_object(record).get("summary") or {}).get("memory") or {}
+        if memory.get("place") == "GPU":
+            return int(memory.get("measured") or 0)
+    return 0
 
 
 def _clock(text: str) -> list[float]:

@@ -1,6 +1,7 @@
 """How long a run is: steps, tokens, passes and seconds, from FLOPs, then from what runs here took."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -18,7 +19,7 @@ from llmlab.planning.advice import (
 )
 from llmlab.planning.data_size import data_size
 from llmlab.planning.duration import WRITTEN, DataSize, time_plan
-from llmlab.planning.measured import steps_to_measure
+from llmlab.planning.measured import peak_on_device, steps_to_measure
 from llmlab.planning.memory import one_checkpoint_bytes
 from llmlab.planning.speed import Pace, SpeedRecord, measured_update, pace_of, record, setting_of
 from llmlab.planning.work import work_of
@@ -81,6 +82,14 @@ def test_answers_are_generated_once_for_all_updates_on_them():
     ppo = PPOConfig(policy_checkpoint=model)
     assert work_of(ppo).answers == 128 / 16 and steps_to_measure(ppo) == 32
     assert steps_to_measure(GRPOConfig(policy_checkpoint=model)) == 8
+
+
+def test_the_measured_peak_of_a_gpu_is_its_own_not_that_of_the_process(tmp_path):
+    file = tmp_path / "run.json"
+    assert peak_on_device(file) == 0
+    for memory, peak in (({"place": "GPU", "measured": 7}, 7), ({"place": "process", "measured": 7}, 0)):
+        file.write_text(json.dumps({"summary": {"memory": memory}}))
+        assert peak_on_device(file) == peak
 
 
 def test_an_estimate_becomes_a_measurement(own_records):
