@@ -295,6 +295,23 @@ def test_patience_counts_evaluations_and_another_metric_begins_anew(base_run, su
     assert best["figure"] == f"{SUITE}mails/label_loss" and best["step"] > 3
 
 
+@pytest.mark.slow
+def test_a_suite_with_other_rows_begins_anew(whole, suite, tmp_path):
+    """Its file is the same by its name: what changed in the rows is seen, and figures are not compared."""
+    ours = tmp_path / "asked.jsonl"
+    write_rows(ours, ROWS)
+    _, _, config = whole
+    changes = dict(evaluation_suite=str(ours), metric_for_best="loss", learning_rate=1e-9, max_steps=4)
+    config = apply_changes(config, {**changes, "output_dir": str(tmp_path / "run")})
+    first = train(config)
+    write_rows(ours, [{**row, "completion": "Starbuck the mate"} for row in ROWS])
+    told = Listening()
+    told.warning = told.told.append
+    train(apply_changes(config, {"max_steps": 8}), reporter=told, resume=str(first.folder))
+    assert any("other tasks or rows" in line for line in told.told if isinstance(line, str))
+    assert RunFolder(first.folder).record["best"]["step"] > 4
+
+
 def test_what_a_suite_lacks_is_refused_with_what_it_has(base_run, suite, tmp_path):
     def refused(evaluator=None, **changes):
         with pytest.raises(LabError) as error:

@@ -6,14 +6,20 @@ has it), which makes a `SuiteEvaluation` of the loaded model.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from llmlab.config.evaluation import Task
+from llmlab.config.suites import watched_tasks
 from llmlab.config.training import TrainingConfig
 from llmlab.config.watching import Better
+from llmlab.data.local import contents_hash
 from llmlab.errors import LabError
 from llmlab.models.typed import LanguageModel
 from llmlab.runs.evaluations import SuiteFigure
@@ -124,6 +130,23 @@ def chosen_metric(config: TrainingConfig, offered: Mapping[str, Better | None]) 
     if offered[names[0]] is None:
         raise LabError(f"`metric_for_best` {wanted!r} is neither good nor bad", remedy=f"use one of {usable}")
     return SUITE + names[0]
+
+
+def suite_read(config: TrainingConfig) -> dict[str, str]:
+    """Returns a hash of each task of a run's suite, its rows included where they lie on this machine; what is
+    wrong with one is said when it is read.
+    """
+    tasks: list[Task] = []
+    with suppress(LabError):
+        tasks = watched_tasks(config)
+    found = {}
+    for number, task in enumerate(tasks):
+        rows = ""
+        with suppress(LabError, OSError):
+            rows = contents_hash(task.source)
+        how = json.dumps(task.to_json_dict(), sort_keys=True)
+        found[f"{number} {task.source.name}"] = hashlib.sha256(f"{how} {rows}".encode()).hexdigest()
+    return found
 
 
 def refuse_engine(config: TrainingConfig, engine: str) -> None:

@@ -29,6 +29,7 @@ from llmlab.runs.lock import run_lock
 from llmlab.runs.record import RECORD
 from llmlab.training.engine.contents import FSDP_FILES, refuse_damaged
 from llmlab.training.engine.distributed import processes
+from llmlab.training.engine.evaluator import suite_read
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.engine.run_dir import candidate_folders
 
@@ -228,7 +229,7 @@ def with_kernel_as_begun(config: TrainingConfig, plan: ResumePlan, device: str) 
 
 def inputs_read(config: TrainingConfig) -> dict[str, Any]:
     """Returns what a run depends on beside its options: `processes`, hashes of `data` by name, of `weights`
-    by option.
+    by option, of the tasks of its `suite`.
 
     Only what lies on this machine is hashed; what else is wrong with a name is said when it is loaded.
     """
@@ -239,7 +240,7 @@ def inputs_read(config: TrainingConfig) -> dict[str, Any]:
                 data[f"{source.name} {source.split}"] = digest
     named = {option: name for option in STARTING_POINTS if (name := getattr(config, option, None))}
     weights = {option: digest for option, name in named.items() if (digest := known_weights(name))}
-    return {"processes": processes(), "data": data, "weights": weights}
+    return {"processes": processes(), "data": data, "weights": weights, "suite": suite_read(config)}
 
 
 def _changes(
@@ -301,6 +302,12 @@ def _changes(
         if _block(recorded, "data").get(name, digest) != digest:
             source, note = name.rsplit(" ", 1)[0], _resume_note(config, "datasets")
             reporter.warning(f"{source} has changed since the checkpoint: {note}")
+    tasks = _block(recorded, "suite")
+    if tasks and tasks != reads["suite"] and not changed & {"evaluation_suite", "evaluation_rows"}:
+        changed.add("evaluation_rows")
+        reporter.warning(
+            f"`evaluation_suite` has other tasks or rows: {_resume_note(config, 'evaluation_rows')}"
+        )
     was, is_now = recorded.get("processes", reads["processes"]), reads["processes"]
     if was != is_now:
         changed.add("processes")
