@@ -49,7 +49,7 @@ def machine_line(machine: Machine) -> str:
         f" {machine.llmlab}, torch {machine.torch}{cuda}{driver}, transformers {machine.transformers}"
     )
     if machine.load > BUSY * machine.threads:
-        line += f"; other programs took {machine.load:.1f} processors as it began, so speeds are low"
+        line += f"; other programs wanted {machine.load:.1f} processors as it began, so speeds are low"
     return line
 
 
