@@ -127,6 +127,7 @@ class ServedJudge:
     def __init__(self, url: str, max_tokens: int, folder: Path):
         self.address, self.name = address_and_model(url)
         self.url, self.max_tokens = url, max_tokens
+        self.settings: dict[str, Any] = {"temperature": 0, "max_tokens": max_tokens}
         self.client = client_of(self.address, retries=RETRIES, timeout=TIMEOUT)
         self.journal = Journal(folder / SAID)
         self.said: dict[str, str] = {str(row["key"]): str(row["said"]) for row in self.journal.rows()}
@@ -201,18 +202,33 @@ class ServedJudge:
             )
 
     def _answer(self, question: str) -> str:
+        import openai
+
         with told(self.address, "the same command goes on once it answers"):
-            answer = self.client.chat.completions.create(
-                model=self.name,
-                messages=[{"role": "user", "content": question}],
-                temperature=0,
-                max_tokens=self.max_tokens,
-            )
-            return answer.choices[0].message.content or ""
+            while True:
+                settings = self.settings
+                try:
+                    answer = self.client.chat.completions.create(
+                        model=self.name, messages=[{"role": "user", "content": question}], **settings
+                    )
+                except openai.BadRequestError as error:
+                    if error.param not in settings:
+                        raise
+                    self.settings = _without(str(error.param), settings)
+                else:
+                    return answer.choices[0].message.content or ""
 
     def _key(self, question: str) -> str:
         asked = json.dumps([self.address, self.name, self.max_tokens, question], ensure_ascii=False)
         return hashlib.blake2b(asked.encode(errors="replace"), digest_size=16).hexdigest()
+
+
+def _without(refused: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings without one that a model refuses: models that think take no temperature, and call the
+    tokens of an answer otherwise.
+    """
+    kept = {name: value for name, value in settings.items() if name != refused}
+    return {**kept, "max_completion_tokens": settings[refused]} if refused == "max_tokens" else kept
 
 
 def read_verdict(said: str) -> str:

@@ -28,8 +28,9 @@ ROWS = [
 
 
 @contextmanager
-def in_front_of(server, refuse=(), cut_after=None):
-    """A server that hands requests on; the first of them are refused with these status codes.
+def in_front_of(server, refuse=(), cut_after=None, takes=None):
+    """A server that hands requests on; the first of them are refused with these status codes, all with a
+    setting that it does not take.
 
     Yields its address and the paths that it was asked for. After so many answers it refuses all.
     """
@@ -43,6 +44,10 @@ def in_front_of(server, refuse=(), cut_after=None):
                 if chat and cut_after is not None and asked.count(self.path) >= cut_after:
                     code = 400
                 asked.extend([self.path] if not code else [])
+            unknown = sorted({*json.loads(body)} - {*takes}) if body and takes else []
+            if unknown:
+                error = {"message": f"Unsupported parameter: {unknown[0]}", "param": unknown[0]}
+                return self.send(400, json.dumps({"error": error}).encode(), {})
             if code:
                 return self.send(code, b'{"error": {"message": "not now"}}', {"Retry-After-Ms": "5"})
             headers = {"Content-Type": "application/json", "Authorization": self.headers["Authorization"]}
@@ -198,6 +203,17 @@ def test_an_evaluation_that_was_interrupted_asks_for_what_is_missing(desk, chat_
         folder.write({**record, "status": "stopped"})
         evaluate(config(chat_folder, f"{other}#judge", name="new", judge_check=[LABELLED]))
         assert len([path for path in asked if path.endswith("completions")]) == 11
+
+
+def test_a_judge_that_takes_other_settings_is_asked_with_those(desk, chat_folder, babbler):
+    with in_front_of(babbler, takes=("model", "messages", "max_completion_tokens")) as (address, _):
+        folder = evaluate(config(chat_folder, address))
+        assert len(folder.answers()) == 3 and folder.status == "done"
+    with (
+        in_front_of(babbler, takes=("model",)) as (address, _),
+        pytest.raises(LabError, match=r"Unsupported parameter: max_tokens|Unsupported parameter: messages"),
+    ):
+        evaluate(config(chat_folder, address, name="none"))
 
 
 def test_what_a_judge_says_in_other_words_is_counted(desk, chat_folder, babbler):
