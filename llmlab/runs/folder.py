@@ -17,6 +17,7 @@ from llmlab.errors import LabError
 from llmlab.files import in_home, read_object, write_text_atomically
 from llmlab.runs import evaluations
 from llmlab.runs.checkpoint import Checkpoint
+from llmlab.runs.figures import is_of_suite
 from llmlab.runs.index import run_rows
 from llmlab.runs.lock import HOLDER, LOCK, was_killed
 from llmlab.runs.manifest import MANIFEST, verify
@@ -190,13 +191,19 @@ class RunFolder:
                     self.path / name, "".join(json.dumps(line) + "\n" for line in remaining)
                 )
 
-    def drop_validation(self, step: int) -> None:
-        """Drops the held-out figures of a step, where the validation is done again."""
-        remaining = [
-            line
-            for line in self.metrics()
-            if line["step"] != step or not any(key.startswith("eval_") for key in line)
-        ]
+    def drop_validation(self, step: int, *, suite: bool | None = None) -> None:
+        """Drops the held-out figures of a step, where they are measured again.
+
+        Args:
+            step: of the run.
+            suite: whether only those of a suite are dropped, or only the others; None for all.
+        """
+
+        def is_dropped(line: dict[str, Any]) -> bool:
+            held_out = any(key.startswith("eval_") for key in line)
+            return line["step"] == step and held_out and suite in (None, any(map(is_of_suite, line)))
+
+        remaining = [line for line in self.metrics() if not is_dropped(line)]
         if (self.path / METRICS).exists():
             write_text_atomically(self.path / METRICS, "".join(json.dumps(line) + "\n" for line in remaining))
 

@@ -284,6 +284,17 @@ def test_a_resume_from_earlier_drops_evaluations_of_later_steps(whole, tmp_path)
 
 
 @pytest.mark.slow
+def test_killed_behind_its_last_evaluation_it_has_no_figure_twice(whole, tmp_path):
+    result, _, config = whole
+    folder = tmp_path / "ended"
+    shutil.copytree(result.folder, folder)
+    shutil.rmtree(folder / "final")
+    RunFolder(folder).update(status="running", result=None)
+    train(apply_changes(config, {"output_dir": str(folder)}))
+    as_whole(folder, result.folder)
+
+
+@pytest.mark.slow
 def test_patience_counts_evaluations_and_another_metric_begins_anew(base_run, suite, tmp_path):
     never = dict(metric_for_best="asked/exact_match", patience=2, evaluate_every=1, learning_rate=1e-9)
     result = train(watched(base_run, tmp_path, suite, **never))

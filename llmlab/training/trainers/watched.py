@@ -107,12 +107,19 @@ class WatchedMixin(HeldOutMixin):
             held_out: a held-out figure; "" where no rows are held out.
         """
         if held_out and not self._logged(held_out):
+            self._forget(suite=False)
             with self._due():
                 super().evaluate()
         watch = self._watch()
         if watch and not self._logged(SUITE):
+            self._forget(suite=True)
             with self._due():
                 self._evaluate_suite(watch)
+
+    def _forget(self, *, suite: bool) -> None:
+        """Drops figures of this step that a run measured behind its checkpoint and was then killed."""
+        if self.services and self.is_world_process_zero():
+            self.services.run.drop_validation(self.state.global_step, suite=suite)
 
     @contextmanager
     def _due(self) -> Iterator[None]:
