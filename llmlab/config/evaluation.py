@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from llmlab.config.base import KindConfig, LabBaseConfig
 from llmlab.config.harness import HarnessOptions
@@ -143,6 +143,11 @@ class EvaluatedOptions(KindConfig):
     )
 
 
+def _listed(value: Any) -> Any:
+    """Returns a source that stands alone as a list of it."""
+    return [value] if isinstance(value, (str, dict)) else value
+
+
 class EvaluationConfig(LoadOptions, TaskOptions, HarnessOptions, EvaluatedOptions):
     """Measure a model on rows that it has not seen; the answers are kept, with how sure the figures are."""
 
@@ -189,7 +194,7 @@ class EvaluationConfig(LoadOptions, TaskOptions, HarnessOptions, EvaluatedOption
         "Also the loss on a general text, beside that of the model it was fine-tuned from.",
         advanced=True,
     )
-    judge_check: list[SourceConfig] = option(
+    judge_check: Annotated[list[SourceConfig], BeforeValidator(_listed)] = option(
         list,
         "Labelled answers",
         "The judge's agreement with their labels is measured first; `llmlab:passage-claims` ships.",

@@ -248,6 +248,8 @@ def test_what_is_wrong_with_a_judge_is_one_message(desk, chat_folder, babbler, u
         assert caught.value.exit_code == 2 and "secret" not in str(caught.value)
     with pytest.raises(LabError, match="`judge_check` needs labels of supported"):
         evaluate(config(chat_folder, babbler.address, judge_check=["asked.jsonl"]))
+    with pytest.raises(LabError, match="no task names one"):
+        evaluate(EvaluationConfig(model=str(chat_folder), suite="passages", judge_check="labelled.jsonl"))
     with pytest.raises(ValueError, match="`judge_check` measures a `judge`"):
         config(chat_folder, "reference", judge_check=[LABELLED])
     with serving(untrained("key", max_seq_len=256), key="the-right-key") as server:
