@@ -26,7 +26,7 @@ def selftest(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="The smallest sizes: under a minute; speeds mean little.")
+        bool, typer.Option("--quick", help="The smallest sizes: under a minute; nothing is kept.")
     ] = False,
     last: Annotated[
         bool, typer.Option("--last", help="Show what is kept of this device; do nothing.")

@@ -37,7 +37,7 @@ class Selftest:
         at: seconds since the epoch, when it began.
         seconds: that it took.
         quick: whether it took the smallest sizes.
-        file: where it is kept; None where that failed.
+        file: where it is kept; None where it is not.
     """
 
     machine: Machine
@@ -193,7 +193,8 @@ def run_selftest(
     shows: Callable[[Row], None] = lambda row: None,
     checks: Mapping[str, Check] | None = None,
 ) -> Selftest:
-    """Does the checks and returns what they found, which is kept for this device.
+    """Does the checks and returns what they found, which is kept for this device; not that of `quick`, whose
+    times say little.
 
     Args:
         device: "auto", "cuda", "mps" or "cpu".
@@ -232,7 +233,7 @@ def run_selftest(
             doing("")
             worker.end()
     found.seconds = time.perf_counter() - began
-    found.file = keep(found)
+    found.file = None if quick else keep(found)
     return found
 
 

@@ -65,6 +65,8 @@ def last_lines(found: Selftest) -> Iterator[str]:
     yield f"{', '.join(part for part in parts if part)}, in {long_time(found.seconds)}"
     if found.file:
         yield f"kept in {found.file}; to show it again: `llmlab selftest --last`, for a page add --markdown"
+    elif found.quick:
+        yield "not kept: speeds of the smallest sizes mean little"
 
 
 def markdown(found: Selftest) -> str:

@@ -1,5 +1,6 @@
 """The selftest on this machine, on a lab that is broken, and what is kept of it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -12,14 +13,16 @@ from llmlab.config import DPOConfig, ModelConfig, PretrainConfig, SFTConfig
 from llmlab.device_store import keep_selftest, kept_attention, kept_selftest
 from llmlab.errors import LabError
 from llmlab.hardware import device_name
+from llmlab.models import LabForCausalLM
 from llmlab.models.device import attention_kernel, fastest_kernel, system_of
 from llmlab.planning.speed import _file, _records, pace_of
 from llmlab.runs.folder import RunFolder
-from llmlab.selftest import attention, parity
+from llmlab.selftest import attention, full, parity
 from llmlab.selftest.memory import row_of
 from llmlab.selftest.rows import CHECKS, Check, Row
+from llmlab.selftest.run import keep as selftest_keep
 from llmlab.selftest.run import last_selftest, merged
-from llmlab.selftest.setting import Setting
+from llmlab.selftest.setting import Setting, Shape
 from llmlab.training.engine.resume import ResumePlan, with_kernel_as_begun
 from tests.conftest import llmlab
 from tests.selftest.broken import changed
@@ -48,7 +51,8 @@ def test_the_whole_of_it(tmp_path, cache):
     assert rows["attention: auto"]["figures"]["kernel"] == "sdpa"
     assert all(name in done.stderr for name in ("parity bf16", "resume"))
     assert not [*_records(_file(device_name("cpu")))], "the speed of a toy is no measure for plans"
-    assert kept_attention(system_of("cpu")) == "sdpa"
+    assert not kept_selftest(device_name("cpu")), "nor is anything else of it"
+    keep_selftest(device_name("cpu"), found)
     again = llmlab("selftest", "--device", "cpu", "--last", "--markdown", cwd=tmp_path)
     assert again.returncode == 0 and again.stdout.count("\n| ") == len(rows) + 2
     assert f"| parity fp32 | passed | {rows['parity fp32']['seconds']:.1f} |" in again.stdout
@@ -68,7 +72,9 @@ def test_what_is_broken_is_reported_and_the_others_are_done(cache, monkeypatch):
     line = ["selftest", "--device", "cpu", "--json", *(word for name in names for word in ("--only", name))]
     result = CliRunner().invoke(app, line)
     assert result.exit_code == 1, result.output
-    rows = {(row["check"], row["name"]): row for row in json.loads(result.stdout)["rows"]}
+    found = json.loads(result.stdout)
+    assert kept_selftest(device_name("cpu"))["rows"] == found["rows"] and found["file"]
+    rows = {(row["check"], row["name"]): row for row in found["rows"]}
     wrong = rows["parity", "parity fp32"]
     assert wrong["status"] == "failed" and "from the formulas in fp64; allowed are" in wrong["found"]
     assert "update the GPU's driver" in wrong["remedy"]
@@ -117,6 +123,36 @@ def test_a_kernel_that_lets_documents_see_each_other_is_found_and_not_chosen(tmp
     assert wrong.status == "failed" and wrong.found.startswith("padded rows: states are")
     assert rows["attention: eager"].status == "passed"
     assert rows["attention: auto"].status == "failed", "nothing that is right has the memory that is planned"
+
+
+class OnGPU(Setting):
+    on_gpu = True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lies", [False, True], ids=["as promised", "not as promised"])
+def test_a_batch_that_does_not_fit_is_met_and_handled(lies, tmp_path, monkeypatch):
+    """On a processor whose memory is said to be full where there are more than 8 rows."""
+    monkeypatch.setattr(full, "ROWS", 32)
+    monkeypatch.setattr(full, "SHAPE", Shape(32, 2, 4, 2, 64, 512, 32, 32))
+    monkeypatch.setattr(full, "_limit", lambda device, share: None)
+    monkeypatch.setattr(full, "_memory", lambda device: 10**11)
+    forward = LabForCausalLM.forward
+
+    def within(self, input_ids=None, **kwargs):
+        if len(input_ids) > 8:
+            raise ValueError("no kernel") if lies else torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(LabForCausalLM, "forward", within)
+    rows = full.check(OnGPU("cpu", False, tmp_path), "")
+    stop = next(rows)
+    if lies:
+        assert stop.status == "failed" and "ended with ValueError: no kernel, not" in stop.found
+        return
+    halve = next(rows)
+    assert (stop.status, halve.status) == ("passed", "passed"), (stop, halve)
+    assert "became 8 x 4: the same rows an update" in halve.found
 
 
 @pytest.mark.parametrize(
@@ -208,6 +244,14 @@ def test_what_is_kept_is_of_one_torch_and_a_damaged_file_is_none(cache):
     found.rows = [Row("parity fp32", "failed", "new", check="parity")]
     names = [row["name"] for row in merged(kept_selftest(name), found)]
     assert names == ["parity fp32", "speed"], "in the order of the checks, those done now in place of the old"
+    system = system_of("cpu")
+    found.machine = dataclasses.replace(found.machine, torch=system.torch, driver=system.driver)
+    for kernel in ("eager", "sdpa"):
+        done = Row("attention: auto", "passed", "", figures={"kernel": kernel}, check="attention")
+        selftest_keep(dataclasses.replace(found, rows=[done]))
+        assert kept_attention(system) == kernel
+    selftest_keep(found)
+    assert kept_attention(system) == "sdpa", "what other checks find leaves it as it is"
     kept = kept_selftest(name)
     kept["machine"]["torch"] = "3"
     assert [row["name"] for row in merged(kept, found)] == ["parity fp32"]
