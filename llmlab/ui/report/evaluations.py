@@ -112,24 +112,15 @@ def _differences(record: Mapping[str, Any], models: Mapping[str, str]) -> Iterat
 
 
 def _judges(results: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    rows = [
-        (
-            public_name(str(one["model"])),
-            str(one["source"]),
-            f"{one['rows']:,}",
-            measured_title(name),
-            f"{entry['value']:.4f}",
-            interval(entry),
-        )
-        for one in results
-        if one["role"] == JUDGE
-        for name, entry in one["figures"].items()
-    ]
-    yield Table(
-        "The judge, on labelled answers",
-        ("judge", "labels", "answers", "figure", "value", "95 % interval"),
-        tuple(rows),
-    )
+    """Yields the agreement of each judge with labels, a table a judge and source."""
+    for one in [one for one in results if one["role"] == JUDGE]:
+        rows = [
+            (measured_title(name), f"{entry['value']:.4f}", interval(entry))
+            for name, entry in one["figures"].items()
+        ]
+        labels = str(one["source"]).removeprefix("judge on ")
+        heading = f"{public_name(str(one['model']))} as a judge, on {one['rows']:,} labels of {labels}"
+        yield Table(heading, ("figure", "value", "95 % interval"), tuple(rows))
 
 
 def _facts(
