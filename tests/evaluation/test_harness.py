@@ -177,6 +177,13 @@ def test_few_shot_chat_template_and_limit_are_passed_on(tmp_path, monkeypatch, t
     assert len(rows) == 7 and rows[0]["prompt"].count("Question:") == 2
     plain = evaluate(config(model, tasks, name="plain", **options)).record["results"][0]
     same({"results": [plain]}, by_hand(model, ["which"], num_fewshot=1, limit=7), model)
+    # a suite names them beside a source
+    questions = {"source": {"name": "llmlab:questions", "max_rows": 4}}
+    suite = {**options, "tasks_folder": str(tasks), "tasks": [questions]}
+    (tmp_path / "both.json").write_text(json.dumps(suite))
+    both = EvaluationConfig(model=str(model), name="both", suite="both.json", forgetting=False)
+    results = {one["source"]: one for one in evaluate(both).record["results"]}
+    assert results.keys() == {"questions", "which"} and results["which"]["figures"] == plain["figures"]
 
 
 def test_groups_and_dual_heads(tmp_path, monkeypatch, tasks, chat_folder, by_hand):
