@@ -150,9 +150,12 @@ class ServedJudge:
             with told(self.address, "start the server, or look at the address of `judge`"):
                 names = [one.id for one in patient.models.list()]
         except LabError as error:
-            if self.name and isinstance(error.__context__, NotFoundError):
-                return  # a server without a list of its models
-            raise
+            if not isinstance(error.__context__, NotFoundError):
+                raise
+            if not self.name:
+                remedy = f"name one: {self.address}#NAME"
+                raise LabError("has no list of its models", where=self.address, remedy=remedy) from None
+            return
         if not names or (self.name and self.name not in names):
             served = f", but {', '.join(names[:10])}" if names else ""
             raise LabError(f"serves no model {self.name!r}{served}", where=self.address)
