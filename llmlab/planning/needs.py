@@ -23,6 +23,7 @@ from llmlab.config.rollouts import RolloutConfig
 from llmlab.config.training import TrainingConfig
 from llmlab.models.headers import checkpoint_shape
 from llmlab.models.shapes import ARCHITECTURES, Architecture, CheckpointShape
+from llmlab.models.slices import SLICES_ALIVE, slice_rows
 from llmlab.planning.live import on_gpu
 from llmlab.planning.parameters import DualHeadCount, count_dual_head
 from llmlab.planning.start import row_length, start_shape
@@ -33,7 +34,6 @@ OnCheckpoint = SFTConfig | PretrainConfig | RewardConfig | DPOConfig | RolloutCo
 # values an optimizer keeps for each weight, all in fp32; Adafactor's factored moments are a few rows and
 # columns
 STATE_VALUES = {"adamw": 2.0, "adafactor": 0.01, "lion": 1.0, "sophia": 3.0, "muon": 1.3}
-LOGITS_ALIVE = 1 << 23  # the lab's own loss works through the logits in slices of this many values
 TILE = (4096, 1 << 15)  # tokens and words of a slice of logits in TRL's loss
 TILES_ALIVE = (
     8.25  # of those without Triton: logits, their scaled copies, probabilities, gradients ... in fp32
@@ -83,9 +83,10 @@ def needs_of(config: TrainingConfig, *, gpu: bool | None = None) -> Needs | None
             states=STATE_VALUES[config.optimizer],
             checkpointing=config.gradient_checkpointing,
             accumulates=config.accumulation_steps > 1,
+            gpu=gpu,
         )
     elif isinstance(config, DualHeadConfig):
-        held, passing = _of_dual_head(config, shape, wide)
+        held, passing = _of_dual_head(config, shape, wide, gpu)
     elif isinstance(config, OnCheckpoint):
         held, passing = _held(config, shape, wide), _passing(config, shape, wide, gpu)
         unused, answers = _untouched(config, shape), _answers(config, shape, wide)
@@ -112,11 +113,14 @@ def own_step(
     states: float,
     checkpointing: bool,
     accumulates: bool,
+    gpu: bool = False,
 ) -> tuple[Held, Passing]:
     """Returns a step on all weights of the lab's own model with its own loss."""
     tokens = batch_size * length
     kept = _own_layer(shape.width, shape.kv_heads * shape.head_dim, shape)
-    if shape.dropout:  # a processor keeps what was dropped as values, and all weights of attention
+    if shape.dropout and gpu:
+        kept += 0.5 * shape.width
+    elif shape.dropout:  # a processor keeps what was dropped as values, and all weights of attention
         kept += 2 * shape.width + 3 * shape.heads * length
     layer = wide * tokens * kept
     head = 4.0 * shape.vocabulary * shape.width  # the head's gradient is made beside the others
@@ -129,7 +133,7 @@ def own_step(
         between=wide * tokens * shape.width,
         # with the mask that keeps packed documents apart
         beside=wide * (tokens * 2.5 * shape.width + tokens * length),
-        logits=4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + head,
+        logits=4 * min(slice_rows(shape.vocabulary, gpu=gpu), tokens) * shape.vocabulary + head,
         checkpointing=checkpointing,
         accumulates=accumulates,
     )
@@ -350,16 +354,17 @@ def _dual_head(config: DualHeadConfig, shape: CheckpointShape) -> DualHeadCount:
     )
 
 
-def _of_dual_head(config: DualHeadConfig, shape: CheckpointShape, wide: int) -> tuple[Held, Passing]:
+def _of_dual_head(
+    config: DualHeadConfig, shape: CheckpointShape, wide: int, gpu: bool
+) -> tuple[Held, Passing]:
     """Two heads and a gate on a frozen backbone, whose layers keep nothing."""
     count = _dual_head(config, shape)
     quantised = config.load_in != "none"
     frozen = wide * (shape.parameters - (shape.in_matrices if quantised else 0))
     fixed = shape.in_matrices * QUANTISED[config.load_in] if quantised else 0.0
     tokens = 2 * config.micro_batch_size * config.max_length
-    logits = (
-        10 * 4 * min(LOGITS_ALIVE, tokens * shape.vocabulary) + 4 * count.head
-    )  # slices; a head's gradient beside its sum
+    rows = min(slice_rows(shape.vocabulary, gpu=gpu, alive=SLICES_ALIVE), tokens)
+    logits = 10 * 4 * rows * shape.vocabulary + 4 * count.head  # slices; a head's gradient beside its sum
     passing = (
         wide * tokens * (6 * shape.width + (4 if shape.gated else 2) * shape.feed_forward)
     )  # of a layer, gone at the loss

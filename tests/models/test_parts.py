@@ -87,9 +87,9 @@ def plain_cross_entropy(hidden, weight, labels, count=None):
 
 
 @pytest.mark.parametrize("count", [None, 7])
-@pytest.mark.parametrize("slice_elements", [1 << 23, 1])  # all at once; in slices of 64 tokens
-def test_linear_cross_entropy_and_its_gradients(count, slice_elements, monkeypatch):
-    monkeypatch.setattr("llmlab.models.transformer.ops.SLICE_ELEMENTS", slice_elements)
+@pytest.mark.parametrize("rows", [512, 64])  # all at once; in three slices
+def test_linear_cross_entropy_and_its_gradients(count, rows, monkeypatch):
+    monkeypatch.setattr("llmlab.models.transformer.ops.slice_rows", lambda vocabulary, gpu: rows)
     hidden, weight = torch.randn(3, 50, 16, requires_grad=True), torch.randn(31, 16, requires_grad=True)
     labels = torch.randint(0, 31, (3, 50))
     labels[0, :20] = -100

@@ -37,7 +37,7 @@ from llmlab.errors import LabError
 from llmlab.models.dual_head.config import LabDualHeadConfig
 from llmlab.models.dual_head.gate import Gate
 from llmlab.models.identity import check_base
-from llmlab.models.transformer.ops import SLICE_ELEMENTS
+from llmlab.models.slices import SLICES_ALIVE, slice_rows
 from llmlab.models.typed import dtype_of
 
 WEIGHTS = "model.safetensors"
@@ -377,7 +377,8 @@ class LabDualHeadForCausalLM(PreTrainedModel, GenerationMixin):
             fp32.
         """
         dropped = self.rm_dropout(hidden)  # once for all slices: a repeated slice must drop the same
-        size = max(64, SLICE_ELEMENTS // self.config.vocab_size)
+        gpu = hidden.device.type != "cpu"
+        size = slice_rows(self.config.vocab_size, gpu=gpu, alive=SLICES_ALIVE)
         fused, rewards = (
             [hidden.new_zeros(0, dtype=torch.float32)],
             [hidden.new_zeros(0, dtype=torch.float32)],

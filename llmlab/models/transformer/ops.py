@@ -20,11 +20,12 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
+from llmlab.models.slices import slice_rows
+
 IGNORE_INDEX = -100
 # fp16 has no numbers below 6e-8 and few below 6e-5, where the gradients of a mean over thousands of tokens
 # are: this share of a token's own gradient is kept until the loss scale has come
 FP16_SHARE = 1 / 64
-SLICE_ELEMENTS = 1 << 23  # logits alive at once: 32 MB in fp32
 CACHE_ELEMENTS = 1 << 17  # rows worked on together: 512 KB in fp32
 
 
@@ -35,11 +36,13 @@ class _Vocabulary:
     Attributes:
         first: id of its first token.
         size: tokens of it.
+        widest: tokens of the largest part: all processes have to make slices of as many rows.
         group: processes that have the other parts; None for the whole vocabulary.
     """
 
     first: int
     size: int
+    widest: int
     group: Any = None
 
     @classmethod
@@ -47,7 +50,7 @@ class _Vocabulary:
         """Returns the part that goes with this process's rows of an output head."""
         mesh = weight.device_mesh
         each = -(-weight.shape[0] // mesh.size())
-        return cls(each * mesh.get_local_rank(), weight.to_local().shape[0], mesh.get_group())
+        return cls(each * mesh.get_local_rank(), weight.to_local().shape[0], each, mesh.get_group())
 
     def has(self, index: Tensor) -> Tensor | None:
         """Returns which of the tokens are in this part; None for all."""
@@ -81,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         h, w = (hidden.to(amp), weight.to(amp)) if amp else (hidden, weight)
         grad_hidden = torch.empty_like(h) if needs_hidden else None
         grad_weight = torch.empty_like(w, dtype=torch.float32) if needs_weight else None
-        size = min(tokens, max(64, SLICE_ELEMENTS // vocab))
+        size = min(tokens, slice_rows(part_of.widest, gpu=device_type != "cpu"))
         losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
         buffer = torch.empty(size, vocab, dtype=w.dtype, device=hidden.device)
         scale = (labels != IGNORE_INDEX) / count  # weight of each token in the mean, (N,)
@@ -167,7 +170,7 @@ def linear_cross_entropy(
         count = (shifted != IGNORE_INDEX).sum()
     count = torch.as_tensor(count, dtype=torch.float32, device=hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    vocabulary = _Vocabulary(0, weight.shape[0])
+    vocabulary = _Vocabulary(0, weight.shape[0], weight.shape[0])
     if isinstance(weight, DTensor):
         vocabulary = _Vocabulary.of(weight)
         weight = weight.to_local(grad_placements=[Shard(0)])
