@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmlab.data.rendering import turn_ends
 from llmlab.errors import LabError
@@ -156,7 +156,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         )
     try:
         if is_file:
-            tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+            tokenizer = AutoTokenizer.from_pretrained(_unpacked(path))
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=name in TRUSTED)
     except (
@@ -174,6 +174,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _unpacked(gguf: Path) -> Path:
+    """Returns a folder with the tokenizer of a GGUF file, made once and kept in the cache."""
+    import transformers
+
+    from llmlab.data.cache import cached
+
+    def build(folder: Path) -> dict[str, Any]:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        tokenizer.save_pretrained(folder)
+        return {"from": str(gguf)}
+
+    file = gguf.resolve()
+    stat = file.stat()
+    key = {"method": "gguf tokenizer", "file": str(file), "size": stat.st_size, "changed": stat.st_mtime_ns}
+    return cached({**key, "transformers": transformers.__version__}, build)[0]
 
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -7,6 +7,7 @@ counts it again. No torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from llmlab.config import (
@@ -39,11 +40,16 @@ TILES_ALIVE = (
     8.25  # of those without Triton: logits, their scaled copies, probabilities, gradients ... in fp32
 )
 QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the blocks' scales included
-RUNTIME = 560e6  # Python, torch and the libraries on the CPU
-# of the activations: what the C library on the CPU has freed and cannot use again, which grows with what a
-# layer makes and does not keep; fitted to nine of the jobs of `benchmarks/memory.py`, the others tell whether
-# it holds
-FRAGMENTS = {"own": 0.55, "library": 0.6, "adapted": 0.9, "quantised": 0.4}
+RUNTIME = 600e6  # Python, torch and the libraries on the CPU
+UNPACKING = 160e6  # of a 4-bit or 8-bit base on the CPU: what making its layers wide again leaves behind
+# what the C library on the CPU has freed and cannot use again: it grows with what a layer makes and does not
+# keep, and slower than the number of layers, since a later one finds the gaps of those before. Of the
+# activations, times the root of the number of layers; fitted to jobs of `benchmarks/fit.py` and
+# `benchmarks/memory.py`, whose other jobs tell whether it holds
+FRAGMENTS = {"library": 2.8, "adapted": 3.7}
+FRAGMENTS_OF_OWN = 0.55  # of the activations: the lab's own layers make little that they do not keep
+NORMS_IN_ONE = 0.5  # of adapted models: norms that are one kernel (LayerNorm) leave less behind
+LARGE = 16e6, 0.65  # bytes of a tensor from which on it leaves less behind, and how much
 UNTOUCHED = (
     0.3  # of the part of TRL's slice of logits that a small vocabulary leaves empty: the heap grows around it
 )
@@ -95,13 +101,24 @@ def needs_of(config: TrainingConfig, *, gpu: bool | None = None) -> Needs | None
     needs = Needs(held, passing, answers, on_gpu=gpu)
     if gpu:
         return needs
-    kind = "own" if own else "library"
-    if isinstance(config, AdapterOptions) and config.frozen_base:
-        kind = "quantised" if config.quantised != "none" else "adapted"
+    adapted = isinstance(config, AdapterOptions) and config.frozen_base
+    unpacks = isinstance(config, AdapterOptions) and adapted and config.quantised != "none"
+    runtime = RUNTIME + UNPACKING * unpacks
     if config.gradient_checkpointing:  # memory before speed: freed memory is given back
-        return replace(needs, runtime=RUNTIME)
-    empty = UNTOUCHED * unused if kind == "library" else 0.0
-    return replace(needs, runtime=RUNTIME, fragments=FRAGMENTS[kind], empty=empty)
+        return replace(needs, runtime=runtime)
+    if own:
+        return replace(needs, runtime=runtime, fragments=FRAGMENTS_OF_OWN)
+    empty = 0.0 if adapted else UNTOUCHED * unused
+    return replace(needs, runtime=runtime, fragments=_fragments(shape, passing, wide, adapted), empty=empty)
+
+
+def _fragments(shape: CheckpointShape, passing: Passing, wide: int, adapted: bool) -> float:
+    """Returns the bytes that the C library cannot use again, for each byte of activations."""
+    share = FRAGMENTS["adapted" if adapted else "library"] / math.sqrt(shape.layers)
+    if adapted and ARCHITECTURES.get(shape.kind, Architecture()).norm == 2:
+        share *= NORMS_IN_ONE
+    tokens = passing.between / (wide * shape.width)
+    return share * (LARGE[1] if wide * tokens * shape.feed_forward > LARGE[0] else 1.0)
 
 
 def own_step(

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llmlab.config.export import ExportOptions
 from llmlab.data.tokenizer import chat_template, token_ids, train_tokenizer
@@ -18,6 +19,7 @@ from llmlab.export.selftest import TEXTS, Written, expected, read_by_llama_cpp, 
 from llmlab.export.source import Source
 from llmlab.models import LabDualHeadConfig, LabDualHeadForCausalLM, LabForSequenceClassification
 from llmlab.models.families import FAMILIES
+from llmlab.models.load import load_model
 from tests.conftest import llmlab, small_config, small_model
 from tests.models.test_families import random_options, shaken
 
@@ -152,6 +154,24 @@ def test_an_adapter_is_merged_rounded_and_given_to_ollama(tokenizer, tmp_path):
     modelfile = (done.target / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model-Q8_0.gguf\n") and 'PARAMETER stop "<|im_end|>"' in modelfile
     assert '{{ else if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n' in modelfile
+    check_unpacked(done.target / "model-Q8_0.gguf")
+
+
+def check_unpacked(file):
+    """A GGUF file is read through the cache: its weights to the bit, and its tokenizer."""
+    direct = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name)
+    splits = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    for _ in range(2):  # unpacked, then found
+        model, tokenizer = load_model(str(file))
+        weights = model.state_dict()
+        assert weights.keys() == direct.state_dict().keys()
+        assert all(torch.equal(weights[name], value) for name, value in direct.state_dict().items())
+        assert tokenizer("The  whale\n\té 12 <|im_end|>") == splits("The  whale\n\té 12 <|im_end|>")
+        assert model.name_or_path == str(file) and not getattr(model, "is_quantized", False)
+    half = load_model(str(file), dtype=torch.bfloat16)[0]
+    assert all(
+        torch.equal(half.state_dict()[name], value.bfloat16()) for name, value in direct.state_dict().items()
+    )
 
 
 @pytest.mark.slow
