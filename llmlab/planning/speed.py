@@ -39,6 +39,7 @@ UTILISATION = {"gpu": 0.35, "gpu, quantised": 0.25}
 # of the runs of benchmarks/durations.py
 PRODUCTS, ATTENTION, NARROW = 0.87, 0.33, 0.3
 ELEMENT, DRAWN, UNPACKED, UPDATED = 3.1e-9, 5e-9, 20e-9, 1.3e-9
+THROUGH_A_LAYER = 3.5e-3  # seconds of Python and of starting about a hundred kernels, there and back
 # generation by transformers: of the memory's bandwidth, and seconds a layer takes to be started
 BANDWIDTH, LAUNCH = 0.5, 4e-4
 ANSWERS_ON_CPU = 0.25  # of the peak, in generation
@@ -273,6 +274,7 @@ def _on_processor(work: Work, peak: float) -> float:
         + aside.drawn * DRAWN
         + aside.unpacked * UNPACKED
         + aside.updated * UPDATED
+        + aside.layers * THROUGH_A_LAYER
     )
 
 

@@ -48,6 +48,7 @@ class Aside:
         drawn: random numbers of dropout.
         unpacked: 4-bit weights that are made wide again.
         updated: weights that the optimizer changes.
+        layers: that micro-batches go through, there and back.
     """
 
     attention: float = 0.0
@@ -56,6 +57,7 @@ class Aside:
     drawn: float = 0.0
     unpacked: float = 0.0
     updated: float = 0.0
+    layers: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,12 @@ def _aside(config: TrainingConfig, shape: CheckpointShape, length: int, tokens: 
     unpacked = config.accumulation_steps * shape.in_matrices if quantised == "4bit" else 0
     if isinstance(config, DualHeadConfig):
         values = shape.layers * (6 * shape.width + 3 * shape.feed_forward) / 3 + 2 * shape.vocabulary
-        return Aside(elements=values * tokens, unpacked=unpacked, updated=trained_parameters(config))
+        return Aside(
+            elements=values * tokens,
+            unpacked=unpacked,
+            updated=trained_parameters(config),
+            layers=config.accumulation_steps * shape.layers / 3,
+        )
     if not isinstance(config, OnCheckpoint):
         return Aside()
     frozen = config.frozen_base
@@ -155,6 +162,7 @@ def _aside(config: TrainingConfig, shape: CheckpointShape, length: int, tokens: 
         drawn=(1 + config.gradient_checkpointing) * dropped_values(config, shape) * tokens,
         unpacked=(2 + config.gradient_checkpointing) * unpacked,
         updated=trained_parameters(config),
+        layers=passes / 3 * config.accumulation_steps * shape.layers,
     )
 
 

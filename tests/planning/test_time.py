@@ -107,7 +107,7 @@ def test_an_estimate_becomes_a_measurement(own_records):
     for changes in ({"max_steps": 7}, {"output_dir": "x"}, {"learning_rate": 1e-5}, {"seed": 1}):
         assert pace_of(apply_changes(config, changes)).basis == "measured"
     other = pace_of(apply_changes(config, {"batch_size": 8}))
-    assert other.basis == "similar" and other.update == pytest.approx(4.0, rel=0.03)
+    assert other.basis == "similar" and 2.2 < other.update < 4.1, "a part of it does not grow with the rows"
     assert pace_of(apply_changes(config, {"precision": "bf16"})).basis == "flops"
     took(config, 3.0)
     assert pace_of(config).update == 3.0, "the newest counts"
