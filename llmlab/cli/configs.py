@@ -86,7 +86,7 @@ def check(
     config: ConfigArgument,
     set_: SetOption = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also run and time three steps, in a temporary folder.")
+        bool, typer.Option("--measure", help="Also run and time a few steps, in a temporary folder.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from llmlab.config.loader import apply_changes
 from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.files import read_object
+from llmlab.planning.speed import measured_update, pace_of
 from llmlab.planning.work import updates_of_a_round
 
-STEPS = 3  # that are measured; the first one, which warms up, does not count
+STEPS = 3, 9  # that are measured, at least and at most; the first one, which warms up, does not count
+ENOUGH = 6.0  # seconds of updates, by which hiccups of a machine are small
 LOOK_EVERY = 0.25  # seconds
 
 
@@ -56,8 +59,13 @@ class Measuring:
 
 
 def steps_to_measure(config: TrainingConfig) -> int:
-    """Returns how many updates are measured: three, and of methods that generate, two whole rounds."""
-    return max(STEPS, 2 * updates_of_a_round(config))
+    """Returns how many updates are measured: three to nine, and of methods that generate, two whole rounds
+    to four; the more, the shorter they are.
+    """
+    round_, pace = updates_of_a_round(config), pace_of(config)
+    few, many = STEPS if round_ == 1 else (2 * round_, 4 * round_)
+    wanted = few if pace is None else round_ * (1 + math.ceil(ENOUGH / (round_ * pace.update)))
+    return max(STEPS[0], few, min(many, wanted))
 
 
 def measure(config: TrainingConfig, tell: Callable[[Measuring], None] = lambda at: None) -> Measured:
@@ -94,11 +102,11 @@ def measure(config: TrainingConfig, tell: Callable[[Measuring], None] = lambda a
         peak = peak_on_device(Path(folder) / "run" / "run.json") or peak
         text = (Path(folder) / "run" / "metrics.jsonl").read_text()
     clock = _clock(text)
-    round_ = updates_of_a_round(config)
-    if len(clock) < 1 + round_:
+    updates = [later - earlier for earlier, later in zip([0.0, *clock], clock, strict=False)]
+    seconds = measured_update(config, updates)
+    if seconds is None:
         raise LabError("the measured steps left no times", exit_code=1)
-    whole = (len(clock) - 1) // round_ * round_
-    return Measured((clock[-1] - clock[-1 - whole]) / whole, peak)
+    return Measured(seconds, peak)
 
 
 def peak_on_device(record: Path) -> int:

@@ -2,8 +2,8 @@
 
 Every run and every `llmlab check --measure` leaves what its updates took in the lab's cache folder, a file
 for each device. A run of the same setting is predicted by its own measurement; another one by its FLOPs, at
-the rate that the most similar measured setting reached; before any measurement at a share of the device's
-peak.
+the rates that the most similar measured settings reached; before any measurement at a share of the device's
+peak, on a processor as the sum of its parts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from llmlab.config.adapters import AdapterOptions
@@ -31,6 +32,8 @@ from llmlab.planning.start import start_shape
 from llmlab.planning.work import Work, row_tokens, updates_of_a_round, work_of
 
 KEPT = 400  # records of a device
+NEAREST = 5  # measured settings that another one is predicted by
+NOISE = 0.2  # of a measured time and of the formula together, as logarithms
 # shares of the device's peak in matrix products that training reaches. GPUs: 38 to 46 % is reported for large
 # jobs with fused kernels (Chowdhery et al. 2022, table 3; Llama 3, Dubey et al. 2024, table 4); less is taken
 # for one device without them. 4-bit weights are made bf16 again in every pass
@@ -178,16 +181,14 @@ def pace_of(
         return Pace(
             one.update, one.tokens, "measured", 0.0, one.validation, one.start, next(timed, None), saving
         )
-    if alike := _most_similar(known, setting, config):
+    if alike := _similar(known, setting, config):
         return _scaled(alike, work, config, this_machine(local_processes_of(config)))
     return _by_flops(config, work, machine or this_machine(local_processes_of(config)))
 
 
-def _most_similar(
-    known: list[SpeedRecord], setting: dict[str, Any], config: TrainingConfig
-) -> SpeedRecord | None:
-    """Returns the measured setting whose rate is most likely this one's: generation, 4-bit weights and
-    processes have to be alike, then size and tokens of a forward pass should be.
+def _similar(known: list[SpeedRecord], setting: dict[str, Any], config: TrainingConfig) -> list[SpeedRecord]:
+    """Returns the measured settings, nearest first: generation, 4-bit weights and processes have to be alike,
+    then size and tokens of a forward pass should be.
     """
 
     def comparable(one: SpeedRecord) -> bool:
@@ -204,7 +205,7 @@ def _most_similar(
         apart += 0.3 * (one.setting.get("adapter") != setting.get("adapter"))
         return apart + 0.3 * (one.setting.get("kind") != setting.get("kind"))
 
-    return min((one for one in reversed(known) if comparable(one)), key=distance, default=None)
+    return sorted((one for one in reversed(known) if comparable(one)), key=distance)
 
 
 def _group(setting: dict[str, Any]) -> tuple[bool, bool, bool]:
@@ -221,12 +222,24 @@ def _tokens_at_once(setting: dict[str, Any]) -> float:
     return float(max(1, rows * (setting.get("row") or 1)))
 
 
-def _scaled(alike: SpeedRecord, work: Work, config: TrainingConfig, machine: Machine) -> Pace:
-    """Returns the formula's time, as many times longer or shorter as it was for the measured setting."""
-    update = work.flops / alike.flops * alike.update
-    if alike.expected and alike.peak:
-        update = _formula(config, work, machine, alike.peak) * alike.update / alike.expected
-    return Pace(update, work.tokens, "similar", start=alike.start)
+def _scaled(alike: list[SpeedRecord], work: Work, config: TrainingConfig, machine: Machine) -> Pace:
+    """Returns the formula's time, as many times longer or shorter as it was for the measured settings.
+
+    A measurement is off by some percent itself, and the formula is between settings: differences far below
+    `NOISE` are not believed, those far above are, and sooner the more was measured. Of a GPU the formula is a
+    guess: the nearest setting counts as it is.
+    """
+    nearest = alike[0]
+    update, start = work.flops / nearest.flops * nearest.update, nearest.start
+    if nearest.expected and nearest.peak:
+        apart = [math.log(one.update / one.expected) for one in alike[:NEAREST] if one.expected]
+        if machine.on_gpu:
+            factor = apart[0]
+        else:
+            mean = fmean(apart)
+            factor = mean**3 / (mean**2 + NOISE**2 / len(apart)) if mean else 0.0
+        update = _formula(config, work, machine, nearest.peak) * math.exp(factor)
+    return Pace(update, work.tokens, "similar", start=start)
 
 
 def _by_flops(config: TrainingConfig, work: Work, machine: Machine) -> Pace | None:

@@ -29,7 +29,7 @@ FROM_SCRATCH = "from scratch: a new model learns from nothing"
 FURTHER = "from an existing model: it reads on, in your texts"
 DEFAULTS = "the defaults"
 AS_IT_IS, CHANGED = "as it is", "with changes, in the form"
-RUN, MEASURE, QUEUE = "run it", "measure three steps first", "write its Slurm job"
+RUN, MEASURE, QUEUE = "run it", "measure a few steps first", "write its Slurm job"
 
 
 def configure_model(console: Console) -> Path | None:

@@ -124,7 +124,7 @@ def test_one_measurement_scales_all_parts_of_an_update(own_records):
     after = [pace_of(config) for config in (whole, lora, without)]
     assert [pace.basis for pace in after] == ["measured", "similar", "similar"]
     for pace, first in zip(after, before, strict=True):  # the peak is measured once in a process
-        assert pace.update == pytest.approx(3 * first, rel=0.01)
+        assert pace.update == pytest.approx(3 * first, rel=0.05)
     took(whole, 3.0, expected=None, peak=None)  # as records of before were
     work = [work_of(config).flops for config in (whole, lora)]
     assert pace_of(lora).update == pytest.approx(3.0 * work[1] / work[0])
