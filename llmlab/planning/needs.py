@@ -7,7 +7,6 @@ counts it again. No torch.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from llmlab.config import (
@@ -44,9 +43,9 @@ RUNTIME = 600e6  # Python, torch and the libraries on the CPU
 UNPACKING = 160e6  # of a 4-bit or 8-bit base on the CPU: what making its layers wide again leaves behind
 # what the C library on the CPU has freed and cannot use again: it grows with what a layer makes and does not
 # keep, and slower than the number of layers, since a later one finds the gaps of those before. Of the
-# activations, times the root of the number of layers; fitted to jobs of `benchmarks/fit.py` and
-# `benchmarks/memory.py`, whose other jobs tell whether it holds
-FRAGMENTS = {"library": 2.8, "adapted": 3.7}
+# activations: a factor, and the power of the number of layers that it is divided by; fitted to jobs of
+# `benchmarks/fit.py` and `benchmarks/memory.py`, whose other jobs tell whether it holds
+FRAGMENTS = {"library": (2.8, 0.5), "adapted": (2.45, 0.3)}
 FRAGMENTS_OF_OWN = 0.55  # of the activations: the lab's own layers make little that they do not keep
 NORMS_IN_ONE = 0.5  # of adapted models: norms that are one kernel (LayerNorm) leave less behind
 LARGE = 16e6, 0.65  # bytes of a tensor from which on it leaves less behind, and how much
@@ -114,7 +113,8 @@ def needs_of(config: TrainingConfig, *, gpu: bool | None = None) -> Needs | None
 
 def _fragments(shape: CheckpointShape, passing: Passing, wide: int, adapted: bool) -> float:
     """Returns the bytes that the C library cannot use again, for each byte of activations."""
-    share = FRAGMENTS["adapted" if adapted else "library"] / math.sqrt(shape.layers)
+    factor, power = FRAGMENTS["adapted" if adapted else "library"]
+    share = factor / shape.layers**power
     if adapted and ARCHITECTURES.get(shape.kind, Architecture()).norm == 2:
         share *= NORMS_IN_ONE
     tokens = passing.between / (wide * shape.width)

@@ -125,9 +125,10 @@ def test_one_measurement_scales_all_parts_of_an_update(own_records):
     assert [pace.basis for pace in after] == ["measured", "similar", "similar"]
     for pace, first in zip(after, before, strict=True):  # the peak is measured once in a process
         assert pace.update == pytest.approx(3 * first, rel=0.05)
-    took(whole, 3.0, expected=None, peak=None)  # as records of before were
-    work = [work_of(config).flops for config in (whole, lora)]
-    assert pace_of(lora).update == pytest.approx(3.0 * work[1] / work[0])
+    record_file = speed._file(speed._device_of(lora))
+    record_file.unlink()
+    took(whole, 300.0, expected=None, peak=None)  # as records of before were
+    assert pace_of(lora).basis == "flops", "FLOPs alone tell less than the formula of a processor"
 
 
 def test_checkpoints_are_counted(own_records):
