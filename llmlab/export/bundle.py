@@ -24,6 +24,7 @@ FILES = {  # modules -> the files that they become
     f"{TRANSFORMER}.config": "configuration_llmlab",
     f"{TRANSFORMER}.modeling": "modeling_llmlab",
     **{f"{TRANSFORMER}.{name}": name for name in ("attention", "feed_forward", "norms", "ops", "positions")},
+    "llmlab.models.slices": "slices",
 }
 DUAL_HEAD_FILES = {
     f"{DUAL_HEAD}.config": "configuration_dual_head",
