@@ -99,6 +99,24 @@ READING = "{passage}\n\n{question}"
 JUDGING = QUESTION.replace("{prompt}", READING).replace("{answer}", "{claim}")
 REWARDED = ("sft", "grpo", "ppo", "evaluate")
 
+
+def _halueval(subset: str, prompt: str) -> Entry:
+    _, _, right, made_up = parsers.HALUEVAL[subset]
+    return Entry(
+        "pminervini/HaluEval",
+        (
+            RowMapping("classification", parser=parsers.halueval),
+            RowMapping("preference", {"chosen": right, "rejected": made_up}, prompt),
+        ),
+        "10,000",
+        "hallucination",
+        ("evaluate", "sft", *PAIRS),
+        (subset,),
+        ("data",),
+        note="an answer that its text supports, and a made-up one",
+    )
+
+
 CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "stanfordnlp/imdb",
@@ -230,6 +248,37 @@ CATALOGUE: tuple[Entry, ...] = (
         splits=("test", "validation"),
         license="mit",
     ),
+    Entry(
+        "truthfulqa/truthful_qa",
+        (RowMapping("classification", parser=parsers.truthful_qa),),
+        "817",
+        "truthfulness",
+        ("evaluate",),
+        ("multiple_choice",),
+        ("validation",),
+        note="one true choice among others that many people believe (MC1)",
+        license="apache-2.0",
+    ),
+    Entry(
+        "truthfulqa/truthful_qa",
+        (_answer("question", "best_answer"),),
+        "817",
+        "truthfulness",
+        ("evaluate",),
+        ("generation",),
+        ("validation",),
+        license="apache-2.0",
+    ),
+    Entry(
+        "virattt/financial-qa-10K",
+        (RowMapping("prompt_completion", {"completion": "answer"}, "{context}\n\n{question}"),),
+        "7,000",
+        "finance",
+        TUNE,
+    ),
+    _halueval("qa", "{knowledge}\n\n{question}"),
+    _halueval("dialogue", "{knowledge}\n\n{dialogue_history}"),
+    _halueval("summarization", "Summarize this text.\n\n{document}"),
     Entry("LLukas22/fiqa", (_answer(),), "14,500 / 2,560", "finance", CHAT, splits=("train", "test")),
     Entry("gbharti/finance-alpaca", (INSTRUCTION,), "68,900", "finance", CHAT),
     Entry(

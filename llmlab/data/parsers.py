@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import string
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,7 +12,15 @@ from typing import Any
 from llmlab.data.columns import at
 from llmlab.data.schemas import InvalidRow, Row, choice, user
 
-LETTERS = "ABCDEFGHIJ"
+LETTERS = string.ascii_uppercase
+OF_MMLU_PRO = LETTERS[:10]
+SUPPORTED = ("supported", "hallucinated")
+# of a subset of HaluEval: what is known, what is asked, and the right and the made-up answer
+HALUEVAL = {
+    "qa": ("knowledge", "question", "right_answer", "hallucinated_answer"),
+    "dialogue": ("knowledge", "dialogue_history", "right_response", "hallucinated_response"),
+    "summarization": ("document", None, "right_summary", "hallucinated_summary"),
+}
 
 
 def mmlu(row: Row) -> Row:
@@ -21,9 +31,45 @@ def mmlu(row: Row) -> Row:
 def mmlu_pro(row: Row) -> Row:
     """Returns an MMLU-Pro row, whose answer is a letter from A to J."""
     letter = at(row, "answer")
-    if len(letter) != 1 or letter not in LETTERS:
+    if len(letter) != 1 or letter not in OF_MMLU_PRO:
         raise InvalidRow(f"answer {letter!r} is not a letter from A to J", malformed=True)
     return _letters(at(row, "question"), at(row, "options", list), LETTERS.index(letter))
+
+
+def truthful_qa(row: Row) -> Row:
+    """Returns a TruthfulQA row (Lin et al. 2022, MC1: one choice is true) as a question answered by a letter.
+
+    The dataset has the true choice first in every row; here they stand in an order that their texts give.
+    """
+    choices, labels = at(row, "mc1_targets.choices", list), at(row, "mc1_targets.labels", list)
+    if len(choices) != len(labels) or labels.count(1) != 1:
+        raise InvalidRow("mc1_targets has not one true choice", malformed=True)
+    question = at(row, "question")
+    order = sorted(range(len(choices)), key=lambda place: _drawn(question, str(choices[place])))
+    return _letters(question, [choices[place] for place in order], order.index(labels.index(1)))
+
+
+def halueval(row: Row) -> Row:
+    """Returns a HaluEval row (Li et al. 2023) as a text, an answer, and whether the text supports it: of the
+    two answers one, which their texts give.
+    """
+    known, asked, right, made_up = next(
+        (columns for columns in HALUEVAL.values() if columns[2] in row), HALUEVAL["qa"]
+    )
+    text, answers = at(row, known), (at(row, right), at(row, made_up))
+    question = f"Question: {at(row, asked)}\n" if asked == "question" else ""
+    question = f"Conversation: {at(row, asked)}\n" if asked == "dialogue_history" else question
+    shown = int(_drawn(text, *answers)[0], 16) % 2
+    prompt = (
+        "Does this text support the answer, or is the answer hallucinated?\n\n"
+        f"Text: {text.strip()}\n{question}Answer: {answers[shown].strip()}\nVerdict:"
+    )
+    return choice(user(prompt), SUPPORTED[shown], SUPPORTED)
+
+
+def _drawn(*texts: str) -> str:
+    """Returns hexadecimal digits that look drawn and are always the same for the same texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def _letters(question: str, options: list[Any], label: int) -> Row:

@@ -7,6 +7,7 @@ counts it again. No torch.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from llmlab.config import (
@@ -114,7 +115,7 @@ def needs_of(config: TrainingConfig, *, gpu: bool | None = None) -> Needs | None
 def _fragments(shape: CheckpointShape, passing: Passing, wide: int, adapted: bool) -> float:
     """Returns the bytes that the C library cannot use again, for each byte of activations."""
     factor, power = FRAGMENTS["adapted" if adapted else "library"]
-    share = factor / shape.layers**power
+    share = factor / math.pow(shape.layers, power)
     if adapted and ARCHITECTURES.get(shape.kind, Architecture()).norm == 2:
         share *= NORMS_IN_ONE
     tokens = passing.between / (wide * shape.width)

@@ -197,7 +197,9 @@ def _similar(known: list[SpeedRecord], setting: dict[str, Any], config: Training
             all(one.setting.get(name) == setting.get(name) for name in same)
             and _group(one.setting) == _group(setting)
             and one.flops > 0
-            and (one.expected or on_gpu(config))  # FLOPs alone tell less than the formula of a processor
+            and (
+                bool(one.expected) or on_gpu(config)
+            )  # FLOPs alone tell less than the formula of a processor
         )
 
     def distance(one: SpeedRecord) -> float:

@@ -10,8 +10,9 @@ from llmlab.data.catalogue import CATALOGUE, entry, entry_like, real_id
 from llmlab.data.local import SHIPPED
 from llmlab.data.opening import open_source
 from llmlab.data.packed_text import document_texts
-from llmlab.data.parsers import conversations_of_tree
+from llmlab.data.parsers import conversations_of_tree, halueval, truthful_qa
 from llmlab.data.pipeline import SourceRows
+from llmlab.data.schemas import InvalidRow
 from llmlab.errors import LabError
 
 S, N, F = Value("string"), Value("int64"), Value("float64")
@@ -136,6 +137,52 @@ REAL = {
         {"question": "Which?", "subject": "anatomy", "choices": ["w", "x", "y", "z"], "answer": 2},
         "C. y\nD. z\nAnswer:",
         "C",
+    ),
+    "truthfulqa/truthful_qa|multiple_choice": (
+        {"question": S, "mc1_targets": {"choices": List(S), "labels": List(Value("int32"))}},
+        {"question": "Which?", "mc1_targets": {"choices": ["v", "w", "x", "y"], "labels": [1, 0, 0, 0]}},
+        "Which?\nA. v\nB. w\nC. x\nD. y\nAnswer:",
+        "A",
+    ),
+    "truthfulqa/truthful_qa|generation": (
+        {"question": S, "best_answer": S, "correct_answers": List(S)},
+        {"question": "Which?", "best_answer": "This.", "correct_answers": ["This."]},
+        "Which?",
+        "This.",
+    ),
+    "virattt/financial-qa-10K": (
+        {"question": S, "answer": S, "context": S, "ticker": S, "filing": S},
+        {"question": "Who?", "answer": "We.", "context": "We sell.", "ticker": "X", "filing": "2023_10K"},
+        "We sell.\n\nWho?",
+        "We.",
+    ),
+    "pminervini/HaluEval|qa": (
+        {"knowledge": S, "question": S, "right_answer": S, "hallucinated_answer": S},
+        {
+            "knowledge": "He has one leg.",
+            "question": "Who?",
+            "right_answer": "Ahab",
+            "hallucinated_answer": "B",
+        },
+        "Text: He has one leg.\nQuestion: Who?\nAnswer: B\nVerdict:",
+        "hallucinated",
+    ),
+    "pminervini/HaluEval|dialogue": (
+        {"knowledge": S, "dialogue_history": S, "right_response": S, "hallucinated_response": S},
+        {
+            "knowledge": "k",
+            "dialogue_history": "[Human]: Who?",
+            "right_response": "A",
+            "hallucinated_response": "B",
+        },
+        "Text: k\nConversation: [Human]: Who?\nAnswer: A\nVerdict:",
+        "supported",
+    ),
+    "pminervini/HaluEval|summarization": (
+        {"document": S, "right_summary": S, "hallucinated_summary": S},
+        {"document": "d", "right_summary": "A", "hallucinated_summary": "B"},
+        "Text: d\nAnswer: A\nVerdict:",
+        "supported",
     ),
     "TIGER-Lab/MMLU-Pro": (
         {
@@ -329,6 +376,12 @@ TEXTS = {
 }
 HH = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Who?\n\nAssistant: "
 PAIRS = {
+    "pminervini/HaluEval|qa": (
+        {"knowledge": S, "question": S, "right_answer": S, "hallucinated_answer": S},
+        {"knowledge": "k", "question": "Who?", "right_answer": "A", "hallucinated_answer": "B"},
+        "k\n\nWho?",
+        ("A", "B"),
+    ),
     "Anthropic/hh-rlhf": (
         {"chosen": S, "rejected": S},
         {"chosen": HH + "Ahab.", "rejected": HH + "Stubb."},
@@ -437,6 +490,23 @@ def test_conversations(tmp_path, key):
 def test_answers_for_rewards(tmp_path, key):
     features, row, answer = ANSWERS[key]
     assert read(tmp_path, key, features, row, ("prompt_answer",))["answer"] == answer
+
+
+def test_the_true_choice_and_the_supported_answer_stand_anywhere():
+    choices = {"choices": ["true", "b", "c", "d"], "labels": [1, 0, 0, 0]}
+    rows = [truthful_qa({"question": f"{n}?", "mc1_targets": choices}) for n in range(400)]
+    assert {row["choices"][row["label"]] for row in rows} == set("ABCD")
+    assert all(f"{row['completion']}. true" in row["prompt"][0]["content"] for row in rows)
+    assert all(60 < sum(row["label"] == place for row in rows) < 140 for place in range(4))
+    asked = {"question": "Who?", "right_answer": "Ahab", "hallucinated_answer": "Stubb"}
+    rows = [halueval({"knowledge": f"text {n}", **asked}) for n in range(400)]
+    for row in rows:
+        said = "Ahab" if row["completion"] == "supported" else "Stubb"
+        assert f"Answer: {said}\n" in row["prompt"][0]["content"]
+    assert 160 < sum(row["completion"] == "supported" for row in rows) < 240
+    wrong = {"question": "?", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 1]}}
+    with pytest.raises(InvalidRow, match="not one true choice"):
+        truthful_qa(wrong)
 
 
 def test_every_entry_is_tried():
