@@ -41,13 +41,16 @@ TILES_ALIVE = (
 )
 QUANTISED = {"8bit": 1.0, "4bit": 0.53}  # bytes of a weight, its share of the blocks' scales included
 RUNTIME = 600e6  # Python, torch and the libraries on the CPU
-UNPACKING = 160e6  # of a 4-bit or 8-bit base on the CPU: what making its layers wide again leaves behind
+# of a 4-bit or 8-bit base on the CPU, what making its layers wide again leaves behind: at most, and for each
+# weight of them
+UNPACKING = 160e6, 6.4
 # what the C library on the CPU has freed and cannot use again: it grows with what a layer makes and does not
 # keep, and slower than the number of layers, since a later one finds the gaps of those before. Of the
 # activations: a factor, and the power of the number of layers that it is divided by; fitted to jobs of
 # `benchmarks/fit.py` and `benchmarks/memory.py`, whose other jobs tell whether it holds
 FRAGMENTS = {"library": (2.8, 0.5), "adapted": (2.45, 0.3)}
 FRAGMENTS_OF_OWN = 0.55  # of the activations: the lab's own layers make little that they do not keep
+ADAPTED_OWN = 0.75  # of adapted models of the lab, likewise
 NORMS_IN_ONE = 0.5  # of adapted models: norms that are one kernel (LayerNorm) leave less behind
 LARGE = 16e6, 0.65  # bytes of a tensor from which on it leaves less behind, and how much
 UNTOUCHED = (
@@ -103,7 +106,7 @@ def needs_of(config: TrainingConfig, *, gpu: bool | None = None) -> Needs | None
         return needs
     adapted = isinstance(config, AdapterOptions) and config.frozen_base
     unpacks = isinstance(config, AdapterOptions) and adapted and config.quantised != "none"
-    runtime = RUNTIME + UNPACKING * unpacks
+    runtime = RUNTIME + min(UNPACKING[0], UNPACKING[1] * shape.in_matrices) * unpacks
     if config.gradient_checkpointing:  # memory before speed: freed memory is given back
         return replace(needs, runtime=runtime)
     if own:
@@ -118,6 +121,8 @@ def _fragments(shape: CheckpointShape, passing: Passing, wide: int, adapted: boo
     share = factor / math.pow(shape.layers, power)
     if adapted and ARCHITECTURES.get(shape.kind, Architecture()).norm == 2:
         share *= NORMS_IN_ONE
+    if adapted and shape.kind == "llmlab":
+        share *= ADAPTED_OWN
     tokens = passing.between / (wide * shape.width)
     return share * (LARGE[1] if wide * tokens * shape.feed_forward > LARGE[0] else 1.0)
 

@@ -160,12 +160,14 @@ def _talk(folder: Path) -> Path:
 
 
 def _pairs(folder: Path, length: int) -> Path:
-    """Returns a file of pairs that are longer than what is kept of them."""
+    """Returns a file of pairs that are longer than what is kept of them, with prompts half as long as they
+    may be, as plans take them to be.
+    """
     file = folder / "pairs.jsonl"
     said = SAID * (1 + length // len(SAID))
     rows = (
         {
-            "prompt": f"{n} {said[: length // 2]}",
+            "prompt": f"{n} {said}"[: length // 4],
             "chosen": f"It is {n}. {said}",
             "rejected": f"No. {said[:-9]}",
         }
