@@ -40,7 +40,7 @@ class WatchOptions(ScheduleOptions):
     evaluate_every: int | None = option(
         None,
         "Evaluate every",
-        "Steps between two evaluations on the suite, beside those before the first and behind the last step."
+        "Steps between two evaluations on the suite, besides those before the first and after the last step."
         " Left out, as often as held-out rows are validated.",
         unit="steps",
         applies_when={"evaluation_suite": GIVEN},

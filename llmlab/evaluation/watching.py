@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from llmlab import __version__
 from llmlab.config.evaluation import Task
@@ -40,6 +40,7 @@ from llmlab.evaluation.measures import Answer, Measure, Reader, Reward, choose, 
 from llmlab.evaluation.results import result_of
 from llmlab.runs.evaluations import SuiteFigure
 from llmlab.runs.figures import BETTER
+from llmlab.runs.workers import Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # raised whenever the same tokens would be answered otherwise
 SEED = 0  # of the intervals' resamples, as in `llmlab evaluate`
-T = TypeVar("T")
 # what each measure gives, first what it is known by
 GIVES = {
     "label": ("accuracy", "macro_f1", "majority"),
@@ -62,28 +62,6 @@ GIVES = {
 }
 BY_SCORE = ("calibration_error", "brier_score", "label_loss")  # more of a classification
 OF_TWO_HEADS = ("perplexity", "backbone_perplexity", "alpha", "gate_entropy")  # more of pairs
-
-
-class Workers(Protocol):
-    """The processes that answer together, each of which has the whole model."""
-
-    @property
-    def process(self) -> int:
-        """Number of this one, from 0; the first one writes."""
-        ...
-
-    @property
-    def processes(self) -> int:
-        """How many there are."""
-        ...
-
-    def from_first(self, decide: Callable[[], T]) -> T:
-        """Returns in every process what the first one decides, or has written; it waits for room."""
-        ...
-
-    def together(self, compute: Callable[[], list[T]]) -> list[T]:
-        """Returns what all processes compute, in their order."""
-        ...
 
 
 @dataclass(frozen=True)

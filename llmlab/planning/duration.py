@@ -111,7 +111,7 @@ def evaluations_plan(config: TrainingConfig, steps: int | None, pace: Pace | Non
         tasks = watched_tasks(config)
     except LabError:  # said where it is looked for
         return None
-    # before the first step, behind every so many, behind the last one
+    # before the first step, after every so many, after the last one
     count = None if steps is None else 1 + math.ceil(steps / config.evaluate_interval)
     rows = tuple(task.source.max_rows for task in tasks)
     return EvaluationsPlan(config.evaluation_suite, count, rows, pace.evaluation if pace else None)

@@ -42,7 +42,7 @@ def check(setting: Setting, part: str) -> Iterator[Row]:
         whole = run(_config(setting, "whole"))
         stopped = run(_config(setting, "resumed"), reporter=_Stopping())
         if stopped.stopped_by != signal.SIGTERM:
-            found = f"the run was to stop behind update {STOPPED}, and went on to its end"
+            found = f"the run was to stop after update {STOPPED}, and went on to its end"
             yield Row("resume", "failed", found, REMEDY.format(stopped.folder))
             return
         resumed = run(_config(setting, "resumed"))
@@ -61,14 +61,14 @@ def check(setting: Setting, part: str) -> Iterator[Row]:
         yield Row("resume", "slow", found, "runs resume, but repeat no bits here", figures)
     elif different or losses[0] != losses[1]:
         found = (
-            f"a run stopped behind update {STOPPED} of {STEPS} and resumed ends with {len(different)} weights"
+            f"a run stopped after update {STOPPED} of {STEPS} and resumed ends with {len(different)} weights"
             f" ({', '.join(different[:3])} ...) that are not those of the run without a stop, to the bit"
         )
         yield Row("resume", "failed", found, REMEDY.format(setting.folder), figures)
     else:
         kernels = ", by deterministic kernels" if setting.on_gpu else ""
         found = (
-            f"stopped behind update {STOPPED} of {STEPS} and resumed: all weights and losses equal to the bit"
+            f"stopped after update {STOPPED} of {STEPS} and resumed: all weights and losses equal to the bit"
         )
         yield Row("resume", "passed", found + kernels, figures=figures)
 

@@ -29,7 +29,7 @@ def outline_lines(outline: Outline) -> Iterator[tuple[str, bool]]:
         of = f" of {name}" if len(outline.validation) > 1 else ""
         yield f"validation: {which} held-out rows{of}", False
     if suite := outline.suite:
-        when = f"before the first step, every {suite.every:,} steps, behind the last one"
+        when = f"before the first step, every {suite.every:,} steps, after the last one"
         yield f"evaluation: {suite.name}, {suite.answers:,} answers; {when}", False
     yield from ((note, True) for note in outline.notes)
     if outline.mixture:

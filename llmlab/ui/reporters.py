@@ -19,7 +19,8 @@ from llmlab.readable import visible
 from llmlab.runs.details import run_details
 from llmlab.runs.evaluations import SuiteFigure
 from llmlab.runs.figures import RESULT_FIGURES
-from llmlab.runs.folder import LOG, RunFolder
+from llmlab.runs.folder import LOG, RunFolder, read_json
+from llmlab.runs.manifest import MANIFEST
 from llmlab.screen import screen
 from llmlab.training.engine.reporter import Outline, Progress, Reporter, Silent, TrainingStart
 from llmlab.trust import redact
@@ -376,9 +377,20 @@ def result_line(result: RunResult) -> str:
     """Returns how a run ended, for a person."""
     if result.stopped_by:
         return f"{result.folder} stopped; to resume: `llmlab run {result.folder}`"
+    metrics = _of_the_model(result)
     figures = [
-        f"{name.removeprefix('eval_')} {result.metrics[name]:.4g}"
-        for name in RESULT_FIGURES
-        if name in result.metrics
+        f"{name.removeprefix('eval_')} {metrics[name]:.4g}" for name in RESULT_FIGURES if name in metrics
     ]
     return f"{result.model}  {'  '.join(figures)}"
+
+
+def _of_the_model(result: RunResult) -> dict[str, float]:
+    """Returns the figures of the model that a run left: of `best/` those of its own step, not of the last."""
+    if result.model is None or result.model.name != "best":
+        return result.metrics
+    try:
+        step = read_json(result.model / MANIFEST).get("step")
+    except (OSError, ValueError, LabError):
+        return {}
+    lines = [line for line in RunFolder(result.folder).metrics() if line.get("step") == step]
+    return {name: value for line in lines for name, value in line.items() if name in RESULT_FIGURES}

@@ -2,6 +2,7 @@
 the best weights, and neither it nor a stop or a kill in it changes the run by a bit.
 """
 
+import dataclasses
 import json
 import os
 import random
@@ -38,6 +39,7 @@ from llmlab.training.engine.reporter import Silent
 from llmlab.training.engine.run import run
 from llmlab.training.engine.workers import JobWorkers
 from llmlab.training.rewards import weighted
+from llmlab.ui.reporters import result_line
 from tests.conftest import write_rows
 from tests.training.conftest import sft_config
 from tests.training.stages import ending, stage_config, stop_after
@@ -92,7 +94,7 @@ class Listening(Silent):
 
 @pytest.fixture(scope="module")
 def whole(base_run, suite, tmp_path_factory):
-    """A run of 8 steps that is evaluated behind 0, 3, 6 and the last one, never stopped."""
+    """A run of 8 steps that is evaluated at 0, 3, 6 and the last one, never stopped."""
     folder = tmp_path_factory.mktemp("whole")
     config = watched(base_run, folder, suite, metric_for_best="exact_match")
     said = Listening()
@@ -157,6 +159,13 @@ def test_the_best_weights_are_those_of_the_earliest_best_figure(whole):
     manifest = json.loads((result.folder / "best" / "MANIFEST.json").read_text())
     assert (manifest["step"], manifest[BEST]) == (step, best)
     assert RunFolder(result.folder).record["best"] == {"figure": BEST, "value": best, "step": step}
+    # the last line of the screen has the figures of these weights, not those of the last step
+    lines = RunFolder(result.folder).metrics()
+    losses = [
+        f"loss {line['eval_loss']:.4g}" for line in lines if line["step"] == step and "eval_loss" in line
+    ]
+    said = result_line(dataclasses.replace(result, model=result.folder / "best"))
+    assert [part for part in said.split("  ")[1:] if part.startswith("loss ")] == losses[:1]
 
 
 @pytest.mark.slow

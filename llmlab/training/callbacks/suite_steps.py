@@ -6,7 +6,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class SuiteSteps(TrainerCallback):
-    """Asks the trainer to evaluate behind every so many steps.
+    """Asks the trainer to evaluate after every so many steps.
 
     It has to come behind the other callbacks, so that it sees whether a validation was asked for as well.
 
@@ -20,7 +20,7 @@ class SuiteSteps(TrainerCallback):
         self._asked = (-1, False)  # the step, and whether something else asked for a validation there
 
     def is_due(self, step: int) -> bool:
-        """Returns whether the suite is evaluated behind a step; behind the last one it is in any case."""
+        """Returns whether the suite is evaluated after a step; after the last one it is in any case."""
         return step % self.every == 0
 
     def validates(self, step: int) -> bool:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,34 +24,7 @@ from llmlab.errors import LabError
 from llmlab.models.typed import LanguageModel
 from llmlab.runs.evaluations import SuiteFigure
 from llmlab.runs.figures import SUITE
-
-T = TypeVar("T")
-
-
-class Workers(Protocol):
-    """The processes that answer together, each of which has the whole model."""
-
-    @property
-    def process(self) -> int:
-        """Number of this one, from 0; the first one writes."""
-        ...
-
-    @property
-    def processes(self) -> int:
-        """How many there are."""
-        ...
-
-    def from_first(self, decide: Callable[[], T]) -> T:
-        """Returns in every process what the first one decides, or has written; it waits for room."""
-        ...
-
-    def together(self, compute: Callable[[], list[T]]) -> list[T]:
-        """Returns what all processes compute, in their order.
-
-        Raises:
-            LabError: in every process, where one fails.
-        """
-        ...
+from llmlab.runs.workers import Workers
 
 
 class SuiteEvaluation(Protocol):

@@ -37,7 +37,7 @@ def load_without_training(trainer: LabTrainerMixin, plan: ResumePlan) -> None:
 def finish(
     context: RunContext, job: Job, trainer: LabTrainerMixin, folder: RunFolder, stop: StopOnSignal
 ) -> RunResult:
-    """Does what is left behind the last step, or behind a stop, and returns the result."""
+    """Does what is left after the last step, or after a stop, and returns the result."""
     config, last = context.config, trainer.state.global_step
     if trainer.services and (notes := trainer.services.stream.notes()):
         note(folder, data_notes=job.data.notes + notes)

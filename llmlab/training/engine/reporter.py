@@ -47,7 +47,7 @@ class Validation(NamedTuple):
 
 class SuiteOutline(NamedTuple):
     """A suite that is evaluated while the model learns: its name, how many answers one evaluation takes, and
-    behind which steps there is one beside those before the first and behind the last step.
+    after which steps there is one besides those before the first and after the last step.
     """
 
     name: str

@@ -221,7 +221,7 @@ def _fit(
     try:
         with stop:
             if plan.step >= context.config.max_steps:
-                load_without_training(trainer, plan)  # killed behind the last step: one more would be done
+                load_without_training(trainer, plan)  # killed after the last step: one more would be done
             else:
                 with suppress(PatienceExhausted):  # killed behind the validation that ended it
                     trainer.train(resume_from_checkpoint=str(plan.checkpoint) if plan.checkpoint else None)

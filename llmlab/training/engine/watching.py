@@ -9,9 +9,10 @@ from llmlab.config.training import TrainingConfig
 from llmlab.errors import LabError
 from llmlab.models.typed import LanguageModel
 from llmlab.runs.folder import RunFolder
+from llmlab.runs.workers import Workers
 from llmlab.training.callbacks.suite_steps import SuiteSteps
 from llmlab.training.engine.context import RunContext
-from llmlab.training.engine.evaluator import Evaluator, SuiteEvaluation, Workers, chosen_metric
+from llmlab.training.engine.evaluator import Evaluator, SuiteEvaluation, chosen_metric
 from llmlab.training.engine.job import Job
 from llmlab.training.rewards import refuse_untrusted
 from llmlab.training.trainers.watched import Watch

@@ -18,8 +18,9 @@ from llmlab.runs import evaluations
 from llmlab.runs.evaluations import SuiteFigure
 from llmlab.runs.figures import SUITE, SUITE_SECONDS
 from llmlab.runs.folder import RunFolder
+from llmlab.runs.workers import Workers
 from llmlab.training.callbacks.suite_steps import SuiteSteps
-from llmlab.training.engine.evaluator import SuiteEvaluation, Workers
+from llmlab.training.engine.evaluator import SuiteEvaluation
 from llmlab.training.engine.memory import free_memory
 from llmlab.training.engine.reporter import Reporter
 from llmlab.training.trainers.validation import HeldOutMixin
@@ -101,7 +102,7 @@ class WatchedMixin(HeldOutMixin):
         return figures
 
     def evaluate_at_the_end(self, held_out: str) -> None:
-        """Does behind the last step what was not done there.
+        """Does after the last step what was not done there.
 
         Args:
             held_out: a held-out figure; "" where no rows are held out.
